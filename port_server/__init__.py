@@ -1,0 +1,1 @@
+"""Python for Elixir and Erlang, over a port."""
