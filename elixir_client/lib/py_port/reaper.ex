@@ -1,0 +1,166 @@
+defmodule PyPort.Reaper do
+  # One per VM: ends a Python process and all of its group when their owner has ended, by any way of
+  # ending, and without Python's help. What is killed, and when, is decided elsewhere.
+  #
+  # It speaks to one `/bin/sh`, because killing is then a builtin (0.7 ms, no fork, and slim images have
+  # no /bin/kill), and because that shell outlives the VM: when the VM is killed, its end of the pipe
+  # closes, and the shell's last act is to end every group that it was told of.
+  @moduledoc false
+  use GenServer
+
+  require Logger
+
+  alias PyPort.Registry
+
+  @kill_timeout 5_000
+
+  # Field 22 of /proc/PID/stat, the start time, guards against a pid that has found a new user. The name
+  # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Where there is
+  # no leader any more the group's number is still taken by its members, or by nobody.
+  # dash refuses `kill -KILL -- -PGID`.
+  @script ~S"""
+  set -f
+  newline='
+  '
+  IFS=$newline known=
+  end_group() {
+    if IFS= read -r stat 2>/dev/null < "/proc/$1/stat"; then
+      pid=$1 start=$2
+      IFS=' '
+      set -- ${stat##*")" }
+      IFS=$newline
+      if [ $# -ge 20 ]; then
+        shift 19
+        [ "$start" = 0 ] || [ "$1" = "$start" ] || return 0
+      fi
+      set -- "$pid"
+    fi
+    kill -KILL "-$1" 2>/dev/null
+    return 0
+  }
+  while IFS=' ' read -r verb pid start dir; do
+    case $verb in
+      watch) known="$known$newline$pid $start $dir" ;;
+      kill)
+        end_group "$pid" "$start"
+        rest=
+        for one in $known; do
+          case $one in "$pid $start "*) ;; *) rest="$rest$newline$one" ;; esac
+        done
+        known=$rest
+        echo "kill $pid" ;;
+    esac
+  done
+  for one in $known; do
+    pid=${one%% *} one=${one#* }
+    start=${one%% *} dir=${one#* }
+    end_group "$pid" "$start"
+    case $dir in */py_port-*) rm -rf "$dir" ;; esac
+  done
+  """
+
+  def start_link(_options), do: GenServer.start_link(__MODULE__, [], name: __MODULE__)
+
+  @doc false
+  # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.
+  @spec watch(pid(), pos_integer(), non_neg_integer(), Path.t()) :: :ok
+  def watch(owner, os_pid, start_time, dir) do
+    GenServer.cast(__MODULE__, {:watch, owner, os_pid, start_time, dir})
+  end
+
+  @doc false
+  # Ends the group of `owner` now; returns when the signal has been sent.
+  @spec kill(pid()) :: :ok
+  def kill(owner) do
+    GenServer.call(__MODULE__, {:kill, owner}, @kill_timeout)
+  catch
+    # The application is going down; the shell's last act does it.
+    :exit, _reason -> :ok
+  end
+
+  @doc false
+  @spec start_time(pos_integer()) :: non_neg_integer()
+  def start_time(os_pid) do
+    with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),
+         fields = stat |> String.split(") ") |> List.last() |> String.split(" "),
+         {start_time, _rest} <- fields |> Enum.at(19, "") |> Integer.parse() do
+      start_time
+    else
+      _absent -> 0
+    end
+  end
+
+  @impl true
+  def init([]) do
+    Process.flag(:trap_exit, true)
+    # A reaper that was restarted takes over what its predecessor watched: the registry remembers.
+    state = %{port: open(), watched: %{}}
+    handles = Registry.all()
+    {:ok, Enum.reduce(handles, state, &put(&2, &1.owner, &1.os_pid, &1.start_time, &1.dir))}
+  end
+
+  @impl true
+  def handle_cast({:watch, owner, os_pid, start_time, dir}, state) do
+    {:noreply, put(state, owner, os_pid, start_time, dir)}
+  end
+
+  @impl true
+  def handle_call({:kill, owner}, _from, state), do: {:reply, :ok, end_group(state, owner)}
+
+  @impl true
+  def handle_info({:DOWN, monitor, :process, owner, _reason}, state) do
+    case state.watched do
+      # The owner has killed, or seen out, an earlier Python and opened another one since.
+      %{^owner => %{monitor: ^monitor}} -> {:noreply, state |> end_group(owner) |> forget(owner)}
+      _other -> {:noreply, state}
+    end
+  end
+
+  def handle_info({port, {:data, _late_answer}}, %{port: port} = state), do: {:noreply, state}
+  def handle_info({port, {:exit_status, status}}, %{port: port} = state), do: {:stop, {:shell, status}, state}
+  def handle_info({:EXIT, port, reason}, %{port: port} = state), do: {:stop, {:shell, reason}, state}
+  def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
+  def handle_info(_message, state), do: {:noreply, state}
+
+  defp open do
+    Port.open({:spawn_executable, "/bin/sh"}, [
+      :binary,
+      :exit_status,
+      :hide,
+      {:line, 128},
+      args: ["-c", @script],
+      cd: "/"
+    ])
+  end
+
+  defp put(state, owner, os_pid, start_time, dir) do
+    with %{^owner => %{monitor: monitor}} <- state.watched, do: Process.demonitor(monitor, [:flush])
+    Port.command(state.port, "watch #{os_pid} #{start_time} #{dir}\n")
+    entry = %{os_pid: os_pid, start_time: start_time, dir: dir, monitor: Process.monitor(owner)}
+    put_in(state.watched[owner], entry)
+  end
+
+  defp end_group(state, owner) do
+    with %{^owner => %{os_pid: os_pid, start_time: start_time}} <- state.watched do
+      Port.command(state.port, "kill #{os_pid} #{start_time}\n")
+      await("kill #{os_pid}", state.port)
+    end
+
+    state
+  end
+
+  defp forget(state, owner) do
+    {%{dir: dir}, state} = pop_in(state.watched[owner])
+    Registry.delete(owner)
+    File.rm_rf(dir)
+    state
+  end
+
+  defp await(answer, port) do
+    receive do
+      {^port, {:data, {:eol, ^answer}}} -> :ok
+    after
+      @kill_timeout -> Logger.error("PyPort: the reaper's shell did not answer within #{@kill_timeout} ms")
+    end
+  end
+end

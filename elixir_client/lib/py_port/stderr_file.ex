@@ -1,0 +1,87 @@
+defmodule PyPort.StderrFile do
+  # The file that a Python process has as its stderr: reading on from where one stopped, its last lines,
+  # and keeping it small. Python appends to it; whoever owns the server reads it. What the lines mean, and
+  # where they are shown, is decided elsewhere.
+  #
+  # A file and not a pipe: it can be read after any death, and nobody blocks who writes to it.
+  @moduledoc false
+
+  @enforce_keys [:path, :device]
+  defstruct [:path, :device, offset: 0]
+
+  @type t :: %__MODULE__{path: Path.t(), device: :file.fd(), offset: non_neg_integer()}
+
+  # More than this is not worth keeping: it has been read to Logger by then.
+  @max_bytes 1_048_576
+  # A process that writes faster than anyone reads must not fill the disk.
+  @hopeless_bytes 67_108_864
+  @read_bytes 65_536
+  @tail_bytes 16_384
+
+  @spec open(Path.t()) :: {:ok, t()} | {:error, :file.posix()}
+  def open(path) do
+    with {:ok, device} <- :file.open(path, [:read, :write, :raw, :binary, :exclusive]) do
+      {:ok, %__MODULE__{path: path, device: device}}
+    end
+  end
+
+  @spec close(t()) :: :ok
+  def close(file) do
+    _ = :file.close(file.device)
+    :ok
+  end
+
+  @doc """
+  What has been written since the last call, in whole lines; a last line without an end waits for it.
+  """
+  @spec read_lines(t()) :: {[String.t()], t()}
+  def read_lines(file) do
+    case :file.pread(file.device, file.offset, @read_bytes) do
+      {:ok, data} ->
+        complete = complete_lines(data)
+        lines = complete |> String.split("\n", trim: true) |> Enum.map(&printable/1)
+        {lines, shorten(%{file | offset: file.offset + byte_size(complete)})}
+
+      _nothing_new ->
+        {[], file}
+    end
+  end
+
+  @doc "The last `count` lines, for the report of a death."
+  @spec last_lines(t(), pos_integer()) :: [String.t()]
+  def last_lines(file, count) do
+    with {:ok, size} <- :file.position(file.device, :eof),
+         {:ok, data} <- :file.pread(file.device, max(size - @tail_bytes, 0), @tail_bytes) do
+      data |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
+    else
+      _nothing -> []
+    end
+  end
+
+  # A line longer than a whole read is taken as it is, or it would hold up all that follows.
+  defp complete_lines(data) do
+    case :binary.matches(data, "\n") do
+      [] when byte_size(data) == @read_bytes -> data
+      [] -> ""
+      matches -> binary_part(data, 0, elem(List.last(matches), 0) + 1)
+    end
+  end
+
+  # Python opened the file in append mode, so its next write lands at the new end. All that was written has
+  # been read by then, but for what lands between the look and the cut, or what is far beyond all reading.
+  defp shorten(%{offset: offset} = file) when offset < @max_bytes, do: file
+
+  defp shorten(file) do
+    with {:ok, size} when size == file.offset or size > @hopeless_bytes <- :file.position(file.device, :eof),
+         {:ok, 0} <- :file.position(file.device, 0),
+         :ok <- :file.truncate(file.device) do
+      %{file | offset: 0}
+    else
+      _more_to_read -> file
+    end
+  end
+
+  defp printable(line) do
+    if String.valid?(line), do: line, else: line |> inspect(binaries: :as_binaries, limit: 512)
+  end
+end

@@ -1,0 +1,132 @@
+defmodule PyPort.Wire do
+  # Frames <-> messages; pure. No process, no port, no clock: docs/protocol.md in code.
+  #
+  # A frame that belongs to a request begins with bytes that do not depend on its contents: version,
+  # tuple header, a SMALL_ATOM_UTF8 tag and the id as a BINARY. The owner of the port routes on those
+  # bytes alone; only the caller, in its own process and heap, ever builds the terms of its reply.
+  @moduledoc false
+
+  @protocol_version 1
+
+  @version 131
+  @small_tuple 104
+  @small_atom_utf8 119
+  @binary 109
+
+  @type id :: <<_::64>>
+  @type routed ::
+          {:reply, id()}
+          | {:output, id()}
+          | {:pong, id()}
+          | :hello
+          | :goodbye
+          | :log
+          | :other
+
+  @spec protocol_version() :: pos_integer()
+  def protocol_version, do: @protocol_version
+
+  # --- to Python ------------------------------------------------------------------------------
+
+  @doc false
+  # `term_to_iovec` of `{opts, code, globals}` is one call into C; its first three bytes (version, tuple
+  # header, arity) make room for the prefix that this protocol fixes. OTP 25 would write the tag as
+  # ATOM_EXT, OTP 26 as SMALL_ATOM_UTF8: written by hand it is the same bytes everywhere.
+  @spec request(:eval | :call, id(), tuple()) :: iodata()
+  def request(:eval, id, {_opts, _code, _globals} = body) do
+    [<<@version, @small_tuple, 3, rest::binary>> | tail] = :erlang.term_to_iovec(body)
+
+    [
+      <<@version, @small_tuple, 5, @small_atom_utf8, 4, "eval", @binary, 8::32, id::binary-size(8)>>,
+      rest | tail
+    ]
+  end
+
+  def request(:call, id, {_opts, _target, _args, _kwargs} = body) do
+    [<<@version, @small_tuple, 4, rest::binary>> | tail] = :erlang.term_to_iovec(body)
+
+    [
+      <<@version, @small_tuple, 6, @small_atom_utf8, 4, "call", @binary, 8::32, id::binary-size(8)>>,
+      rest | tail
+    ]
+  end
+
+  @spec cancel(id()) :: binary()
+  def cancel(id),
+    do: <<@version, @small_tuple, 2, @small_atom_utf8, 6, "cancel", @binary, 8::32, id::binary-size(8)>>
+
+  @spec init(map()) :: iodata()
+  def init(options), do: message("init", [@protocol_version, options])
+
+  @spec shutdown(non_neg_integer()) :: iodata()
+  def shutdown(grace_ms), do: message("shutdown", [grace_ms])
+
+  @spec ping(id()) :: iodata()
+  def ping(id), do: message("ping", [id])
+
+  defp message(tag, terms) do
+    arity = length(terms) + 1
+
+    [
+      <<@version, @small_tuple, arity, @small_atom_utf8, byte_size(tag), tag::binary>>
+      | Enum.map(terms, fn term ->
+          <<@version, body::binary>> = :erlang.term_to_binary(term)
+          body
+        end)
+    ]
+  end
+
+  # --- from Python ----------------------------------------------------------------------------
+
+  @doc false
+  @spec route(binary()) :: routed()
+  def route(
+        <<@version, @small_tuple, _arity, @small_atom_utf8, 2, "ok", @binary, 8::32, id::binary-size(8),
+          _::binary>>
+      ),
+      do: {:reply, id}
+
+  def route(
+        <<@version, @small_tuple, _arity, @small_atom_utf8, 5, "error", @binary, 8::32, id::binary-size(8),
+          _::binary>>
+      ),
+      do: {:reply, id}
+
+  def route(
+        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "output", @binary, 8::32, id::binary-size(8),
+          _::binary>>
+      ),
+      do: {:output, id}
+
+  def route(
+        <<@version, @small_tuple, _arity, @small_atom_utf8, 4, "pong", @binary, 8::32, id::binary-size(8),
+          _::binary>>
+      ),
+      do: {:pong, id}
+
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 5, "hello", _::binary>>), do: :hello
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 7, "goodbye", _::binary>>), do: :goodbye
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
+  def route(_frame), do: :other
+
+  @doc false
+  # `:safe` makes an atom that this VM has never met an error of this one reply instead of a leak;
+  # `:used` shows bytes that stand behind the term.
+  @spec decode(binary()) :: {:ok, term()} | {:error, String.t()}
+  def decode(frame) do
+    case :erlang.binary_to_term(frame, [:safe, :used]) do
+      {term, used} when used == byte_size(frame) -> {:ok, term}
+      {_term, used} -> {:error, "#{byte_size(frame) - used} bytes stand behind the term"}
+    end
+  rescue
+    ArgumentError -> {:error, unreadable(frame)}
+  end
+
+  defp unreadable(frame) do
+    # Read once more without :safe to tell the two causes apart would create the very atoms that
+    # :safe keeps out; so both are named.
+    "Python sent a term of #{byte_size(frame)} bytes that cannot be read here: most likely it holds an " <>
+      "atom (or a struct of a module) that this node has not loaded. Return a str instead of an Atom, " <>
+      "or load the module first (Code.ensure_loaded/1)"
+  end
+end

@@ -1,0 +1,78 @@
+defmodule PyPort.ReaperTest do
+  # Real process groups, real signals: a shell that leads a group, with a child.
+  use ExUnit.Case, async: true
+
+  import PyPort.Test.Processes
+
+  alias PyPort.Reaper
+
+  @moduletag :tmp_dir
+
+  test "a group whose owner was killed is gone within a second, children too", %{tmp_dir: tmp_dir} do
+    {owner, leader, child} = start_group(tmp_dir)
+    Process.exit(owner, :kill)
+    assert gone?(leader)
+    assert gone?(child)
+  end
+
+  test "the directory of a killed owner is removed", %{tmp_dir: tmp_dir} do
+    dir = Path.join(tmp_dir, "py_port-with a space")
+    File.mkdir!(dir)
+    {owner, leader, _child} = start_group(dir)
+    Process.exit(owner, :kill)
+    assert gone?(leader)
+    assert eventually(fn -> not File.exists?(dir) end)
+  end
+
+  test "kill/1 ends the group and returns when the signal has been sent", %{tmp_dir: tmp_dir} do
+    {owner, leader, child} = start_group(tmp_dir)
+    assert :ok = Reaper.kill(owner)
+    assert gone?(leader)
+    assert gone?(child)
+    Process.exit(owner, :kill)
+  end
+
+  test "a pid that has found a new user is left alone", %{tmp_dir: tmp_dir} do
+    {owner, leader, child} = start_group(tmp_dir, fn start_time -> start_time + 1 end)
+    assert :ok = Reaper.kill(owner)
+    Process.sleep(50)
+    assert alive?(leader)
+    assert alive?(child)
+    # Told the truth, it ends them.
+    Reaper.watch(owner, leader, Reaper.start_time(leader), tmp_dir)
+    assert :ok = Reaper.kill(owner)
+    assert gone?(leader)
+    Process.exit(owner, :kill)
+  end
+
+  test "start_time/1 of a process that is not there is 0" do
+    assert Reaper.start_time(4_194_305) == 0
+  end
+
+  defp start_group(dir, start_time \\ & &1) do
+    test = self()
+
+    owner =
+      spawn(fn ->
+        port =
+          Port.open({:spawn_executable, "/bin/sh"}, [
+            :binary,
+            {:line, 64},
+            args: ["-c", "sleep 60 & echo $!; wait"]
+          ])
+
+        {:os_pid, leader} = Port.info(port, :os_pid)
+        Reaper.watch(self(), leader, start_time.(Reaper.start_time(leader)), dir)
+
+        receive do
+          {^port, {:data, {:eol, child}}} -> send(test, {:group, leader, String.to_integer(child)})
+        end
+
+        Process.sleep(:infinity)
+      end)
+
+    assert_receive {:group, leader, child}, 1_000
+    assert alive?(leader) and alive?(child)
+    {owner, leader, child}
+  end
+end

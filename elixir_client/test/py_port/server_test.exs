@@ -1,0 +1,311 @@
+defmodule PyPort.ServerTest do
+  # Birth, life and death of one server: a real Python, real signals.
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+  import PyPort.Sigils
+  import PyPort.Test.Processes
+
+  alias PyPort.{Error, Server}
+
+  defp start(options \\ []) do
+    name = :"server_#{System.unique_integer([:positive])}"
+    # A supervisor of its own: a Python that dies is part of the test, not of its supervisor's patience.
+    children = [{Server, [name: name] ++ options}]
+    start = {Supervisor, :start_link, [children, [strategy: :one_for_one, max_restarts: 100]]}
+    supervisor = start_supervised!(%{id: name, start: start, type: :supervisor})
+    {name, supervisor}
+  end
+
+  # The next request, asked until the supervisor has a new server up.
+  defp eventually_eval(name, code, tries \\ 300) do
+    case PyPort.eval(code, %{}, server: name) do
+      {:error, %Error{kind: :unavailable}} when tries > 0 ->
+        Process.sleep(10)
+        eventually_eval(name, code, tries - 1)
+
+      answer ->
+        answer
+    end
+  end
+
+  describe "birth" do
+    test "requests made while Python starts wait for it" do
+      {name, _} = start()
+      assert PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2}
+    end
+
+    test "names that init_code defines are seen by every request" do
+      {name, _} = start(init_code: "import math\nbase = 40")
+      assert PyPort.eval("base + math.floor(2.5)", %{}, server: name) == {:ok, 42}
+      assert PyPort.eval("base", %{base: 1}, server: name) == {:ok, 1}
+      assert PyPort.eval("base", %{}, server: name) == {:ok, 40}
+    end
+
+    test "init_code that raises is told to every caller, with its traceback" do
+      log =
+        capture_log(fn ->
+          {name, _} = start(init_code: ~P"import no_such_module_at_all")
+
+          assert {:error, %Error{kind: :unavailable, begun: false} = error} =
+                   PyPort.eval("1", %{}, server: name)
+
+          assert Exception.message(error) =~ "init_code failed"
+          assert Exception.message(error) =~ "No module named 'no_such_module_at_all'"
+          assert Exception.message(error) =~ Path.relative_to_cwd(__ENV__.file)
+        end)
+
+      assert log =~ "init_code failed"
+    end
+
+    test "a Python that does not exist is named, at once, and logged once" do
+      log =
+        capture_log(fn ->
+          {name, _} = start(python: "/no/such/python3")
+          assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
+          assert message =~ "/no/such/python3"
+          assert message =~ ":python"
+          # Time for a second try.
+          Process.sleep(700)
+          assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: name)
+        end)
+
+      assert log |> String.split("does not exist, or may not be executed") |> length() == 2
+    end
+
+    test "a Python that ends at once says how, with its last words" do
+      capture_log(fn ->
+        {name, _} = start(python: "/bin/false")
+        assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
+        assert message =~ "exit status 1"
+      end)
+    end
+
+    test "a Python that never gets ready is killed when init_timeout has passed" do
+      capture_log(fn ->
+        {name, _} = start(init_code: "import time; time.sleep(60)", init_timeout: 500)
+        assert eventually(fn -> Server.os_pid(name) != nil end)
+        os_pid = Server.os_pid(name)
+        assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
+        assert message =~ "not ready within 500 ms"
+        assert gone?(os_pid)
+      end)
+    end
+
+    test "environment and directory are what was asked for" do
+      dir = System.tmp_dir!() |> Path.expand()
+      {name, _} = start(cd: dir, env: [{"PYPORT_TEST_VARIABLE", "grün"}, {"HOME", nil}])
+      code = "import os; [os.getcwd(), os.environ['PYPORT_TEST_VARIABLE'], 'HOME' in os.environ]"
+      assert {:ok, [cwd, "grün", false]} = PyPort.eval(code, %{}, server: name)
+      assert Path.basename(cwd) == Path.basename(dir)
+    end
+
+    @tag :tmp_dir
+    test "modules of the working directory can be imported, but never stop the server", %{tmp_dir: dir} do
+      File.write!(Path.join(dir, "mine.py"), "answer = 42")
+      # The server itself imports this one.
+      File.write!(Path.join(dir, "select.py"), "raise RuntimeError('shadowed')")
+      {name, _} = start(cd: dir)
+      assert PyPort.eval("import mine; mine.answer", %{}, server: name) == {:ok, 42}
+    end
+
+    test "an unknown option raises in start_link/1 and names the known ones" do
+      assert_raise ArgumentError, ~r/unknown option :pyton.*Did you mean :python\?/, fn ->
+        Server.start_link(pyton: "x")
+      end
+    end
+  end
+
+  describe "death" do
+    test "every caller gets the exit status; the supervisor has a new one up" do
+      {name, _} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+
+      waiting =
+        for n <- 1..5,
+            do: Task.async(fn -> PyPort.eval("#{n}; import time; time.sleep(30)", %{}, server: name) end)
+
+      Process.sleep(50)
+      # The queue is behind a sleeper, so it is a signal that ends it.
+      os_pid = Server.os_pid(name)
+      System.cmd("sh", ["-c", "kill -SEGV #{os_pid}"])
+
+      for {:error, error} <- Task.await_many(waiting) do
+        assert %Error{kind: :killed, signal: "SIGSEGV"} = error
+      end
+
+      assert eventually_eval(name, "6 * 7") == {:ok, 42}
+      refute Server.os_pid(name) == os_pid
+    end
+
+    test "os._exit is reported with its status and the last lines of stderr" do
+      {name, _} = start()
+
+      assert {:error, %Error{kind: :exited, exit_status: 3} = error} =
+               PyPort.eval("import os; os.write(2, b'farewell\\n'); os._exit(3)", %{}, server: name)
+
+      assert "farewell" in error.stderr
+      assert Exception.message(error) =~ "exit status 3"
+      assert Exception.message(error) =~ "farewell"
+      assert eventually_eval(name, "1") == {:ok, 1}
+    end
+
+    test "a killed owner leaves no Python behind, and a new server comes up" do
+      {name, _} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      os_pid = Server.os_pid(name)
+      task = Task.async(fn -> PyPort.eval("import time; time.sleep(30)", %{}, server: name) end)
+      Process.sleep(50)
+      Process.exit(Process.whereis(name), :kill)
+      assert {:error, %Error{kind: :exited}} = Task.await(task)
+      assert gone?(os_pid)
+      assert eventually_eval(name, "1") == {:ok, 1}
+    end
+
+    test "children of a Python that died are ended with it" do
+      {name, _} = start()
+
+      assert {:ok, child} =
+               PyPort.eval("import subprocess; subprocess.Popen(['sleep', '60']).pid", %{}, server: name)
+
+      assert alive?(child)
+      PyPort.eval("import os; os._exit(1)", %{}, server: name)
+      assert gone?(child)
+    end
+
+    test "a server that is stopped stops its Python and leaves no file" do
+      {name, supervisor} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      os_pid = Server.os_pid(name)
+      dirs = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
+      Supervisor.stop(supervisor)
+      assert gone?(os_pid)
+      left = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
+      assert left == [] or length(left) < length(dirs)
+      assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: name)
+    end
+
+    test "a stop lets a short request finish, and ends a long one after the grace" do
+      {name, supervisor} = start(shutdown_grace: 500)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      short = Task.async(fn -> PyPort.eval("import time; time.sleep(0.2); 'done'", %{}, server: name) end)
+      long = Task.async(fn -> PyPort.eval("import time; time.sleep(60)", %{}, server: name) end)
+      Process.sleep(50)
+      os_pid = Server.os_pid(name)
+      {micros, :ok} = :timer.tc(fn -> Supervisor.stop(supervisor) end)
+      assert Task.await(short) == {:ok, "done"}
+      assert {:error, %Error{kind: :exited}} = Task.await(long)
+      assert micros < 3_000_000
+      assert gone?(os_pid)
+    end
+  end
+
+  describe "limits" do
+    test "a caller's time is kept, and what comes later is dropped" do
+      {name, _} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+
+      {micros, answer} =
+        :timer.tc(fn ->
+          PyPort.eval("import time; time.sleep(0.5); 'late'", %{}, server: name, timeout: 100)
+        end)
+
+      assert {:error, %Error{kind: :timeout}} = answer
+      assert micros in 100_000..400_000
+      assert PyPort.eval("'next'", %{}, server: name) == {:ok, "next"}
+      refute_received _anything
+    end
+
+    test "a request whose time passes in the queue is never run" do
+      {name, _} = start()
+      marker = Path.join(System.tmp_dir!(), "pyport_never_#{System.unique_integer([:positive])}")
+      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.4)", %{}, server: name) end)
+      Process.sleep(100)
+
+      assert {:error, %Error{kind: :timeout}} =
+               PyPort.eval("open(marker, 'w')", %{marker: marker}, server: name, timeout: 50)
+
+      assert {:ok, nil} = Task.await(blocker)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      refute File.exists?(marker)
+    end
+
+    test "more than max_pending requests are refused, and nothing is sent" do
+      {name, _} = start(max_pending: 2)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+
+      tasks =
+        for _ <- 1..2,
+            do: Task.async(fn -> PyPort.eval("import time; time.sleep(0.3)", %{}, server: name) end)
+
+      Process.sleep(100)
+
+      assert {:error, %Error{kind: :overloaded, begun: false, message: message}} =
+               PyPort.eval("1", %{}, server: name)
+
+      assert message =~ "max_pending"
+      assert Task.await_many(tasks) == [{:ok, nil}, {:ok, nil}]
+      assert PyPort.eval("1", %{}, server: name) == {:ok, 1}
+    end
+
+    test "a request above max_frame_bytes is refused here, a reply above it there" do
+      {name, _} = start(max_frame_bytes: 100_000)
+      large = String.duplicate("x", 200_000)
+      assert {:error, %Error{kind: :encode, message: message}} = PyPort.eval("1", %{x: large}, server: name)
+      assert message =~ "max_frame_bytes"
+
+      assert {:error, %Error{kind: :encode, message: message}} =
+               PyPort.eval("'x' * 200_000", %{}, server: name)
+
+      assert message =~ "max_frame_bytes"
+      assert PyPort.eval("1", %{}, server: name) == {:ok, 1}
+    end
+
+    test "a full port refuses the next caller; one frame of any size passes" do
+      {name, _} = start(max_queued_bytes: 1_000)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.5)", %{}, server: name) end)
+      Process.sleep(100)
+      large = PyPort.bytes(:binary.copy(<<0>>, 8_000_000))
+      first = Task.async(fn -> PyPort.eval("len(x)", %{x: large}, server: name) end)
+      Process.sleep(100)
+      assert {:error, %Error{kind: :overloaded, message: message}} = PyPort.eval("1", %{}, server: name)
+      assert message =~ "max_queued_bytes"
+      assert Task.await(first) == {:ok, 8_000_000}
+      assert Task.await(blocker) == {:ok, nil}
+    end
+
+    test "requests of callers that died are forgotten" do
+      {name, _} = start(heartbeat_interval: 50)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.5)", %{}, server: name) end)
+      Process.sleep(50)
+      callers = for _ <- 1..10, do: spawn(fn -> PyPort.eval("1", %{}, server: name) end)
+      {:ok, handle} = PyPort.Registry.fetch(Process.whereis(name))
+      assert eventually(fn -> :ets.info(handle.table, :size) == 11 end)
+      Enum.each(callers, &Process.exit(&1, :kill))
+      assert eventually(fn -> :ets.info(handle.table, :size) == 1 end, 30)
+      assert Task.await(blocker) == {:ok, nil}
+    end
+  end
+
+  test "a server that does not exist is :unavailable, and says its name" do
+    assert {:error, %Error{kind: :unavailable, message: message}} =
+             PyPort.eval("1", %{}, server: NoSuchServer)
+
+    assert message =~ "NoSuchServer"
+    dead = spawn(fn -> :ok end)
+    assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: dead)
+  end
+
+  test "what Python writes to stderr arrives in Logger" do
+    log =
+      capture_log(fn ->
+        {name, _} = start(heartbeat_interval: 20)
+        assert {:ok, _} = PyPort.eval("import os; os.write(2, b'to the log\\n')", %{}, server: name)
+        Process.sleep(100)
+      end)
+
+    assert log =~ "to the log"
+  end
+end

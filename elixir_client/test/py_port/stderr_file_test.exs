@@ -1,0 +1,61 @@
+defmodule PyPort.StderrFileTest do
+  use ExUnit.Case, async: true
+
+  alias PyPort.StderrFile
+
+  @moduletag :tmp_dir
+
+  setup %{tmp_dir: tmp_dir} do
+    path = Path.join(tmp_dir, "stderr")
+    {:ok, file} = StderrFile.open(path)
+    # As the shell opens it for Python.
+    {:ok, writer} = :file.open(path, [:append, :raw, :binary])
+    %{stderr: file, writer: writer, path: path}
+  end
+
+  test "lines are read once, in order, and a line without an end waits for it", context do
+    :file.write(context.writer, "one\ntwo\nthr")
+    assert {["one", "two"], file} = StderrFile.read_lines(context.stderr)
+    assert {[], file} = StderrFile.read_lines(file)
+    :file.write(context.writer, "ee\n")
+    assert {["three"], _file} = StderrFile.read_lines(file)
+  end
+
+  test "the last lines are there, with or without an end", context do
+    :file.write(context.writer, Enum.map(1..50, &"line #{&1}\n"))
+    :file.write(context.writer, "Segmentation fault")
+    assert StderrFile.last_lines(context.stderr, 2) == ["line 50", "Segmentation fault"]
+  end
+
+  test "the file is cut when it has been read to a megabyte, and what follows is read on", context do
+    :file.write(context.writer, :binary.copy("0123456789abcde\n", 80_000))
+    file = read_all(context.stderr)
+    assert File.stat!(context.path).size < 1_048_576
+    :file.write(context.writer, "after the cut\n")
+    assert {["after the cut"], _file} = StderrFile.read_lines(file)
+  end
+
+  test "a line longer than a read does not hold up what follows", context do
+    :file.write(context.writer, [:binary.copy("x", 200_000), "\nnext\n"])
+    assert "next" in read_all_lines(context.stderr, [])
+  end
+
+  test "bytes that are no UTF-8 are shown as bytes", context do
+    :file.write(context.writer, <<255, 254, ?\n>>)
+    assert {["<<255, 254>>"], _file} = StderrFile.read_lines(context.stderr)
+  end
+
+  defp read_all(file) do
+    case StderrFile.read_lines(file) do
+      {[], file} -> file
+      {_lines, file} -> read_all(file)
+    end
+  end
+
+  defp read_all_lines(file, lines) do
+    case StderrFile.read_lines(file) do
+      {[], _file} -> lines
+      {more, file} -> read_all_lines(file, lines ++ more)
+    end
+  end
+end
