@@ -115,6 +115,17 @@ defmodule PyPort.Error do
   defp text(_value), do: nil
 
   @doc false
+  @spec not_started() :: t()
+  def not_started do
+    %__MODULE__{
+      kind: :unavailable,
+      begun: false,
+      message:
+        "the application :py_port is not started; start it with Application.ensure_all_started(:py_port)"
+    }
+  end
+
+  @doc false
   @spec death(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
   def death(nil, stderr) do
     %__MODULE__{

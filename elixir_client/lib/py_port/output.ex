@@ -25,8 +25,11 @@ defmodule PyPort.Output do
     :ok
   end
 
-  @doc "Asks for a `{ref, :flushed}` to the alias `ref` when all chunks so far have been written."
-  @spec finish(pid(), reference()) :: :ok
+  @doc """
+  Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
+  where there is one.
+  """
+  @spec finish(pid(), reference() | nil) :: :ok
   def finish(writer, ref) do
     send(writer, {:finish, ref})
     :ok
@@ -37,6 +40,9 @@ defmodule PyPort.Output do
       {:write, frame} ->
         with {:ok, {:output, _id, stream, text}} <- PyPort.Wire.decode(frame), do: put(devices, stream, text)
         loop(devices, monitor)
+
+      {:finish, nil} ->
+        :ok
 
       {:finish, ref} ->
         send(ref, {ref, :flushed})

@@ -64,7 +64,7 @@ defmodule PyPort.Request do
     with {:ok, owner} <- whereis(server) do
       case Registry.fetch(owner) do
         {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
-        :not_started -> {:error, not_started()}
+        :not_started -> {:error, Error.not_started()}
         _starting -> await_ready(owner, deadline)
       end
     end
@@ -97,19 +97,13 @@ defmodule PyPort.Request do
           "being restarted. Name another one with the option :server"
       )
     else
-      not_started()
+      Error.not_started()
     end
   end
 
   defp not_running(server) do
     unavailable(
       "no PyPort.Server is running as #{inspect(server)}; it was not started, or is just being restarted"
-    )
-  end
-
-  defp not_started do
-    unavailable(
-      "the application :py_port is not started; start it with Application.ensure_all_started(:py_port)"
     )
   end
 

@@ -60,12 +60,18 @@ defmodule PyPort.Server do
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
 
-  Raises `ArgumentError` for an unknown option or a value of the wrong type.
+  Raises `ArgumentError` for an unknown option or a value of the wrong type. Gives
+  `{:error, %PyPort.Error{kind: :unavailable}}` where the application `:py_port` is not started.
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []) do
     valid = Options.server!(options)
-    GenServer.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
+
+    if Process.whereis(Reaper) do
+      GenServer.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
+    else
+      {:error, Error.not_started()}
+    end
   end
 
   @doc false
@@ -138,7 +144,7 @@ defmodule PyPort.Server do
       handle: nil,
       # Who waits for the server to be ready: GenServer.from()
       waiting: [],
-      # What is wrong while phase is :down.
+      # The last failure to start, while phase is :down or until the next try succeeds.
       error: nil,
       failures: 0,
       stderr: nil,
@@ -169,7 +175,7 @@ defmodule PyPort.Server do
       Registry.put(handle)
       command(port, Wire.init(init_options(state.options)))
       timer = start_timer(state.options.init_timeout, :init_timeout)
-      %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer, error: nil}
+      %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer}
     else
       {:error, error} ->
         File.rm_rf(dir)
@@ -315,7 +321,9 @@ defmodule PyPort.Server do
 
       # Its caller has given up.
       [] ->
-        %{state | writers: Map.delete(state.writers, id)}
+        {writer, writers} = Map.pop(state.writers, id)
+        if writer, do: Output.finish(writer, nil)
+        %{state | writers: writers}
     end
   end
 
@@ -374,7 +382,7 @@ defmodule PyPort.Server do
     Registry.put(handle)
     Enum.each(state.waiting, &GenServer.reply(&1, {:ok, handle}))
     if state.failures > 0, do: Logger.info("PyPort #{who(state)}: Python is running again")
-    %{state | phase: :ready, handle: handle, waiting: [], timer: nil, failures: 0}
+    %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
   end
 
   defp goodbye(frame, state) do
@@ -470,7 +478,7 @@ defmodule PyPort.Server do
     wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
 
     # The same failure is not worth a second line.
-    if state.error == nil or state.error.message != error.message or failures == 1 do
+    if state.error == nil or state.error.message != error.message do
       Logger.error("PyPort #{who(state)}: #{Exception.message(error)}\nTrying again in #{wait} ms, and on.")
     end
 
