@@ -1,0 +1,61 @@
+"""External Term Format <-> Python values: bytes in, values out; no I/O, no clock, no thread.
+
+Usable alone. The C extension does the work where it could be built, erlang-py where not;
+`codec_name` says which ("native" or "erlang-py"), and the environment variable
+PORT_SERVER_CODEC=erlang-py asks for the second.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .errors import DecodeError, EncodeError, EtfError
+from .structs import register, set_templates
+from .terms import (
+    Atom,
+    BitString,
+    FrozenList,
+    FrozenMap,
+    Fun,
+    ImproperList,
+    LocalTerm,
+    Pid,
+    Port,
+    Reference,
+    Struct,
+)
+
+codec_name = "erlang-py"
+if os.environ.get("PORT_SERVER_CODEC") != "erlang-py":
+    try:
+        from .native import decode, encode, encode_parts, read_term
+
+        codec_name = "native"
+    except ImportError:  # no compiler at install time, or another Python's binary
+        pass
+if codec_name == "erlang-py":
+    from .fallback import decode, encode, encode_parts, read_term
+
+__all__ = [
+    "Atom",
+    "BitString",
+    "DecodeError",
+    "EncodeError",
+    "EtfError",
+    "FrozenList",
+    "FrozenMap",
+    "Fun",
+    "ImproperList",
+    "LocalTerm",
+    "Pid",
+    "Port",
+    "Reference",
+    "Struct",
+    "codec_name",
+    "decode",
+    "encode",
+    "encode_parts",
+    "read_term",
+    "register",
+    "set_templates",
+]

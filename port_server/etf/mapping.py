@@ -1,0 +1,86 @@
+"""Python values that are no term themselves and still have one: what a codec asks last.
+
+Conversion only. Nothing is imported to look at a value: a type whose module nobody imported has no
+values.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from . import structs
+from .terms import Atom, Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_BUILTINS = frozenset((int, float, str, bytes, bytearray, memoryview, list, tuple, dict))
+
+
+def as_struct(module: Atom, fields: Any) -> Struct:
+    """Make a Struct of what a `to_struct` returned: string keys become atoms."""
+    if type(fields) is Struct:
+        return fields
+    return Struct(
+        module, {Atom(key) if isinstance(key, str) else key: fields[key] for key in fields}
+    )
+
+
+def _instance(value: object, module: str, name: str) -> bool:
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def resolve(value: Any) -> Any:
+    """Give the value to encode in place of `value`, or NotImplemented if there is none.
+
+    In this order: enum members give their value; a type registered in `structs` (the nearest in
+    the method resolution order) its Struct; subclasses of built-in types NotImplemented, because
+    they go as their base; dataclasses a dict with string keys; UUIDs and paths their text; numpy
+    scalars the number.
+    """
+    if _instance(value, "enum", "Enum"):
+        return value.value
+    kind = type(value)
+    table = structs.to_struct_by_type
+    if kind not in table:
+        structs.learn_imported_types()
+    for base in kind.__mro__:
+        known = table.get(base)
+        if known is not None:
+            return as_struct(known[0], known[1](value))
+        if base in _BUILTINS:
+            return NotImplemented
+    fields = getattr(kind, "__dataclass_fields__", None)
+    if fields is not None and "dataclasses" in sys.modules:
+        wanted = getattr(sys.modules["dataclasses"], "_FIELD", None)
+        return {
+            name: getattr(value, name)
+            for name, field in fields.items()
+            if field._field_type is wanted  # noqa: SLF001  ClassVar and InitVar are no fields
+        }
+    if _instance(value, "uuid", "UUID"):
+        return str(value)
+    if _instance(value, "pathlib", "PurePath"):
+        return bytes(value)  # a file name is bytes; surrogates would not survive as text
+    if _instance(value, "numpy", "generic"):
+        return _number(value)
+    return NotImplemented
+
+
+def _number(value: Any) -> Any:
+    plain = value.item()
+    if type(plain) is type(value):  # a long double has no smaller form of its own
+        return float(plain) if value.dtype.kind == "f" else NotImplemented
+    return NotImplemented if isinstance(plain, complex) else plain
+
+
+def name_of(value: object) -> str:
+    """Name the type of a value the way Python's own messages do."""
+    kind = type(value)
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )
