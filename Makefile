@@ -1,0 +1,39 @@
+# The ways in. Recipes stay one line each: what they do stands in scripts/.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test lint test-trixie test-fresh clean distclean setup
+
+in_env := sh scripts/with-env.sh
+
+help: ## this page
+	@echo 'PyPort: Python for Elixir and Erlang, over a port.'
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F '|' '{ printf "%-20s %s\n", $$1, $$2 }'
+	@echo
+	@echo 'Each target sets up what it needs first: uv, .venv, Elixir. As root on Debian it installs them, else it'
+	@echo 'says what to install. One test:  make test PYTEST_ARGS="-k ping" MIX_TEST_ARGS="test/py_port_test.exs:12"'
+
+demo: setup ## a tour: Elixir evaluates Python, and what came back
+	@cd elixir_client && MIX_ENV=dev sh ../scripts/with-env.sh mix run examples/demo.exs
+
+test: setup ## pytest, then ExUnit
+	@$(in_env) sh scripts/test.sh
+
+lint: setup ## ruff, mypy, shellcheck, mix format, warnings of the Elixir compiler
+	@$(in_env) sh scripts/lint.sh
+
+test-trixie: ## make test inside Debian 13 (as root; builds its root directory once)
+	@sh scripts/debian.sh trixie
+
+test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)
+	@sh scripts/debian.sh fresh
+
+clean: ## remove what was built in this clone
+	@sh scripts/clean.sh
+
+distclean: clean ## the same, and the private uv and the Debian roots kept outside of it
+	@sh scripts/clean.sh --cache
+
+setup:
+	@sh scripts/setup.sh

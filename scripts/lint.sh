@@ -1,0 +1,28 @@
+#!/bin/sh
+# Runs every check that needs no running code, all of them to their end, and fails if any did.
+set -eu
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+failed=
+check() {
+    check_name=$1
+    shift
+    say "$check_name"
+    "$@" </dev/null || failed="$failed, $check_name"
+}
+
+cd "$project"
+check "ruff check" ruff check .
+check "ruff format" ruff format --check .
+check "mypy" mypy
+check "shellcheck" shellcheck --external-sources scripts/*.sh .ci/run
+
+cd "$project/elixir_client"
+check "mix format" mix format --check-formatted
+# Forced, because a warning in a file that is compiled already is not repeated.
+check "mix compile (dev)" env MIX_ENV=dev mix compile --force --warnings-as-errors
+check "mix compile (test)" env MIX_ENV=test mix compile --force --warnings-as-errors
+
+[ -z "$failed" ] || die "failed: ${failed#, }"
+say "Nothing to complain about"
