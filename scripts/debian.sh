@@ -148,6 +148,7 @@ fresh)
     root=$kept/fresh.run
     lend_network
     bundle_commits
+    # shellcheck disable=SC2016  # the inner shell's business
     enter 'cd /root && set -e
         git clone --quiet pyport.bundle pyport && cd pyport
         for target in demo demo test; do
