@@ -42,7 +42,7 @@ defmodule PyPortTest do
             "ümläut ✓",
             [],
             [1, [2, [3]]],
-            'charlist',
+            ~c"charlist",
             {},
             {1, {2}},
             %{},
