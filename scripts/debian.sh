@@ -150,7 +150,7 @@ fresh)
     bundle_commits
     # shellcheck disable=SC2016  # the inner shell's business
     enter 'cd /root && set -e
-        git clone --quiet pyport.bundle pyport && cd pyport
+        git -c advice.detachedHead=false clone --quiet pyport.bundle pyport && cd pyport
         for target in demo demo test; do
             echo "==> make $target inside an empty Debian"
             began=$(date +%s)
