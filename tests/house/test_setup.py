@@ -1,4 +1,4 @@
-"""The set-up scripts, on machines made of stubs: a PATH with what they may use and fakes of the rest.
+"""The set-up scripts, on machines made of stubs: a PATH of what they may use, fakes for the rest.
 
 No network and nothing installed here: the real thing is `make test-fresh`.
 """
@@ -156,10 +156,11 @@ def test_without_a_fitting_python_says_what_to_install(machine):
 
 
 @pytest.mark.parametrize(
-    ("elixir", "words"), [(None, "Elixir is missing"), ("exit 3", "too old"), ("exit 4", "missing")]
+    ("elixir", "words"),
+    [(None, "Elixir is missing"), ("exit 3", "too old"), ("exit 127", "missing")],
 )
 def test_without_a_fitting_elixir_says_what_to_install(machine, elixir, words):
-    """None, an old one, and a Debian one with parts left out are different troubles."""
+    """None, an old one, and a shim with none behind it: each is told from one that works."""
     machine.run("setup.sh")
     machine.lacks("elixir")
     if elixir:
