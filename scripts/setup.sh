@@ -100,8 +100,9 @@ python_key() {
         cd "$project"
         cat pyproject.toml uv.lock
         if native_wanted; then
-            # The names are part of the key: a moved source is a changed one.
+            # The names are part of the key: a moved source is a changed one, and a built library may get lost.
             find setup.py port_server \( -name setup.py -o -name '*.[ch]' \) -print -exec cat {} +
+            find port_server -name '*.so' -print
         fi
     } | cksum
 }
