@@ -115,7 +115,11 @@ sync_python() {
         python=$("$uv" python find "${UV_PYTHON:->=$oldest_python}" 2>/dev/null) ||
             die "no Python $oldest_python or newer here: install one (Debian 12 and newer: apt-get install python3)"
     }
-    if native_wanted; then install_compiler; fi
+    if native_wanted; then
+        install_compiler
+        # When a build fails, the library of an older source must not answer in its place.
+        find "$project/port_server" -name '*.so' -exec rm -f {} +
+    fi
     say "Building the Python environment in .venv (uv sync --locked)"
     # On a terminal uv shows its progress; in a log only what went wrong is worth a line.
     if [ -t 2 ]; then quiet=; else quiet=--quiet; fi
