@@ -33,6 +33,18 @@ have() { command -v "$1" >/dev/null 2>&1; }
 # A pyenv or asdf shim is on the PATH even where no version behind it is chosen: only running it tells.
 runs() { "$@" >/dev/null 2>&1 </dev/null; }
 
+# How uv behaves in this project, wherever it is called from.
+uv_settings() {
+    export UV_PROJECT_ENVIRONMENT="$project/.venv"
+    # The promise is "your Python": one that is fetched behind people's backs would break it.
+    export UV_PYTHON_DOWNLOADS=never
+    # uv trusts a list of its own; behind a proxy that inspects TLS only the system's knows the proxy.
+    # Two names, because uv has renamed it.
+    if [ -s /etc/ssl/certs/ca-certificates.crt ]; then
+        export UV_SYSTEM_CERTS="${UV_SYSTEM_CERTS:-1}" UV_NATIVE_TLS="${UV_NATIVE_TLS:-1}"
+    fi
+}
+
 # Keeps the output of a chatty command for the day it fails.
 quietly() {
     quietly_log=$(mktemp)

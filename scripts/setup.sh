@@ -5,9 +5,8 @@ set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-# The project's promise is "your Python": one that is fetched behind people's backs would break it.
-export UV_PYTHON_DOWNLOADS=never
-export UV_PROJECT_ENVIRONMENT="$project/.venv"
+uv_settings
+# uv warns about one that is not the project's.
 unset VIRTUAL_ENV
 
 oldest_python=3.11

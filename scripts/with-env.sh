@@ -5,9 +5,8 @@ set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
+uv_settings
 export VIRTUAL_ENV="$project/.venv"
-export UV_PROJECT_ENVIRONMENT="$VIRTUAL_ENV"
-export UV_PYTHON_DOWNLOADS=never
 # A private uv stands last: where the machine has one of its own, that one is meant.
 export PATH="$VIRTUAL_ENV/bin:$PATH:$cache/bin"
 # The Python that PyPort starts when nobody names one.
