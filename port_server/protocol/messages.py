@@ -1,0 +1,273 @@
+"""Messages <-> terms. No I/O and no running of anything; what a message does stands in `server`.
+
+A frame is looked at in two steps. `envelope` tells what it is and whose, for eval and call by
+comparing thirteen fixed bytes; nothing is built. The body is read when its turn comes, because its
+options say how, and because a request that was cancelled in the queue needs no reading at all.
+"""
+
+from __future__ import annotations
+
+from port_server.etf import Atom, DecodeError, decode, encode, read_term
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Final, TypeAlias
+
+    from .framing import Frame
+
+    # (kind, id as the bytes of its term, offset of what follows the id)
+    Envelope: TypeAlias = "tuple[str, bytes, int]"
+
+PROTOCOL_VERSION: Final = 1
+LONGEST_ID: Final = 255
+
+# Version, tuple of 5 or 6, SMALL_ATOM_UTF8_EXT, BINARY_EXT and the three zeros that every id of at
+# most 255 bytes has in its length. The byte after is the length, the id follows.
+EVAL_PREFIX: Final = b"\x83h\x05w\x04evalm\0\0\0"
+CALL_PREFIX: Final = b"\x83h\x06w\x04callm\0\0\0"
+REQUEST_PREFIXES: Final = (EVAL_PREFIX, CALL_PREFIX)
+ID_LENGTH_AT: Final = 13  # len of both
+ID_TERM_AT: Final = 9  # the tag of the BINARY_EXT
+LONGEST_PREFIX: Final = 14 + LONGEST_ID
+
+OK_HEAD: Final = b"\x83h\x03w\x02ok"
+ERROR_HEAD: Final = b"\x83h\x03w\x05error"
+
+ARITIES: Final = {
+    "init": 3,
+    "eval": 5,
+    "call": 6,
+    "cancel": 2,
+    "ping": 2,
+    "shutdown": 2,
+}
+# Words that the protocol has and this server does not serve yet: an honest answer instead of "unknown".
+RESERVED: Final = frozenset(("credit", "ack", "answer", "open_session", "close_session", "release"))
+# Words whose second element is no id of a request.
+WITHOUT_ID: Final = frozenset(("init", "shutdown", "close_session", "release", "answer"))
+
+
+class ProtocolError(ValueError):
+    """A frame that is no message. `id_term` is the id it carries as the bytes of its term, if any."""
+
+    def __init__(self, reason: str, id_term: bytes | None = None) -> None:
+        super().__init__(reason)
+        self.id_term = id_term
+
+
+class Message:
+    """One message that is not on the hot path: equal by value, printable, otherwise inert."""
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._fields())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._fields()!r}"
+
+    def _fields(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.__slots__)
+
+
+class Init(Message):
+    """The owner's first frame: the version it speaks, and its options."""
+
+    __slots__ = ("options", "version")
+
+    def __init__(self, version: int, options: dict[str, Any]) -> None:
+        self.version = version
+        self.options = options
+
+
+class Cancel(Message):
+    """Stop, or never begin, the request of that id."""
+
+    __slots__ = ("id_term",)
+
+    def __init__(self, id_term: bytes) -> None:
+        self.id_term = id_term
+
+
+class Ping(Message):
+    """Answer with pong."""
+
+    __slots__ = ("id_term",)
+
+    def __init__(self, id_term: bytes) -> None:
+        self.id_term = id_term
+
+
+class Shutdown(Message):
+    """Finish what was read, then leave; `grace_ms` is how long the owner is going to wait."""
+
+    __slots__ = ("grace_ms",)
+
+    def __init__(self, grace_ms: int) -> None:
+        self.grace_ms = grace_ms
+
+
+class Request(Message):
+    """An eval or a call that is not written with the fixed prefix: legal, and off the hot path."""
+
+    __slots__ = ("body_at", "id_term", "kind")
+
+    def __init__(self, kind: str, id_term: bytes, body_at: int) -> None:
+        self.kind = kind
+        self.id_term = id_term
+        self.body_at = body_at
+
+
+def id_term_of(id: bytes) -> bytes:
+    """Write an id as the term it is."""
+    return b"m" + len(id).to_bytes(4, "big") + id
+
+
+# --- to Python ------------------------------------------------------------------------------------
+
+
+def parse(frame: Frame) -> Message:
+    """Read any message; of eval and call the envelope only.
+
+    Raises:
+        ProtocolError: the frame is no message; with the id where one is readable.
+    """
+    try:
+        arity, at = _tuple_header(frame)
+        kind, at = read_term(frame, at)
+    except DecodeError as error:
+        raise ProtocolError(f"the frame is no message: {error}") from None
+    if type(kind) is not Atom:
+        raise ProtocolError(
+            f"a message starts with an atom that names it, this one with {_shown(kind)}"
+        )
+    id_term = None
+    if kind not in WITHOUT_ID and arity > 1:
+        id_term, at = _id(frame, at, kind)
+    wanted = ARITIES.get(kind)
+    if wanted is None:
+        state = "is not supported by this server yet" if kind in RESERVED else "is not known"
+        raise ProtocolError(f"the message {kind!s} {state} (protocol {PROTOCOL_VERSION})", id_term)
+    if arity != wanted:
+        raise ProtocolError(
+            f"{kind!s} is a tuple of {wanted} elements, this one has {arity}", id_term
+        )
+    if kind in ("eval", "call"):
+        assert id_term is not None
+        return Request(str(kind), id_term, at)
+    try:
+        return _control(str(kind), id_term, frame, at)
+    except DecodeError as error:
+        raise ProtocolError(f"{kind!s} cannot be read: {error}", id_term) from None
+
+
+def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message:
+    if kind == "shutdown":
+        grace_ms, at = read_term(frame, at)
+        if type(grace_ms) is not int or grace_ms < 0:
+            raise ProtocolError(f"shutdown takes its grace in milliseconds, not {_shown(grace_ms)}")
+        _end(frame, at, kind, None)
+        return Shutdown(grace_ms)
+    if kind == "init":
+        version, at = read_term(frame, at)
+        # Struct templates are wanted as they are written, not as the Python values they stand for.
+        options, at = read_term(frame, at, plain_structs=True)
+        if type(version) is not int or not isinstance(options, dict):
+            raise ProtocolError("init is {init, Version, Options}: an integer and a map")
+        _end(frame, at, kind, None)
+        return Init(version, options)
+    assert id_term is not None
+    _end(frame, at, kind, id_term)
+    return Cancel(id_term) if kind == "cancel" else Ping(id_term)
+
+
+def _tuple_header(frame: Frame) -> tuple[int, int]:
+    """Check the version byte and the tuple header; give the arity and where the elements begin."""
+    if len(frame) < 3:
+        raise DecodeError(f"it has {len(frame)} bytes")
+    if frame[0] != 131:
+        raise DecodeError(f"its first byte is {frame[0]}, not 131 as in the External Term Format")
+    if frame[1] == 104 and frame[2]:
+        return frame[2], 3
+    if frame[1] == 105 and len(frame) >= 6:
+        return int.from_bytes(frame[2:6], "big"), 6
+    if frame[1] == 80:
+        raise DecodeError("it is compressed; send it with term_to_binary/1, without `compressed`")
+    # Not a tuple of elements: decode it all, for the message to be about what it is.
+    value = decode(frame, binary_as="bytes")
+    raise DecodeError(f"it is {_shown(value)}, not a tuple that starts with an atom")
+
+
+def _id(frame: Frame, at: int, kind: str) -> tuple[bytes, int]:
+    try:
+        id, at = read_term(frame, at, binary_as="bytes")
+    except DecodeError as error:
+        raise ProtocolError(f"the id of {kind!s} cannot be read: {error}") from None
+    if type(id) is not bytes or len(id) > LONGEST_ID:
+        if isinstance(kind, Atom) and kind not in ARITIES and kind not in RESERVED:
+            raise ProtocolError(f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})")
+        raise ProtocolError(
+            f"the id of {kind!s} is a binary of at most {LONGEST_ID} bytes, not {_shown(id)}"
+        )
+    return id_term_of(id), at
+
+
+def _end(frame: Frame, at: int, kind: str, id_term: bytes | None) -> None:
+    if at != len(frame):
+        raise ProtocolError(f"{len(frame) - at} bytes stand behind the {kind}", id_term)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+# --- to the BEAM ----------------------------------------------------------------------------------
+
+
+def ok(id_term: bytes, value: Any) -> bytes:
+    """Write `{ok, Id, Value}`; the hot path does the same with `OK_HEAD` in place."""
+    return encode(value, head=OK_HEAD + id_term)
+
+
+def error(id_term: bytes, description: Mapping[str, Any]) -> bytes:
+    """Write `{error, Id, Map}`."""
+    return encode(_atom_keys(description), head=ERROR_HEAD + id_term)
+
+
+def hello(info: Mapping[str, Any]) -> bytes:
+    """Write `{hello, Version, Info}`."""
+    return encode((Atom("hello"), PROTOCOL_VERSION, _atom_keys(info)))
+
+
+def goodbye(reason: str | Mapping[str, Any]) -> bytes:
+    """Write `{goodbye, Reason}`: an atom where all is well, an error map where not."""
+    return encode(
+        (Atom("goodbye"), Atom(reason) if isinstance(reason, str) else _atom_keys(reason))
+    )
+
+
+def pong(id_term: bytes, status: Mapping[str, Any]) -> bytes:
+    """Write `{pong, Id, Map}`."""
+    return encode(_atom_keys(status), head=b"\x83h\x03w\x04pong" + id_term)
+
+
+def output(id_term: bytes, stream: str, text: bytes) -> bytes:
+    """Write `{output, Id, stdout | stderr, Binary}`."""
+    return encode(text, head=b"\x83h\x04w\x06output" + id_term + b"w\x06" + stream.encode())
+
+
+def _atom_keys(map: Mapping[str, Any]) -> dict[Any, Any]:
+    return {Atom(key): _plain(value) for key, value in map.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return _atom_keys(value)
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value

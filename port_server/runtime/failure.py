@@ -1,0 +1,158 @@
+"""Exception -> error description: plain dicts, lists and strings, as section "Errors" of the protocol has them.
+
+traceback (8 to 10 ms) is imported on the first failure only. The server's own frames are left
+out everywhere. Nothing that user code did may make this raise: an exception whose `__str__` fails
+is described all the same.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from port_server.etf import Atom, EtfError
+
+from . import sources
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from traceback import StackSummary, TracebackException
+    from typing import Any, Final
+
+    from port_server.settings import Settings
+
+_OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120  start path
+
+_PYTHON: Final = Atom("python")
+
+
+def describe(kind: str, type: str, message: str, **more: Any) -> dict[str, Any]:
+    """Describe a failure that is not an exception of user code: no traceback, no frames."""
+    return {
+        "kind": Atom(kind),
+        "type": type,
+        "message": message,
+        "traceback": "",
+        "frames": [],
+        **more,
+    }
+
+
+def describe_value_error(kind: str, error: EtfError | ValueError) -> dict[str, Any]:
+    """Describe a value that could not be read or written, or that cannot be what it should be."""
+    return describe(kind, type_name(error), str(error))
+
+
+def describe_exception(error: BaseException, settings: Settings) -> dict[str, Any]:
+    """Describe an exception of user code: `traceback` is what Python itself would print."""
+    try:
+        return _describe(error, settings)
+    except BaseException as second:  # out of memory while formatting, a hostile __class__, ...
+        try:
+            message = f"{_text(error)} (its traceback could not be made: {type_name(second)})"
+        except BaseException:
+            message = "the exception could not be described"
+        return describe("python", type_name(error), message)
+
+
+def type_name(error: BaseException) -> str:
+    """Name the exception's class as Python prints it: builtins and `__main__` without a module."""
+    kind = type(error)
+    module = kind.__module__
+    if module in {"builtins", "__main__"} or not isinstance(module, str):
+        return kind.__qualname__
+    return f"{module}.{kind.__qualname__}"
+
+
+def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
+    import traceback  # noqa: PLC0415  see the top
+
+    sources.publish_all()
+    report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    _leave_out_own_frames(report)
+    limit = settings.max_error_text_chars
+    frames = [
+        {
+            "file": frame.filename,
+            "line": frame.lineno or 0,
+            "function": frame.name,
+            "source": frame.line or None,
+        }
+        for frame in _ends(report.stack, settings.max_error_frames)
+    ]
+    if isinstance(error, SyntaxError) and error.filename is not None and not frames:
+        frames = [
+            {
+                "file": str(error.filename),
+                "line": error.lineno or 0,
+                "function": "<module>",
+                "source": str(error.text).strip() if error.text else None,
+            }
+        ]
+    return {
+        "kind": _PYTHON,
+        "type": type_name(error),
+        "message": _cut(_text(error), limit),
+        "traceback": _cut(_valid("".join(report.format())), limit),
+        "frames": [{name: _clean(value) for name, value in frame.items()} for frame in frames],
+    }
+
+
+def _ends(stack: StackSummary, limit: int) -> list[Any]:
+    """Give the first and the last frames: where it was called from, and where it happened."""
+    if len(stack) <= limit:
+        return list(stack)
+    return [*stack[: limit // 2], *stack[-(limit - limit // 2) :]]
+
+
+def _leave_out_own_frames(report: TracebackException) -> None:
+    pending: list[Any] = [report]
+    seen: set[int] = set()
+    while pending:
+        one = pending.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        one.stack[:] = [frame for frame in one.stack if not _is_own(frame.filename)]
+        pending += (one.__cause__, one.__context__, *(one.exceptions or ()))
+
+
+def _is_own(file: str) -> bool:
+    return file.startswith(_OWN_DIRECTORY)
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _valid(str(error))
+    except BaseException:
+        return f"<{type_name(error)} whose __str__ fails>"
+
+
+def _clean(value: Any) -> Any:
+    return _valid(value) if isinstance(value, str) else value
+
+
+def _valid(text: str) -> str:
+    """Replace what is no Unicode text: a lone surrogate in a message must not cost the reply."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode()
+    return text
+
+
+def _cut(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
+def print_to_stderr(error: BaseException) -> None:
+    """Write the report to sys.stderr, for failures that no request waits for."""
+    import traceback  # noqa: PLC0415  see the top
+
+    sources.publish_all()
+    report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    _leave_out_own_frames(report)
+    sys.stderr.write("".join(report.format()))

@@ -1,0 +1,73 @@
+"""Namespaces: the globals that a snippet runs in. Nothing is run here.
+
+Every request gets a fresh one: a copy of a small dict, which costs less than building it, and which
+carries what init_code defined.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+from port_server.etf.errors import show
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from .snippet import Snippet
+
+# Host programs use some hundreds of names; made-up ones must not pile up.
+_NAMES_LIMIT: Final = 4096
+
+
+class NamespaceError(ValueError):
+    """Globals that cannot be names. The message says which and what to do."""
+
+
+class Namespaces:
+    """Makes namespaces."""
+
+    __slots__ = ("_base", "_names")
+
+    def __init__(self) -> None:
+        # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
+        self._base: dict[str, Any] = {
+            "__name__": "__main__",
+            "__builtins__": builtins,
+            "__doc__": None,
+            "__package__": None,
+            "__spec__": None,
+            "__loader__": None,
+        }
+        self._names: dict[str, str] = {}
+
+    def fresh(self, snippet: Snippet, values: dict[Any, Any]) -> dict[str, Any]:
+        """Give a new namespace for `snippet` that holds `values`.
+
+        Raises:
+            NamespaceError: a key of `values` is no identifier.
+        """
+        namespace = self._base.copy()
+        namespace["__loader__"] = snippet.source
+        if values:
+            names = self._names
+            for key, value in values.items():
+                namespace[names.get(key) or self._name(key)] = value
+        return namespace
+
+    def adopt(self, namespace: dict[str, Any]) -> None:
+        """Let every later namespace begin with the names that `namespace` defines (init_code)."""
+        own = ("__builtins__", "__name__", "__loader__", "__annotations__")
+        self._base.update({name: value for name, value in namespace.items() if name not in own})
+
+    def _name(self, key: object) -> str:
+        if not isinstance(key, str) or not key.isidentifier():
+            raise NamespaceError(
+                f"{show(key)} cannot be the name of a global: keys are atoms or strings that are "
+                f'Python identifiers, like :rows or "rows". Put the map itself into one global'
+            )
+        # An exact str: a namespace with keys of a subclass is looked up the slow way.
+        name = str(key)
+        if len(self._names) < _NAMES_LIMIT:
+            self._names[name] = name
+        return name

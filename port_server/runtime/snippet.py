@@ -1,0 +1,218 @@
+"""Source -> code object, cached: the last expression's value, `return`, `yield`, `await`.
+
+Compiles and caches; what a namespace is and who runs the code stands elsewhere. Plain code is run
+as a module, so that everything works that works in a file. Only code with a top-level `return`,
+`yield` or `await` needs a function around it; its names are declared global there, so that they
+land in the namespace all the same.
+"""
+
+from __future__ import annotations
+
+import _ast
+from binascii import crc32
+
+from . import rewrite
+from .sources import Source, source_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import CodeType
+    from typing import Any, Final, TypeAlias
+
+    # What a request's code is cached by: the source, or (atom `code`, source, file, line).
+    Key: TypeAlias = "str | tuple[str, str, str, int]"
+
+PLAIN: Final = "plain"  # a value at once; `return` included
+COROUTINE: Final = "coroutine"
+GENERATOR: Final = "generator"
+ASYNC_GENERATOR: Final = "async generator"
+
+# compile()'s flag for "give the tree, not the code".
+_ONLY_AST: Final = 0x400
+# All the flags of __future__ imports, from code.h: they must reach the last expression as well.
+_FUTURE_FLAGS: Final = 0x1FE0000
+
+_Function: Final = type(rewrite.children)
+
+
+class Snippet:
+    """Code that can be run in any namespace.
+
+    Attributes:
+        kind: PLAIN, COROUTINE, GENERATOR or ASYNC_GENERATOR: what `run` gives.
+        source: the file it belongs to, for tracebacks; `__loader__` of its namespaces.
+        line: where it begins there.
+        text: its source.
+        quick: whether it has never been seen to take long, None before it ran; see `server.lanes`.
+        special_line: the line of the `yield` or `await` that makes it other than plain, else 0.
+    """
+
+    __slots__ = (
+        "_body",
+        "_function",
+        "_tail",
+        "kind",
+        "line",
+        "quick",
+        "source",
+        "special_line",
+        "text",
+    )
+
+    def __init__(
+        self,
+        source: Source,
+        line: int,
+        text: str,
+        *,
+        kind: str = PLAIN,
+        body: CodeType | None = None,
+        tail: CodeType | None = None,
+        function: CodeType | None = None,
+        special_line: int = 0,
+    ) -> None:
+        self.source = source
+        self.line = line
+        self.text = text
+        self.kind = kind
+        self.special_line = special_line
+        self.quick: bool | None = None
+        self._body = body
+        self._tail = tail
+        self._function = function
+
+    def run(self, namespace: dict[str, Any]) -> Any:
+        """Run it; give its value or, unless it is plain, what is to be driven to get one."""
+        if self._body is not None:
+            exec(self._body, namespace)  # noqa: S102  it is what this is for
+        if self._tail is not None:
+            return eval(self._tail, namespace)  # noqa: S307
+        if self._function is not None:
+            return _Function(self._function, namespace)()
+        return None
+
+
+class Snippets:
+    """The cache of compiled snippets. Bounded: the oldest goes first."""
+
+    __slots__ = ("_entries", "_limit", "get")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._entries: dict[Key, Snippet] = {}
+        self.get = self._entries.get
+
+    def compile(self, key: Key, text: str, file: str | None = None, line: int = 1) -> Snippet:
+        """Compile `text`, which begins at `line` of `file`, and keep it as `key`.
+
+        Raises:
+            SyntaxError: and what else compile() raises.
+        """
+        snippet = compile_snippet(text, file, line)
+        entries = self._entries
+        # Oldest first, not least recently used: a hit must cost one dict lookup and nothing else.
+        while len(entries) >= self._limit:
+            old = entries.pop(next(iter(entries)))
+            old.source.remove(old.line, old.text)
+        entries[key] = snippet
+        return snippet
+
+
+def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippet:
+    """Compile `text`, which begins at `line` of `file`.
+
+    Without a file it is named after its text, so that the source lines in a traceback are never
+    those of another snippet, and the same code has the same name in every report.
+
+    Raises:
+        SyntaxError: and what else compile() raises.
+    """
+    if file is None:
+        file = f"<eval {crc32(text.encode('utf-8', 'surrogatepass')):08x}>"
+    # Blank lines before it: every position, those of syntax errors included, is then right.
+    padded = "\n" * (line - 1) + text
+    source = source_of(file)
+    try:
+        tree: Any = compile(padded, file, "exec", _ONLY_AST, dont_inherit=True)
+        if rewrite.LOOPS_NEED_A_STEP and "while" in text and "try" in text:
+            rewrite.put_step_before_loops(tree)
+        snippet = None
+        if any(word in text for word in ("return", "yield", "await", "async")):
+            scope = rewrite.Scope(tree.body)
+            if scope.returns or scope.yields or scope.awaits:
+                snippet = _compile_function(tree, source, line, text, scope)
+        if snippet is None:
+            snippet = _compile_module(tree, source, line, text)
+    except SyntaxError as error:
+        # Found while compiling a tree, where there is no source to quote from.
+        if error.text is None and error.lineno:
+            lines = padded.split("\n")
+            if error.lineno <= len(lines):
+                error.text = lines[error.lineno - 1]
+        raise
+    source.add(line, text)
+    return snippet
+
+
+def _compile_module(tree: Any, source: Source, line: int, text: str) -> Snippet:
+    file = source.file
+    body = tree.body
+    if not body or not isinstance(body[-1], _ast.Expr):
+        return Snippet(source, line, text, body=_compile(tree, file) if body else None)
+    last = body.pop()
+    code = None
+    flags = 0
+    if body:
+        code = _compile(tree, file)
+        flags = code.co_flags & _FUTURE_FLAGS
+    expression = _ast.Expression(body=last.value)
+    tail = compile(expression, file, "eval", flags, dont_inherit=True)
+    return Snippet(source, line, text, body=code, tail=tail)
+
+
+def _compile_function(
+    tree: Any, source: Source, line: int, text: str, scope: rewrite.Scope
+) -> Snippet:
+    file = source.file
+    special = scope.returns or scope.yields or scope.awaits
+    if scope.star_import is not None:
+        word = "return" if scope.returns else "yield" if scope.yields else "await"
+        at = scope.star_import
+        raise SyntaxError(
+            f"`import *` cannot be used together with `{word}` at the top level (line "
+            f"{special.lineno}): such code runs as a function, where Python does not allow it. "
+            f"Name what is imported, or leave the `{word}` away",
+            (file, at.lineno, at.col_offset + 1, None, at.end_lineno, at.end_col_offset + 1),
+        )
+    if scope.yields:
+        kind = ASYNC_GENERATOR if scope.awaits else GENERATOR
+        special = scope.yields
+    elif scope.awaits:
+        kind = COROUTINE
+        special = scope.awaits
+    else:
+        kind = PLAIN
+    module = _compile(
+        rewrite.as_function(
+            tree.body,
+            scope.names,
+            is_async=scope.awaits is not None,
+            # An async generator cannot return a value; Python says so of its `return`s itself.
+            value=kind != ASYNC_GENERATOR,
+        ),
+        file,
+    )
+    function = next(item for item in module.co_consts if type(item) is type(module))
+    return Snippet(
+        source,
+        line,
+        text,
+        kind=kind,
+        function=function,
+        special_line=0 if kind == PLAIN else special.lineno,
+    )
+
+
+def _compile(tree: Any, file: str) -> CodeType:
+    code: CodeType = compile(tree, file, "exec", dont_inherit=True)
+    return code

@@ -1,0 +1,80 @@
+"""The text of snippets by file name, where Python looks for it: `__loader__` and linecache.
+
+Several snippets of one file (sigils in one Elixir module) are one source here, merged by line.
+linecache is never imported from here: until something else needs it there is nothing to tell it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+_sources: Final[dict[str, Source]] = {}
+
+
+class Source:
+    """The lines of one file that are known, because a snippet of them was compiled.
+
+    Serves as `__loader__` of the namespaces that its snippets run in: linecache, and with it
+    traceback, logging, warnings, inspect and pdb, asks that for lines of files that do not exist.
+    """
+
+    __slots__ = ("_parts", "file")
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._parts: dict[int, str] = {}
+
+    def get_source(self, _module: str = "") -> str:
+        """Give the file's text; lines that belong to no snippet are empty."""
+        return "".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Give the file's lines with their ends."""
+        lines: list[str] = []
+        for first, text in sorted(self._parts.items()):
+            own = [line + "\n" for line in text.split("\n")]
+            lines += ["\n"] * (first - 1 + len(own) - len(lines))
+            lines[first - 1 : first - 1 + len(own)] = own
+        return lines
+
+    def add(self, line: int, text: str) -> None:
+        """Take in the snippet that begins at `line`; it replaces an older one there."""
+        _sources[self.file] = self
+        self._parts[line] = text
+        if "linecache" in sys.modules:
+            self.publish()
+
+    def remove(self, line: int, text: str) -> None:
+        """Forget the snippet at `line`, unless another one has taken its place."""
+        if self._parts.get(line) == text:
+            del self._parts[line]
+        if not self._parts and _sources.pop(self.file, None) is not None:
+            linecache = sys.modules.get("linecache")
+            if linecache is not None:
+                linecache.cache.pop(self.file, None)
+
+    def publish(self) -> None:
+        """Put the lines where linecache finds them first.
+
+        Before the file on the disk: an Elixir heredoc is indented there, and the markers under a
+        source line would be off.
+        """
+        lines = self.lines()
+        size = sum(map(len, lines))
+        # No modification time: linecache never checks such an entry against the disk.
+        sys.modules["linecache"].cache[self.file] = (size, None, lines, self.file)
+
+
+def source_of(file: str) -> Source:
+    """Give the source of that name; a new one is registered when a snippet is added."""
+    return _sources.get(file) or Source(file)
+
+
+def publish_all() -> None:
+    """Tell linecache, which must be imported, all that is known."""
+    for source in list(_sources.values()):
+        source.publish()

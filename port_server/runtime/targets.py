@@ -1,0 +1,71 @@
+"""What a call names: `module.sub:qual.name` -> the callable, looked up anew each time, because
+modules are reloaded and attributes patched. Imports the module; does not call anything.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+# Far above what a program calls; made-up targets must not pile up.
+_LIMIT: Final = 1024
+
+
+class TargetError(ValueError):
+    """A target of the wrong shape. What does not exist is Python's own ImportError or AttributeError."""
+
+
+class Target:
+    """A parsed target. `quick` as in Snippet."""
+
+    __slots__ = ("_module", "_names", "quick")
+
+    def __init__(self, text: str) -> None:
+        module, colon, name = text.partition(":")
+        if not colon or not module or not name or "" in name.split("."):
+            raise TargetError(
+                f'a target is "module:function", like "math:sqrt" or "os.path:join", not "{text}"'
+            )
+        self._module = module
+        self._names = name.split(".")
+        self.quick: bool | None = None
+
+    def find(self) -> Any:
+        """Give what it names.
+
+        Raises:
+            ImportError: there is no such module, or it cannot be imported.
+            AttributeError: the module has no such name.
+        """
+        found: Any = sys.modules.get(self._module)
+        if found is None:
+            __import__(self._module)
+            found = sys.modules[self._module]
+        for name in self._names:
+            found = getattr(found, name)
+        return found
+
+
+class Targets:
+    """The targets parsed so far."""
+
+    __slots__ = ("_entries",)
+
+    def __init__(self) -> None:
+        self._entries: dict[str, Target] = {}
+
+    def get(self, text: str) -> Target:
+        """Parse a target.
+
+        Raises:
+            TargetError: it is not written like one.
+        """
+        target = self._entries.get(text)
+        if target is None:
+            target = Target(text)
+            if len(self._entries) < _LIMIT:
+                self._entries[text] = target
+        return target

@@ -1,0 +1,89 @@
+"""Claims fds 0 and 1 for the port, before any user code runs, and hands out the private ones.
+
+Afterwards no print, C library or child process can touch a frame: 0 is /dev/null, 1 is stderr,
+the port is on two numbers that no child inherits. A forked child, which does inherit them, finds
+/dev/null there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+# Above what shells and daemonizing libraries close by number, below any RLIMIT_NOFILE.
+LOWEST_PRIVATE_FD: Final = 32
+
+
+class Stdio:
+    """The port's private fds.
+
+    Attributes:
+        reads: where frames come from; -1 is never used.
+        writes: where frames go.
+        forked: whether this process is a forked child, and the port therefore not its own.
+    """
+
+    __slots__ = ("forked", "reads", "writes")
+
+    def __init__(self, reads: int, writes: int) -> None:
+        self.reads = reads
+        self.writes = writes
+        self.forked = False
+
+    def end_input(self) -> None:
+        """Let the next read find the end of input; what was read before is not lost.
+
+        Safe in a signal handler: a read that the signal interrupted is tried again by Python
+        after the handler, and then reads from /dev/null. Raising from the handler instead could
+        throw away bytes that the read had just returned.
+        """
+        _point_at_null(self.reads)
+
+    def disown(self) -> None:
+        """Become a forked child: neither fd leads to the port any more."""
+        self.forked = True
+        _point_at_null(self.reads)
+        _point_at_null(self.writes)
+
+
+def claim(pipe_bytes: int) -> Stdio:
+    """Move the port to private fds, point 0 at /dev/null and 1 at 2.
+
+    Raises:
+        OSError: stdin or stdout is closed.
+    """
+    try:
+        os.fstat(2)
+    except OSError:  # started without a stderr: the numbers must not go to something else
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    reads = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
+    writes = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
+    for fd in (reads, writes):
+        _widen(fd, pipe_bytes)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    stdio = Stdio(reads, writes)
+    os.register_at_fork(after_in_child=stdio.disown)
+    return stdio
+
+
+def _widen(fd: int, pipe_bytes: int) -> None:
+    # Not on macOS, and refused where a user's pipes already take up what is allowed together.
+    if stat.S_ISFIFO(os.fstat(fd).st_mode) and hasattr(fcntl, "F_SETPIPE_SZ"):
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, pipe_bytes)
+        except OSError:
+            pass
+
+
+def _point_at_null(fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fd, inheritable=False)
+    os.close(null)

@@ -1,0 +1,111 @@
+"""Every limit of the server: a name with its unit, a default, and the reason for it.
+
+No reading of files or environments: the owner sends what differs in `init`.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn, Self
+
+
+class Settings:
+    """What a server is held to. Frozen; `replace` makes a changed copy.
+
+    Written by hand: importing dataclasses would double the server's start-up time.
+    """
+
+    __slots__ = (
+        "code_cache_entries",
+        "exit_grace_ms",
+        "held_replies",
+        "kept_buffer_bytes",
+        "max_depth",
+        "max_error_frames",
+        "max_error_text_chars",
+        "max_frame_bytes",
+        "output_batch_bytes",
+        "output_delay_ms",
+        "pipe_bytes",
+        "read_bytes",
+        "reply_hold_us",
+    )
+
+    max_frame_bytes: int
+    """Longest frame read or written. A header above it ends the connection: a stray print looks
+    like a length of 1.7 GB, and believing it means allocating it. 1 GiB is far above any sensible
+    request and below the 2 GiB that a BEAM reads at once."""
+
+    max_depth: int
+    """Deepest nesting of a value, both ways; what the codec takes by default. Python code that
+    walks values recursively meets its own limit at 1,000."""
+
+    read_bytes: int
+    """Most that is read at once where the length of what comes is not known. Above 64 KiB every
+    os.read costs a fresh mmap (16 us)."""
+
+    pipe_bytes: int
+    """Capacity asked for on both pipes: worth 1.2 to 1.7 times the speed on large values. 1 MiB is
+    what Linux grants without privileges."""
+
+    kept_buffer_bytes: int
+    """Largest buffer for incoming frames that is kept for the next one: page faults, not copies,
+    are what large frames cost. Kept pages count as resident, so there is a limit."""
+
+    held_replies: int
+    """Most replies written together. Linux takes 1,024 buffers in one writev; a quarter of that is
+    as fast."""
+
+    reply_hold_us: int
+    """Longest time a finished reply waits for others of its batch, in microseconds."""
+
+    output_batch_bytes: int
+    """Printed text is sent when this much is pending: 1,000 small prints are a handful of frames."""
+
+    output_delay_ms: int
+    """Text printed this long after what is pending goes out together with it at once, so that a
+    progress bar moves."""
+
+    code_cache_entries: int
+    """Code objects kept. A host program has some hundreds of snippets; code built from data would
+    grow without end."""
+
+    max_error_frames: int
+    """Frames listed in one error. RecursionError has a thousand, all the same."""
+
+    max_error_text_chars: int
+    """Longest message and traceback in an error, in characters: an exception may carry a whole
+    document as its text, and errors end up in logs."""
+
+    exit_grace_ms: int
+    """How long user threads may take to end when the server leaves; then it leaves without them.
+    The owner of the port waits for nobody longer than its own grace, a second by default."""
+
+    def __init__(
+        self,
+        *,
+        max_frame_bytes: int = 1 << 30,
+        max_depth: int = 512,
+        read_bytes: int = 1 << 16,
+        pipe_bytes: int = 1 << 20,
+        kept_buffer_bytes: int = 1 << 27,
+        held_replies: int = 256,
+        reply_hold_us: int = 200,
+        output_batch_bytes: int = 8192,
+        output_delay_ms: int = 20,
+        code_cache_entries: int = 1024,
+        max_error_frames: int = 100,
+        max_error_text_chars: int = 65_536,
+        exit_grace_ms: int = 500,
+    ) -> None:
+        values = locals()
+        for name in Settings.__slots__:
+            object.__setattr__(self, name, values[name])
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"settings are frozen; use replace({name}=...)")
+
+    def replace(self, **changes: int) -> Self:
+        """Give a copy with `changes`; an unknown name is a TypeError."""
+        return type(self)(**{name: getattr(self, name) for name in Settings.__slots__} | changes)
