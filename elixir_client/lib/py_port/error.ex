@@ -80,7 +80,9 @@ defmodule PyPort.Error do
     |> Enum.join("\n")
   end
 
-  defp headline(%{type: type, message: message}) when type not in [nil, ""], do: "#{type}: #{message}"
+  defp headline(%{kind: :python, type: type, message: message}) when type not in [nil, ""],
+    do: "#{type}: #{message}"
+
   defp headline(%{message: message}), do: message
 
   defp stack(nil), do: nil

@@ -233,7 +233,7 @@ defmodule PyPort.Server do
   defp init_options(options) do
     base = %{
       owner: self(),
-      token: :erlang.term_to_binary(make_ref()),
+      token: Base.encode16(:rand.bytes(16)),
       max_frame_bytes: options.max_frame_bytes,
       templates: %{map_set: MapSet.new()}
     }
@@ -355,8 +355,8 @@ defmodule PyPort.Server do
   end
 
   defp hello(frame, %{phase: :starting} = state) do
-    case Wire.decode(frame) do
-      {:ok, {:hello, version, _info}} ->
+    case Wire.decode_hello(frame) do
+      {:ok, version, _info} ->
         if version == Wire.protocol_version() do
           {:noreply, ready(state)}
         else
@@ -369,7 +369,7 @@ defmodule PyPort.Server do
           {:noreply, boot_failed(state, unavailable(message))}
         end
 
-      _unreadable ->
+      :error ->
         {:noreply, boot_failed(state, unavailable("Python's first words could not be read"))}
     end
   end

@@ -141,6 +141,30 @@ defmodule PyPort.Wire do
     ArgumentError -> {:error, unreadable(frame)}
   end
 
+  @doc false
+  # `hello` comes once in the life of a Python and may name features that this version has never heard of:
+  # it must be read to be understood, so its few atoms are let in.
+  @spec decode_hello(binary()) :: {:ok, version :: term(), info :: map()} | :error
+  def decode_hello(frame) do
+    case :erlang.binary_to_term(frame) do
+      {:hello, version, %{} = info} -> {:ok, version, info}
+      _other -> :error
+    end
+  rescue
+    ArgumentError -> :error
+  end
+
+  @doc false
+  # The atoms that the server's own messages consist of: standing here, they are known to this VM, and
+  # `:safe` lets them in.
+  @spec vocabulary() :: [atom()]
+  def vocabulary do
+    [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm] ++
+      [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
+      [:os_pid, :uptime_ms, :requests] ++
+      [:debug, :info, :warning]
+  end
+
   defp unreadable(frame) do
     # Read once more without :safe to tell the two causes apart would create the very atoms that
     # :safe keeps out; so both are named.

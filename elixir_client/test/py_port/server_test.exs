@@ -13,8 +13,8 @@ defmodule PyPort.ServerTest do
     # A supervisor of its own: a Python that dies is part of the test, not of its supervisor's patience.
     children = [{Server, [name: name] ++ options}]
     start = {Supervisor, :start_link, [children, [strategy: :one_for_one, max_restarts: 100]]}
-    supervisor = start_supervised!(%{id: name, start: start, type: :supervisor})
-    {name, supervisor}
+    start_supervised!(%{id: name, start: start, type: :supervisor})
+    {name, fn -> stop_supervised!(name) end}
   end
 
   # The next request, asked until the supervisor has a new server up.
@@ -77,7 +77,7 @@ defmodule PyPort.ServerTest do
       capture_log(fn ->
         {name, _} = start(python: "/bin/false")
         assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
-        assert message =~ "exit status 1"
+        assert message =~ "Python did not start"
       end)
     end
 
@@ -174,11 +174,11 @@ defmodule PyPort.ServerTest do
     end
 
     test "a server that is stopped stops its Python and leaves no file" do
-      {name, supervisor} = start()
+      {name, stop} = start()
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       os_pid = Server.os_pid(name)
       dirs = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
-      Supervisor.stop(supervisor)
+      stop.()
       assert gone?(os_pid)
       left = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
       assert left == [] or length(left) < length(dirs)
@@ -186,13 +186,13 @@ defmodule PyPort.ServerTest do
     end
 
     test "a stop lets a short request finish, and ends a long one after the grace" do
-      {name, supervisor} = start(shutdown_grace: 500)
+      {name, stop} = start(shutdown_grace: 500)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       short = Task.async(fn -> PyPort.eval("import time; time.sleep(0.2); 'done'", %{}, server: name) end)
       long = Task.async(fn -> PyPort.eval("import time; time.sleep(60)", %{}, server: name) end)
       Process.sleep(50)
       os_pid = Server.os_pid(name)
-      {micros, :ok} = :timer.tc(fn -> Supervisor.stop(supervisor) end)
+      {micros, :ok} = :timer.tc(fn -> stop.() end)
       assert Task.await(short) == {:ok, "done"}
       assert {:error, %Error{kind: :exited}} = Task.await(long)
       assert micros < 3_000_000
@@ -294,7 +294,8 @@ defmodule PyPort.ServerTest do
              PyPort.eval("1", %{}, server: NoSuchServer)
 
     assert message =~ "NoSuchServer"
-    dead = spawn(fn -> :ok end)
+    {dead, monitor} = spawn_monitor(fn -> :ok end)
+    assert_receive {:DOWN, ^monitor, :process, ^dead, _reason}
     assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: dead)
   end
 
