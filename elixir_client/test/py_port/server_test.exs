@@ -218,6 +218,7 @@ defmodule PyPort.ServerTest do
 
     test "a request whose time passes in the queue is never run" do
       {name, _} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       marker = Path.join(System.tmp_dir!(), "pyport_never_#{System.unique_integer([:positive])}")
       blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.4)", %{}, server: name) end)
       Process.sleep(100)
