@@ -23,7 +23,7 @@ test: setup ## pytest, then ExUnit
 lint: setup ## ruff, mypy, shellcheck, mix format, warnings of the Elixir compiler
 	@$(in_env) sh scripts/lint.sh
 
-test-trixie: ## make test inside Debian 13 (as root; builds its root directory once)
+test-trixie: ## make lint test inside Debian 13 (as root; builds its root directory once)
 	@sh scripts/debian.sh trixie
 
 test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs the project inside a Debian other than the machine's own; as root, with debootstrap.
 #
-#   debian.sh trixie    make test in Debian 13 (newer Python, Elixir and OTP), on a copy of this working tree
+#   debian.sh trixie    make lint test in Debian 13 (newer Python, Elixir and OTP), on a copy of this working tree
 #   debian.sh fresh     git clone, make demo, make test in a Debian 12 that has Python, make and git only
 #
 # PYPORT_CACHE says where the roots are kept, PYPORT_DEBIAN_MIRROR where packages come from.
@@ -135,8 +135,8 @@ case $purpose in
 trixie)
     lend_network
     copy_working_tree
-    say "make test inside Debian $suite"
-    enter 'cd /root/pyport && make --no-print-directory test' || die "make test failed inside Debian $suite"
+    say "make lint test inside Debian $suite"
+    enter 'cd /root/pyport && make --no-print-directory lint test' || die "make lint test failed inside Debian $suite"
     ;;
 fresh)
     # The root that is kept stays as debootstrap made it; every run spoils a copy.
