@@ -16,9 +16,9 @@ from port_server.etf.verbatim import Bits, Improper, Name, Opaque, Pairs, Plain
 _WORD = re.compile(r"[a-zA-Z_][a-zA-Z0-9_@]*[?!]?")
 _ALIAS = re.compile(r"Elixir(\.[A-Z][a-zA-Z0-9_]*)*")
 _OPERATORS = frozenset(
-    "! != !== % %{} & && &&& * ** + ++ +++ - -- --- -> . .. ... ..// / < <- <<< <<>> <<~ <= <> <|>"  # noqa: SIM905 - words
-    " <~ <~> = == === =~ > >= >>> @ [] \\\\ ^ ^^^ {} | |> || ||| ~> ~>> ~~~".split()
-) - {"[]"}
+    "! != !== % %{} & && &&& * ** + ++ +++ - -- --- -> . .. ... ..// / < <- <<< <<>> <<~ <= <> <~"  # noqa: SIM905 - words
+    " <~> = == === =~ > >= >>> @ \\\\ ^ {} | |> || ||| ~> ~>>".split()
+)
 _Fields: TypeAlias = dict[str, Plain]
 _LITERALS = frozenset(("nil", "true", "false"))
 _ESCAPES = {"#{": "\\#{", "\ufeff": "\\uFEFF"} | dict(
@@ -30,7 +30,7 @@ _ESCAPES = {"#{": "\\#{", "\ufeff": "\\uFEFF"} | dict(
 )
 _UNPRINTABLE_RANGES = "\0-\x06\x0e-\x1a\x1c-\x1f\x80-\x9f\ufffe\uffff"
 _UNPRINTABLE = re.compile(f"[{_UNPRINTABLE_RANGES}]")
-_ODD = re.compile(rf'#\{{|[{_UNPRINTABLE_RANGES}\x07-\x0d\x1b\x7f\\"]')
+_ODD = re.compile(rf'#\{{|[{_UNPRINTABLE_RANGES}\x07-\x0d\x1b\x7f\ufeff\\"]')
 
 
 def format_elixir(term: Plain) -> str:
@@ -47,7 +47,9 @@ def _parts(value: Plain) -> str | list[Plain]:
     if kind is int:
         return decimal(value)
     if kind is float:
-        return shortest(value)
+        # Where inspect/2 departs from Erlang: whole numbers below 1.0e16 never have an exponent.
+        whole = 1.0 <= abs(value) < 1.0e16 and value.is_integer()
+        return f"{int(value)}.0" if whole else shortest(value)
     if kind is tuple:
         return enclosed("{", value, "}")
     if kind is list:
@@ -66,7 +68,8 @@ def _parts(value: Plain) -> str | list[Plain]:
 def _opaque(value: Opaque) -> str:
     shown = value.shown
     if value.kind == "export":
-        function = _callable(str(shown[1]))
+        name = str(shown[1])
+        function = f'"{_escaped(name)}"' if name[:1].isupper() else _callable(name)
         return f"&{atom(str(shown[0]))}.{function}/{shown[2]}"
     if value.kind == "fun":
         return f"#Function<{shown[1]}.{shown[2]}/{shown[3]} in {atom(str(shown[0]))}>"

@@ -24,8 +24,8 @@ _ESCAPES = {
     ord(mark): escape
     for mark, escape in zip(
         "\n\t\r\b\x7f\x1b\f\v\\",
-        r"\n \t \r \b \d \e \f \v \\".split(),
-        strict=True,  # noqa: SIM905 - words
+        r"\n \t \r \b \d \e \f \v \\".split(),  # noqa: SIM905 - words
+        strict=True,
     )
 }
 _ODD = {mark: re.compile(rf"[\x00-\x1f\x7f-\x9f\\{mark}]") for mark in "'\""}

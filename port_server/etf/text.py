@@ -276,7 +276,10 @@ def _to_int(digits: str, base: int) -> int:
 def _escaped(match: re.Match[str]) -> str:
     braced, two, octal, control, char = match.groups()
     if braced or two:
-        return chr(int(braced or two, 16))
+        code = int(braced or two, 16)
+        if 0xD800 <= code <= 0xDFFF:
+            raise ValueError(code)
+        return chr(code)
     if octal:
         return chr(int(octal, 8))
     if control:
@@ -303,11 +306,14 @@ def parse(text: str) -> Plain:
         TextError: no term, or more than one.
     """
     reader = TermReader()
-    reader.feed(text if text.rstrip().endswith(".") else text + "\n.")
-    reader.close()
+    reader.feed(text + "\n")
     term = reader.next_term()
     if term is None:
-        raise TextError(1, 1, "expected a term, found nothing", text)
+        reader.feed(".\n")  # the full stop that was left out
+        term = reader.next_term()
+    reader.close()
+    if term is None:
+        raise TextError(1, 1, "expected a term, found an open quote", text)
     if reader.next_term() is not None:
         raise TextError(1, 1, "expected one term, found several", text)
     return term
