@@ -78,8 +78,13 @@ def read(buffer: bytes) -> Plain:
         raise VerbatimError(1, "a compressed term (tag 80); the protocol refuses these both ways")
     term, end = _Reader(buffer).term(1)
     if end != len(buffer):
-        raise VerbatimError(end, f"the term ends here, but {len(buffer) - end} more bytes follow")
+        more = _bytes(len(buffer) - end)
+        raise VerbatimError(end, f"the term ends here, but {more} more follow")
     return term
+
+
+def _bytes(count: int) -> str:
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 class _Reader:
@@ -129,8 +134,8 @@ class _Reader:
     def _take(self, pos: int, size: int) -> bytes:
         piece = self._buffer[pos : pos + size]
         if len(piece) < size:
-            missing = size - len(piece)
-            raise VerbatimError(len(self._buffer), f"the term breaks off, {missing} bytes short")
+            missing = _bytes(size - len(piece))
+            raise VerbatimError(len(self._buffer), f"the term breaks off, {missing} short")
         return piece
 
     def _byte(self, pos: int) -> int:

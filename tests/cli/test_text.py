@@ -233,7 +233,7 @@ def test_every_cut_of_a_term_is_refused():
     for end in range(len(whole)):
         with pytest.raises(VerbatimError):
             read(whole[:end])
-    with pytest.raises(VerbatimError, match="1 more byte"):
+    with pytest.raises(VerbatimError, match="1 byte more"):
         read(whole + b"\0")
 
 
