@@ -19,6 +19,7 @@ from port_server.protocol.framing import FrameReader, header
 from port_server.settings import Settings
 
 READ_BYTES = 1 << 16
+CONTEXT_CHARS = 60  # of a line, before the place of an error; half as many behind it
 SHOWN_BYTES = 32  # how much of a frame that is no term is shown
 
 
@@ -84,11 +85,14 @@ def _write_terms(reader: TermReader) -> bool:
 
 
 def _pointed_at(error: TextError) -> str:
+    """The line with a caret below the place, cut on the left where that is far to the right."""
     if not error.excerpt or error.column - 1 > len(error.excerpt):
         return ""
-    before = error.excerpt[: error.column - 1]
+    before, behind = error.excerpt[: error.column - 1], error.excerpt[error.column - 1 :]
+    if len(before) > CONTEXT_CHARS:
+        before = "..." + before[3 - CONTEXT_CHARS :]
     blank = "".join("\t" if char == "\t" else " " for char in before)
-    return f"\n    {error.excerpt}\n    {blank}^"
+    return f"\n    {before}{behind[: CONTEXT_CHARS // 2]}\n    {blank}^"
 
 
 def run_decode(*, elixir: bool = False) -> int:

@@ -86,6 +86,12 @@ def write_line(line: str) -> None:
         data = data[os.write(_STDERR_FD, data) :]
 
 
+def _in_order(_logger: Any, _method: str, record: Any) -> dict[str, Any]:
+    """What every record has comes first: people read these lines, too."""
+    first: dict[str, Any] = {name: record.pop(name) for name in ("timestamp", "level", "event")}
+    return first | record
+
+
 def _make_writer() -> Callable[[str, str, dict[str, Any]], None]:
     # Nothing is configured globally: the structlog of the code that people run here is theirs.
     import structlog  # noqa: PLC0415 - the whole point of this module
@@ -110,6 +116,7 @@ def _make_writer() -> Callable[[str, str, dict[str, Any]], None]:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _in_order,
             render,
         ],
         wrapper_class=structlog.BoundLogger,

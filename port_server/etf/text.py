@@ -292,6 +292,8 @@ def _escaped(match: re.Match[str]) -> str:
 def _hint(char: str, following: str) -> str:
     if char == "<" and following.isdigit():
         return " (a pid cannot be written as text)"
+    if char == ".":
+        return " (a full stop has white space behind it)"
     if char == "#":
         return " (a map is `#{key => value}`; references and funs cannot be written as text)"
     if char == "~":

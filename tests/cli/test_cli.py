@@ -373,7 +373,7 @@ def test_version_and_misuse():
 def test_the_start_path_imports_nothing_slow():
     """Cli and log add to what every Python has loaded at its start nothing but themselves."""
     code = (
-        "import os, sys; before = set(sys.modules)\n"
+        "import os, sys, port_server; before = set(sys.modules)\n"
         "import port_server.cli, port_server.log\n"
         "print(*sorted(set(sys.modules) - before))"
     )

@@ -153,6 +153,7 @@ def test_text_means_what_it_means_in_erlang(text, term):
         ("#Ref<0.1>.", 1, 1, "references and funs cannot be written"),
         ('~"abc".', 1, 1, 'a binary is <<"text">>'),
         ("a b.", 1, 3, "expected a full stop `.`"),
+        ("a.b.", 1, 2, "a full stop has white space behind it"),
         ("{a.\n", 1, 3, "(the `{` of line 1, column 1 is still open)"),
         ("{a", 1, 3, "found the end of the input (the `{` of line 1, column 1 is still open)"),
         ("a", 1, 2, "expected a full stop `.` (a dot, then white space), found the end"),
