@@ -66,6 +66,8 @@ def _pieces(segment: Segment) -> Iterable[tuple[int, int]]:
         encoded = _encoded(value, kind, little=little)
         return ((int.from_bytes(encoded), 8 * len(encoded)),)
     unit = 1 if segment.unit is None else segment.unit
+    if size is None and segment.unit is not None:
+        raise SegmentError("a unit needs a size in front of it: Value:Size/unit:Bits")
     if not 1 <= unit <= 256:
         raise SegmentError(f"a unit is between 1 and 256 bits, not {unit}")
     default = 64 if kind == "float" else 8

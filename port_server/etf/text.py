@@ -25,12 +25,17 @@ _NUMBER = re.compile(
     rf"({_DIGITS})(?:\#([0-9a-zA-Z]+(?:_[0-9a-zA-Z]+)*)|\.({_DIGITS})(?:[eE]([+-]?{_DIGITS}))?)?"
 )
 _NUMBER_MAY_GO_ON = re.compile(r"[._#eE]?[+-]?\Z")
-_QUOTED_RUN = {mark: re.compile(rf"(?:[^{mark}\\]|\\.)*", re.DOTALL) for mark in ('"', "'")}
+# `\^C` is one escape even where C is a backslash; the last branch waits for what C is.
+_QUOTED_RUN = {
+    mark: re.compile(rf"(?:[^{mark}\\]|\\[^^]|\\\^[@-\x7f]|\\\^(?=[^@-\x7f]))*", re.DOTALL)
+    for mark in ('"', "'")
+}
+_MAP_OPENS = re.compile(r"#[\x00-\x20\x7f-\xa0]*(\{?)")
 _ESCAPE = re.compile(
-    r"\\(?:x\{([0-9a-fA-F]+)\}|x([0-9a-fA-F]{2})|([0-7]{1,3})|\^(.)|(.))", re.DOTALL
+    r"\\(?:x\{([0-9a-fA-F]+)\}|x([0-9a-fA-F]{2})|([0-7]{1,3})|\^([@-\x7f])|(.))", re.DOTALL
 )
 _SIMPLE_ESCAPES = dict(zip("ntrbdefsv", "\n\t\r\b\x7f\x1b\f \v", strict=True))
-_PUNCTUATION = ("#{", "<<", ">>", "=>", ":=", *"[]{},|/:-+")
+_PUNCTUATION = ("<<", ">>", "=>", ":=", *"[]{},|/:-+")
 
 
 class TextError(ValueError):
@@ -158,13 +163,20 @@ class TermReader:
             if word in RESERVED:
                 self._fail(f"{word} is a reserved word; as an atom it is '{word}'", line, column)
             return Token("atom", Name(word), word, line, column)
+        match = _MAP_OPENS.match(buffer, pos)
+        if match:
+            if match[1]:
+                self._advance(match.end())
+                return Token("#{", None, "`#{`", line, column)
+            if match.end() == len(buffer) and not self._closed:
+                raise _Incomplete
         for mark in _PUNCTUATION:
             if buffer.startswith(mark, pos):
                 if mark == ":" and pos + 1 == len(buffer) and not self._closed:
                     raise _Incomplete
                 self._advance(pos + len(mark))
                 return Token(mark, None, f"`{mark}`", line, column)
-        if char in "#<>=" and pos + 1 == len(buffer) and not self._closed:
+        if char in "<>=" and pos + 1 == len(buffer) and not self._closed:
             raise _Incomplete
         self._advance(pos + 1)
         hint = _hint(char, buffer[pos + 1 : pos + 2])
@@ -284,7 +296,7 @@ def _escaped(match: re.Match[str]) -> str:
         return chr(int(octal, 8))
     if control:
         return chr(ord(control) & 31)
-    if char == "x":
+    if char in "x^":
         raise ValueError(char)
     return _SIMPLE_ESCAPES.get(char, char)
 

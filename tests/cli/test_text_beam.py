@@ -1,6 +1,7 @@
 """The same terms in the hands of the real BEAM: its text and ours, its parser and ours."""
 
 import base64
+import random
 import shutil
 import subprocess
 
@@ -9,8 +10,8 @@ from plain_terms import assortment
 
 from port_server.etf.elixir_text import format_elixir
 from port_server.etf.erlang_text import format_erlang
-from port_server.etf.text import parse
-from port_server.etf.verbatim import Name, Pairs, read, write
+from port_server.etf.text import TermReader, TextError, parse
+from port_server.etf.verbatim import Improper, Name, Pairs, read, write
 
 pytestmark = [
     pytest.mark.beam,
@@ -154,3 +155,109 @@ def test_we_read_what_the_beam_prints(verdicts):
         text = answer[0].decode()
         if shown_alike(read(answer[3])):
             assert format_erlang(parse(text)) == format_erlang(read(answer[3]))
+
+
+TOKENS = [
+    "#{",
+    "=>",
+    "<<",
+    ">>",
+    "a",
+    "'q'",
+    "1",
+    "2",
+    "1.5",
+    "$a",
+    '"s"',
+    "16#f",
+    " ",
+    "  ",
+    "utf8",
+]
+TOKENS += ["8", "float", "\n", "1_0", "_", "A", "end", "\\", "#", "2#1", "\\^", *"[]{},|.%-+/:'\""]
+VALUES = ["1", "-1", "300", "2.5", '"ab"', '"é"', "$a"]
+SIZES = ["", ":8", ":16", ":3", ":0", ":32"]
+TYPES = ["", "", "/little", "/utf8", "/float", "/signed-little", "/unit:8", "/utf16-little", "/big"]
+
+# In: texts in base64. Out: the term that Erlang's own scanner and parser make of each, or nothing.
+PARSER = r"""
+for line <- IO.stream(:stdio, :line) do
+  text = line |> String.trim() |> Base.decode64!() |> String.to_charlist()
+
+  with {:ok, tokens, _} <- :erl_scan.string(text ++ ' .\n'),
+       {:ok, term} <- :erl_parse.parse_term(tokens) do
+    IO.puts("x" <> Base.encode64(:erlang.term_to_binary(term)))
+  else
+    _ -> IO.puts("x")
+  end
+end
+"""
+
+
+def distorted(count=3000, seed=4):
+    """Give texts that are almost terms: token soup, odd binaries, good terms with a slip."""
+    draw = random.Random(seed)
+    good = [format_erlang(term) for term in assortment(200)]
+    good = [text for text in good if len(text) < 300]
+    for number in range(count):
+        if number % 3 == 0:
+            yield "".join(draw.choices(TOKENS, k=draw.randrange(1, 9)))
+        elif number % 3 == 1:
+            segments = (
+                draw.choice(VALUES) + draw.choice(SIZES) + draw.choice(TYPES)
+                for _ in range(draw.randrange(1, 3))
+            )
+            yield f"<<{','.join(segments)}>>"
+        else:
+            text = draw.choice(good)
+            at = draw.randrange(len(text) + 1)
+            yield text[:at] + draw.choice([*TOKENS, ""]) + text[at + draw.randrange(2) :]
+
+
+def only_term(text):
+    """Give the one term of a text, or None where it is refused or more than one."""
+    reader = TermReader()
+    reader.feed(text + " .\n")
+    reader.close()
+    try:
+        term = reader.next_term()
+        return None if reader.next_term() is not None else term
+    except TextError:
+        return None
+
+
+def in_any_order(term):
+    """Give something to compare by: types and values, and maps without their order."""
+    if isinstance(term, Pairs):
+        return sorted(repr((in_any_order(key), in_any_order(value))) for key, value in term)
+    if isinstance(term, Improper):
+        return (in_any_order(term.items), in_any_order(term.tail))
+    if type(term) in (list, tuple):
+        return (type(term), [in_any_order(item) for item in term])
+    return repr(term)
+
+
+def test_we_take_and_refuse_what_erlang_does(tmp_path):
+    """Thousands of slips: what Erlang refuses we refuse, what it takes we take as the same term."""
+    script = tmp_path / "parser.exs"
+    script.write_text(PARSER, encoding="utf-8")
+    texts = list(distorted())
+    done = subprocess.run(
+        ["elixir", str(script)],
+        input="".join(base64.b64encode(text.encode()).decode() + "\n" for text in texts),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    answers = [base64.b64decode(line[1:]) for line in done.stdout.splitlines()]
+    assert len(answers) == len(texts)
+    assert sum(answer != b"" for answer in answers) > 500
+    wrong = []
+    for text, answer in zip(texts, answers, strict=True):
+        theirs = in_any_order(read(answer)) if answer else None
+        term = only_term(text)
+        ours = None if term is None else in_any_order(term)
+        if ours != theirs:
+            wrong.append((text, theirs, ours))
+    assert wrong == []
