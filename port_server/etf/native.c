@@ -834,11 +834,10 @@ read_big(Reader *r, const unsigned char *begin, int width)
         return NULL;
     }
     if (size <= 8) {
-        uint64_t small = 0;
-        Py_ssize_t i;
-        for (i = 0; i < size; i++) {
-            small |= (uint64_t)p[i] << (8 * i);
-        }
+        uint64_t small = size == 0 ? 0 : word_at(p, r->end, size);
+#if PY_BIG_ENDIAN
+        small = size == 0 ? 0 : __builtin_bswap64(small) >> (64 - 8 * size);
+#endif
         if (!sign) {
             return PyLong_FromUnsignedLongLong(small);
         }
@@ -892,6 +891,38 @@ read_bits(Reader *r, const unsigned char *begin, int as_key)
     return value;
 }
 
+/* Reads an item of a container; the common leaves without a call. */
+static inline PyObject *
+read_part(Reader *r, int as_key)
+{
+    const unsigned char *p = r->p;
+    if (LIKELY(left(r) >= 9)) {
+        switch (p[0]) {
+        case SMALL_INTEGER_EXT:
+            r->p = p + 2;
+            return Py_NewRef(r->st->small_ints[p[1]]);
+        case INTEGER_EXT:
+            r->p = p + 5;
+            return PyLong_FromLong((int32_t)be32(p + 1));
+        case NEW_FLOAT_EXT:
+            r->p = p + 9;
+            return float_of(r, p, be64(p + 1));
+        case BINARY_EXT:
+            if (LIKELY(r->binary_as == AS_STR && !as_key)) {
+                Py_ssize_t size = (Py_ssize_t)be32(p + 1);
+                if (LIKELY(size <= left(r) - 5)) {
+                    r->p = p + 5 + size;
+                    return text_of(r, p, p + 5, size);
+                }
+            }
+            break;
+        default:
+            break;
+        }
+    }
+    return read_value(r, as_key);
+}
+
 static PyObject *
 read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
 {
@@ -906,7 +937,7 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
     for (i = 0; i < count; i++) {
         PyObject *item;
         r->owed--;
-        item = read_value(r, as_key);
+        item = read_part(r, as_key);
         if (UNLIKELY(item == NULL)) {
             failure_step_index(&r->failure, i);
             Py_DECREF(tuple);
@@ -941,28 +972,21 @@ read_string(Reader *r, int as_key)
     return as_key ? frozen(r, list) : list;
 }
 
-/* Whether `count` NEW_FLOAT_EXT and a NIL_EXT come next. */
-static int
-only_floats(const Reader *r, Py_ssize_t count)
+/* Whether `count` NEW_FLOAT_EXT and a NIL_EXT may come next: a first look, at the ends. */
+static inline int
+may_be_floats(const Reader *r, Py_ssize_t count)
 {
     const unsigned char *p = r->p;
-    Py_ssize_t i;
-    if (count < 1 || count > (left(r) - 1) / 9 || p[count * 9] != NIL_EXT) {
-        return 0;
-    }
-    for (i = 0; i < count; i++) {
-        if (p[i * 9] != NEW_FLOAT_EXT) {
-            return 0;
-        }
-    }
-    return 1;
+    return count >= 1 && count <= (left(r) - 1) / 9 && p[0] == NEW_FLOAT_EXT &&
+           p[(count - 1) * 9] == NEW_FLOAT_EXT && p[count * 9] == NIL_EXT;
 }
 
+/* NULL without a failure: it is an ordinary list. */
 static PyObject *
 read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
 {
     State *st = r->st;
-    const unsigned char *p = take(r, count * 9 + 1) + 1;
+    const unsigned char *p = r->p;
     PyObject *raw, *view, *doubles;
     char *out;
     uint64_t bad = 0;
@@ -972,12 +996,17 @@ read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
         return NULL;
     }
     out = PyByteArray_AsString(raw);
-    for (i = 0; i < count; i++, p += 9) {
-        uint64_t bits = be64(p);
+    for (i = 0; i < count && p[0] == NEW_FLOAT_EXT; i++, p += 9) {
+        uint64_t bits = be64(p + 1);
         /* Adding one to an exponent of all ones carries into the sign's place. */
         bad |= (bits & 0x7FF0000000000000ULL) + 0x0010000000000000ULL;
         memcpy(out + i * 8, &bits, 8);
     }
+    if (i < count) { /* not all of them are floats after all */
+        Py_DECREF(raw);
+        return NULL;
+    }
+    r->p = p + 1;
     if (bad & 0x8000000000000000ULL) {
         Py_DECREF(raw);
         return fail(r, begin, "", "a float that is not finite; the BEAM has none");
@@ -999,38 +1028,6 @@ read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
         return array;
     }
     return doubles;
-}
-
-/* Reads an item of a container; the common leaves without a call. */
-static inline PyObject *
-read_part(Reader *r, int as_key)
-{
-    const unsigned char *p = r->p;
-    if (LIKELY(left(r) >= 9)) {
-        switch (p[0]) {
-        case SMALL_INTEGER_EXT:
-            r->p = p + 2;
-            return Py_NewRef(r->st->small_ints[p[1]]);
-        case INTEGER_EXT:
-            r->p = p + 5;
-            return PyLong_FromLong((int32_t)be32(p + 1));
-        case NEW_FLOAT_EXT:
-            r->p = p + 9;
-            return float_of(r, p, be64(p + 1));
-        case BINARY_EXT:
-            if (LIKELY(r->binary_as == AS_STR && !as_key)) {
-                Py_ssize_t size = (Py_ssize_t)be32(p + 1);
-                if (LIKELY(size <= left(r) - 5)) {
-                    r->p = p + 5 + size;
-                    return text_of(r, p, p + 5, size);
-                }
-            }
-            break;
-        default:
-            break;
-        }
-    }
-    return read_value(r, as_key);
 }
 
 /* Reads `count` items into list[from:], which exist already. */
@@ -1066,9 +1063,12 @@ read_list(Reader *r, const unsigned char *begin, int as_key)
             goto error;
         }
         if (list == NULL) {
-            if (r->floats_as != FLOATS_LIST && !as_key && only_floats(r, count)) {
-                r->depth--;
-                return read_typed_floats(r, begin, count);
+            if (r->floats_as != FLOATS_LIST && !as_key && may_be_floats(r, count)) {
+                value = read_typed_floats(r, begin, count);
+                if (value != NULL || r->failure.reason != NULL || PyErr_Occurred()) {
+                    r->depth--;
+                    return value;
+                }
             }
             if (announce(r, count, 1) < 0 || (list = PyList_New(count)) == NULL) {
                 goto error;
@@ -1283,6 +1283,10 @@ read_map(Reader *r, const unsigned char *begin, int as_key)
     int is_struct = 0, again = 0;
     if (enter(r, begin) < 0 || (count = take_length(r, 4)) < 0) {
         return NULL;
+    }
+    if (count == 0 && !as_key) {
+        r->depth--;
+        return PyDict_New();
     }
     if (count == 2 && !r->plain_structs) {
         value = try_port_bytes(r);
