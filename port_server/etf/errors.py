@@ -51,6 +51,16 @@ def path_of(steps: Sequence[object]) -> str:
     return "".join(spelt)
 
 
+class _Key:
+    """The step of a path that leads into a key itself."""
+
+    def __repr__(self) -> str:
+        return "(a key)"
+
+
+KEY = _Key()
+
+
 class EtfError(ValueError):
     """A value that could not cross.
 
@@ -120,3 +130,14 @@ def decode_error(
 def encode_error(reason: str, remedy: str, steps: list[object]) -> EncodeError:
     """Build the error for `steps`, which a codec collected from the bad value up to the root."""
     return EncodeError(reason, remedy, path=path_of(steps[::-1]))
+
+
+def hook_failed(what: str, error: Exception) -> tuple[str, str]:
+    """Say, as reason and remedy, that a conversion of a `what` raised `error`."""
+    if isinstance(error, EtfError):
+        return error.reason, error.remedy
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        text = type(error).__name__
+    return f"a {what.removeprefix('Elixir.')} could not be converted: {text}", ""

@@ -13,7 +13,7 @@ import sys
 import erlang
 
 from . import structs
-from .errors import EtfError, decode_error, show
+from .errors import KEY, decode_error, hook_failed, show
 from .fallback_encode import (
     DEFAULT_MAX_DEPTH,
     MAX_DEPTH_CEILING,
@@ -386,25 +386,9 @@ class _Reader:
             return Struct(module, fields)
         try:
             value = convert(fields)
-        except EtfError:
-            raise
         except Exception as error:
-            bad = BadTermError(
-                f"this {module.removeprefix('Elixir.')} could not be read: "
-                f"{type(error).__name__}: {error}",
-                "",
-                begin,
-            )
-            raise bad from error
+            raise BadTermError(*hook_failed(module, error), begin) from error
         return frozenset(value) if as_key and type(value) is set else value
-
-
-class _Key:
-    def __repr__(self) -> str:
-        return "(a key)"
-
-
-KEY = _Key()
 
 
 def _read(
@@ -455,6 +439,7 @@ def _read(
 
 def decode(
     buffer: Any,
+    /,
     *,
     binary_as: str = "str",
     floats_as: str = "list",
@@ -468,6 +453,7 @@ def decode(
 def read_term(
     buffer: Any,
     offset: int,
+    /,
     *,
     binary_as: str = "str",
     floats_as: str = "list",

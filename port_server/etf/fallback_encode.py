@@ -11,7 +11,7 @@ import sys
 import erlang
 
 from . import structs
-from .errors import EtfError, encode_error, path_of, show
+from .errors import EtfError, encode_error, hook_failed, path_of, show
 from .mapping import name_of, resolve
 from .terms import Atom, BitString, FrozenList, ImproperList, LocalTerm, Opaque, Struct
 
@@ -133,20 +133,17 @@ class _Writer:
             self.other(value, depth)
 
     def other(self, value: Any, depth: int) -> None:
-        if depth >= self.max_depth:
-            raise self.too_deep()
+        write = self.base(value)
+        # A metaclass may mean an enum, and a registered subtype of a built-in goes first.
         plain = type(type(value)) is type and not structs.registered_builtin_subtypes
+        if write is not None and plain:
+            write(depth)
+            return
         try:
-            mapped = NotImplemented if plain and self.base(value) else resolve(value)
-        except EtfError:
-            raise
+            mapped = resolve(value)
         except Exception as error:
-            bad = BadTermError(
-                f"a {name_of(value)} failed to give its value: {type(error).__name__}: {error}"
-            )
-            raise bad from error
+            raise BadTermError(*hook_failed(name_of(value), error)) from error
         if mapped is NotImplemented:
-            write = self.base(value)
             if write is not None:
                 write(depth)
                 return
@@ -156,6 +153,8 @@ class _Writer:
                     "Convert it, or register its type with port_server.etf.register",
                 )
             mapped = self.default(value)
+        if depth >= self.max_depth:
+            raise self.too_deep()
         self.term(mapped, depth + 1)
 
     def base(self, value: Any) -> Callable[[int], None] | None:
@@ -325,6 +324,7 @@ def _write(
 
 def encode(
     value: Any,
+    /,
     *,
     head: bytes | bytearray | memoryview = b"\x83",
     default: Callable[[Any], Any] | None = None,
@@ -337,6 +337,7 @@ def encode(
 
 def encode_parts(
     value: Any,
+    /,
     *,
     head: bytes | bytearray | memoryview = b"\x83",
     default: Callable[[Any], Any] | None = None,

@@ -7,6 +7,7 @@ from typing_extensions import Buffer
 
 def decode(
     buffer: Buffer,
+    /,
     *,
     binary_as: str = "str",
     floats_as: str = "list",
@@ -16,6 +17,7 @@ def decode(
 def read_term(
     buffer: Buffer,
     offset: int,
+    /,
     *,
     binary_as: str = "str",
     floats_as: str = "list",
@@ -24,6 +26,7 @@ def read_term(
 ) -> tuple[Any, int]: ...
 def encode(
     value: Any,
+    /,
     *,
     head: bytes | bytearray | memoryview = b"\x83",
     default: Callable[[Any], Any] | None = None,
@@ -32,6 +35,7 @@ def encode(
 ) -> bytes: ...
 def encode_parts(
     value: Any,
+    /,
     *,
     head: bytes | bytearray | memoryview = b"\x83",
     default: Callable[[Any], Any] | None = None,

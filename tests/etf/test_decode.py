@@ -343,7 +343,7 @@ def test_a_struct_that_cannot_be_read_is_a_decode_error(codec):
     """A month 13 is an error with a path; a year Python has not stays a Struct."""
     iso = atom("Elixir.Calendar.ISO")
     bad = struct("Date", calendar=iso, year=b"a\1", month=b"a\x0d", day=b"a\1")
-    with pytest.raises(DecodeError, match=r"this Date could not be read: ValueError"):
+    with pytest.raises(DecodeError, match=r"a Date could not be converted: ValueError"):
         codec.decode(bad)
     early = struct("Date", calendar=iso, year=b"b" + b"\xff" * 4, month=b"a\1", day=b"a\1")
     assert type(codec.decode(early)) is Struct
