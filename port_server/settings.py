@@ -61,7 +61,7 @@ class Settings:
     """Longest time a finished reply waits for others of its batch, in microseconds."""
 
     output_batch_bytes: int
-    """Printed text is sent when this much is pending: 1,000 small prints are a handful of frames."""
+    """Printed text is sent when this much waits: 1,000 small prints are a handful of frames."""
 
     output_delay_ms: int
     """Text printed this long after what is pending goes out together with it at once, so that a

@@ -87,7 +87,7 @@ class Server:
         except FramingError as error:
             self._say_goodbye(failure.describe_value_error("protocol", error))
             return 1
-        if not self.channel.reader.at_boundary and self._signalled is None:
+        if not self.channel.reader.between and self._signalled is None:
             from port_server import log  # noqa: PLC0415  structlog is not for the start path
 
             log.warning("input_ended_inside_a_frame", missing_bytes=self.channel.reader.missing)
@@ -106,8 +106,6 @@ class Server:
             if frames is None:
                 return
             dispatch(frames)
-            if channel.held:
-                channel.write_out()
 
     # --- beginning ------------------------------------------------------------------------------
 
@@ -130,7 +128,6 @@ class Server:
         self.channel.hold([messages.hello(_info())])
         self.channel.write_out()
         self.dispatcher.dispatch(frames)
-        self.channel.write_out()
 
     def _heed(self, init: Init) -> None:
         if init.version != PROTOCOL_VERSION:
@@ -279,7 +276,7 @@ def _libc() -> str:
     except (ValueError, OSError):
         pass
     try:
-        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""
+        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
     except OSError:
         return ""
 
