@@ -79,8 +79,8 @@ class Settings:
     document as its text, and errors end up in logs."""
 
     exit_grace_ms: int
-    """How long user threads may take to end when the server leaves; then it leaves without them.
-    The owner of the port waits for nobody longer than its own grace, a second by default."""
+    """How long user threads and children may take to end when the server leaves; then it leaves
+    without them. The owner of the port has a grace of its own, a second by default."""
 
     def __init__(
         self,

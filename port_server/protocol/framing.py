@@ -44,7 +44,7 @@ class FrameReader:
     it are still returned, then `refusal` is set, and more input raises it.
 
     Attributes:
-        between: whether the stream could end here without cutting a frame.
+        between: the same as `at_boundary`, for the shell's hot path.
     """
 
     __slots__ = (
@@ -124,6 +124,11 @@ class FrameReader:
     def missing(self) -> int:
         """How many bytes the current frame still lacks; 0 between frames or within a header."""
         return 0 if self._body is None else len(self._body) - self._fill
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether the stream could end here without cutting a frame."""
+        return self.between
 
     def _resume(self, data: bytes, frames: list[Frame]) -> bytes:
         """Finish what was begun; return the bytes that belong to later frames."""

@@ -195,7 +195,14 @@ class MainLane:
         if self._stdio.forked:
             leave_child(None)
         streams = self._streams
-        if sys.stdout is not streams.stdout or sys.stderr is not streams.stderr:
+        try:
+            if (
+                sys.stdout is not streams.stdout
+                or sys.stderr is not streams.stderr
+                or sys.stdin is not streams.stdin
+            ):
+                streams.install()
+        except AttributeError:  # `del sys.stdout`
             streams.install()
         return parts
 
@@ -259,7 +266,9 @@ class MainLane:
         elif isinstance(error, DecodeError) and step not in ("run", "result"):
             kind = "protocol" if step in ("options", "code", "target") else "decode"
             description = failure.describe_value_error(kind, error.at(step))
-        elif isinstance(error, (NamespaceError, TargetError)):
+        elif isinstance(error, TargetError):
+            description = failure.describe_value_error("protocol", error)
+        elif isinstance(error, NamespaceError):
             description = failure.describe_value_error("decode", error)
         elif isinstance(error, EncodeError) and step == "result":
             description = failure.describe_value_error("encode", self._about_size(error))

@@ -6,8 +6,8 @@ import faulthandler
 import os
 import signal
 import sys
-import threading
-from time import monotonic
+from _thread import start_new_thread
+from time import sleep
 
 from port_server.etf import Atom, codec_name, set_templates
 from port_server.protocol import messages
@@ -102,10 +102,19 @@ class Server:
         read = channel.read
         dispatch = self.dispatcher.dispatch
         while not (self.dispatcher.stopping or channel.gone):
-            frames = read()
-            if frames is None:
-                return
-            dispatch(frames)
+            try:
+                frames = read()
+                if frames is None:
+                    return
+                dispatch(frames)
+                # Or they would live through the next read, and their buffer could not be used for it.
+                frames = None
+            except FramingError:
+                raise
+            except BaseException as error:
+                # A signal handler or a trace function that user code left behind. Nothing of ours
+                # raises here; what was read and written is not touched by it.
+                self._log_stray(error)
 
     # --- beginning ------------------------------------------------------------------------------
 
@@ -190,14 +199,21 @@ class Server:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.output.open:
             raise KeyboardInterrupt
-        if self.stdio.forked:
-            os._exit(128 + number)
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
 
     def _in_child(self) -> None:
         self.output.open = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_DFL)
+
+    @staticmethod
+    def _log_stray(error: BaseException) -> None:
+        from port_server import log  # noqa: PLC0415  structlog is not for the start path
+
+        log.error("stray_exception", type=failure.type_name(error), message=str(error))
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -220,7 +236,7 @@ def serve() -> int:
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms
-    _let_threads_end(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
+    _leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
     return status
 
 
@@ -281,13 +297,14 @@ def _libc() -> str:
         return ""
 
 
-def _let_threads_end(grace_ms: int, status: int) -> None:
-    """Give threads of user code their time; if one is still there, end the process without it."""
-    deadline = monotonic() + grace_ms / 1000
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join(max(0.0, deadline - monotonic()))
-            if thread.is_alive():
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+def _leave_in_time(grace_ms: int, status: int) -> None:
+    """See to it that the process ends, whatever user code left running.
+
+    Python waits at its end for threads, and multiprocessing for children, without a limit.
+    """
+
+    def wait() -> None:
+        sleep(grace_ms / 1000)
+        os._exit(status)
+
+    start_new_thread(wait, ())
