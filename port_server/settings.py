@@ -61,7 +61,7 @@ class Settings:
     """Longest time a finished reply waits for others of its batch, in microseconds."""
 
     output_batch_bytes: int
-    """Printed text is sent when this much is pending: 1,000 small prints are a handful of frames."""
+    """Printed text is sent when this much waits: 1,000 small prints are a handful of frames."""
 
     output_delay_ms: int
     """Text printed this long after what is pending goes out together with it at once, so that a
@@ -79,8 +79,8 @@ class Settings:
     document as its text, and errors end up in logs."""
 
     exit_grace_ms: int
-    """How long user threads may take to end when the server leaves; then it leaves without them.
-    The owner of the port waits for nobody longer than its own grace, a second by default."""
+    """How long user threads and children may take to end when the server leaves; then it leaves
+    without them. The owner of the port has a grace of its own, a second by default."""
 
     def __init__(
         self,

@@ -1,1 +1,1 @@
-"""The wire: bytes in, frames and messages out. No I/O, no clock, no thread; nothing of `runtime`."""
+"""The wire: bytes in, frames and messages out. No I/O, no clock, no thread, no `runtime`."""

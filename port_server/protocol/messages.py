@@ -26,10 +26,8 @@ LONGEST_ID: Final = 255
 # most 255 bytes has in its length. The byte after is the length, the id follows.
 EVAL_PREFIX: Final = b"\x83h\x05w\x04evalm\0\0\0"
 CALL_PREFIX: Final = b"\x83h\x06w\x04callm\0\0\0"
-REQUEST_PREFIXES: Final = (EVAL_PREFIX, CALL_PREFIX)
 ID_LENGTH_AT: Final = 13  # len of both
 ID_TERM_AT: Final = 9  # the tag of the BINARY_EXT
-LONGEST_PREFIX: Final = 14 + LONGEST_ID
 
 OK_HEAD: Final = b"\x83h\x03w\x02ok"
 ERROR_HEAD: Final = b"\x83h\x03w\x05error"
@@ -42,14 +40,14 @@ ARITIES: Final = {
     "ping": 2,
     "shutdown": 2,
 }
-# Words that the protocol has and this server does not serve yet: an honest answer instead of "unknown".
+# Words that the protocol has and this server does not serve yet: an honest answer.
 RESERVED: Final = frozenset(("credit", "ack", "answer", "open_session", "close_session", "release"))
 # Words whose second element is no id of a request.
 WITHOUT_ID: Final = frozenset(("init", "shutdown", "close_session", "release", "answer"))
 
 
 class ProtocolError(ValueError):
-    """A frame that is no message. `id_term` is the id it carries as the bytes of its term, if any."""
+    """A frame that is no message. `id_term` is its id as the bytes of its term, if it has one."""
 
     def __init__(self, reason: str, id_term: bytes | None = None) -> None:
         super().__init__(reason)
@@ -59,10 +57,10 @@ class ProtocolError(ValueError):
 class Message:
     """One message that is not on the hot path: equal by value, printable, otherwise inert."""
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._fields() == other._fields()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._fields() == other._fields()
 
     def __hash__(self) -> int:
         return hash(self._fields())
@@ -204,16 +202,16 @@ def _tuple_header(frame: Frame) -> tuple[int, int]:
 
 def _id(frame: Frame, at: int, kind: str) -> tuple[bytes, int]:
     try:
-        id, at = read_term(frame, at, binary_as="bytes")
+        name, at = read_term(frame, at, binary_as="bytes")
     except DecodeError as error:
         raise ProtocolError(f"the id of {kind!s} cannot be read: {error}") from None
-    if type(id) is not bytes or len(id) > LONGEST_ID:
+    if type(name) is not bytes or len(name) > LONGEST_ID:
         if isinstance(kind, Atom) and kind not in ARITIES and kind not in RESERVED:
             raise ProtocolError(f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})")
         raise ProtocolError(
-            f"the id of {kind!s} is a binary of at most {LONGEST_ID} bytes, not {_shown(id)}"
+            f"the id of {kind!s} is a binary of at most {LONGEST_ID} bytes, not {_shown(name)}"
         )
-    return id_term_of(id), at
+    return id_term_of(name), at
 
 
 def _end(frame: Frame, at: int, kind: str, id_term: bytes | None) -> None:

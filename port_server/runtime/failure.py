@@ -1,4 +1,4 @@
-"""Exception -> error description: plain dicts, lists and strings, as section "Errors" of the protocol has them.
+"""Exception -> error description: the map that docs/protocol.md calls an error map.
 
 traceback (8 to 10 ms) is imported on the first failure only. The server's own frames are left
 out everywhere. Nothing that user code did may make this raise: an exception whose `__str__` fails

@@ -1,8 +1,8 @@
 """sys.stdout and sys.stderr per request, and a stdin that explains itself.
 
 What the running request prints in the main thread is collected, and handed on in batches through
-`emit`, which the server provides; everything else goes to fd 2. Threads, tasks and a window come later and
-change `Output._mine` and `Output._hand_on` only.
+`emit`, which the server provides; everything else goes to fd 2. Where a print belongs is decided
+in `Output.write` alone: threads, tasks and a window come later, and there.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Output:
 
 
 def write_to_stderr(text: bytes) -> None:
-    """Write to fd 2, whoever has it; a closed one loses the text, because there is no one to tell."""
+    """Write to fd 2, whoever has it. If it is closed the text is lost: there is no one to tell."""
     try:
         while text:
             text = text[os.write(STDERR_FD, text) :]
@@ -138,7 +138,7 @@ class _Bytes(io.RawIOBase):
 
 
 class TextStream(io.TextIOBase):
-    """`sys.stdout` or `sys.stderr`: a text stream like any other, that never blocks on a closed end.
+    """`sys.stdout` or `sys.stderr`: a text stream like any other, that cannot be closed.
 
     `fileno()` is the real fd, which leads to the server's stderr, so that a child process that
     gets it as its stdout writes where output outside of requests goes.

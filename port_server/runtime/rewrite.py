@@ -144,19 +144,21 @@ def as_function(body: list[Any], names: set[str], *, is_async: bool, value: bool
             inner[-1] = placed(_ast.Return(value=tail.value), tail)
     if names:
         inner.insert(0, placed(_ast.Global(names=sorted(names)), first))
-    function = (_ast.AsyncFunctionDef if is_async else _ast.FunctionDef)(
-        name="<module>",
-        args=_ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[]),
-        body=inner or [placed(_ast.Pass(), first)],
-        decorator_list=[],
-        **({"type_params": []} if sys.version_info >= (3, 12) else {}),
-    )
+    parts: dict[str, Any] = {
+        "name": "<module>",
+        "args": _ast.arguments(posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[]),
+        "body": inner or [placed(_ast.Pass(), first)],
+        "decorator_list": [],
+    }
+    if sys.version_info >= (3, 12):
+        parts["type_params"] = []
+    function = (_ast.AsyncFunctionDef if is_async else _ast.FunctionDef)(**parts)
     return _ast.Module(body=[*future, placed(function, first)], type_ignores=[])
 
 
 def _without_annotation(statement: Any) -> Any:
-    # "annotated name 'x' can't be global": `x: int = 1` becomes `x = 1`, and `x: int` nothing. Blocks
-    # inside of the snippet's own scope are gone through as well, functions and classes are not.
+    # "annotated name 'x' can't be global": `x: int = 1` becomes `x = 1`, and `x: int` nothing.
+    # Blocks in the snippet's own scope are gone through as well, functions and classes are not.
     if isinstance(statement, _ast.AnnAssign) and isinstance(statement.target, _ast.Name):
         if statement.value is None:
             return placed(_ast.Pass(), statement)

@@ -9,13 +9,16 @@ land in the namespace all the same.
 from __future__ import annotations
 
 import _ast
+from _functools import partial  # type: ignore[import-not-found]  # functools costs 2 ms
 from binascii import crc32
 
 from . import rewrite
 from .sources import Source, source_of
+from .timed import Timed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import CodeType
     from typing import Any, Final, TypeAlias
 
@@ -32,10 +35,10 @@ _ONLY_AST: Final = 0x400
 # All the flags of __future__ imports, from code.h: they must reach the last expression as well.
 _FUTURE_FLAGS: Final = 0x1FE0000
 
-_Function: Final = type(rewrite.children)
+_Function: Final[Any] = type(rewrite.children)  # types.FunctionType, without its module
 
 
-class Snippet:
+class Snippet(Timed):
     """Code that can be run in any namespace.
 
     Attributes:
@@ -43,7 +46,8 @@ class Snippet:
         source: the file it belongs to, for tracebacks; `__loader__` of its namespaces.
         line: where it begins there.
         text: its source.
-        quick: whether it has never been seen to take long, None before it ran; see `server.lanes`.
+        run: takes a namespace and gives the value or, unless it is plain, what is to be driven to
+            get one.
         special_line: the line of the `yield` or `await` that makes it other than plain, else 0.
     """
 
@@ -53,7 +57,7 @@ class Snippet:
         "_tail",
         "kind",
         "line",
-        "quick",
+        "run",
         "source",
         "special_line",
         "text",
@@ -71,18 +75,20 @@ class Snippet:
         function: CodeType | None = None,
         special_line: int = 0,
     ) -> None:
+        super().__init__()
         self.source = source
         self.line = line
         self.text = text
         self.kind = kind
         self.special_line = special_line
-        self.quick: bool | None = None
         self._body = body
         self._tail = tail
         self._function = function
+        self.run: Callable[[dict[str, Any]], Any] = self._run
+        if tail is not None and body is None:
+            self.run = partial(eval, tail)  # an expression alone: no Python frame in between
 
-    def run(self, namespace: dict[str, Any]) -> Any:
-        """Run it; give its value or, unless it is plain, what is to be driven to get one."""
+    def _run(self, namespace: dict[str, Any]) -> Any:
         if self._body is not None:
             exec(self._body, namespace)  # noqa: S102  it is what this is for
         if self._tail is not None:

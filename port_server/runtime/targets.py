@@ -1,10 +1,13 @@
-"""What a call names: `module.sub:qual.name` -> the callable, looked up anew each time, because
-modules are reloaded and attributes patched. Imports the module; does not call anything.
+"""What a call names: `module.sub:qual.name` -> the callable. Imports the module, calls nothing.
+
+Looked up anew each time, because modules are reloaded and attributes patched.
 """
 
 from __future__ import annotations
 
 import sys
+
+from .timed import Timed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -15,15 +18,16 @@ _LIMIT: Final = 1024
 
 
 class TargetError(ValueError):
-    """A target of the wrong shape. What does not exist is Python's own ImportError or AttributeError."""
+    """A target of the wrong shape. One that does not exist is an ImportError or AttributeError."""
 
 
-class Target:
-    """A parsed target. `quick` as in Snippet."""
+class Target(Timed):
+    """A parsed target."""
 
-    __slots__ = ("_module", "_names", "quick")
+    __slots__ = ("_module", "_names")
 
     def __init__(self, text: str) -> None:
+        super().__init__()
         module, colon, name = text.partition(":")
         if not colon or not module or not name or "" in name.split("."):
             raise TargetError(
@@ -31,7 +35,6 @@ class Target:
             )
         self._module = module
         self._names = name.split(".")
-        self.quick: bool | None = None
 
     def find(self) -> Any:
         """Give what it names.

@@ -1,3 +1,1 @@
-"""The I/O shell: file descriptors, signals, the loop. What is asked stands in `protocol`, what is
-done in `runtime`.
-"""
+"""The I/O shell: file descriptors, signals, the loop. What is done with a request: `runtime`."""

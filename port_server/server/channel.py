@@ -7,13 +7,12 @@ a signal interrupted; a write that took only a part goes on with the rest.
 from __future__ import annotations
 
 import os
-from select import POLLIN, poll
+from select import POLLIN, POLLOUT, poll
 
-from port_server.protocol.framing import HEADER_BYTES, FrameReader
+from port_server.protocol.framing import FrameReader, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import Final
 
     from port_server.protocol.framing import Frame
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 _DIRECT_BYTES: Final = 1 << 15
 # Up to here a header is joined to its frame: copying is cheaper than one more buffer to write.
 _JOINED_BYTES: Final = 1 << 14
+# What one writev takes on Linux.
+_MOST_BUFFERS: Final = 1024
 
 
 class Channel:
@@ -71,7 +72,7 @@ class Channel:
         if reader.refusal is not None:
             raise reader.refusal
         try:
-            if reader.missing < _DIRECT_BYTES:
+            if reader.between or reader.missing < _DIRECT_BYTES:
                 data = os.read(self._stdio.reads, self._read_bytes)
                 return reader.feed(data) if data else None
             room = reader.room()
@@ -90,14 +91,30 @@ class Channel:
         """Tell whether `read` would return at once."""
         return self._wait(0)
 
-    def hold(self, parts: Sequence[Part]) -> None:
+    def send(self, parts: list[Part]) -> None:
+        """Write a frame, in parts, and everything that is held before it."""
+        if len(parts) == 1 and not self.held and len(parts[0]) <= _JOINED_BYTES:
+            part = parts[0]
+            frame = header(len(part)) + part
+            if self.gone:
+                return
+            try:
+                count = os.write(self._stdio.writes, frame)
+                if count != len(frame):
+                    self._write_rest([frame], count)
+            except OSError:
+                self._lose()
+            return
+        self.hold(parts)
+        self.write_out()
+
+    def hold(self, parts: list[Part]) -> None:
         """Take a frame, in parts, to be written with the next `write_out`."""
-        first = parts[0]
-        size = len(first) if len(parts) == 1 else sum(map(len, parts))
-        if size == len(first) <= _JOINED_BYTES:
-            self.held.append(size.to_bytes(HEADER_BYTES, "big") + first)
+        size = sum(map(len, parts))
+        if len(parts) == 1 and size <= _JOINED_BYTES:
+            self.held.append(header(size) + parts[0])
         else:
-            self.held.append(size.to_bytes(HEADER_BYTES, "big"))
+            self.held.append(header(size))
             self.held += parts
         self._held_bytes += size
         # A large frame leaves at once: its parts may be buffers that user code goes on to change.
@@ -109,20 +126,18 @@ class Channel:
         parts, self.held, self._held_bytes = self.held, [], 0
         if self.gone or not parts:
             return
-        fd = self._stdio.writes
         try:
-            if len(parts) == 1:
-                part = parts[0]
-                count = os.write(fd, part)
-                if count != len(part):
-                    self._write_rest(fd, parts, count)
-            else:
-                self._write_rest(fd, parts, 0)
+            self._write_rest(parts, 0)
         except OSError:
-            # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
-            self.gone = True
+            self._lose()
 
-    def _write_rest(self, fd: int, parts: list[Part], count: int) -> None:
+    def _lose(self) -> None:
+        # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
+        self.gone = True
+        self.held = []
+
+    def _write_rest(self, parts: list[Part], count: int) -> None:
+        fd = self._stdio.writes
         while True:
             done = 0
             while done < len(parts) and count >= len(parts[done]):
@@ -134,8 +149,7 @@ class Channel:
             if count:
                 parts[0] = memoryview(parts[0])[count:]
             try:
-                # One call takes at most 1,024 buffers.
-                count = os.writev(fd, parts[:1024])
+                count = os.writev(fd, parts[:_MOST_BUFFERS])
             except BlockingIOError:
                 self._wait_writable(fd)
                 count = 0
@@ -149,8 +163,6 @@ class Channel:
 
     @staticmethod
     def _wait_writable(fd: int) -> None:
-        from select import POLLOUT  # noqa: PLC0415  next to never needed
-
         waiting = poll()
         waiting.register(fd, POLLOUT)
         waiting.poll()

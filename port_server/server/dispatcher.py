@@ -1,9 +1,9 @@
-"""Message -> action. Knows the order of things: control frames of a batch first, then its requests."""
+"""Message -> action. Knows the order: control frames of a batch first, then its requests."""
 
 from __future__ import annotations
 
 import os
-from _collections import deque  # collections itself costs 2 ms
+from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
 from time import monotonic
 
 from port_server.protocol import messages
@@ -13,8 +13,6 @@ from port_server.protocol.messages import (
     EVAL_PREFIX,
     ID_LENGTH_AT,
     ID_TERM_AT,
-    LONGEST_PREFIX,
-    REQUEST_PREFIXES,
     Cancel,
     Init,
     Ping,
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .lanes import MainLane
 
-    # (frame, kind, id term, where its body begins)
-    Queued = tuple[Frame, str, bytes, int]
+    # (frame, kind, id term, where its body begins, when it was read)
+    Queued = tuple[Frame, str, bytes, int, float]
 
 _BODY_AT: Final = ID_LENGTH_AT + 1
 # A request that took this long may have left cancels in the pipe for those that were read with it.
@@ -74,32 +72,25 @@ class Dispatcher:
         self._started = monotonic()
 
     def dispatch(self, frames: list[Frame]) -> None:
-        """Act on everything that one read brought; replies stay held in the channel."""
+        """Act on everything that one read brought, and write what came of it."""
         if len(frames) == 1:
-            frame = frames[0]
             # The hot path: one request, nothing to put in order, no look at the clock.
-            if type(frame) is bytes:
-                if frame.startswith(EVAL_PREFIX):
-                    kind = "eval"
-                elif frame.startswith(CALL_PREFIX):
-                    kind = "call"
-                else:
-                    self._one_by_one(frames, None)
-                    return
+            frame = frames[0]
+            start = frame[:ID_LENGTH_AT]
+            kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
+            if kind is not None and len(frame) > ID_LENGTH_AT:
                 at = _BODY_AT + frame[ID_LENGTH_AT]
-                self.requests += 1
-                self._lane.answer(frame, kind, frame[ID_TERM_AT:at], at, None)
-                return
-            self._one_by_one(frames, None)
-        elif frames:
-            self._one_by_one(frames, monotonic())
-
-    def _one_by_one(self, frames: list[Frame], arrived: float | None) -> None:
+                if len(frame) > at:
+                    self.requests += 1
+                    id_term = bytes(frame[ID_TERM_AT:at])
+                    self._channel.send(self._lane.answer(frame, kind, id_term, at, 0.0))
+                    return
         queue: deque[Queued] = deque()
         self._route(frames, queue)
-        self._run(queue, arrived)
+        self._run(queue)
+        self._channel.write_out()
 
-    def _run(self, queue: deque[Queued], arrived: float | None) -> None:
+    def _run(self, queue: deque[Queued]) -> None:
         """Run queued requests in order.
 
         A reply waits for others, but not for slow code: where code is not known to be quick, the
@@ -107,21 +98,19 @@ class Dispatcher:
         """
         channel = self._channel
         lane = self._lane
-        held_since = began = arrived or 0.0
+        held_since = began = monotonic()
         while queue:
-            frame, kind, id_term, at = queue.popleft()
+            frame, kind, id_term, at, arrived = queue.popleft()
             if not channel.held:
                 held_since = began
             self.requests += 1
-            lane.answer(frame, kind, id_term, at, arrived)
-            if not queue:
-                return
+            channel.hold(lane.answer(frame, kind, id_term, at, (began - arrived) * 1000))
             now = monotonic()
-            if lane.ran is not None and lane.ran.quick is not False:
-                lane.ran.quick = now - began < self._hold_s
-            if channel.held and now - held_since > self._hold_s:
+            if lane.ran is not None:
+                lane.ran.time(quick=now - began < self._hold_s)
+            if now - held_since > self._hold_s:
                 channel.write_out()
-            if now - began > _LOOK_AGAIN_S:
+            if now - began > _LOOK_AGAIN_S and queue:
                 self._look_again(queue)
                 now = monotonic()
             began = now
@@ -143,20 +132,23 @@ class Dispatcher:
 
     def _route(self, frames: list[Frame], queue: deque[Queued]) -> None:
         """Put requests into the queue, and act on everything else at once."""
+        arrived = monotonic()
         for frame in frames:
-            try:
-                head = frame if type(frame) is bytes else bytes(frame[:LONGEST_PREFIX])
-                if head.startswith(REQUEST_PREFIXES):
-                    at = _BODY_AT + head[ID_LENGTH_AT]
-                    kind = "eval" if head.startswith(EVAL_PREFIX) else "call"
-                    queue.append((frame, kind, head[ID_TERM_AT:at], at))
+            start = frame[:ID_LENGTH_AT]
+            kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
+            if kind is not None and len(frame) > ID_LENGTH_AT:
+                at = _BODY_AT + frame[ID_LENGTH_AT]
+                if len(frame) > at:
+                    queue.append((frame, kind, bytes(frame[ID_TERM_AT:at]), at, arrived))
                     continue
+            try:
                 message = messages.parse(frame)
             except ProtocolError as error:
                 self._complain(error)
                 continue
             if type(message) is Request:
-                queue.append((frame, message.kind, message.id_term, message.body_at))
+                at = message.body_at
+                queue.append((frame, message.kind, message.id_term, at, arrived))
             else:
                 self._control(message, queue)
 

@@ -1,4 +1,4 @@
-"""The main lane: one request after another in the main thread, from its bytes to those of its reply.
+"""The main lane: one request after another, from its bytes to those of its reply.
 
 `MainLane.answer` is the one place where user code is entered and left. What comes later goes
 around it: the baton is let go before and taken after, the window for cancellation is open inside.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from time import monotonic
 
 from port_server.etf import DecodeError, EncodeError, encode_parts, read_term
 from port_server.protocol import messages
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from .stdio import Stdio
 
 _EMPTY_MAP: Final = b"t\0\0\0\0"
-_WAYS_TO_READ_BINARIES: Final = frozenset(("str", "bytes"))
+_NEVER: Final = float("inf")
+DEFAULT_MAX_DEPTH: Final = 512  # the codec's
 
 
 class ExpiredError(Exception):
@@ -49,19 +49,23 @@ class MainLane:
     Attributes:
         namespaces: what requests run in.
         running: the id of the running request as the bytes of its term, or None.
-        ran: the snippet or target that ran last, or None; whoever measures sets its `quick`.
+        ran: the snippet or target that ran last, or None; whoever measures tells it.
     """
 
     __slots__ = (
         "_channel",
+        "_encode",
         "_max_bytes",
-        "_max_depth",
         "_output",
+        "_read",
         "_settings",
         "_snippets",
         "_stdio",
         "_streams",
         "_targets",
+        "_usual_deadline_ms",
+        "_usual_options",
+        "_usual_size",
         "namespaces",
         "ran",
         "running",
@@ -84,29 +88,38 @@ class MainLane:
         self._stdio = stdio
         self._streams = streams
         self._targets = Targets()
+        self._usual_options = _EMPTY_MAP
+        self._usual_size = len(_EMPTY_MAP)
+        self._usual_deadline_ms: float = _NEVER
         self.limit(settings)
 
     def limit(self, settings: Settings) -> None:
         """Hold later requests to other settings; `init` brings them."""
         self._settings = settings
         self._max_bytes = settings.max_frame_bytes
-        self._max_depth = settings.max_depth
+        self._read = read_term
+        self._encode = encode_parts
+        depth = settings.max_depth
+        if (
+            depth != DEFAULT_MAX_DEPTH
+        ):  # else not passed on: an argument costs as much as a small value
+            self._read = lambda *where, **how: read_term(*where, **how, max_depth=depth)
+            self._encode = lambda value, **how: encode_parts(value, **how, max_depth=depth)
 
     def answer(
-        self, frame: Frame, kind: str, id_term: bytes, at: int, arrived: float | None
-    ) -> None:
-        """Read the body of an eval or a call, run it, and hand its reply to the channel.
+        self, frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float
+    ) -> list[Part]:
+        """Read the body of an eval or a call, run it, and give the frame of its reply, in parts.
 
         Args:
             frame: the whole message.
             kind: "eval" or "call".
             id_term: the id as the bytes of its term.
             at: where the body begins: right behind the id.
-            arrived: when the frame was read, if that is longer ago than just now.
+            waited_ms: how long ago the frame was read.
         """
         output = self._output
-        streams = self._streams
-        max_depth = self._max_depth
+        read = self._read
         code: Any = None
         values: Any = None
         kwargs: Any = None
@@ -117,17 +130,21 @@ class MainLane:
         output.open = True
         # -- user code is entered: what is decoded, run, encoded and dropped below may be theirs --
         try:
-            binary_as = "str"
-            if frame[at : at + 5] == _EMPTY_MAP:
-                at += 5
+            # Terms are prefix-free: where the bytes of the last options stand, those options do.
+            end = at + self._usual_size
+            if frame[at:end] == self._usual_options and waited_ms < self._usual_deadline_ms:
+                at = end
+                binary_as = "str"
             else:
-                values, at = read_term(frame, at, max_depth=max_depth)
-                binary_as = _heed_options(values, arrived)
-            step = "code" if kind == "eval" else "target"
-            code, at = read_term(frame, at, max_depth=max_depth)
+                binary_as, at = self._heed_options(frame, at, waited_ms)
             if kind == "eval":
+                step = "code"
+                code, at = read(frame, at)
                 step = "globals"
-                values, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
+                if binary_as == "str":
+                    values, at = read(frame, at)
+                else:
+                    values, at = read(frame, at, binary_as=binary_as)
                 if at != len(frame):
                     raise _trailing(frame, at, kind)
                 if type(values) is not dict:
@@ -137,37 +154,38 @@ class MainLane:
                 if entry.kind is not PLAIN:
                     _refuse(entry)
                 values = self.namespaces.fresh(entry, values)
-                if self._channel.held and not entry.quick:
+                if self._channel.held and entry.suspect:
                     self._channel.write_out()
                 self.ran = entry
                 value = entry.run(values)
             else:
+                step = "target"
+                code, at = read(frame, at)
                 step = "args"
-                values, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
+                values, at = read(frame, at, binary_as=binary_as)
                 step = "kwargs"
-                kwargs, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
+                kwargs, at = read(frame, at, binary_as=binary_as)
                 if at != len(frame):
                     raise _trailing(frame, at, kind)
                 if type(values) is not list or type(kwargs) is not dict:
                     raise ProtocolError("the arguments of a call are a list, the keywords a map")
                 if type(code) is not str:
-                    raise TargetError(
-                        f'a target is a binary, "module:function", not {_named(code)}'
-                    )
+                    raise TargetError(f"a target is a binary like math:sqrt, not {_named(code)}")
                 step = "run"
                 target = self._targets.get(code)
-                if self._channel.held and not target.quick:
+                if self._channel.held and target.suspect:
                     self._channel.write_out()
                 self.ran = target
                 value = target.find()(*values, **_keywords(kwargs))
             step = "result"
-            parts: list[Part] = encode_parts(
-                value, head=OK_HEAD + id_term, max_depth=max_depth, max_bytes=self._max_bytes
+            parts: list[Part] = self._encode(
+                value, head=OK_HEAD + id_term, max_bytes=self._max_bytes
             )
         except BaseException as error:
             if self._stdio.forked:
                 leave_child(error)
             parts = self._failed(error, step, id_term)
+        # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         code = values = kwargs = value = None
         if output.parts:
             output.hand_on(now=False)
@@ -176,9 +194,48 @@ class MainLane:
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)
-        if sys.stdout is not streams.stdout or sys.stderr is not streams.stderr:
+        streams = self._streams
+        try:
+            if (
+                sys.stdout is not streams.stdout
+                or sys.stderr is not streams.stderr
+                or sys.stdin is not streams.stdin
+            ):
+                streams.install()
+        except AttributeError:  # `del sys.stdout`
             streams.install()
-        self._channel.hold(parts)
+        return parts
+
+    def _heed_options(self, frame: Frame, at: int, waited_ms: float) -> tuple[str, int]:
+        """Read and check the options of a request; give its `binary_as` and where its code begins.
+
+        Raises:
+            ProtocolError: one is of the wrong type. An unknown one is from a later client, and
+                ignored.
+            ExpiredError: the deadline has passed.
+        """
+        options, end = self._read(frame, at)
+        if type(options) is not dict:
+            raise ProtocolError(f"options are a map, not {_named(options)}")
+        deadline_ms = options.get("deadline_ms")
+        if deadline_ms is not None:
+            if type(deadline_ms) is not int:
+                raise ProtocolError(f"deadline_ms is an integer, not {_named(deadline_ms)}")
+            if deadline_ms <= waited_ms:
+                raise ExpiredError(
+                    f"the deadline passed before the request began: it had {deadline_ms} ms left "
+                    f"and waited {waited_ms:.0f} ms in the queue"
+                )
+        binary_as = options.get("binary_as")
+        if binary_as is None or binary_as == "str":
+            # A client sends the same options again and again.
+            self._usual_options = bytes(frame[at:end])
+            self._usual_size = end - at
+            self._usual_deadline_ms = _NEVER if deadline_ms is None else deadline_ms
+            return "str", end
+        if binary_as != "bytes":
+            raise ProtocolError(f"binary_as is str or bytes, not {_named(binary_as)}")
+        return "bytes", end
 
     def _compile(self, code: Any) -> Snippet:
         if type(code) is str:
@@ -209,7 +266,9 @@ class MainLane:
         elif isinstance(error, DecodeError) and step not in ("run", "result"):
             kind = "protocol" if step in ("options", "code", "target") else "decode"
             description = failure.describe_value_error(kind, error.at(step))
-        elif isinstance(error, (NamespaceError, TargetError)):
+        elif isinstance(error, TargetError):
+            description = failure.describe_value_error("protocol", error)
+        elif isinstance(error, NamespaceError):
             description = failure.describe_value_error("decode", error)
         elif isinstance(error, EncodeError) and step == "result":
             description = failure.describe_value_error("encode", self._about_size(error))
@@ -221,33 +280,6 @@ class MainLane:
         if str(self._max_bytes) in error.reason:
             error.remedy = "Return less at once, or start the server with a larger max_frame_bytes"
         return error.at("result")
-
-
-def _heed_options(options: Any, arrived: float | None) -> str:
-    """Check the options of a request; give its `binary_as`.
-
-    Raises:
-        ProtocolError: one is of the wrong type. An unknown one is from a later client, and ignored.
-        ExpiredError: the deadline has passed.
-    """
-    if type(options) is not dict:
-        raise ProtocolError(f"options are a map, not {_named(options)}")
-    deadline_ms = options.get("deadline_ms")
-    if deadline_ms is not None:
-        if type(deadline_ms) is not int:
-            raise ProtocolError(f"deadline_ms is an integer, not {_named(deadline_ms)}")
-        waited_ms = 0.0 if arrived is None else (monotonic() - arrived) * 1000
-        if deadline_ms <= waited_ms:
-            raise ExpiredError(
-                f"the deadline passed before the request began: it had {deadline_ms} ms left and "
-                f"waited {waited_ms:.0f} ms in the queue"
-            )
-    binary_as = options.get("binary_as")
-    if binary_as is None:
-        return "str"
-    if binary_as not in _WAYS_TO_READ_BINARIES:
-        raise ProtocolError(f"binary_as is str or bytes, not {_named(binary_as)}")
-    return str(binary_as)
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
@@ -287,6 +319,6 @@ def leave_child(error: BaseException | None) -> NoReturn:
         status = 1
         try:
             failure.print_to_stderr(error)
-        except BaseException:  # noqa: S110  the child ends whatever happens
-            pass
+        except BaseException:
+            os._exit(status)
     os._exit(status & 0xFF)

@@ -6,8 +6,8 @@ import faulthandler
 import os
 import signal
 import sys
-import threading
-from time import monotonic
+from _thread import start_new_thread
+from time import sleep
 
 from port_server.etf import Atom, codec_name, set_templates
 from port_server.protocol import messages
@@ -87,7 +87,7 @@ class Server:
         except FramingError as error:
             self._say_goodbye(failure.describe_value_error("protocol", error))
             return 1
-        if not self.channel.reader.at_boundary and self._signalled is None:
+        if not self.channel.reader.between and self._signalled is None:
             from port_server import log  # noqa: PLC0415  structlog is not for the start path
 
             log.warning("input_ended_inside_a_frame", missing_bytes=self.channel.reader.missing)
@@ -102,12 +102,19 @@ class Server:
         read = channel.read
         dispatch = self.dispatcher.dispatch
         while not (self.dispatcher.stopping or channel.gone):
-            frames = read()
-            if frames is None:
-                return
-            dispatch(frames)
-            if channel.held:
-                channel.write_out()
+            try:
+                frames = read()
+                if frames is None:
+                    return
+                dispatch(frames)
+                # Or they would live through the next read, and their buffer could not be used for it.
+                frames = None
+            except FramingError:
+                raise
+            except BaseException as error:
+                # A signal handler or a trace function that user code left behind. Nothing of ours
+                # raises here; what was read and written is not touched by it.
+                self._log_stray(error)
 
     # --- beginning ------------------------------------------------------------------------------
 
@@ -130,7 +137,6 @@ class Server:
         self.channel.hold([messages.hello(_info())])
         self.channel.write_out()
         self.dispatcher.dispatch(frames)
-        self.channel.write_out()
 
     def _heed(self, init: Init) -> None:
         if init.version != PROTOCOL_VERSION:
@@ -193,14 +199,21 @@ class Server:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.output.open:
             raise KeyboardInterrupt
-        if self.stdio.forked:
-            os._exit(128 + number)
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
 
     def _in_child(self) -> None:
         self.output.open = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_DFL)
+
+    @staticmethod
+    def _log_stray(error: BaseException) -> None:
+        from port_server import log  # noqa: PLC0415  structlog is not for the start path
+
+        log.error("stray_exception", type=failure.type_name(error), message=str(error))
 
     # --- ending ---------------------------------------------------------------------------------
 
@@ -223,7 +236,7 @@ def serve() -> int:
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms
-    _let_threads_end(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
+    _leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
     return status
 
 
@@ -279,18 +292,19 @@ def _libc() -> str:
     except (ValueError, OSError):
         pass
     try:
-        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""
+        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
     except OSError:
         return ""
 
 
-def _let_threads_end(grace_ms: int, status: int) -> None:
-    """Give threads of user code their time; if one is still there, end the process without it."""
-    deadline = monotonic() + grace_ms / 1000
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join(max(0.0, deadline - monotonic()))
-            if thread.is_alive():
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(status)
+def _leave_in_time(grace_ms: int, status: int) -> None:
+    """See to it that the process ends, whatever user code left running.
+
+    Python waits at its end for threads, and multiprocessing for children, without a limit.
+    """
+
+    def wait() -> None:
+        sleep(grace_ms / 1000)
+        os._exit(status)
+
+    start_new_thread(wait, ())

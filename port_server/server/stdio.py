@@ -77,7 +77,7 @@ def claim(pipe_bytes: int) -> Stdio:
 def _widen(fd: int, pipe_bytes: int) -> None:
     # Not on macOS, and refused where a user's pipes already take up what is allowed together.
     if stat.S_ISFIFO(os.fstat(fd).st_mode) and hasattr(fcntl, "F_SETPIPE_SZ"):
-        try:
+        try:  # noqa: SIM105  contextlib is not for the start path
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, pipe_bytes)
         except OSError:
             pass
