@@ -136,7 +136,9 @@ trixie)
     lend_network
     copy_working_tree
     say "make lint test inside Debian $suite"
-    enter 'cd /root/pyport && make --no-print-directory lint test' || die "make lint test failed inside Debian $suite"
+    # Keep going: a complaint of lint must not hide what the tests say.
+    enter 'cd /root/pyport && make --no-print-directory --keep-going lint test' ||
+        die "make lint test failed inside Debian $suite"
     ;;
 fresh)
     # The root that is kept stays as debootstrap made it; every run spoils a copy.
