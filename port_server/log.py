@@ -10,7 +10,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, MutableMapping
     from typing import Any, Final
 
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -86,10 +86,10 @@ def write_line(line: str) -> None:
         data = data[os.write(_STDERR_FD, data) :]
 
 
-def _in_order(_logger: Any, _method: str, record: dict[str, Any]) -> dict[str, Any]:
+def _in_order(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> dict[str, Any]:
     """What every record has comes first: people read these lines, too."""
     first = {name: record.pop(name) for name in ("timestamp", "level", "event")}
-    return first | record
+    return {**first, **record}
 
 
 def _make_writer() -> Callable[[str, str, dict[str, Any]], None]:

@@ -77,11 +77,15 @@ def _pieces(segment: Segment) -> Iterable[tuple[int, int]]:
     if isinstance(value, str):
         if kind == "float":
             return tuple(_number(ord(char), kind, bits, little=little) for char in value)
-        wide = [char for char in value if ord(char) >= 256] if bits == 8 else []
-        if wide:
-            raise SegmentError(
-                f'{wide[0]} does not fit a byte: write <<"..."/utf8>> for text beyond Latin-1'
-            )
+        if bits == 8:  # by far the most common, and maybe megabytes
+            try:
+                encoded = value.encode("latin-1")
+            except UnicodeEncodeError as error:
+                raise SegmentError(
+                    f'{value[error.start]} does not fit a byte: write <<"..."/utf8>> for text'
+                    " beyond Latin-1"
+                ) from None
+            return ((int.from_bytes(encoded), 8 * len(encoded)),)
         return tuple(_number(ord(char), kind, bits, little=little) for char in value)
     return (_number(value, kind, bits, little=little),)
 

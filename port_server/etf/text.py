@@ -27,7 +27,7 @@ _NUMBER = re.compile(
 _NUMBER_MAY_GO_ON = re.compile(r"[._#eE]?[+-]?\Z")
 # `\^C` is one escape even where C is a backslash; the last branch waits for what C is.
 _QUOTED_RUN = {
-    mark: re.compile(rf"(?:[^{mark}\\]|\\[^^]|\\\^[@-\x7f]|\\\^(?=[^@-\x7f]))*", re.DOTALL)
+    mark: re.compile(rf"(?:[^{mark}\\]++|\\[^^]|\\\^[@-\x7f]|\\\^(?=[^@-\x7f]))*+", re.DOTALL)
     for mark in ('"', "'")
 }
 _MAP_OPENS = re.compile(r"#[\x00-\x20\x7f-\xa0]*(\{?)")

@@ -107,7 +107,7 @@ class Server:
                 if frames is None:
                     return
                 dispatch(frames)
-                # Or they would live through the next read, and their buffer could not be used for it.
+                # Or their buffer would be in use during the next read, and not be used again.
                 frames = None
             except FramingError:
                 raise
