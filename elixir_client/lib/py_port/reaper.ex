@@ -48,7 +48,8 @@ defmodule PyPort.Reaper do
           case $one in "$pid $start "*) ;; *) rest="$rest$newline$one" ;; esac
         done
         known=$rest
-        echo "kill $pid" ;;
+        # The VM may have gone meanwhile.
+        echo "kill $pid" 2>/dev/null ;;
     esac
   done
   for one in $known; do

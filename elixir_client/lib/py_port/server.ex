@@ -473,7 +473,6 @@ defmodule PyPort.Server do
   defp boot_failed(state, error) do
     error = %{error | stderr: last_words(state)}
     state = close(state)
-    Enum.each(state.waiting, &GenServer.reply(&1, {:error, error}))
     failures = state.failures + 1
     wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
 
@@ -482,6 +481,7 @@ defmodule PyPort.Server do
       Logger.error("PyPort #{who(state)}: #{Exception.message(error)}\nTrying again in #{wait} ms, and on.")
     end
 
+    Enum.each(state.waiting, &GenServer.reply(&1, {:error, error}))
     %{state | phase: :down, error: error, waiting: [], failures: failures, timer: start_timer(wait, :retry)}
   end
 
