@@ -36,9 +36,9 @@ class FrameReader:
     """Cuts a stream into frames.
 
     `feed` takes what was read; or, where `room()` gives a buffer, the shell may read into that
-    and call `filled`. Both return the frames that became whole, as bytes or, above 64 KiB, as
-    a memoryview: such a frame stays valid as long as it is referred to, and its memory is used
-    again when it no longer is.
+    and call `filled`. Both return the frames that became whole, as bytes or, above 64 KiB and
+    where they came in pieces, as a memoryview: such a frame stays valid as long as it is referred
+    to, and its memory is used again when it no longer is.
 
     A header above `max_frame_bytes` is refused before a byte of it is allocated: the frames before
     it are still returned, then `refusal` is set, and more input raises it.

@@ -24,6 +24,28 @@ class NamespaceError(ValueError):
     """Globals that cannot be names. The message says which and what to do."""
 
 
+def exact_key(key: object, values: dict[Any, Any]) -> str | None:
+    """Give the key of a map from the wire as an exact str, or None if it is no text.
+
+    Exact, because a namespace with keys of a subclass is looked up the slow way. Under
+    `binary_as: bytes` binary keys are bytes, and equal to no atom of the same name.
+
+    Raises:
+        NamespaceError: `values` holds the name twice, as an atom and as a binary.
+    """
+    if isinstance(key, str):
+        return str(key)
+    if type(key) is not bytes:
+        return None
+    try:
+        name = key.decode()
+    except UnicodeDecodeError:
+        return None
+    if name in values:
+        raise NamespaceError(f'the keys :{name} and "{name}" are one name in Python; send one')
+    return name
+
+
 class Namespaces:
     """Makes namespaces."""
 
@@ -52,7 +74,7 @@ class Namespaces:
         if values:
             names = self._names
             for key, value in values.items():
-                namespace[names.get(key) or self._name(key)] = value
+                namespace[names.get(key) or self._name(key, values)] = value
         return namespace
 
     def adopt(self, namespace: dict[str, Any]) -> None:
@@ -60,14 +82,13 @@ class Namespaces:
         own = ("__builtins__", "__name__", "__loader__", "__annotations__")
         self._base.update({name: value for name, value in namespace.items() if name not in own})
 
-    def _name(self, key: object) -> str:
-        if not isinstance(key, str) or not key.isidentifier():
+    def _name(self, key: object, values: dict[Any, Any]) -> str:
+        name = exact_key(key, values)
+        if name is None or not name.isidentifier():
             raise NamespaceError(
                 f"{show(key)} cannot be the name of a global: keys are atoms or strings that are "
                 f'Python identifiers, like :rows or "rows". Put the map itself into one global'
             )
-        # An exact str: a namespace with keys of a subclass is looked up the slow way.
-        name = str(key)
-        if len(self._names) < _NAMES_LIMIT:
+        if type(key) is not bytes and len(self._names) < _NAMES_LIMIT:
             self._names[name] = name
         return name

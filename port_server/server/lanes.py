@@ -13,7 +13,7 @@ from port_server.etf import DecodeError, EncodeError, encode_parts, read_term
 from port_server.protocol import messages
 from port_server.protocol.messages import OK_HEAD, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.namespace import NamespaceError, Namespaces
+from port_server.runtime.namespace import NamespaceError, Namespaces, exact_key
 from port_server.runtime.snippet import PLAIN, Snippet, Snippets
 from port_server.runtime.targets import TargetError, Targets
 
@@ -283,14 +283,15 @@ class MainLane:
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
-    if not kwargs:
-        return kwargs
-    for key in kwargs:
-        if not isinstance(key, str):
+    named: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        name = exact_key(key, kwargs)
+        if name is None:
             raise NamespaceError(
                 f"{_named(key)} cannot be the name of a keyword argument: keys are atoms or strings"
             )
-    return {str(key): value for key, value in kwargs.items()}
+        named[name] = value
+    return named
 
 
 def _refuse(snippet: Snippet) -> NoReturn:
