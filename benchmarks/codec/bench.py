@@ -2,9 +2,9 @@
 
     python benchmarks/codec/bench.py [--rounds 15] [--only floats] [--check]
 
-Every codec gets its own format of the same value. A round measures all codecs of a case one after the
-other, so that a noisy machine hurts all alike; the best round counts, as anything above it is other
-people's work. --check exits with 1 if a promise of docs/performance.md is broken.
+Every codec gets its own format of the same value. A round measures all codecs of a case one after
+the other, so that a noisy machine hurts all alike; the best round counts, as anything above it is
+other people's work. --check exits with 1 if a promise of docs/performance.md is broken.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import erlang
 import msgspec
@@ -26,11 +25,15 @@ import orjson
 
 from port_server.etf import native
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 try:
     import erlpack
 except ImportError:
     erlpack = None
 
+TIMES = "\N{MULTIPLICATION SIGN}"
 Case = tuple[str, Any]
 
 
@@ -139,7 +142,9 @@ def measure(
     found: dict[str, tuple[Callable[[], Any], Callable[[], Any]]], which: int, rounds: int
 ) -> dict[str, float]:
     best = dict.fromkeys(found, float("inf"))
-    repeat = {name: max(1, int(0.01 / max(once(run[which], 1), 1e-7))) for name, run in found.items()}
+    repeat = {
+        name: max(1, int(0.01 / max(once(run[which], 1), 1e-7))) for name, run in found.items()
+    }
     for number in range(rounds):
         for name, run in found.items():
             if best[name] > 0.05 and number > 2:
@@ -170,14 +175,18 @@ def main() -> None:
         for which, verb in ((0, "decode"), (1, "encode")):
             times = measure(found, which, options.rounds)
             ours = times["ours"]
-            cells = [f"{times[name] / ours:.2f} ×" if name in times else "—" for name in names]
+            cells = [
+                f"{times[name] / ours:.2f} {TIMES}" if name in times else "—" for name in names
+            ]
             print(f"| {title}, {verb} | {show(ours)} | " + " | ".join(cells) + " |", flush=True)
             limit = 1.0 if which == 0 else 1.5
             if ours > times["msgspec"] * limit:
-                broken.append(f"{title}, {verb}: {ours / times['msgspec']:.2f} × msgspec")
+                broken.append(f"{title}, {verb}: {ours / times['msgspec']:.2f} {TIMES} msgspec")
             structured = not isinstance(value, (bytes, tuple))
             if structured and times["erlang-py"] < 20 * ours:
-                broken.append(f"{title}, {verb}: erlang-py is only {times['erlang-py'] / ours:.1f} ×")
+                broken.append(
+                    f"{title}, {verb}: erlang-py is only {times['erlang-py'] / ours:.1f} {TIMES}"
+                )
     if options.only in "100k floats":
         value = cases()[2][1]
         term = native.encode(value)
@@ -187,9 +196,12 @@ def main() -> None:
         }
         times = measure(pair, 0, options.rounds)  # type: ignore[arg-type]
         ratio = times["list"] / times["typed"]
-        print(f"\n100k floats to a typed buffer: {show(times['typed'])}, {ratio:.1f} × faster than a list")
+        print(
+            f"\n100k floats to a typed buffer: {show(times['typed'])}, "
+            f"{ratio:.1f} {TIMES} faster than a list"
+        )
         if ratio < 10:
-            broken.append(f"typed floats: only {ratio:.1f} × faster than a list")
+            broken.append(f"typed floats: only {ratio:.1f} {TIMES} faster than a list")
     for line in broken:
         print("broken promise:", line)
     sys.exit(bool(broken) and options.check)

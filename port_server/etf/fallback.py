@@ -313,7 +313,7 @@ class _Reader:
             return doubles
         import numpy as np  # type: ignore[import-not-found,unused-ignore]
 
-        return np.frombuffer(doubles)
+        return np.frombuffer(swapped, np.float64)
 
     def map_(self, depth: int, begin: int, *, as_key: bool) -> Any:
         if depth >= self.max_depth:

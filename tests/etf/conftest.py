@@ -1,9 +1,16 @@
 """Both codecs behind one fixture: every promise in this directory holds for each of them."""
 
 import importlib
+import os
 import types
 
+import hypothesis
 import pytest
+
+# ETF_LONG=1 is for scripts/fuzz.sh. No deadlines: a busy machine is not a bug.
+hypothesis.settings.register_profile("short", deadline=None)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000)
+hypothesis.settings.load_profile("long" if os.environ.get("ETF_LONG") else "short")
 
 CODECS = ["fallback"]
 try:
