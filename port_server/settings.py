@@ -19,12 +19,14 @@ class Settings:
     __slots__ = (
         "code_cache_entries",
         "exit_grace_ms",
+        "heartbeat_interval_ms",
         "held_replies",
         "kept_buffer_bytes",
         "max_depth",
         "max_error_frames",
         "max_error_text_chars",
         "max_frame_bytes",
+        "max_queue_bytes",
         "output_batch_bytes",
         "output_delay_ms",
         "pipe_bytes",
@@ -82,6 +84,15 @@ class Settings:
     """How long user threads and children may take to end when the server leaves; then it leaves
     without them. The owner of the port has a grace of its own, a second by default."""
 
+    heartbeat_interval_ms: int
+    """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
+    and an idle server wakes up for nothing else."""
+
+    max_queue_bytes: int
+    """Requests read ahead while user code runs, in bytes of their frames; with more the port is
+    left alone until some are done, and the pipe holds the client back. Reading ahead is what lets
+    a cancel be seen, so this is far above what a client has open on purpose."""
+
     def __init__(
         self,
         *,
@@ -98,6 +109,8 @@ class Settings:
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
+        heartbeat_interval_ms: int = 1000,
+        max_queue_bytes: int = 1 << 28,
     ) -> None:
         values = locals()
         for name in Settings.__slots__:

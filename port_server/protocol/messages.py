@@ -254,6 +254,11 @@ def pong(id_term: bytes, status: Mapping[str, Any]) -> bytes:
     return encode(_atom_keys(status), head=b"\x83h\x03w\x04pong" + id_term)
 
 
+def heartbeat(status: Mapping[str, Any]) -> bytes:
+    """Write `{heartbeat, Map}`."""
+    return encode(_atom_keys(status), head=b"\x83h\x02w\x09heartbeat")
+
+
 def output(id_term: bytes, stream: str, text: bytes) -> bytes:
     """Write `{output, Id, stdout | stderr, Binary}`."""
     return encode(text, head=b"\x83h\x04w\x06output" + id_term + b"w\x06" + stream.encode())

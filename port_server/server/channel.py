@@ -1,12 +1,17 @@
 """Reads and writes frames on the private fds. Blocking; what the frames say is no matter here.
 
-Replies are held and leave together, in one write for everything that is ready. Python retries what
-a signal interrupted; a write that took only a part goes on with the rest.
+Reading is for whoever holds the baton. Writing is for every thread: frames are put into a deque,
+and whoever gets the write lock writes all of it; who does not get it leaves, because the holder
+looks again after letting go. So a print in a signal handler or a `__del__`, which may interrupt
+this very code, never waits for itself. Frames leave together, in one write for everything that is
+ready. Python retries what a signal interrupted; a write that took a part goes on with the rest.
 """
 
 from __future__ import annotations
 
 import os
+from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from _thread import allocate_lock, get_ident
 from select import POLLIN, POLLOUT, poll
 
 from port_server.protocol.framing import FrameReader, header
@@ -31,32 +36,49 @@ _JOINED_BYTES: Final = 1 << 14
 _MOST_BUFFERS: Final = 1024
 
 
+# More than this unwritten, and who adds to it waits: the other side is slow to read.
+_MOST_UNWRITTEN_BYTES: Final = 1 << 20
+# Parts gathered for one write; what is over goes with the next.
+_MOST_GATHERED: Final = 512
+
+
 class Channel:
     """One connection to the owner of the port.
 
     Attributes:
         gone: whether the other side no longer reads. Nothing is raised for it, because writes also
             happen inside of a print of user code; whoever runs the loop looks here.
-        held: whether replies wait to be written.
+        held: frames that wait to be written, each as bytes or as a list of parts.
         reader: cuts what comes into frames.
+        writing: the lock that a writer holds.
     """
 
     __slots__ = (
+        "_acquire",
         "_held_bytes",
+        "_main",
         "_most_held",
         "_poll",
         "_read_bytes",
+        "_release",
         "_stdio",
+        "_writer",
         "gone",
         "held",
         "reader",
+        "writing",
     )
 
     def __init__(self, stdio: Stdio, settings: Settings) -> None:
         self.gone = False
-        self.held: list[Part] = []
+        self.held: deque[bytes | list[Part]] = deque()
         self.reader = FrameReader(settings.max_frame_bytes, settings.kept_buffer_bytes)
+        self.writing = allocate_lock()
+        self._acquire = self.writing.acquire
+        self._release = self.writing.release
         self._held_bytes = 0
+        self._main = get_ident()
+        self._writer = 0
         self._most_held = settings.held_replies
         self._read_bytes = settings.read_bytes
         self._stdio = stdio
@@ -92,49 +114,96 @@ class Channel:
         return self._wait(0)
 
     def send(self, parts: list[Part]) -> None:
-        """Write a frame, in parts, and everything that is held before it."""
-        if len(parts) == 1 and not self.held and len(parts[0]) <= _JOINED_BYTES:
+        """Write a frame, in parts, and everything that is held before it. For the main thread."""
+        if (
+            len(parts) == 1
+            and not self.held
+            and len(parts[0]) <= _JOINED_BYTES
+            and self._acquire(False)
+        ):
+            self._writer = self._main
             part = parts[0]
             frame = header(len(part)) + part
-            if self.gone:
-                return
             try:
-                count = os.write(self._stdio.writes, frame)
-                if count != len(frame):
-                    self._write_rest([frame], count)
+                if not self.gone:
+                    count = os.write(self._stdio.writes, frame)
+                    if count != len(frame):
+                        self._write_rest([frame], count)
             except OSError:
                 self._lose()
+            self._writer = 0
+            self._release()
+            if self.held:  # another thread came meanwhile
+                self.write_out()
             return
         self.hold(parts)
         self.write_out()
 
     def hold(self, parts: list[Part]) -> None:
-        """Take a frame, in parts, to be written with the next `write_out`."""
+        """Take a frame, in parts, to be written with the next `write_out`.
+
+        A large one is written before this returns: its parts may be buffers that user code goes
+        on to change.
+        """
+        if self.gone:
+            return
         size = sum(map(len, parts))
         if len(parts) == 1 and size <= _JOINED_BYTES:
             self.held.append(header(size) + parts[0])
+            self._held_bytes += size
+            if self._held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
+                self.write_out()
+        elif self._writer == get_ident():  # printed by what interrupted our own writing
+            self.held.append([header(size), *map(bytes, parts)])
         else:
-            self.held.append(header(size))
-            self.held += parts
-        self._held_bytes += size
-        # A large frame leaves at once: its parts may be buffers that user code goes on to change.
-        if self._held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
+            self.held.append([header(size), *parts])
+            self._acquire()
+            self._drain()
             self.write_out()
 
     def write_out(self) -> None:
-        """Write everything that is held."""
-        parts, self.held, self._held_bytes = self.held, [], 0
-        if self.gone or not parts:
-            return
+        """Write everything that is held, or leave it to the thread that is writing just now."""
+        while self.held:
+            if not self._acquire(blocking=False):
+                if self._held_bytes < _MOST_UNWRITTEN_BYTES or self._writer == get_ident():
+                    return
+                self._acquire()
+            self._drain()
+
+    def recover(self) -> None:
+        """Let go of the write lock if main was struck by a stray exception while it had it."""
+        if self.writing.acquire(timeout=1.0) or self._writer in {0, self._main}:
+            self._writer = 0
+            self._release()
+
+    def _drain(self) -> None:
+        """Write everything that is held, with the lock taken; let go of it."""
+        self._writer = get_ident()
+        held = self.held
         try:
-            self._write_rest(parts, 0)
+            while held and not self.gone:
+                parts: list[Part] = []
+                while held and len(parts) < _MOST_GATHERED:
+                    frame = held.popleft()
+                    if type(frame) is bytes:
+                        parts.append(frame)
+                    else:
+                        parts += frame
+                if not held:
+                    self._held_bytes = 0
+                self._write_rest(parts, 0)
+            if self.gone:
+                held.clear()
         except OSError:
             self._lose()
+        finally:
+            self._writer = 0
+            self._release()
 
     def _lose(self) -> None:
         # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
         self.gone = True
-        self.held = []
+        self.held.clear()
 
     def _write_rest(self, parts: list[Part], count: int) -> None:
         fd = self._stdio.writes

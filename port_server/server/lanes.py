@@ -1,7 +1,7 @@
 """The main lane: one request after another, from its bytes to those of its reply.
 
-`MainLane.answer` is the one place where user code is entered and left. What comes later goes
-around it: the baton is let go before and taken after, the window for cancellation is open inside.
+`MainLane.answer` is the one place where user code is entered and left: the baton is let go before
+and taken back after. What comes later goes around it: the window for cancellation is open inside.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from port_server.runtime.targets import Target
     from port_server.settings import Settings
 
+    from .baton import Baton
     from .channel import Channel, Part
     from .stdio import Stdio
 
@@ -53,11 +54,14 @@ class MainLane:
     """
 
     __slots__ = (
+        "_acquire",
+        "_baton",
         "_channel",
         "_encode",
         "_max_bytes",
         "_output",
         "_read",
+        "_release",
         "_settings",
         "_snippets",
         "_stdio",
@@ -73,12 +77,16 @@ class MainLane:
 
     def __init__(
         self,
+        baton: Baton,
         stdio: Stdio,
         channel: Channel,
         settings: Settings,
         output: Output,
         streams: Streams,
     ) -> None:
+        self._baton = baton
+        self._acquire = baton.lock.acquire
+        self._release = baton.lock.release
         self.namespaces = Namespaces()
         self.running: bytes | None = None
         self.ran: Snippet | Target | None = None
@@ -107,6 +115,21 @@ class MainLane:
             self._encode = lambda value, **how: encode_parts(value, **how, max_depth=depth)
 
     def answer(
+        self, frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float
+    ) -> list[Part]:
+        """Let go of the baton, `evaluate`, take it back."""
+        baton = self._baton
+        baton.sequence += 1
+        self._release()
+        if baton.parked:
+            baton.wake()
+        try:
+            return self.evaluate(frame, kind, id_term, at, waited_ms)
+        finally:
+            if not self._acquire(False):
+                baton.wait()
+
+    def evaluate(
         self, frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float
     ) -> list[Part]:
         """Read the body of an eval or a call, run it, and give the frame of its reply, in parts.

@@ -19,7 +19,9 @@ from port_server.runtime.snippet import PLAIN, compile_snippet
 from port_server.settings import Settings
 
 from . import stdio as stdio_module
+from .baton import Baton
 from .channel import Channel
+from .control import Control
 from .dispatcher import Dispatcher
 from .lanes import MainLane, leave_child
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
 
 VERSION: Final = "0.1.0"
-FEATURES: Final = ("eval", "call", "output", "ping", "shutdown", "cancel_queued")
+SWITCH_INTERVAL_S: Final = 0.0002
+FEATURES: Final = ("eval", "call", "output", "ping", "shutdown", "cancel_queued", "heartbeat")
 
 
 class RefusedError(Exception):
@@ -49,7 +52,9 @@ class Server:
     __slots__ = (
         "_settings",
         "_signalled",
+        "baton",
         "channel",
+        "control",
         "dispatcher",
         "lane",
         "output",
@@ -65,12 +70,18 @@ class Server:
         self.owner: Any = None
         self.token: bytes | None = None
         self.stdio = stdio_module.claim(settings.pipe_bytes)
+        self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
         self.output = Output(settings, self._emit)
         self.streams = Streams(self.output)
         self.streams.install()
-        self.lane = MainLane(self.stdio, self.channel, settings, self.output, self.streams)
-        self.dispatcher = Dispatcher(self.channel, self.lane, settings)
+        self.lane = MainLane(
+            self.baton, self.stdio, self.channel, settings, self.output, self.streams
+        )
+        self.dispatcher = Dispatcher(self.baton, self.channel, self.lane, settings)
+        self.control = Control(
+            self.baton, self.stdio, self.channel, self.dispatcher, self.dispatcher.vitals
+        )
         os.register_at_fork(after_in_child=self._in_child)
 
     def run(self) -> int:
@@ -78,9 +89,15 @@ class Server:
         faulthandler.enable(2)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        # A thread that computes hands the GIL over this soon to one that answers: 5 ms, the
+        # default, is 500 requests.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
-            self._greet()
-            self._loop()
+            try:
+                self._greet()
+                self._loop()
+            finally:
+                self.control.stop()
         except RefusedError as refused:
             self._say_goodbye(refused.description)
             return 1
@@ -114,6 +131,9 @@ class Server:
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind. Nothing of ours
                 # raises here; what was read and written is not touched by it.
+                self.baton.recover()
+                self.channel.recover()
+                self.lane.running = None
                 self._log_stray(error)
 
     # --- beginning ------------------------------------------------------------------------------
@@ -136,6 +156,7 @@ class Server:
             del frames[0]
         self.channel.hold([messages.hello(_info())])
         self.channel.write_out()
+        self.control.start(self._settings, owned=first is not None)
         self.dispatcher.dispatch(frames)
 
     def _heed(self, init: Init) -> None:
@@ -150,11 +171,11 @@ class Server:
             )
         options = init.options
         changes = {}
-        for name in ("max_frame_bytes", "max_depth"):
+        for name, least in (("max_frame_bytes", 1), ("max_depth", 1), ("heartbeat_interval_ms", 0)):
             value = options.get(name)
             if value is not None:
-                if type(value) is not int or value < 1:
-                    raise _wrong_option(name, "a positive integer", value)
+                if type(value) is not int or value < least:
+                    raise _wrong_option(name, f"an integer of at least {least}", value)
                 changes[name] = value
         self._settings = self._settings.replace(**changes)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
@@ -205,6 +226,7 @@ class Server:
 
     def _in_child(self) -> None:
         self.output.open = False
+        self.baton.after_fork()
         for number in (signal.SIGTERM, signal.SIGINT):
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)

@@ -74,6 +74,13 @@ def claim(pipe_bytes: int) -> Stdio:
     return stdio
 
 
+def private(fd: int) -> int:
+    """Move an fd of the server's own to where programs that close low numbers do not reach it."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
+    os.close(fd)
+    return moved
+
+
 def _widen(fd: int, pipe_bytes: int) -> None:
     # Not on macOS, and refused where a user's pipes already take up what is allowed together.
     if stat.S_ISFIFO(os.fstat(fd).st_mode) and hasattr(fcntl, "F_SETPIPE_SZ"):

@@ -1,0 +1,213 @@
+"""The control thread: reads the port while main runs user code, and sends the heartbeats.
+
+It never runs user code. While there is work it ticks; with the baton it polls the port and routes
+what comes exactly as main would; in a pause it sleeps until the next beat.
+"""
+
+from __future__ import annotations
+
+import _thread
+import signal
+from select import POLLIN, POLLNVAL
+from time import monotonic
+
+from port_server.protocol import messages
+from port_server.protocol.framing import FramingError
+
+from .baton import waiter
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Final
+
+    from port_server.settings import Settings
+
+    from .baton import Baton
+    from .channel import Channel
+    from .dispatcher import Dispatcher
+    from .heartbeat import Vitals
+    from .stdio import Stdio
+
+TICK_S: Final = 0.005
+# Ticks without a new request until the thread sleeps through: waking it costs main 2 us, so not in
+# the short pauses of a steady client.
+QUIET_TICKS: Final = 20
+# How soon a beat that found the pipe taken is tried again.
+_BEAT_AGAIN_S: Final = 0.02
+_NEVER: Final = float("inf")
+# Its frames are few; 8 MiB are what the main thread has, because compiling may recurse.
+THREAD_STACK_BYTES: Final = 8 << 20
+
+
+def start_thread(run: Callable[[], None]) -> int:
+    """Start a thread of the server's own, unseen by `threading`, deaf to signals; give its ident.
+
+    Signals are for main: a system call that they interrupt there is what lets handlers run.
+    """
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        old_size = _thread.stack_size(THREAD_STACK_BYTES)
+        try:
+            return _thread.start_new_thread(run, ())
+        finally:
+            _thread.stack_size(old_size)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+class Control:
+    """The control thread of one server.
+
+    Attributes:
+        ident: of its thread, 0 before it is started.
+    """
+
+    __slots__ = (
+        "_baton",
+        "_beat_s",
+        "_channel",
+        "_dispatcher",
+        "_next_beat",
+        "_over",
+        "_stdio",
+        "_vitals",
+        "ident",
+    )
+
+    def __init__(
+        self,
+        baton: Baton,
+        stdio: Stdio,
+        channel: Channel,
+        dispatcher: Dispatcher,
+        vitals: Vitals,
+    ) -> None:
+        self.ident = 0
+        self._baton = baton
+        self._stdio = stdio
+        self._channel = channel
+        self._dispatcher = dispatcher
+        self._vitals = vitals
+        self._beat_s = self._next_beat = _NEVER
+        self._over = False
+
+    def start(self, settings: Settings, *, owned: bool) -> None:
+        """Begin; `hello` is written.
+
+        Args:
+            settings: with what `init` changed.
+            owned: whether there was an `init`. Who pipes frames by hand waits for no heartbeats.
+        """
+        if owned and settings.heartbeat_interval_ms:
+            self._beat_s = settings.heartbeat_interval_ms / 1000
+            self._next_beat = monotonic() + self._beat_s
+        self.ident = start_thread(self._run)
+
+    def stop(self) -> None:
+        """Let it end; main keeps the baton from now on."""
+        self._over = True
+        self._baton.wake()
+
+    def _run(self) -> None:
+        while not self._over:
+            try:
+                self._tick_on()
+            except BaseException as error:
+                # Must not die: nobody would read while main runs code, and no beat would come.
+                from port_server import log  # noqa: PLC0415  structlog is not for the start path
+
+                log.error("control_thread", error=repr(error))
+
+    def _tick_on(self) -> None:
+        baton = self._baton
+        look = self._vitals.look
+        seen = -1
+        quiet = 0
+        while not self._over:
+            now = monotonic()
+            look(now)
+            if now >= self._next_beat:
+                self._beat(now)
+            if quiet < QUIET_TICKS:
+                self._sleep(min(TICK_S, self._next_beat - now))
+            else:
+                baton.urgent = False
+                baton.parked = True
+                if baton.sequence == seen:
+                    self._sleep(self._next_beat - now)
+                baton.parked = False
+            if baton.sequence != seen:
+                seen = baton.sequence
+                quiet = 0
+                if not baton.urgent:
+                    continue
+            if baton.wanted or not baton.lock.acquire(blocking=False):
+                quiet += 1
+                continue
+            quiet = 0
+            try:
+                if not self._over:
+                    self._serve()
+            finally:
+                baton.lock.release()
+
+    def _serve(self) -> None:
+        """Read the port, with the baton, until main wants it back."""
+        baton = self._baton
+        channel = self._channel
+        waker_fd = baton.waker.fd
+        port_fd = self._stdio.reads
+        baton.urgent = False
+        channel.write_out()
+        waiting = waiter(waker_fd)
+        waiting.register(port_fd, POLLIN)
+        while not (baton.wanted or self._over):
+            self._dispatcher.attend()
+            if channel.held:
+                channel.write_out()
+            now = monotonic()
+            if now >= self._next_beat:
+                self._beat(now)
+            for fd, events in waiting.poll(_milliseconds(self._next_beat - now)):
+                if fd == waker_fd:
+                    if events & POLLNVAL:
+                        baton.waker.renew()
+                        return
+                    baton.waker.clear()
+                elif not (baton.wanted or self._read()):
+                    waiting.unregister(port_fd)  # else a poll would return at once, for ever
+
+    def _read(self) -> bool:
+        """Route what one read brings; tell whether more may come. Main meets an end again."""
+        if self._dispatcher.full:
+            return False
+        try:
+            frames = self._channel.read()
+        except FramingError:
+            return False
+        if frames is None:
+            return False
+        self._dispatcher.route(frames)
+        return True
+
+    def _beat(self, now: float) -> None:
+        if self._channel.writing.locked():
+            # A frame is on its way, or the other side does not read: then no beat may be queued.
+            self._next_beat = now + _BEAT_AGAIN_S
+            return
+        self._next_beat = now + self._beat_s
+        self._channel.hold([messages.heartbeat(self._vitals.beat())])
+        self._channel.write_out()
+
+    def _sleep(self, seconds: float) -> None:
+        waker = self._baton.waker
+        for _fd, events in waiter(waker.fd).poll(_milliseconds(seconds)):
+            if events & POLLNVAL:
+                waker.renew()
+            else:
+                waker.clear()
+
+
+def _milliseconds(seconds: float) -> float | None:
+    return None if seconds == _NEVER else max(0.0, seconds * 1000)

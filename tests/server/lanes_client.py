@@ -1,0 +1,161 @@
+"""A client for the tests of this directory: frames to a real server, its frames back, by id.
+
+No Elixir: what crosses is exactly what a test says, in the order it says.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+
+from port_server.etf import Atom, decode, encode
+
+MS = 0.001
+START = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
+
+
+def atoms(map):
+    return {Atom(key): value for key, value in (map or {}).items()}
+
+
+class Port:
+    """A server, and a thread that takes in what it says."""
+
+    def __init__(self, *, init=None, env=None, prelude=""):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", prelude + START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(env or {})},
+            bufsize=0,
+        )
+        self._lock = threading.Lock()
+        self._boxes: dict[bytes, queue.Queue] = {}
+        self.doubled: list[bytes] = []
+        self._over: set[bytes] = set()
+        self.beats: list[tuple[float, dict]] = []
+        self.others: queue.Queue = queue.Queue()
+        self._last = 0
+        if init is not None:
+            self.tell(Atom("init"), 1, {Atom(key): value for key, value in init.items()})
+        self._reader = threading.Thread(target=self._take_in, daemon=True)
+        self._reader.start()
+        self.status()  # from here on, times are those of the server, not of its start
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_error):
+        self.process.stdin.close()
+        try:
+            self.process.wait(10)
+        finally:
+            self.process.kill()
+            self.process.wait()
+            self._reader.join(5)
+            self.process.stdout.close()
+            self.process.stderr.close()
+
+    def new_id(self):
+        self._last += 1
+        return self._last.to_bytes(8, "big")
+
+    def tell(self, *message):
+        self.write(encode(message))
+
+    def write(self, *terms):
+        """Write whole terms, each in a frame, with one write."""
+        data = b"".join(len(term).to_bytes(4, "big") + term for term in terms)
+        with self._lock:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self.process.stdin.fileno(), view) :]
+
+    def eval(self, code, given=None, **options):
+        """Send an eval; give its id."""
+        name = self.new_id()
+        self.tell(Atom("eval"), name, {Atom(k): v for k, v in options.items()}, code, atoms(given))
+        return name
+
+    def call(self, target, args=(), **options):
+        name = self.new_id()
+        options = {Atom(k): v for k, v in options.items()}
+        self.tell(Atom("call"), name, options, target, list(args), {})
+        return name
+
+    def reply(self, name, timeout=10.0):
+        """Wait for the next message about that id: a tuple without the id."""
+        return self._box(name).get(timeout=timeout)
+
+    def value(self, name, timeout=10.0):
+        message = self.reply(name, timeout)
+        assert message[0] == "ok", message
+        return message[1]
+
+    def error(self, name, timeout=10.0):
+        message = self.reply(name, timeout)
+        assert message[0] == "error", message
+        return message[1]
+
+    def nothing(self, name, seconds=0.1):
+        """Assert that nothing more is said about that id."""
+        time.sleep(seconds)
+        assert self._box(name).empty(), self._box(name).get()
+
+    def status(self):
+        name = self.new_id()
+        self.tell(Atom("ping"), name)
+        message = self.reply(name)
+        assert message[0] == "pong"
+        return message[1]
+
+    def settled(self, *, seconds=3.0, **wanted):
+        """Wait until the counts of the status are those; give it."""
+        end = time.monotonic() + seconds
+        while True:
+            status = self.status()
+            if all(status[key] == value for key, value in wanted.items()):
+                return status
+            assert time.monotonic() < end, status
+            time.sleep(0.01)
+
+    def _box(self, name):
+        return self._boxes.setdefault(name, queue.Queue())
+
+    def _take_in(self):
+        while True:
+            header = self._exactly(4)
+            if header is None:
+                return
+            body = self._exactly(int.from_bytes(header, "big"))
+            if body is None:
+                return
+            message = decode(body, binary_as="bytes")
+            kind = message[0]
+            if kind in {"ok", "error", "yield", "pong", "output"}:
+                if kind in {"ok", "error", "pong"}:
+                    if message[1] in self._over:
+                        self.doubled.append(message[1])
+                    self._over.add(message[1])
+                self._box(message[1]).put((kind, *message[2:]))
+            elif kind == "heartbeat":
+                self.beats.append((time.monotonic(), message[1]))
+            else:
+                self.others.put(message)
+
+    def _exactly(self, count):
+        data = b""
+        while len(data) < count:
+            try:
+                more = self.process.stdout.read(count - len(data))
+            except (OSError, ValueError):
+                return None
+            if not more:
+                return None
+            data += more
+        return data

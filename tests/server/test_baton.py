@@ -1,0 +1,202 @@
+"""The port is read while user code runs, and handing it over loses nothing."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import pytest
+from lanes_client import Port, atoms
+
+from port_server.etf import Atom, encode
+
+SLEEPS = "import time\ntime.sleep(seconds)\nname"
+SMALL_SWITCHES = "import sys; sys.setswitchinterval(1e-6); sys.setswitchinterval = lambda _: None; "
+
+
+def test_ping_is_answered_while_code_sleeps():
+    with Port() as port:
+        name = port.eval("import time; time.sleep(0.4); 1")
+        time.sleep(0.15)
+        began = time.monotonic()
+        status = port.status()
+        assert time.monotonic() - began < 0.1
+        assert status["state"] == "busy"
+        assert status["running"] == name
+        assert 50 < status["running_ms"] < 400
+        assert port.value(name) == 1
+        assert port.status()["state"] == "idle"
+
+
+def test_ping_is_answered_while_code_computes():
+    with Port() as port:
+        name = port.eval(
+            "import time\nend = time.monotonic() + 0.5\nwhile time.monotonic() < end: pass"
+        )
+        time.sleep(0.15)
+        began = time.monotonic()
+        port.status()
+        assert time.monotonic() - began < 0.2
+        assert port.value(name) is None
+
+
+def test_a_queued_request_is_cancelled_while_another_runs():
+    with Port() as port:
+        first = port.eval("import time; time.sleep(0.4); 1")
+        second = port.eval("2")
+        third = port.eval("3")
+        time.sleep(0.1)
+        port.tell(Atom("cancel"), second)
+        error = port.error(second, timeout=0.2)
+        assert error["kind"] == "cancelled"
+        assert error["begun"] is False
+        assert port.value(first) == 1
+        assert port.value(third) == 3
+        port.nothing(second)
+
+
+def test_queued_requests_run_when_the_slow_one_is_done():
+    with Port() as port:
+        names = [
+            port.eval("import time; time.sleep(0.1); 0"),
+            *(port.eval("n", {"n": n}) for n in range(1, 500)),
+        ]
+        assert [port.value(name) for name in names] == list(range(500))
+        assert port.status()["requests"] == 500
+
+
+def test_beats_come_at_their_interval_idle_and_busy():
+    with Port(init={"heartbeat_interval_ms": 50}) as port:
+        time.sleep(0.5)
+        name = port.eval("import time; time.sleep(0.5)")
+        port.reply(name)
+        beats = port.beats
+        assert 14 <= len(beats) <= 24
+        assert [beat["sequence"] for _at, beat in beats] == list(range(1, len(beats) + 1))
+        assert {beat["state"] for _at, beat in beats} == {"idle", "busy"}
+        assert all(beat["rss_bytes"] > 1_000_000 for _at, beat in beats)
+
+
+def test_no_beats_when_asked_for_none():
+    with Port(init={"heartbeat_interval_ms": 0}) as port:
+        port.value(port.eval("import time; time.sleep(0.2)"))
+        assert port.beats == []
+
+
+def test_deadline_counts_the_time_in_the_queue():
+    with Port() as port:
+        first = port.eval("import time; time.sleep(0.3)")
+        late = port.eval("1", deadline_ms=100)
+        in_time = port.eval("2", deadline_ms=5000)
+        port.reply(first)
+        error = port.error(late)
+        assert error["kind"] == "timeout"
+        assert error["begun"] is False
+        assert port.value(in_time) == 2
+
+
+def test_end_of_input_during_a_request_finishes_what_was_read():
+    with Port() as port:
+        first = port.eval("import time; time.sleep(0.3); 1")
+        second = port.eval("2")
+        time.sleep(0.1)
+        port.process.stdin.close()
+        assert port.value(first) == 1
+        assert port.value(second) == 2
+        assert port.process.wait(5) == 0
+
+
+def test_shutdown_during_a_request_finishes_what_was_read():
+    with Port() as port:
+        first = port.eval("import time; time.sleep(0.3); 1")
+        second = port.eval("2")
+        time.sleep(0.1)
+        port.tell(Atom("shutdown"), 2000)
+        assert port.value(first) == 1
+        assert port.value(second) == 2
+        kinds = [port.others.get(timeout=5) for _ in range(2)]
+        assert kinds[-1] == ("goodbye", "shutdown")
+        assert port.process.wait(5) == 0
+
+
+def test_a_signal_handler_that_raises_leaves_the_server_working():
+    """Wherever it strikes; what is lost is at most the request that it hit."""
+    with Port() as port:
+        port.value(
+            port.eval(
+                "import signal\n"
+                "def handler(*_): raise ValueError('stray')\n"
+                "signal.signal(signal.SIGALRM, handler)"
+            )
+        )
+        for n in range(20):
+            port.value(
+                port.eval(
+                    "import signal; signal.setitimer(signal.ITIMER_REAL, after); None",
+                    {"after": 0.0001 + n * 0.00005},
+                )
+            )
+            for _ in range(20):
+                port.eval("1")
+            time.sleep(0.01)
+        time.sleep(1.5)
+        assert port.value(port.eval("1 + 1")) == 2
+
+
+@pytest.mark.parametrize("prelude", ["", SMALL_SWITCHES], ids=["usual", "switching all the time"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
+    """Thousands of requests, pings, cancels and large frames, in bursts and one by one."""
+    dice = random.Random(seed)
+    with Port(prelude=prelude, init={"heartbeat_interval_ms": 10}) as port:
+        expected = {}
+        may_be_cancelled = set()
+        pings = []
+        large = bytes(300_000)
+        slept = 0.0
+        while len(expected) < 3000:
+            burst = []
+            for _ in range(dice.choice((1, 1, 2, 5, 40))):
+                name = port.new_id()
+                shape = dice.random()
+                if shape < 0.03 and slept < 1.5:
+                    seconds = dice.choice((0.001, 0.004, 0.006, 0.012, 0.03, 0.1, 0.3))
+                    slept += seconds
+                    code, given = SLEEPS, {"seconds": seconds, "name": len(expected)}
+                    expected[name] = len(expected)
+                elif shape < 0.05:
+                    code, given = "len(data)", {"data": large}
+                    expected[name] = len(large)
+                elif shape < 0.06:
+                    code, given = "'x' * 200_000", {}
+                    expected[name] = b"x" * 200_000
+                else:
+                    code, given = "n + 1", {"n": len(expected)}
+                    expected[name] = len(expected) + 1
+                options = {Atom("binary_as"): Atom("bytes")} if "data" in given else {}
+                burst.append(encode((Atom("eval"), name, options, code, atoms(given))))
+                if dice.random() < 0.05:
+                    pings.append(port.new_id())
+                    burst.append(encode((Atom("ping"), pings[-1])))
+                if dice.random() < 0.05:
+                    target = dice.choice(list(expected)[-50:])
+                    may_be_cancelled.add(target)
+                    burst.append(encode((Atom("cancel"), target)))
+            port.write(*burst)
+            if dice.random() < 0.1:
+                time.sleep(dice.random() * 0.01)
+        cancelled = 0
+        for name, value in expected.items():
+            kind, got, *_ = port.reply(name, timeout=30)
+            if kind == "error":
+                assert got["kind"] == "cancelled", got
+                assert name in may_be_cancelled
+                cancelled += 1
+            else:
+                assert got == value
+        for name in pings:
+            assert port.reply(name)[0] == "pong"
+        assert port.doubled == []
+        status = port.status()
+        assert status["queue"] == 0
+        assert status["requests"] == len(expected) - cancelled
