@@ -31,6 +31,19 @@ _JOINED_BYTES: Final = 1 << 14
 _MOST_BUFFERS: Final = 1024
 
 
+def _is_foreign(error: OSError) -> bool:
+    """Tell whether a signal handler of user code raised it, not the call of ours that it cut short.
+
+    Such an exception has come through a frame more than the one that catches it.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename != __file__:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 class Channel:
     """One connection to the owner of the port.
 
@@ -79,10 +92,12 @@ class Channel:
             assert room is not None
             count = os.readv(self._stdio.reads, (room,))
             return reader.filled(count) if count else None
-        except BlockingIOError:  # someone who shares the pipe's description made it non-blocking
-            self._wait(None)
-            return []
-        except OSError:
+        except OSError as error:
+            if _is_foreign(error):
+                raise
+            if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
+                self._wait(None)
+                return []
             # User code closed the fd, or the other side reset: either way nothing more comes.
             self.gone = True
             return None
@@ -102,8 +117,8 @@ class Channel:
                 count = os.write(self._stdio.writes, frame)
                 if count != len(frame):
                     self._write_rest([frame], count)
-            except OSError:
-                self._lose()
+            except OSError as error:
+                self._lose(error)
             return
         self.hold(parts)
         self.write_out()
@@ -128,10 +143,12 @@ class Channel:
             return
         try:
             self._write_rest(parts, 0)
-        except OSError:
-            self._lose()
+        except OSError as error:
+            self._lose(error)
 
-    def _lose(self) -> None:
+    def _lose(self, error: OSError) -> None:
+        if _is_foreign(error):
+            raise error
         # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
         self.gone = True
         self.held = []

@@ -56,6 +56,8 @@ class Dispatcher:
         "_channel",
         "_hold_s",
         "_lane",
+        "_queue",
+        "_settings",
         "_started",
         "grace_ms",
         "requests",
@@ -68,6 +70,8 @@ class Dispatcher:
         self.requests = 0
         self._channel = channel
         self._lane = lane
+        self._queue: deque[Queued] = deque()
+        self._settings = settings
         self._hold_s = settings.reply_hold_us / 1e6
         self._started = monotonic()
 
@@ -83,19 +87,32 @@ class Dispatcher:
                 if len(frame) > at:
                     self.requests += 1
                     id_term = bytes(frame[ID_TERM_AT:at])
-                    self._channel.send(self._lane.answer(frame, kind, id_term, at, 0.0))
+                    lane = self._lane
+                    self._channel.send(lane.answer(frame, kind, id_term, at, 0.0))
+                    lane.running = None
                     return
-        queue: deque[Queued] = deque()
-        self._route(frames, queue)
-        self._run(queue)
-        self._channel.write_out()
+        self._route(frames)
+        self._run()
 
-    def _run(self, queue: deque[Queued]) -> None:
+    def recover(self, error: BaseException) -> None:
+        """Go on after an exception that came out of nowhere, in the middle of anything.
+
+        The request that was being answered gets it as its error. If its reply was just written, it
+        gets two, which a client can tell; none would cost its caller the whole timeout.
+        """
+        id_term, self._lane.running = self._lane.running, None
+        if id_term is not None:
+            description = failure.describe_exception(error, self._settings)
+            self._channel.hold([messages.error(id_term, description)])
+        self._run()
+
+    def _run(self) -> None:
         """Run queued requests in order.
 
         A reply waits for others, but not for slow code: where code is not known to be quick, the
         lane writes what is held before it runs; code is timed here, and only where others wait.
         """
+        queue = self._queue
         channel = self._channel
         lane = self._lane
         held_since = began = monotonic()
@@ -105,18 +122,20 @@ class Dispatcher:
                 held_since = began
             self.requests += 1
             channel.hold(lane.answer(frame, kind, id_term, at, (began - arrived) * 1000))
+            lane.running = None
             now = monotonic()
             if lane.ran is not None:
                 lane.ran.time(quick=now - began < self._hold_s)
             if now - held_since > self._hold_s:
                 channel.write_out()
             if now - began > _LOOK_AGAIN_S and queue:
-                self._look_again(queue)
+                self._look_again()
                 now = monotonic()
             began = now
+        channel.write_out()
 
-    def _look_again(self, queue: deque[Queued]) -> None:
-        """Read what came meanwhile: a cancel may concern a request that waits in `queue`."""
+    def _look_again(self) -> None:
+        """Read what came meanwhile: a cancel may concern a request that waits in the queue."""
         channel = self._channel
         channel.write_out()
         for _ in range(_LOOKS):
@@ -128,10 +147,11 @@ class Dispatcher:
                 return
             if frames is None:
                 return
-            self._route(frames, queue)
+            self._route(frames)
 
-    def _route(self, frames: list[Frame], queue: deque[Queued]) -> None:
+    def _route(self, frames: list[Frame]) -> None:
         """Put requests into the queue, and act on everything else at once."""
+        queue = self._queue
         arrived = monotonic()
         for frame in frames:
             start = frame[:ID_LENGTH_AT]
@@ -150,12 +170,12 @@ class Dispatcher:
                 at = message.body_at
                 queue.append((frame, message.kind, message.id_term, at, arrived))
             else:
-                self._control(message, queue)
+                self._control(message)
 
-    def _control(self, message: messages.Message, queue: deque[Queued]) -> None:
+    def _control(self, message: messages.Message) -> None:
         channel = self._channel
         if type(message) is Cancel:
-            self._cancel(message.id_term, queue)
+            self._cancel(message.id_term)
         elif type(message) is Ping:
             status = {
                 "os_pid": os.getpid(),
@@ -169,10 +189,10 @@ class Dispatcher:
         elif type(message) is Init:
             self._complain(ProtocolError("init is the first frame or none at all; ignored"))
 
-    def _cancel(self, id_term: bytes, queue: deque[Queued]) -> None:
-        for entry in queue:
+    def _cancel(self, id_term: bytes) -> None:
+        for entry in self._queue:
             if entry[2] == id_term:
-                queue.remove(entry)
+                self._queue.remove(entry)
                 description = failure.describe(
                     "cancelled", "", "cancelled before it began", begun=False
                 )

@@ -6,8 +6,10 @@ around it: the baton is let go before and taken after, the window for cancellati
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from sys import getrefcount
 
 from port_server.etf import DecodeError, EncodeError, encode_parts, read_term
 from port_server.protocol import messages
@@ -29,7 +31,16 @@ if TYPE_CHECKING:
 
     from .channel import Channel, Part
     from .stdio import Stdio
+    from .window import Window
 
+
+def _references_of_a_local() -> int:
+    local: dict[str, Any] = {}
+    return getrefcount(local)
+
+
+# How many there are of something that only a local variable refers to; differs between versions.
+_ALONE: Final = _references_of_a_local()
 _EMPTY_MAP: Final = b"t\0\0\0\0"
 _NEVER: Final = float("inf")
 DEFAULT_MAX_DEPTH: Final = 512  # the codec's
@@ -48,7 +59,8 @@ class MainLane:
 
     Attributes:
         namespaces: what requests run in.
-        running: the id of the running request as the bytes of its term, or None.
+        running: the id of the request that is being answered as the bytes of its term, or None;
+            who hands its reply on resets it.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
     """
 
@@ -66,6 +78,7 @@ class MainLane:
         "_usual_deadline_ms",
         "_usual_options",
         "_usual_size",
+        "_window",
         "namespaces",
         "ran",
         "running",
@@ -78,6 +91,7 @@ class MainLane:
         settings: Settings,
         output: Output,
         streams: Streams,
+        window: Window,
     ) -> None:
         self.namespaces = Namespaces()
         self.running: bytes | None = None
@@ -88,6 +102,7 @@ class MainLane:
         self._stdio = stdio
         self._streams = streams
         self._targets = Targets()
+        self._window = window
         self._usual_options = _EMPTY_MAP
         self._usual_size = len(_EMPTY_MAP)
         self._usual_deadline_ms: float = _NEVER
@@ -125,9 +140,11 @@ class MainLane:
         kwargs: Any = None
         value: Any = None
         step = "options"
+        window = self._window
         self.ran = None
         self.running = id_term
         output.open = True
+        window.open = True
         # -- user code is entered: what is decoded, run, encoded and dropped below may be theirs --
         try:
             # Terms are prefix-free: where the bytes of the last options stand, those options do.
@@ -186,11 +203,16 @@ class MainLane:
                 leave_child(error)
             parts = self._failed(error, step, id_term)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
+        # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
+        # that would otherwise wait for the collector to come by.
+        cyclic = getrefcount(values) > _ALONE and type(values) is dict
         code = values = kwargs = value = None
+        if cyclic and gc.isenabled():
+            gc.collect(1)
+        window.open = False
         if output.parts:
             output.hand_on(now=False)
         output.open = False
-        self.running = None
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)

@@ -22,6 +22,7 @@ from . import stdio as stdio_module
 from .channel import Channel
 from .dispatcher import Dispatcher
 from .lanes import MainLane, leave_child
+from .window import Window, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = "0.1.0"
 FEATURES: Final = ("eval", "call", "output", "ping", "shutdown", "cancel_queued")
+_OURS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class RefusedError(Exception):
@@ -57,6 +59,7 @@ class Server:
         "stdio",
         "streams",
         "token",
+        "window",
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -69,15 +72,23 @@ class Server:
         self.output = Output(settings, self._emit)
         self.streams = Streams(self.output)
         self.streams.install()
-        self.lane = MainLane(self.stdio, self.channel, settings, self.output, self.streams)
+        self.window = Window(self._log_stray)
+        self.lane = MainLane(
+            self.stdio, self.channel, settings, self.output, self.streams, self.window
+        )
         self.dispatcher = Dispatcher(self.channel, self.lane, settings)
-        os.register_at_fork(after_in_child=self._in_child)
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._in_parent,
+            after_in_child=self._in_child,
+        )
 
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
         faulthandler.enable(2)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        guard_signals(self.window)
+        for number in _OURS:
+            signal.signal(number, self._on_signal)
         try:
             self._greet()
             self._loop()
@@ -112,8 +123,8 @@ class Server:
             except FramingError:
                 raise
             except BaseException as error:
-                # A signal handler or a trace function that user code left behind. Nothing of ours
-                # raises here; what was read and written is not touched by it.
+                # A signal handler or a trace function that user code left behind.
+                self.dispatcher.recover(error)
                 self._log_stray(error)
 
     # --- beginning ------------------------------------------------------------------------------
@@ -192,22 +203,33 @@ class Server:
     def _emit(self, stream: str, text: bytes, now: bool) -> None:
         id_term = self.lane.running
         assert id_term is not None
+        was_open = self.window.close_for_a_moment()
         self.channel.hold([messages.output(id_term, stream, text)])
         if now:
             self.channel.write_out()
+        self.window.reopen(was_open)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.output.open:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and (self.window.open or self.window.inside):
+            raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
 
+    def _before_fork(self) -> None:
+        # Python forgets, in the child, what a handler of its kind was about to be called for: a
+        # child that is terminated right after its start would live on. So it waits in the kernel.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+    def _in_parent(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+
     def _in_child(self) -> None:
         self.output.open = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     @staticmethod
     def _log_stray(error: BaseException) -> None:
