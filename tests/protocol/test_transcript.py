@@ -1,4 +1,4 @@
-"""The transcript in docs/protocol.md is what the real server says, byte for byte."""
+"""The transcript in docs/protocol.md is what the real server says."""
 
 from pathlib import Path
 
