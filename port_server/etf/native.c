@@ -72,13 +72,15 @@ enum {
 };
 
 #define DEFAULT_MAX_DEPTH 512
-/* A level costs about 200 bytes of C stack; musl gives a thread 128 KiB, glibc 8 MiB. */
+/* A level costs about 300 bytes of C stack; threads have 8 MiB with glibc, 1 MiB in Alpine's Python. */
 #define MAX_DEPTH_CEILING 10000
 #define DEFAULT_MAX_BYTES 4294967295LL
 #define DEFAULT_BY_REFERENCE_FROM 65536
 /* From here on, a binary in `encode` is copied once, into the result, and not through the buffer. */
 #define SPLICE_FROM 16384
 #define MAX_ATOM_CHARACTERS 255
+/* The most that is allocated at once because the last result was that large. */
+#define LARGEST_GUESS (8 * 1024 * 1024)
 
 /* ---- state ------------------------------------------------------------------------------------ */
 
@@ -114,6 +116,7 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
+    Py_ssize_t last_size; /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];
     CacheSlot keys[KEY_SLOTS];
 } State;
@@ -1522,6 +1525,9 @@ grow(Writer *w, Py_ssize_t more)
         return fail_too_large(w);
     }
     wanted = (w->size + more) + (w->size + more) / 2 + 512;
+    if (w->heap == NULL && wanted < w->st->last_size) {
+        wanted = w->st->last_size; /* pages that are not written to cost nothing */
+    }
     heap = PyMem_Realloc(w->heap, (size_t)wanted);
     if (heap == NULL) {
         PyErr_NoMemory();
@@ -1570,6 +1576,29 @@ put(Writer *w, const char *data, Py_ssize_t size)
     memcpy(w->buffer + w->size, data, (size_t)size);
     w->size += size;
     return 0;
+}
+
+/* memcpy, without the call for the few bytes that names and short texts have. */
+static inline void
+copy_short(char *to, const char *from, Py_ssize_t size)
+{
+    if (size >= 8) {
+        if (UNLIKELY(size > 16)) {
+            memcpy(to, from, (size_t)size);
+            return;
+        }
+        memcpy(to, from, 8);
+        memcpy(to + size - 8, from + size - 8, 8);
+    }
+    else if (size >= 4) {
+        memcpy(to, from, 4);
+        memcpy(to + size - 4, from + size - 4, 4);
+    }
+    else if (size > 0) {
+        to[0] = from[0];
+        to[size >> 1] = from[size >> 1];
+        to[size - 1] = from[size - 1];
+    }
 }
 
 static inline int
@@ -1728,7 +1757,7 @@ put_short_atom(Writer *w, const char *name, Py_ssize_t size)
         w->buffer[w->size++] = (char)(size >> 8);
     }
     w->buffer[w->size++] = (char)size;
-    memcpy(w->buffer + w->size, name, (size_t)size);
+    copy_short(w->buffer + w->size, name, size);
     w->size += size;
     return 0;
 }
@@ -1802,6 +1831,7 @@ static inline int
 write_str(Writer *w, PyObject *value, int is_key)
 {
     Py_ssize_t size;
+    char *out;
     const char *text = PyUnicode_AsUTF8AndSize(value, &size);
     if (UNLIKELY(text == NULL)) {
         return fail_surrogate(w);
@@ -1817,9 +1847,11 @@ write_str(Writer *w, PyObject *value, int is_key)
     if (reserve(w, size + 5) < 0) {
         return -1;
     }
-    put_header(w, BINARY_EXT, size);
-    memcpy(w->buffer + w->size, text, (size_t)size);
-    w->size += size;
+    out = w->buffer + w->size;
+    out[0] = BINARY_EXT;
+    put_be32(out + 1, (uint32_t)size);
+    copy_short(out + 5, text, size);
+    w->size += size + 5;
     return 0;
 }
 
@@ -1898,25 +1930,43 @@ fail_changed(Writer *w, const char *what)
     return wfail(w, "", "a %s changed while it was being encoded", what);
 }
 
-/* Writes a borrowed item of a container, which may be gone as soon as a hook has run. */
+/* Writes one of the values that run no code, so that nobody has to be held meanwhile. -3: it is none. */
 static inline int
-write_part(Writer *w, PyObject *item)
+write_leaf(Writer *w, PyObject *item)
 {
     PyTypeObject *type = Py_TYPE(item);
-    int result;
-    if (type == &PyUnicode_Type) { /* these three run no code: nothing to hold, nothing to call */
+    if (type == &PyUnicode_Type) {
         return write_str(w, item, 0);
     }
     if (type == &PyLong_Type) {
-        result = write_int(w, item);
+        int result = write_int(w, item);
         return LIKELY(result != -2) ? result : write_any_int(w, item);
     }
     if (type == &PyFloat_Type) {
         return write_double(w, PyFloat_AsDouble(item));
     }
-    Py_INCREF(item);
-    result = write_value(w, item);
-    Py_DECREF(item);
+    if (item == Py_None) {
+        return PUT_ATOM(w, "nil");
+    }
+    if (item == Py_True) {
+        return PUT_ATOM(w, "true");
+    }
+    if (item == Py_False) {
+        return PUT_ATOM(w, "false");
+    }
+    return -3;
+}
+
+/* Writes a borrowed item of a container, which may be gone as soon as a hook has run. */
+static inline int
+write_part(Writer *w, PyObject *item)
+{
+    int result = write_leaf(w, item);
+    if (result == -3) {
+        Py_INCREF(item);
+        result = write_value(w, item);
+        Py_DECREF(item);
+    }
     return result;
 }
 
@@ -2170,6 +2220,29 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
         if (UNLIKELY(done == count)) {
             fail_changed(w, "dict");
             goto finally;
+        }
+        if (LIKELY(Py_TYPE(key) == &PyUnicode_Type && module == NULL && seen == NULL) &&
+            LIKELY((kinds & ~(KEY_STR | KEY_INT)) == 0 && w->hooks == hooks)) {
+            kinds |= KEY_STR;
+            outcome = write_str(w, key, 1);
+            if (LIKELY(outcome == 0) && (outcome = write_leaf(w, value)) == -3) {
+                Py_INCREF(key);
+                Py_INCREF(value);
+                outcome = write_value(w, value);
+                Py_DECREF(value);
+                if (UNLIKELY(outcome < 0)) {
+                    failure_step_key(&w->failure, key);
+                    Py_DECREF(key);
+                    goto finally;
+                }
+                Py_DECREF(key);
+            }
+            if (UNLIKELY(outcome < 0)) {
+                failure_step_key(&w->failure, key);
+                goto finally;
+            }
+            done++;
+            continue;
         }
         Py_INCREF(key);
         Py_INCREF(value);
@@ -2455,23 +2528,9 @@ write_value(Writer *w, PyObject *value)
 {
     State *st = w->st;
     PyTypeObject *type = Py_TYPE(value);
-    if (type == &PyUnicode_Type) {
-        return write_str(w, value, 0);
-    }
-    if (type == &PyLong_Type) {
-        return write_any_int(w, value);
-    }
-    if (value == Py_None) {
-        return PUT_ATOM(w, "nil");
-    }
-    if (value == Py_True) {
-        return PUT_ATOM(w, "true");
-    }
-    if (value == Py_False) {
-        return PUT_ATOM(w, "false");
-    }
-    if (type == &PyFloat_Type) {
-        return write_double(w, PyFloat_AsDouble(value));
+    int result = write_leaf(w, value);
+    if (result != -3) {
+        return result;
     }
     if (type == &PyDict_Type) {
         return write_map(w, value, NULL);
@@ -2521,6 +2580,9 @@ static void
 writer_free(Writer *w)
 {
     Py_ssize_t i;
+    if (w->heap != NULL) {
+        w->st->last_size = w->size < LARGEST_GUESS ? w->size + w->size / 16 : 0;
+    }
     for (i = 0; i < w->splice_count; i++) {
         Py_DECREF(w->splices[i].owner);
     }

@@ -9,7 +9,7 @@ import pytest
 
 # ETF_LONG=1 is for scripts/fuzz.sh. No deadlines: a busy machine is not a bug.
 hypothesis.settings.register_profile("short", deadline=None)
-hypothesis.settings.register_profile("long", deadline=None, max_examples=20_000)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=3_000)
 hypothesis.settings.load_profile("long" if os.environ.get("ETF_LONG") else "short")
 
 CODECS = ["fallback"]
