@@ -70,7 +70,7 @@ def erlang(tmp_path, body):
 
 
 def test_a_session_with_a_port(tmp_path):
-    """Hello, eval, call, output, error, ping, shutdown and the exit status, as the BEAM sees them."""
+    """Hello, eval, call, output, error, ping, shutdown, exit status: as the BEAM sees them."""
     erlang(
         tmp_path,
         r"""
@@ -140,8 +140,8 @@ def test_a_thousand_requests_at_once(tmp_path):
 run() ->
     Port = open(),
     Ids = [<<N:64>> || N <- lists:seq(1, 1000)],
-    [send(Port, {eval, Id, #{deadline_ms => 60000}, <<"n * 2">>, #{n => binary:decode_unsigned(Id)}})
-     || Id <- Ids],
+    [send(Port, {eval, Id, #{deadline_ms => 60000}, <<"n * 2">>,
+                 #{n => binary:decode_unsigned(Id)}}) || Id <- Ids],
     [begin Double = binary:decode_unsigned(Id) * 2, {ok, Id, Double} = next(Port) end || Id <- Ids],
     passed.
 """,

@@ -232,15 +232,15 @@ def test_a_target_that_does_not_exist_says_which_part(server, target, kind, word
 
 def test_every_id_comes_back_as_it_went(server):
     """Empty, binary, 255 bytes: the server only echoes."""
-    for id in (b"", b"\0", b"\xff" * 8, b"x" * 255):
-        assert server.ask(eval_("1", id=id)) == ("ok", id, 1)
+    for name in (b"", b"\0", b"\xff" * 8, b"x" * 255):
+        assert server.ask(eval_("1", id=name)) == ("ok", name, 1)
 
 
 def test_ping_answers_between_requests(server):
     """With pid, time and a count."""
     server.value("1")
-    tag, id, status = server.ask((A("ping"), b"p"))
-    assert (tag, id) == ("pong", b"p")
+    tag, name, status = server.ask((A("ping"), b"p"))
+    assert (tag, name) == ("pong", b"p")
     assert status["os_pid"] == server.process.pid
     assert status["requests"] == 1
     assert status["uptime_ms"] >= 0
@@ -257,8 +257,8 @@ def test_a_cancelled_request_in_the_queue_never_runs(server, tmp_path):
     marker = tmp_path / "ran"
     touch = eval_(f"open({str(marker)!r}, 'w')", id=b"c")
     server.send(eval_("1", id=b"a"), touch, (A("cancel"), b"c"), (A("cancel"), b"nobody"))
-    tag, id, error = server.receive()
-    assert (tag, id, error["kind"], error["begun"]) == ("error", b"c", "cancelled", False)
+    tag, name, error = server.receive()
+    assert (tag, name, error["kind"], error["begun"]) == ("error", b"c", "cancelled", False)
     assert server.receive() == ("ok", b"a", 1)
     assert server.value("2") == 2
     assert not marker.exists()
@@ -286,8 +286,8 @@ def test_a_deadline_that_passed_in_the_queue_is_a_timeout(server):
         eval_("3", id=b"c", deadline_ms=5000),
     )
     assert server.receive() == ("ok", b"a", None)
-    tag, id, error = server.receive()
-    assert (tag, id, error["kind"], error["begun"]) == ("error", b"b", "timeout", False)
+    tag, name, error = server.receive()
+    assert (tag, name, error["kind"], error["begun"]) == ("error", b"b", "timeout", False)
     assert server.receive() == ("ok", b"c", 3)
     assert server.error(eval_("1", deadline_ms=0))["kind"] == "timeout"
 
@@ -381,7 +381,7 @@ def test_a_wrong_frame_without_an_id_is_logged(server, data, words):
     assert words in server.stderr
 
 
-def test_the_first_frame_may_be_wrong_as_well(start):
+def test_the_first_frame_may_be_wrong_as_well():
     """It is logged, hello is said, and the next is served."""
     messages, status, stderr = converse(framed(b"garbage"), eval_("1"))
     assert [message[0] for message in messages] == ["hello", "ok"]

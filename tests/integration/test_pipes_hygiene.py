@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import eval_, text_of
+from conftest import SERVE, eval_, text_of
 
 from port_server.etf import Atom
 
@@ -19,7 +19,7 @@ RUDE = {
     "os.write 1": "import os; os.write(1, b'raw' * 100)",
     "C stdio": "import ctypes; c = ctypes.CDLL(None); c.puts(b'from C'); c.fflush(None)",
     "subprocess": "import subprocess; subprocess.run(['echo', 'child'], check=True)",
-    "subprocess to sys.stdout": "import subprocess, sys; subprocess.run(['echo'], stdout=sys.stdout)",
+    "child on sys.stdout": "import subprocess, sys; subprocess.run(['echo'], stdout=sys.stdout)",
     "os.system": "import os; os.system('echo shell')",
     "dunder stdout": "import sys; sys.__stdout__.write('dunder'); sys.__stdout__.flush()",
     "close stdout": "import sys; sys.stdout.close(); sys.stderr.close(); sys.stdin.close()",
@@ -42,7 +42,7 @@ RUDE = {
     "too much memory": "bytearray(1 << 62)",
     "signals ignored": "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nNone",
     "chdir, environ, path": "import os, sys; os.chdir('/'); os.environ.clear(); sys.path.clear()",
-    "modules": "import sys; sys.modules.pop('port_server', None); sys.modules.pop('os', None)\nNone",
+    "modules": "import sys; [sys.modules.pop(m, None) for m in ('port_server', 'os')]\nNone",
     "excepthook": "import sys; sys.excepthook = None; sys.unraisablehook = None",
     "del raises": "class A:\n    def __del__(self): raise ValueError\na = A()",
     "del prints": "class A:\n    def __del__(self): print('bye')\na = A()",
@@ -51,7 +51,7 @@ RUDE = {
     "trace": "import sys; sys.settrace(lambda *a: 1 / 0)",
     "profile": "import sys; sys.setprofile(None)",
     "asyncio.run": "import asyncio; asyncio.run(asyncio.sleep(0))",
-    "thread that prints": "import threading; t = threading.Thread(target=print, args=('t',))\nt.start()",
+    "thread that prints": "import threading; threading.Thread(target=print, args=('t',)).start()",
     "multiprocessing": (
         "import multiprocessing as m\n"
         "p = m.get_context('fork').Process(target=print, args=('from a fork',))\n"
@@ -107,7 +107,7 @@ def test_children_and_fds_work_as_they_should(server, name):
     ],
 )
 def test_whatever_is_raised_is_an_error_reply(server, code, type):
-    """kind python with the type's name, never the end of the server."""
+    """Its kind is python, with the type's name; never is it the end of the server."""
     server.send(eval_(code))
     while (reply := server.receive())[0] == "output":
         pass
@@ -165,9 +165,10 @@ def test_raw_output_goes_to_stderr(server):
     """Where people find it, since it belongs to no request that is known."""
     server.value("import os; os.write(1, b'raw\\n')")
     server.value("import subprocess; subprocess.run(['echo', 'child']); None")
-    server.value(
-        "import threading\nt = threading.Thread(target=print, args=('thread',))\nt.start(); t.join()"
+    code = (
+        "import threading as t; t = t.Thread(target=print, args=('thread',)); t.start(); t.join()"
     )
+    server.value(code)
     assert server.stderr == "raw\nchild\nthread\n"
 
 
@@ -254,7 +255,7 @@ def test_code_that_closes_every_fd_ends_the_server_and_nothing_hangs(server):
 
 
 def test_a_crash_leaves_its_stack_on_stderr(server):
-    """faulthandler is on from the start."""
+    """Python's faulthandler is on from the start."""
     server.send(eval_("import ctypes; ctypes.string_at(0)", id=b"1"))
     assert server.receive() is None
     assert server.wait() == -signal.SIGSEGV
@@ -278,7 +279,8 @@ def test_a_handler_that_rings_all_the_time_never_breaks_a_frame(server):
     server.value(
         "import signal\n"
         "def ring(*_): raise TimeoutError('ring')\n"
-        "signal.signal(signal.SIGALRM, ring)\nsignal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)\nNone"
+        "signal.signal(signal.SIGALRM, ring)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)\nNone"
     )
     for n in range(100):
         server.send(
@@ -309,7 +311,7 @@ def test_a_handler_that_rings_during_a_request_raises_in_it(server):
 
 def test_a_server_without_stdin_says_so():
     """Closed fds are a message, not a traceback."""
-    command = f"{sys.executable} -c 'from port_server.server.lifecycle import serve; raise SystemExit(serve())'"
+    command = f"{sys.executable} -c '{SERVE}'"
     done = subprocess.run(["sh", "-c", f"{command} <&-"], capture_output=True, check=False)
     assert done.returncode == 1
     assert b"stdin and stdout must be open" in done.stderr

@@ -22,11 +22,11 @@ ID = id_term_of(b"7")
 
 def test_the_fixed_prefixes_are_what_a_client_writes():
     """Thirteen bytes tell an eval or a call, whatever the id and the body are."""
-    for id in (b"", b"x", b"x" * 255):
-        frame = encode((A("eval"), id, {}, b"1", {}))
+    for name in (b"", b"x", b"x" * 255):
+        frame = encode((A("eval"), name, {}, b"1", {}))
         assert frame.startswith(EVAL_PREFIX)
-        assert frame[13] == len(id)
-        assert encode((A("call"), id, {}, b"m:f", [], {})).startswith(CALL_PREFIX)
+        assert frame[13] == len(name)
+        assert encode((A("call"), name, {}, b"m:f", [], {})).startswith(CALL_PREFIX)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
 def transcript():
-    """Steps of the conversation: (direction, bytes); no bytes where they differ between machines."""
+    """Steps of the conversation: (direction, bytes); no bytes where machines differ."""
     block = DOCUMENT.read_text().split("```transcript\n")[1].split("```")[0]
     steps = []
     for line in block.splitlines():

@@ -1,5 +1,6 @@
 """Reading and writing on real pipes: partial writes, held replies, a reader that is gone."""
 
+import contextlib
 import os
 import threading
 
@@ -24,10 +25,8 @@ class Pipes:
 
     def close(self):
         for fd in (self.feed, self.drain, self.channel._stdio.reads, self.channel._stdio.writes):
-            try:
+            with contextlib.suppress(OSError):
                 os.close(fd)
-            except OSError:
-                pass
 
 
 @pytest.fixture

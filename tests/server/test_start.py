@@ -8,8 +8,8 @@ from conftest import eval_
 
 from port_server.etf import Atom, codec_name
 
-# Beyond what `python -c pass` loads in the same environment. Each earns its place on the start path;
-# add to it only what was measured.
+# Beyond what `python -c pass` loads in the same environment. Each earns its place on the start
+# path; add to it only what was measured.
 ALLOWED = {
     "__future__",
     "_ast",
