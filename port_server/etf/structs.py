@@ -217,7 +217,8 @@ def _datetime_from(fields: dict[Any, Any]) -> Any:
                 return local
     except Exception:  # noqa: S110  no tzdata, a zone of their own, a name that is no file name
         pass
-    return naive.replace(tzinfo=timezone(offset, zone))
+    unnamed = timezone(offset)
+    return naive.replace(tzinfo=unnamed if str(unnamed) == zone else timezone(offset, zone))
 
 
 def _datetime_to(value: dt.datetime) -> Any:
