@@ -342,7 +342,7 @@ class Struct(_Dict):
 
     def __init__(self, module: str, fields: Mapping[Any, Any] | None = None) -> None:
         dict.__init__(self, fields if fields is not None else {})
-        object.__setattr__(self, "module", Atom(module))
+        object.__setattr__(self, "module", module if type(module) is Atom else Atom(module))
 
     def __getattr__(self, name: str) -> Any:
         try:
