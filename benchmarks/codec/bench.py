@@ -4,7 +4,8 @@
 
 Every codec gets its own format of the same value. A round measures all codecs of a case one after
 the other, each for a millisecond or one call, so that a noisy machine hurts all alike; the best
-round counts, as anything above it is other people's work. --check exits with 1 if a promise of docs/performance.md is broken.
+round counts, as anything above it is other people's work. --check exits with 1 if a
+promise of docs/performance.md is broken.
 """
 
 from __future__ import annotations

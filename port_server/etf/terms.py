@@ -342,7 +342,7 @@ class Struct(_Dict):
 
     def __init__(self, module: str, fields: Mapping[Any, Any] | None = None) -> None:
         dict.__init__(self, fields if fields is not None else {})
-        object.__setattr__(self, "module", Atom(module))
+        object.__setattr__(self, "module", module if type(module) is Atom else Atom(module))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -357,9 +357,12 @@ class Struct(_Dict):
             self[Atom(name)] = value
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Struct):
-            return NotImplemented
-        return self.module == other.module and dict.__eq__(self, other)
+        # A dict of the same fields is another term; left to dict, it would be equal.
+        return (
+            isinstance(other, Struct)
+            and self.module == other.module
+            and dict.__eq__(self, other) is True
+        )
 
     def __ne__(self, other: object) -> bool:
         return not self == other
