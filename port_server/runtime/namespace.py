@@ -84,11 +84,28 @@ class Namespaces:
 
     def _name(self, key: object, values: dict[Any, Any]) -> str:
         name = exact_key(key, values)
-        if name is None or not name.isidentifier():
+        if name is not None and not name.isascii():
+            # Python reads identifiers in this form, so code that says the name looks there.
+            from unicodedata import normalize  # noqa: PLC0415  next to never needed
+
+            plain = normalize("NFKC", name)
+            if plain != name and plain in values:
+                raise NamespaceError(
+                    f'the keys "{name}" and "{plain}" are one name in Python; send one'
+                )
+            name = plain
+        if name is None or not name.isidentifier() or _is_keyword(name):
             raise NamespaceError(
                 f"{show(key)} cannot be the name of a global: keys are atoms or strings that are "
                 f'Python identifiers, like :rows or "rows". Put the map itself into one global'
             )
-        if type(key) is not bytes and len(self._names) < _NAMES_LIMIT:
+        # Another spelling is looked at each time: the name it stands for may be there as well.
+        if key == name and len(self._names) < _NAMES_LIMIT:
             self._names[name] = name
         return name
+
+
+def _is_keyword(name: str) -> bool:
+    from keyword import iskeyword  # noqa: PLC0415  not on the start path
+
+    return iskeyword(name)

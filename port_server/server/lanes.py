@@ -41,6 +41,8 @@ def _references_of_a_local() -> int:
 
 # How many there are of something that only a local variable refers to; differs between versions.
 _ALONE: Final = _references_of_a_local()
+# Lines before a snippet are blank lines to the compiler, and no file has more.
+_MOST_LINES: Final = 10_000_000
 _EMPTY_MAP: Final = b"t\0\0\0\0"
 _NEVER: Final = float("inf")
 DEFAULT_MAX_DEPTH: Final = 512  # the codec's
@@ -167,7 +169,10 @@ class MainLane:
                 if type(values) is not dict:
                     raise ProtocolError(f"globals are a map, not {_named(values)}")
                 step = "run"
-                entry = self._snippets.get(code) or self._compile(code)
+                # Only text is looked up as it came: what else it may be is not always hashable.
+                entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(
+                    code
+                )
                 if entry.kind is not PLAIN:
                     _refuse(entry)
                 values = self.namespaces.fresh(entry, values)
@@ -269,13 +274,13 @@ class MainLane:
             or type(code[1]) is not str
             or type(code[2]) is not str
             or type(code[3]) is not int
-            or code[3] < 1
+            or not 1 <= code[3] <= _MOST_LINES
         ):
             raise ProtocolError(
                 f"code is a binary or {{code, Source, File, Line}}, not {_named(code)}"
             )
         _tag, text, file, line = code
-        return self._snippets.compile(code, text, file, line)
+        return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
 
     def _failed(self, error: BaseException, step: str, id_term: bytes) -> list[Part]:
         settings = self._settings

@@ -124,6 +124,7 @@ class Server:
                 raise
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind.
+                self.window.open = self.window.inside = False
                 self.dispatcher.recover(error)
                 self._log_stray(error)
 

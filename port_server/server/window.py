@@ -27,13 +27,14 @@ class Window:
         inside: whether it is closed for a moment only, with user code below on the stack.
     """
 
-    __slots__ = ("_report", "_waiting", "inside", "open")
+    __slots__ = ("_report", "_reporting", "_waiting", "inside", "open")
 
     def __init__(self, report: Callable[[BaseException], None]) -> None:
         self.open = False
         self.inside = False
         self._waiting: list[BaseException] = []
         self._report = report
+        self._reporting = False
 
     def close_for_a_moment(self) -> bool:
         """Close it for something that must not be cut short; give what `reopen` takes."""
@@ -52,8 +53,14 @@ class Window:
         """Take what a handler raised while the window was closed."""
         if self.inside:
             self._waiting.append(error)
-        else:
-            self._report(error)
+        elif not self._reporting:  # one that rings meanwhile finds the logger half way through
+            self._reporting = True
+            try:
+                self._report(error)
+            except BaseException:  # noqa: S110  a failing report must not do what is prevented here
+                pass
+            finally:
+                self._reporting = False
 
 
 class Guarded:
