@@ -25,8 +25,10 @@ class Settings:
         "max_error_frames",
         "max_error_text_chars",
         "max_frame_bytes",
+        "max_objects",
         "output_batch_bytes",
         "output_delay_ms",
+        "output_window_bytes",
         "pipe_bytes",
         "read_bytes",
         "reply_hold_us",
@@ -67,9 +69,18 @@ class Settings:
     """Text printed this long after what is pending goes out together with it at once, so that a
     progress bar moves."""
 
+    output_window_bytes: int
+    """How much of a request's output may be on its way; code that prints more waits until the
+    owner has passed some on. 0 is no limit, and the default, because only an owner that says how
+    much it takes is known to acknowledge."""
+
     code_cache_entries: int
     """Code objects kept. A host program has some hundreds of snippets; code built from data would
     grow without end."""
+
+    max_objects: int
+    """Objects that the other side may hold handles of. Far above what a program means to hold: a
+    loop that forgets to release is told so before the memory is full."""
 
     max_error_frames: int
     """Frames listed in one error. RecursionError has a thousand, all the same."""
@@ -94,7 +105,9 @@ class Settings:
         reply_hold_us: int = 200,
         output_batch_bytes: int = 8192,
         output_delay_ms: int = 20,
+        output_window_bytes: int = 0,
         code_cache_entries: int = 1024,
+        max_objects: int = 100_000,
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,

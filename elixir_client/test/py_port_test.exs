@@ -92,8 +92,8 @@ defmodule PyPortTest do
       assert message =~ "binary_as" or message =~ "bytes"
     end
 
-    test "says that a value has no counterpart, and the server goes on" do
-      assert {:error, %Error{kind: :encode}} = PyPort.eval("[1, object()]")
+    test "says that a value cannot be sent, and the server goes on" do
+      assert {:error, %Error{kind: :encode}} = PyPort.eval("x = []; x.append(x); x")
       assert PyPort.eval("1") == {:ok, 1}
     end
 

@@ -11,13 +11,14 @@ from port_server.etf import Atom, DecodeError, decode, encode, read_term
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Final, TypeAlias
 
     from .framing import Frame
 
     # (kind, id as the bytes of its term, offset of what follows the id)
     Envelope: TypeAlias = "tuple[str, bytes, int]"
+    Part: TypeAlias = "bytes | memoryview"
 
 PROTOCOL_VERSION: Final = 1
 LONGEST_ID: Final = 255
@@ -39,9 +40,13 @@ ARITIES: Final = {
     "cancel": 2,
     "ping": 2,
     "shutdown": 2,
+    "open_session": 3,
+    "close_session": 2,
+    "release": 2,
+    "ack": 3,
 }
 # Words that the protocol has and this server does not serve yet: an honest answer.
-RESERVED: Final = frozenset(("credit", "ack", "answer", "open_session", "close_session", "release"))
+RESERVED: Final = frozenset(("credit", "answer"))
 # Words whose second element is no id of a request.
 WITHOUT_ID: Final = frozenset(("init", "shutdown", "close_session", "release", "answer"))
 
@@ -120,6 +125,44 @@ class Request(Message):
         self.body_at = body_at
 
 
+class OpenSession(Message):
+    """Make a session: a namespace that lasts, under a name of the client's choosing."""
+
+    __slots__ = ("id_term", "name")
+
+    def __init__(self, id_term: bytes, name: bytes) -> None:
+        self.id_term = id_term
+        self.name = name
+
+
+class CloseSession(Message):
+    """Drop a session, after a request of it that is running."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+
+class Release(Message):
+    """Let objects go whose handles nobody holds any more."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+
+class Ack(Message):
+    """So many bytes of a request's output were consumed."""
+
+    __slots__ = ("count", "id_term")
+
+    def __init__(self, id_term: bytes, count: int) -> None:
+        self.id_term = id_term
+        self.count = count
+
+
 def id_term_of(id: bytes) -> bytes:
     """Write an id as the term it is."""
     return b"m" + len(id).to_bytes(4, "big") + id
@@ -178,7 +221,31 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
             raise ProtocolError("init is {init, Version, Options}: an integer and a map")
         _end(frame, at, kind, None)
         return Init(version, options)
+    if kind == "release":
+        ids, at = read_term(frame, at)
+        if type(ids) is not list or not all(type(number) is int for number in ids):
+            raise ProtocolError(f"release takes a list of integers, not {_shown(ids)}")
+        _end(frame, at, kind, None)
+        return Release(ids)
+    if kind == "close_session":
+        name, at = read_term(frame, at, binary_as="bytes")
+        if type(name) is not bytes:
+            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}")
+        _end(frame, at, kind, None)
+        return CloseSession(name)
     assert id_term is not None
+    if kind == "open_session":
+        name, at = read_term(frame, at, binary_as="bytes")
+        if type(name) is not bytes:
+            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}", id_term)
+        _end(frame, at, kind, id_term)
+        return OpenSession(id_term, name)
+    if kind == "ack":
+        count, at = read_term(frame, at)
+        if type(count) is not int or count < 0:
+            raise ProtocolError(f"ack takes a count of bytes, not {_shown(count)}")
+        _end(frame, at, kind, None)
+        return Ack(id_term, count)
     _end(frame, at, kind, id_term)
     return Cancel(id_term) if kind == "cancel" else Ping(id_term)
 
@@ -232,6 +299,18 @@ def ok(id_term: bytes, value: Any) -> bytes:
     return encode(value, head=OK_HEAD + id_term)
 
 
+def with_objects(parts: list[Part], object_ids: list[int]) -> list[Part]:
+    """Add the ids of the objects inside as one more element to a message, given in parts.
+
+    The receiver sees by the arity alone, without decoding, that there are handles inside.
+    """
+    head = parts[0]
+    assert head[1] == 104
+    assert head[2] < 255
+    longer = b"\x83h" + bytes((head[2] + 1,)) + bytes(head[3:])
+    return [longer, *parts[1:], encode(object_ids, head=b"")]
+
+
 def error(id_term: bytes, description: Mapping[str, Any]) -> bytes:
     """Write `{error, Id, Map}`."""
     return encode(_atom_keys(description), head=ERROR_HEAD + id_term)
@@ -257,6 +336,21 @@ def pong(id_term: bytes, status: Mapping[str, Any]) -> bytes:
 def output(id_term: bytes, stream: str, text: bytes) -> bytes:
     """Write `{output, Id, stdout | stderr, Binary}`."""
     return encode(text, head=b"\x83h\x04w\x06output" + id_term + b"w\x06" + stream.encode())
+
+
+def log(
+    level: str,
+    message: str,
+    known: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    default: Callable[[Any], Any],
+) -> bytes:
+    """Write `{log, Level, Message, Metadata}`; what the caller added keeps its keys as binaries."""
+    metadata: dict[Any, Any] = {**extra}
+    for key, value in known.items():
+        metadata.pop(key, None)  # a string and an atom would be two keys there
+        metadata[Atom(key)] = value
+    return encode((Atom("log"), Atom(level), message, metadata), default=default)
 
 
 def _atom_keys(map: Mapping[str, Any]) -> dict[Any, Any]:

@@ -13,14 +13,19 @@ from port_server.protocol.messages import (
     EVAL_PREFIX,
     ID_LENGTH_AT,
     ID_TERM_AT,
+    Ack,
     Cancel,
+    CloseSession,
     Init,
+    OpenSession,
     Ping,
     ProtocolError,
+    Release,
     Request,
     Shutdown,
 )
 from port_server.runtime import failure
+from port_server.runtime.namespace import SessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -92,6 +97,8 @@ class Dispatcher:
                     lane.running = None
                     return
         self._route(frames)
+        # What was released may have a __del__; it runs here and where a request ends.
+        self._lane.objects.drop()
         self._run()
 
     def recover(self, error: BaseException) -> None:
@@ -101,7 +108,9 @@ class Dispatcher:
         gets two, which a client can tell; none would cost its caller the whole timeout.
         """
         id_term, self._lane.running = self._lane.running, None
+        self._lane.output.running = None
         if id_term is not None:
+            self._lane.output.end(id_term)
             description = failure.describe_exception(error, self._settings)
             self._channel.hold([messages.error(id_term, description)])
         self._run()
@@ -177,12 +186,23 @@ class Dispatcher:
         if type(message) is Cancel:
             self._cancel(message.id_term)
         elif type(message) is Ping:
+            objects = self._lane.objects
             status = {
                 "os_pid": os.getpid(),
                 "uptime_ms": int((monotonic() - self._started) * 1000),
                 "requests": self.requests,
+                "objects": len(objects),
+                "sessions": self._lane.namespaces.sessions,
             }
             channel.hold([messages.pong(message.id_term, status)])
+        elif type(message) is Ack:
+            self._lane.output.ack(message.id_term, message.count)
+        elif type(message) is Release:
+            self._lane.objects.release(message.ids)
+        elif type(message) is OpenSession:
+            self._open_session(message)
+        elif type(message) is CloseSession:
+            self._lane.objects.dropped.append(self._lane.namespaces.close(message.name))
         elif type(message) is Shutdown:
             self.stopping = True
             self.grace_ms = message.grace_ms
@@ -198,7 +218,18 @@ class Dispatcher:
                 )
                 self._channel.hold([messages.error(id_term, description)])
                 return
+        if id_term == self._lane.running:
+            self._lane.output.mute(id_term)
         # Otherwise it is unknown, already answered, or running; the last is for a later issue.
+
+    def _open_session(self, message: OpenSession) -> None:
+        try:
+            self._lane.namespaces.open(message.name)
+        except SessionError as error:
+            description = failure.describe("protocol", "", str(error))
+            self._channel.hold([messages.error(message.id_term, description)])
+        else:
+            self._channel.hold([messages.ok(message.id_term, None)])
 
     def _complain(self, error: ProtocolError) -> None:
         if error.id_term is not None:

@@ -11,13 +11,17 @@ import os
 import sys
 from sys import getrefcount
 
-from port_server.etf import DecodeError, EncodeError, encode_parts, read_term
+from port_server.etf import DecodeError, EncodeError, Struct, encode_parts, read_term
 from port_server.protocol import messages
 from port_server.protocol.messages import OK_HEAD, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.namespace import NamespaceError, Namespaces, exact_key
+from port_server.runtime.namespace import NamespaceError, Namespaces, SessionError, exact_key
+from port_server.runtime.objects import MODULE as OBJECT_MODULE
+from port_server.runtime.objects import Exports, Objects
 from port_server.runtime.snippet import PLAIN, Snippet, Snippets
-from port_server.runtime.targets import TargetError, Targets
+from port_server.runtime.targets import ObjectTarget, TargetError, Targets
+
+from .options import ExpiredError, checked, named, word
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +29,8 @@ if TYPE_CHECKING:
 
     from port_server.etf import EtfError
     from port_server.protocol.framing import Frame
-    from port_server.runtime.output import Output, Streams
+    from port_server.runtime.output import Output
+    from port_server.runtime.streams import Streams
     from port_server.runtime.targets import Target
     from port_server.settings import Settings
 
@@ -44,12 +49,9 @@ _ALONE: Final = _references_of_a_local()
 # Lines before a snippet are blank lines to the compiler, and no file has more.
 _MOST_LINES: Final = 10_000_000
 _EMPTY_MAP: Final = b"t\0\0\0\0"
+_BINARY_EXT: Final = b"m"
 _NEVER: Final = float("inf")
 DEFAULT_MAX_DEPTH: Final = 512  # the codec's
-
-
-class ExpiredError(Exception):
-    """The deadline of a request passed before it began."""
 
 
 class NotServedYetError(Exception):
@@ -61,6 +63,8 @@ class MainLane:
 
     Attributes:
         namespaces: what requests run in.
+        objects: what the other side has handles of.
+        output: what requests print.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
@@ -68,9 +72,11 @@ class MainLane:
 
     __slots__ = (
         "_channel",
+        "_dropped",
         "_encode",
+        "_export",
+        "_exports",
         "_max_bytes",
-        "_output",
         "_read",
         "_settings",
         "_snippets",
@@ -82,6 +88,8 @@ class MainLane:
         "_usual_size",
         "_window",
         "namespaces",
+        "objects",
+        "output",
         "ran",
         "running",
     )
@@ -96,10 +104,15 @@ class MainLane:
         window: Window,
     ) -> None:
         self.namespaces = Namespaces()
+        self.objects = Objects(settings)
+        self.objects.install()
+        self._dropped = self.objects.dropped
+        self._exports = Exports(self.objects)
+        self._export = self._exports.export
         self.running: bytes | None = None
         self.ran: Snippet | Target | None = None
         self._channel = channel
-        self._output = output
+        self.output = output
         self._snippets = Snippets(settings.code_cache_entries)
         self._stdio = stdio
         self._streams = streams
@@ -114,6 +127,7 @@ class MainLane:
         """Hold later requests to other settings; `init` brings them."""
         self._settings = settings
         self._max_bytes = settings.max_frame_bytes
+        self.objects.limit = settings.max_objects
         self._read = read_term
         self._encode = encode_parts
         depth = settings.max_depth
@@ -135,17 +149,19 @@ class MainLane:
             at: where the body begins: right behind the id.
             waited_ms: how long ago the frame was read.
         """
-        output = self._output
+        output = self.output
         read = self._read
         code: Any = None
         values: Any = None
         kwargs: Any = None
         value: Any = None
+        options: dict[Any, Any] | None = None  # those that change more than how to read the rest
         step = "options"
         window = self._window
         self.ran = None
         self.running = id_term
-        output.open = True
+        outer = output.running
+        output.running = id_term
         window.open = True
         # -- user code is entered: what is decoded, run, encoded and dropped below may be theirs --
         try:
@@ -155,7 +171,7 @@ class MainLane:
                 at = end
                 binary_as = "str"
             else:
-                binary_as, at = self._heed_options(frame, at, waited_ms)
+                binary_as, at, options = self._heed_options(frame, at, waited_ms)
             if kind == "eval":
                 step = "code"
                 code, at = read(frame, at)
@@ -167,7 +183,7 @@ class MainLane:
                 if at != len(frame):
                     raise _trailing(frame, at, kind)
                 if type(values) is not dict:
-                    raise ProtocolError(f"globals are a map, not {_named(values)}")
+                    raise ProtocolError(f"globals are a map, not {named(values)}")
                 step = "run"
                 # Only text is looked up as it came: what else it may be is not always hashable.
                 entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(
@@ -175,14 +191,20 @@ class MainLane:
                 )
                 if entry.kind is not PLAIN:
                     _refuse(entry)
-                values = self.namespaces.fresh(entry, values)
+                if options is None:
+                    values = self.namespaces.fresh(entry, values)
+                else:
+                    values = self._namespace(options, entry, values)
                 if self._channel.held and entry.suspect:
                     self._channel.write_out()
                 self.ran = entry
                 value = entry.run(values)
             else:
                 step = "target"
-                code, at = read(frame, at)
+                if frame[at : at + 1] == _BINARY_EXT:
+                    code, at = read(frame, at)
+                else:
+                    code, at = self._read_object_target(frame, at)
                 step = "args"
                 values, at = read(frame, at, binary_as=binary_as)
                 step = "kwargs"
@@ -191,33 +213,41 @@ class MainLane:
                     raise _trailing(frame, at, kind)
                 if type(values) is not list or type(kwargs) is not dict:
                     raise ProtocolError("the arguments of a call are a list, the keywords a map")
-                if type(code) is not str:
-                    raise TargetError(f"a target is a binary like math:sqrt, not {_named(code)}")
                 step = "run"
-                target = self._targets.get(code)
+                target = self._targets.get(code) if type(code) is str else code
+                if options is not None:
+                    self._namespace(options, None, {})
                 if self._channel.held and target.suspect:
                     self._channel.write_out()
                 self.ran = target
                 value = target.find()(*values, **_keywords(kwargs))
             step = "result"
+            if options is not None and word(options.get("return")) == "object":
+                value = self._export(value)
             parts: list[Part] = self._encode(
-                value, head=OK_HEAD + id_term, max_bytes=self._max_bytes
+                value, head=OK_HEAD + id_term, default=self._export, max_bytes=self._max_bytes
             )
+            if self._exports.ids:
+                parts = messages.with_objects(parts, self._exports.take())
         except BaseException as error:
             if self._stdio.forked:
                 leave_child(error)
+            if self._exports.ids:
+                self._exports.undo()
             parts = self._failed(error, step, id_term)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.
         cyclic = getrefcount(values) > _ALONE and type(values) is dict
         code = values = kwargs = value = None
-        if cyclic and gc.isenabled():
+        if cyclic and gc.isenabled() and options is None:  # a session's namespace stays
             gc.collect(1)
         window.open = False
-        if output.parts:
-            output.hand_on(now=False)
-        output.open = False
+        if output.requests:
+            output.end(id_term)
+        output.running = outer
+        if self._dropped:  # released while this ran
+            self.objects.drop()
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)
@@ -233,36 +263,48 @@ class MainLane:
             streams.install()
         return parts
 
-    def _heed_options(self, frame: Frame, at: int, waited_ms: float) -> tuple[str, int]:
-        """Read and check the options of a request; give its `binary_as` and where its code begins.
+    def _heed_options(
+        self, frame: Frame, at: int, waited_ms: float
+    ) -> tuple[str, int, dict[Any, Any] | None]:
+        """Read and check the options of a request.
+
+        Gives its `binary_as`, where its code begins, and all options if there is one among them
+        that is heeded later (`session`, `return`), else None.
 
         Raises:
-            ProtocolError: one is of the wrong type. An unknown one is from a later client, and
-                ignored.
-            ExpiredError: the deadline has passed.
+            DecodeError, ProtocolError, ExpiredError: see `options`.
         """
-        options, end = self._read(frame, at)
-        if type(options) is not dict:
-            raise ProtocolError(f"options are a map, not {_named(options)}")
-        deadline_ms = options.get("deadline_ms")
-        if deadline_ms is not None:
-            if type(deadline_ms) is not int:
-                raise ProtocolError(f"deadline_ms is an integer, not {_named(deadline_ms)}")
-            if deadline_ms <= waited_ms:
-                raise ExpiredError(
-                    f"the deadline passed before the request began: it had {deadline_ms} ms left "
-                    f"and waited {waited_ms:.0f} ms in the queue"
-                )
-        binary_as = options.get("binary_as")
-        if binary_as is None or binary_as == "str":
+        options, end = self._read(frame, at, binary_as="bytes")
+        binary_as, special = checked(options, waited_ms)
+        if not special and binary_as == "str":
             # A client sends the same options again and again.
             self._usual_options = bytes(frame[at:end])
             self._usual_size = end - at
+            deadline_ms = options.get("deadline_ms")
             self._usual_deadline_ms = _NEVER if deadline_ms is None else deadline_ms
-            return "str", end
-        if binary_as != "bytes":
-            raise ProtocolError(f"binary_as is str or bytes, not {_named(binary_as)}")
-        return "bytes", end
+        return binary_as, end, options if special else None
+
+    def _namespace(
+        self, options: dict[Any, Any], snippet: Snippet | None, values: dict[Any, Any]
+    ) -> dict[str, Any]:
+        session = options.get("session")
+        if session is not None:
+            return self.namespaces.of_session(session, snippet, values)
+        return self.namespaces.fresh(snippet, values) if snippet is not None else values
+
+    def _read_object_target(self, frame: Frame, at: int) -> tuple[ObjectTarget, int]:
+        """Read a handle, or `{Handle, Name}`."""
+        name = None
+        # As it is written, because what a handle stands for may be a dict or a tuple itself.
+        target, end = self._read(frame, at, plain_structs=True)
+        if type(target) is tuple and len(target) == 2:
+            target, name = target
+        if type(target) is not Struct or target.module != OBJECT_MODULE:
+            raise TargetError(
+                'a target is a binary like "math:sqrt", an object or {object, "attribute"}, not '
+                f"{named(target)}"
+            )
+        return ObjectTarget(self.objects.find(target), name), end
 
     def _compile(self, code: Any) -> Snippet:
         if type(code) is str:
@@ -277,7 +319,7 @@ class MainLane:
             or not 1 <= code[3] <= _MOST_LINES
         ):
             raise ProtocolError(
-                f"code is a binary or {{code, Source, File, Line}}, not {_named(code)}"
+                f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
             )
         _tag, text, file, line = code
         return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
@@ -295,6 +337,8 @@ class MainLane:
             description = failure.describe_value_error(kind, error.at(step))
         elif isinstance(error, TargetError):
             description = failure.describe_value_error("protocol", error)
+        elif isinstance(error, SessionError):
+            description = failure.describe("unavailable", "", str(error), begun=False)
         elif isinstance(error, NamespaceError):
             description = failure.describe_value_error("decode", error)
         elif isinstance(error, EncodeError) and step == "result":
@@ -310,15 +354,15 @@ class MainLane:
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
-    named: dict[str, Any] = {}
+    keywords: dict[str, Any] = {}
     for key, value in kwargs.items():
         name = exact_key(key, kwargs)
         if name is None:
             raise NamespaceError(
-                f"{_named(key)} cannot be the name of a keyword argument: keys are atoms or strings"
+                f"{named(key)} cannot be the name of a keyword argument: keys are atoms or strings"
             )
-        named[name] = value
-    return named
+        keywords[name] = value
+    return keywords
 
 
 def _refuse(snippet: Snippet) -> NoReturn:
@@ -331,11 +375,6 @@ def _refuse(snippet: Snippet) -> NoReturn:
 
 def _trailing(frame: Frame, at: int, kind: str) -> ProtocolError:
     return ProtocolError(f"{len(frame) - at} bytes stand behind the {kind}")
-
-
-def _named(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def leave_child(error: BaseException | None) -> NoReturn:

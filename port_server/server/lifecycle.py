@@ -14,7 +14,6 @@ from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.output import Output, Streams
 from port_server.runtime.snippet import PLAIN, compile_snippet
 from port_server.settings import Settings
 
@@ -22,6 +21,7 @@ from . import stdio as stdio_module
 from .channel import Channel
 from .dispatcher import Dispatcher
 from .lanes import MainLane, leave_child
+from .reports import Reports
 from .window import Window, guard_signals
 
 TYPE_CHECKING = False
@@ -32,8 +32,20 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame
     from port_server.runtime.snippet import Snippet
 
+NoneType: Final = type(None)
+
 VERSION: Final = "0.1.0"
-FEATURES: Final = ("eval", "call", "output", "ping", "shutdown", "cancel_queued")
+FEATURES: Final = (
+    "eval",
+    "call",
+    "output",
+    "ping",
+    "shutdown",
+    "cancel_queued",
+    "objects",
+    "sessions",
+    "logging",
+)
 _OURS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -56,6 +68,7 @@ class Server:
         "lane",
         "output",
         "owner",
+        "reports",
         "stdio",
         "streams",
         "token",
@@ -66,13 +79,13 @@ class Server:
         self._settings = settings
         self._signalled: str | None = None
         self.owner: Any = None
-        self.token: bytes | None = None
+        self.token: str | bytes | None = None
         self.stdio = stdio_module.claim(settings.pipe_bytes)
         self.channel = Channel(self.stdio, settings)
-        self.output = Output(settings, self._emit)
-        self.streams = Streams(self.output)
-        self.streams.install()
         self.window = Window(self._log_stray)
+        self.reports = Reports(settings, self.stdio, self.channel, self.window)
+        self.output = self.reports.output
+        self.streams = self.reports.streams
         self.lane = MainLane(
             self.stdio, self.channel, settings, self.output, self.streams, self.window
         )
@@ -82,6 +95,7 @@ class Server:
             after_in_parent=self._in_parent,
             after_in_child=self._in_child,
         )
+        self.reports.install()
 
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
@@ -112,12 +126,16 @@ class Server:
         channel = self.channel
         read = channel.read
         dispatch = self.dispatcher.dispatch
+        others = self.reports.others
         while not (self.dispatcher.stopping or channel.gone):
             try:
                 frames = read()
                 if frames is None:
                     return
                 dispatch(frames)
+                if others:  # log records, mostly
+                    self.reports.collect()
+                    channel.write_out()
                 # Or their buffer would be in use during the next read, and not be used again.
                 frames = None
             except FramingError:
@@ -146,7 +164,10 @@ class Server:
         if first is not None:
             self._heed(first)
             del frames[0]
+        else:
+            self.reports.take_logs(self._settings)
         self.channel.hold([messages.hello(_info())])
+        self.reports.begin()
         self.channel.write_out()
         self.dispatcher.dispatch(frames)
 
@@ -162,23 +183,37 @@ class Server:
             )
         options = init.options
         changes = {}
-        for name in ("max_frame_bytes", "max_depth"):
+        for name, least in (
+            ("max_frame_bytes", 1),
+            ("max_depth", 1),
+            ("max_objects", 0),
+            ("output_window_bytes", 0),
+        ):
             value = options.get(name)
             if value is not None:
-                if type(value) is not int or value < 1:
-                    raise _wrong_option(name, "a positive integer", value)
+                if type(value) is not int or value < least:
+                    raise _wrong_option(name, f"an integer of at least {least}", value)
                 changes[name] = value
         self._settings = self._settings.replace(**changes)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
         self.lane.limit(self._settings)
+        self.output.window_bytes = self._settings.output_window_bytes
         self.owner = options.get("owner")
         self.token = options.get("token")
+        if not isinstance(self.token, (str, bytes, NoneType)):
+            raise _wrong_option("token", "a binary", self.token)
+        self.lane.objects.belong(self.owner, self.token or "")
         templates = options.get("templates")
         if templates is not None:
             try:
                 set_templates(templates)
             except (TypeError, AttributeError) as error:
                 raise _wrong_option("templates", f"a map of structs ({error})", templates) from None
+        logging = options.get("logging", True)
+        if type(logging) is not bool:
+            raise _wrong_option("logging", "true or false", logging)
+        if logging:
+            self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
             self._run_init_code(code)
@@ -201,15 +236,6 @@ class Server:
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
-    def _emit(self, stream: str, text: bytes, now: bool) -> None:
-        id_term = self.lane.running
-        assert id_term is not None
-        was_open = self.window.close_for_a_moment()
-        self.channel.hold([messages.output(id_term, stream, text)])
-        if now:
-            self.channel.write_out()
-        self.window.reopen(was_open)
-
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self.window.open or self.window.inside):
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
@@ -226,7 +252,7 @@ class Server:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     def _in_child(self) -> None:
-        self.output.open = False
+        self.output.disown()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)

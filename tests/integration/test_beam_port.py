@@ -19,6 +19,7 @@ atoms() ->
     [hello, goodbye, ok, error, output, pong, stdout, stderr, shutdown, sigterm,
      python, implementation, libc, machine, os_pid, codec, server_version, features, executable,
      eval, call, ping, cancel_queued, uptime_ms, requests, kind, type, message, traceback, frames,
+     objects, sessions, logging, unavailable, log, logger, debug, info, warning, request,
      file, line, function, source, begun, protocol, decode, encode, timeout, cancelled].
 
 open() ->

@@ -165,9 +165,7 @@ def test_raw_output_goes_to_stderr(server):
     """Where people find it, since it belongs to no request that is known."""
     server.value("import os; os.write(1, b'raw\\n')")
     server.value("import subprocess; subprocess.run(['echo', 'child']); None")
-    code = (
-        "import threading as t; t = t.Thread(target=print, args=('thread',)); t.start(); t.join()"
-    )
+    code = "import _thread, time; _thread.start_new_thread(print, ('thread',)); time.sleep(0.2)"
     server.value(code)
     assert server.stderr == "raw\nchild\nthread\n"
 

@@ -13,6 +13,7 @@ from port_server.etf import Atom, codec_name
 ALLOWED = {
     "__future__",
     "_ast",
+    "_contextvars",
     "_struct",
     "faulthandler",
     "fcntl",
