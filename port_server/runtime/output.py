@@ -182,9 +182,15 @@ class Output:
         printed = self.requests.get(id_term)
         if printed is None:
             return
-        self._hand_on(printed, now=False)
-        if printed.parts or printed.busy.locked():
-            self._wait_for_other_thread(printed)
+        deadline = 0.0
+        while printed.busy.locked():  # another thread is handing on what comes before the reply
+            now = monotonic()
+            deadline = deadline or now + _LONGEST_HAND_ON_S
+            if now > deadline:
+                break
+            sleep(0.0001)
+        # Once: a thread that prints on and on must not keep the request from ending.
+        self._hand_on(printed, now=False, once=True)
         printed.ended = True
         self.requests.pop(id_term, None)
         printed.wake()
@@ -200,7 +206,7 @@ class Output:
             printed.ended = True
             printed.parts.clear()
         self.requests = {}
-        self.threads = {}
+        self.threads.clear()
 
     # --- printing -------------------------------------------------------------------------------
 
@@ -293,7 +299,7 @@ class Output:
 
     # --- handing on -----------------------------------------------------------------------------
 
-    def _hand_on(self, printed: Printed, *, now: bool) -> None:
+    def _hand_on(self, printed: Printed, *, now: bool, once: bool = False) -> None:
         """Emit what is collected, neighbours of one stream joined; with `now` it leaves at once."""
         window = self.window if get_ident() == self._thread else None
         was_open = window is not None and window.close_for_a_moment()
@@ -303,6 +309,8 @@ class Output:
                     self._empty(printed, now=now)
                 finally:
                     printed.busy.release()
+                if once:
+                    break
         finally:
             if window is not None:
                 window.reopen(was_open)
@@ -311,25 +319,22 @@ class Output:
         parts = printed.parts
         printed.size = 0
         printed.since = 0.0
-        while parts:
+        left = len(parts)  # not what comes meanwhile
+        while left > 0 and parts:
             stream, text = parts.popleft()
-            if parts and parts[0][0] == stream:
+            left -= 1
+            if left and parts and parts[0][0] == stream:
                 texts = [text]
                 size = len(text)
-                while parts and parts[0][0] == stream and size <= PIECE_BYTES:
+                while left and parts and parts[0][0] == stream and size <= PIECE_BYTES:
                     text = parts.popleft()[1]
+                    left -= 1
                     texts.append(text)
                     size += len(text)
                 text = b"".join(texts)
             if not printed.muted:
                 printed.sent += len(text)
                 self._emit(printed.id_term, stream, text, now)
-
-    def _wait_for_other_thread(self, printed: Printed) -> None:
-        deadline = monotonic() + _LONGEST_HAND_ON_S
-        while (printed.parts or printed.busy.locked()) and monotonic() < deadline:
-            sleep(0.0001)
-            self._hand_on(printed, now=False)
 
 
 def _never() -> bool:

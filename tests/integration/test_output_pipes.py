@@ -125,6 +125,24 @@ print("in time")
     assert server.stderr() == "late\n"
 
 
+def test_a_thread_that_prints_on_and_on_keeps_nobody_from_ending(server):
+    """The reply comes; what is printed later goes to stderr."""
+    code = """
+import sys, threading, time
+sys.flood = True
+def flood():
+    while sys.flood: print("x" * 100)
+threads = [threading.Thread(target=flood, daemon=True) for _ in range(3)]
+for thread in threads: thread.start()
+time.sleep(0.2)
+"""
+    request = server.send_eval(code)
+    server.reply(request, 5)
+    server.value("import sys, time; time.sleep(0.1); sys.flood = False")
+    assert server.output(request)[0][1].startswith(b"x" * 100)
+    assert server.stderr().count("x") > 100
+
+
 def test_raw_threads_print_to_stderr(server):
     """Nothing takes the request along there."""
     code = "import _thread, time; _thread.start_new_thread(print, ('raw',)); time.sleep(0.2)"
