@@ -1642,6 +1642,26 @@ fail_depth(Writer *w)
                  "nested deeper than %d levels", w->max_depth);
 }
 
+/* Turns the exception of a conversion of `value` into a failure. */
+static COLD int
+fail_conversion(Writer *w, PyObject *value)
+{
+    PyObject *error, *name;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    error = take_exception();
+    name = call1(w->st->name_of, value);
+    if (name == NULL) {
+        Py_DECREF(error);
+        return -1;
+    }
+    raise_exception(error);
+    failure_from_hook(w->st, &w->failure, -1, name);
+    Py_DECREF(name);
+    return -1;
+}
+
 static inline int
 write_int(Writer *w, PyObject *value)
 {
@@ -1884,12 +1904,7 @@ write_buffer(Writer *w, PyObject *value)
     Py_buffer view;
     int result = -1;
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
-        PyObject *name = call1(st->name_of, value);
-        if (name != NULL) {
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (view.len > (Py_ssize_t)UINT32_MAX) {
         fail_binary_too_large(w, view.len);
@@ -2476,19 +2491,7 @@ write_other(Writer *w, PyObject *value)
     w->hooks++;
     mapped = call1(st->resolve, value);
     if (mapped == NULL) {
-        name = NULL;
-        if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            PyObject *error = take_exception();
-            name = call1(st->name_of, value);
-            if (name == NULL) {
-                Py_DECREF(error);
-                return -1;
-            }
-            raise_exception(error);
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (mapped != Py_NotImplemented) {
         return write_mapped(w, mapped);
