@@ -1037,6 +1037,7 @@ read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
 static int
 read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_key)
 {
+    int direct = r->st->layouts_known;
     Py_ssize_t i;
     for (i = from; i < from + count; i++) {
         PyObject *item;
@@ -1046,7 +1047,12 @@ read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_
             failure_step_index(&r->failure, i);
             return -1;
         }
-        PyList_SetItem(list, i, item);
+        if (LIKELY(direct && i < Py_SIZE(list))) {
+            list_items(list)[i] = item; /* nobody knows this list yet: the place is empty */
+        }
+        else if (PyList_SetItem(list, i, item) < 0) {
+            return -1;
+        }
     }
     return 0;
 }
@@ -3002,7 +3008,7 @@ attribute_into(PyObject **slot, PyObject *of, const char *name)
 
 /* The stable ABI gives a list's items and a float's value by calls only, and for a list of floats those calls
  * are half of the time. Their places have not moved in decades, so: on the versions this was tested
- * with, after a look at real objects, they are read directly; on any later one by the calls. */
+ * with, after a look at real objects, they are used directly; on any later one by the calls. */
 static int
 learn_layouts(State *st)
 {
