@@ -116,6 +116,7 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
+    Py_ssize_t tuple_items_at; /* 3.14 moved them */
     Py_ssize_t last_size; /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];
     CacheSlot keys[KEY_SLOTS];
@@ -136,7 +137,7 @@ call1(PyObject *callable, PyObject *argument)
     return PyObject_CallFunctionObjArgs(callable, argument, NULL);
 }
 
-/* Where a list keeps its items and a float its value, in every CPython from 3.11 to 3.14; `learn_layouts`
+/* Where a list keeps its items and a float its value (a tuple tells), in every CPython from 3.11 to 3.14; `learn_layouts`
  * looks before anything relies on it. */
 #define LIST_ITEMS_AT (sizeof(PyVarObject))
 #define FLOAT_VALUE_AT (sizeof(PyObject))
@@ -147,6 +148,12 @@ list_items(PyObject *list)
     PyObject **items;
     memcpy(&items, (char *)list + LIST_ITEMS_AT, sizeof(items));
     return items;
+}
+
+static inline PyObject **
+tuple_items(const State *st, PyObject *tuple)
+{
+    return (PyObject **)((char *)tuple + st->tuple_items_at);
 }
 
 /* ---- failures ---------------------------------------------------------------------------------
@@ -931,6 +938,8 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
 {
     PyObject *tuple;
     Py_ssize_t i;
+    /* The empty tuple is shared by all, but has no places to fill. */
+    int direct = r->st->layouts_known;
     if (count < 0 || enter(r, begin) < 0) {
         return NULL;
     }
@@ -946,7 +955,12 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
             Py_DECREF(tuple);
             return NULL;
         }
-        PyTuple_SetItem(tuple, i, item);
+        if (LIKELY(direct)) {
+            tuple_items(r->st, tuple)[i] = item;
+        }
+        else {
+            PyTuple_SetItem(tuple, i, item);
+        }
     }
     r->depth--;
     return tuple;
@@ -2688,10 +2702,16 @@ read_buffer(State *st, const char *function, PyObject *buffer, Py_ssize_t offset
     Py_ssize_t size, i, count = names == NULL ? 0 : PyTuple_Size(names);
     PyObject *value = NULL;
     int exported = 0;
-    memset(&r, 0, sizeof(r));
     r.st = st;
+    r.owed = 0;
+    r.depth = 0;
     r.max_depth = DEFAULT_MAX_DEPTH;
+    r.binary_as = AS_STR;
+    r.floats_as = FLOATS_LIST;
+    r.plain_structs = 0;
     r.buffer = buffer;
+    r.view = NULL;
+    r.failure = (Failure){NULL, NULL, NULL, NULL, NULL, -1};
     for (i = 0; i < count; i++) {
         if (reader_option(&r, function, PyTuple_GetItem(names, i), options[i]) < 0) {
             return NULL;
@@ -3006,31 +3026,44 @@ attribute_into(PyObject **slot, PyObject *of, const char *name)
     return *slot == NULL ? -1 : 0;
 }
 
-/* The stable ABI gives a list's items and a float's value by calls only, and for a list of floats those calls
+/* The stable ABI gives a container's items and a float's value by calls only, and for a list of floats those calls
  * are half of the time. Their places have not moved in decades, so: on the versions this was tested
  * with, after a look at real objects, they are used directly; on any later one by the calls. */
 static int
 learn_layouts(State *st)
 {
     double value = 0;
-    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2);
+    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2), *tuple = NULL, *size = NULL;
+    int result = -1;
     if (number == NULL || list == NULL) {
-        Py_XDECREF(number);
-        Py_XDECREF(list);
-        return -1;
+        goto done;
     }
     PyList_SetItem(list, 0, Py_NewRef(number));
     PyList_SetItem(list, 1, Py_NewRef(Py_None));
+    tuple = PyList_AsTuple(list);
+    /* A tuple's basic size is where its items begin. */
+    size = PyObject_GetAttrString((PyObject *)&PyTuple_Type, "__basicsize__");
+    st->tuple_items_at = size == NULL ? -1 : PyLong_AsSsize_t(size);
+    if (tuple == NULL || st->tuple_items_at < 0) {
+        goto done;
+    }
 #ifndef Py_GIL_DISABLED
-    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2) {
-        PyObject **items = list_items(list);
+    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2 &&
+        (st->tuple_items_at == 3 * (Py_ssize_t)sizeof(void *) ||
+         st->tuple_items_at == 4 * (Py_ssize_t)sizeof(void *))) {
+        PyObject **items = list_items(list), **same = tuple_items(st, tuple);
         memcpy(&value, (char *)number + FLOAT_VALUE_AT, sizeof(value));
-        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None;
+        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None &&
+                            same[0] == number && same[1] == Py_None;
     }
 #endif
-    Py_DECREF(number);
-    Py_DECREF(list);
-    return 0;
+    result = 0;
+done:
+    Py_XDECREF(number);
+    Py_XDECREF(list);
+    Py_XDECREF(tuple);
+    Py_XDECREF(size);
+    return result;
 }
 
 static int
