@@ -116,6 +116,7 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
+    Py_ssize_t tuple_items_at; /* 3.14 moved them */
     Py_ssize_t last_size; /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];
     CacheSlot keys[KEY_SLOTS];
@@ -136,7 +137,7 @@ call1(PyObject *callable, PyObject *argument)
     return PyObject_CallFunctionObjArgs(callable, argument, NULL);
 }
 
-/* Where a list keeps its items and a float its value, in every CPython from 3.11 to 3.14; `learn_layouts`
+/* Where a list keeps its items and a float its value (a tuple tells), in every CPython from 3.11 to 3.14; `learn_layouts`
  * looks before anything relies on it. */
 #define LIST_ITEMS_AT (sizeof(PyVarObject))
 #define FLOAT_VALUE_AT (sizeof(PyObject))
@@ -147,6 +148,12 @@ list_items(PyObject *list)
     PyObject **items;
     memcpy(&items, (char *)list + LIST_ITEMS_AT, sizeof(items));
     return items;
+}
+
+static inline PyObject **
+tuple_items(const State *st, PyObject *tuple)
+{
+    return (PyObject **)((char *)tuple + st->tuple_items_at);
 }
 
 /* ---- failures ---------------------------------------------------------------------------------
@@ -931,6 +938,8 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
 {
     PyObject *tuple;
     Py_ssize_t i;
+    /* The empty tuple is shared by all, but has no places to fill. */
+    int direct = r->st->layouts_known;
     if (count < 0 || enter(r, begin) < 0) {
         return NULL;
     }
@@ -946,7 +955,12 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
             Py_DECREF(tuple);
             return NULL;
         }
-        PyTuple_SetItem(tuple, i, item);
+        if (LIKELY(direct)) {
+            tuple_items(r->st, tuple)[i] = item;
+        }
+        else {
+            PyTuple_SetItem(tuple, i, item);
+        }
     }
     r->depth--;
     return tuple;
@@ -1037,6 +1051,7 @@ read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
 static int
 read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_key)
 {
+    int direct = r->st->layouts_known;
     Py_ssize_t i;
     for (i = from; i < from + count; i++) {
         PyObject *item;
@@ -1046,7 +1061,12 @@ read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_
             failure_step_index(&r->failure, i);
             return -1;
         }
-        PyList_SetItem(list, i, item);
+        if (LIKELY(direct && i < Py_SIZE(list))) {
+            list_items(list)[i] = item; /* nobody knows this list yet: the place is empty */
+        }
+        else if (PyList_SetItem(list, i, item) < 0) {
+            return -1;
+        }
     }
     return 0;
 }
@@ -1642,6 +1662,26 @@ fail_depth(Writer *w)
                  "nested deeper than %d levels", w->max_depth);
 }
 
+/* Turns the exception of a conversion of `value` into a failure. */
+static COLD int
+fail_conversion(Writer *w, PyObject *value)
+{
+    PyObject *error, *name;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    error = take_exception();
+    name = call1(w->st->name_of, value);
+    if (name == NULL) {
+        Py_DECREF(error);
+        return -1;
+    }
+    raise_exception(error);
+    failure_from_hook(w->st, &w->failure, -1, name);
+    Py_DECREF(name);
+    return -1;
+}
+
 static inline int
 write_int(Writer *w, PyObject *value)
 {
@@ -1884,12 +1924,7 @@ write_buffer(Writer *w, PyObject *value)
     Py_buffer view;
     int result = -1;
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
-        PyObject *name = call1(st->name_of, value);
-        if (name != NULL) {
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (view.len > (Py_ssize_t)UINT32_MAX) {
         fail_binary_too_large(w, view.len);
@@ -2476,19 +2511,7 @@ write_other(Writer *w, PyObject *value)
     w->hooks++;
     mapped = call1(st->resolve, value);
     if (mapped == NULL) {
-        name = NULL;
-        if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            PyObject *error = take_exception();
-            name = call1(st->name_of, value);
-            if (name == NULL) {
-                Py_DECREF(error);
-                return -1;
-            }
-            raise_exception(error);
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (mapped != Py_NotImplemented) {
         return write_mapped(w, mapped);
@@ -2679,10 +2702,16 @@ read_buffer(State *st, const char *function, PyObject *buffer, Py_ssize_t offset
     Py_ssize_t size, i, count = names == NULL ? 0 : PyTuple_Size(names);
     PyObject *value = NULL;
     int exported = 0;
-    memset(&r, 0, sizeof(r));
     r.st = st;
+    r.owed = 0;
+    r.depth = 0;
     r.max_depth = DEFAULT_MAX_DEPTH;
+    r.binary_as = AS_STR;
+    r.floats_as = FLOATS_LIST;
+    r.plain_structs = 0;
     r.buffer = buffer;
+    r.view = NULL;
+    r.failure = (Failure){NULL, NULL, NULL, NULL, NULL, -1};
     for (i = 0; i < count; i++) {
         if (reader_option(&r, function, PyTuple_GetItem(names, i), options[i]) < 0) {
             return NULL;
@@ -2997,31 +3026,44 @@ attribute_into(PyObject **slot, PyObject *of, const char *name)
     return *slot == NULL ? -1 : 0;
 }
 
-/* The stable ABI gives a list's items and a float's value by calls only, and for a list of floats those calls
+/* The stable ABI gives a container's items and a float's value by calls only, and for a list of floats those calls
  * are half of the time. Their places have not moved in decades, so: on the versions this was tested
- * with, after a look at real objects, they are read directly; on any later one by the calls. */
+ * with, after a look at real objects, they are used directly; on any later one by the calls. */
 static int
 learn_layouts(State *st)
 {
     double value = 0;
-    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2);
+    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2), *tuple = NULL, *size = NULL;
+    int result = -1;
     if (number == NULL || list == NULL) {
-        Py_XDECREF(number);
-        Py_XDECREF(list);
-        return -1;
+        goto done;
     }
     PyList_SetItem(list, 0, Py_NewRef(number));
     PyList_SetItem(list, 1, Py_NewRef(Py_None));
+    tuple = PyList_AsTuple(list);
+    /* A tuple's basic size is where its items begin. */
+    size = PyObject_GetAttrString((PyObject *)&PyTuple_Type, "__basicsize__");
+    st->tuple_items_at = size == NULL ? -1 : PyLong_AsSsize_t(size);
+    if (tuple == NULL || st->tuple_items_at < 0) {
+        goto done;
+    }
 #ifndef Py_GIL_DISABLED
-    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2) {
-        PyObject **items = list_items(list);
+    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2 &&
+        (st->tuple_items_at == 3 * (Py_ssize_t)sizeof(void *) ||
+         st->tuple_items_at == 4 * (Py_ssize_t)sizeof(void *))) {
+        PyObject **items = list_items(list), **same = tuple_items(st, tuple);
         memcpy(&value, (char *)number + FLOAT_VALUE_AT, sizeof(value));
-        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None;
+        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None &&
+                            same[0] == number && same[1] == Py_None;
     }
 #endif
-    Py_DECREF(number);
-    Py_DECREF(list);
-    return 0;
+    result = 0;
+done:
+    Py_XDECREF(number);
+    Py_XDECREF(list);
+    Py_XDECREF(tuple);
+    Py_XDECREF(size);
+    return result;
 }
 
 static int

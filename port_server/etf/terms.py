@@ -52,9 +52,10 @@ class Atom(str):
         if len(name) > MAX_ATOM_CHARACTERS:
             raise ValueError(f"an atom has at most 255 characters, this one has {len(name)}")
         atom = super().__new__(cls, name)
+        plain = str(atom)  # first: between the next two lines nothing may fail
         entry = _NamedRef(atom, _forget)
-        entry.name = str(atom)
-        _atoms[entry.name] = entry
+        entry.name = plain
+        _atoms[plain] = entry
         return atom
 
     def __repr__(self) -> str:

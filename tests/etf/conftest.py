@@ -14,7 +14,9 @@ hypothesis.settings.load_profile("long" if os.environ.get("ETF_LONG") else "shor
 
 CODECS = ["fallback"]
 try:
-    importlib.import_module("port_server.etf.native")
+    found = importlib.import_module("port_server.etf.native")
+    # scripts/fuzz.sh means its sanitized build, and no other found on the way.
+    assert str(found.__file__).startswith(os.environ.get("ETF_NATIVE_IN", ""))
     CODECS.insert(0, "native")
 except ImportError:
     pass  # test_build.py fails where the extension should have been there
