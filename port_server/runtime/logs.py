@@ -1,8 +1,8 @@
 """Python's logging, and structlog, as log records for the BEAM's Logger.
 
-Neither is imported here: they are prepared when user code imports them. A record arrives at Logger
-where it would arrive at a handler of the root logger, whatever handlers the code configures, and
-none of them prints it to sys.stderr a second time. No lock is held here, nothing is raised.
+Neither is imported here, and this module only when user code imports one. A record arrives at
+Logger where it would arrive at a handler of the root logger, whatever handlers the code configures,
+and none of them prints it to sys.stderr a second time. No lock is held here, nothing is raised.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from port_server.settings import Settings
 
-    from .imports import ImportHooks
     from .output import Output
     from .streams import Streams
 
@@ -57,11 +56,6 @@ class Logs:
         self._streams = streams
         self._standard: frozenset[str] = frozenset()
 
-    def install(self, hooks: ImportHooks) -> None:
-        """Prepare logging and structlog when they are imported."""
-        hooks.add("logging", self._change_logging)
-        hooks.add("structlog", self._change_structlog)
-
     def send(self, level: str, message: str, known: dict[str, Any], extra: dict[str, Any]) -> None:
         """Send one record, with the request that it belongs to."""
         printed = self._output.current()
@@ -87,7 +81,8 @@ class Logs:
 
     # --- logging --------------------------------------------------------------------------------
 
-    def _change_logging(self, logging: Any) -> None:
+    def change_logging(self, logging: Any) -> None:
+        """Take the records of `logging`, the module, from now on."""
         kind = logging.Logger
         if hasattr(kind.callHandlers, _DONE):
             return
@@ -167,7 +162,8 @@ class Logs:
 
     # --- structlog ------------------------------------------------------------------------------
 
-    def _change_structlog(self, structlog: ModuleType) -> None:
+    def change_structlog(self, structlog: ModuleType) -> None:
+        """Take the events of `structlog`, the module, from now on."""
         module: Any = structlog
         if hasattr(module, _DONE):
             return

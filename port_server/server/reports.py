@@ -12,7 +12,6 @@ from _thread import get_ident
 from port_server.protocol import messages
 from port_server.runtime import carry, failure, sources
 from port_server.runtime.imports import ImportHooks
-from port_server.runtime.logs import Logs
 from port_server.runtime.objects import describe
 from port_server.runtime.output import Output, write_to_stderr
 from port_server.runtime.streams import Streams, explain_input
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from port_server.runtime.logs import Logs
     from port_server.settings import Settings
 
     from .channel import Channel
@@ -42,6 +42,7 @@ class Reports:
     __slots__ = (
         "_channel",
         "_early",
+        "_logs",
         "_main",
         "_stdio",
         "hooks",
@@ -54,6 +55,7 @@ class Reports:
         self._channel = channel
         # Log records of init_code: hello is the first frame.
         self._early: list[bytes] | None = []
+        self._logs: Logs | None = None
         self._main = get_ident()
         self._stdio = stdio
         self.hooks = ImportHooks()
@@ -85,7 +87,17 @@ class Reports:
 
     def take_logs(self, settings: Settings) -> None:
         """Take log records as well; otherwise Python does with them what it always does."""
-        Logs(settings, self.output, self.streams, self._emit_log).install(self.hooks)
+
+        def logs() -> Logs:
+            if self._logs is None:
+                # Most servers never log: not worth half a millisecond of every start.
+                from port_server.runtime.logs import Logs  # noqa: PLC0415
+
+                self._logs = Logs(settings, self.output, self.streams, self._emit_log)
+            return self._logs
+
+        self.hooks.add("logging", lambda module: logs().change_logging(module))
+        self.hooks.add("structlog", lambda module: logs().change_structlog(module))
 
     def begin(self) -> None:
         """Let log records leave: hello is on its way."""
