@@ -471,7 +471,7 @@ static inline int
 announce(Reader *r, Py_ssize_t count, int each)
 {
     Py_ssize_t free_bytes = left(r) - r->owed;
-    if (UNLIKELY(free_bytes < 0 || count > free_bytes / each)) {
+    if (UNLIKELY(count > 0 && (free_bytes < 0 || count > free_bytes / each))) {
         fail(r, r->p, "", "%zd elements are announced and %zd bytes are left for them", count,
              free_bytes < 0 ? (Py_ssize_t)0 : free_bytes);
         return -1;
