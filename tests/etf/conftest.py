@@ -7,7 +7,7 @@ import types
 import hypothesis
 import pytest
 
-# The short run is the same every time: it guards changes. ETF_LONG=1, for scripts/fuzz.sh, explores.
+# The short run is the same every time and guards changes; ETF_LONG=1 (scripts/fuzz.sh) explores.
 # No deadlines: a busy machine is not a bug.
 hypothesis.settings.register_profile("short", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=1_000)

@@ -249,13 +249,13 @@ def test_nothing_leaks():
                 with contextlib.suppress(EncodeError):
                     native.encode(value)
 
-    count = 70_000 if os.environ.get("ETF_LONG") else 300
+    count = 70_000 if os.environ.get("ETF_LONG") else 600
     turn(count)
     gc.collect()
     before, blocks = resident_kib(), sys.getallocatedblocks()
     turn(count)
     gc.collect()
-    assert sys.getallocatedblocks() - blocks < 100
+    assert sys.getallocatedblocks() - blocks < 300  # a leak would cost a block in every turn
     assert resident_kib() - before < 1024
 
 
@@ -264,7 +264,9 @@ def test_reference_counts_of_shared_objects_stay():
     native = pytest.importorskip("port_server.etf.native", reason="see test_build.py")
     data = b"\x83h\4w\4kept" + b"t\0\0\0\1m\0\0\0\3key" + b"a\xc8w\3nilw\4true"
     kept, fields, *_ = value = native.decode(data)
-    watched = [kept, next(iter(fields)), fields["key"], None, True, Atom, Struct, value]
+    watched = [kept, next(iter(fields)), Atom, Struct, value]
+    if sys.version_info < (3, 12):  # later ones do not count these any more
+        watched += [fields["key"], None, True]
     before = [sys.getrefcount(thing) for thing in watched]
     for _ in range(1000):
         assert native.encode(native.decode(data)) == data

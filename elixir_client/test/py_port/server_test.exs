@@ -328,7 +328,6 @@ defmodule PyPort.ServerTest do
   end
 
   test "a process that is no server is named, and not harmed" do
-    assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: Logger) end
     assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: self()) end
     assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: :logger) end
     assert Process.whereis(:logger)
