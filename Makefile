@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-trixie test-fresh clean distclean setup
+.PHONY: help demo test lint test-trixie test-fresh bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -28,6 +28,12 @@ test-trixie: ## make lint test inside Debian 13 (as root; builds its root direct
 
 test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)
 	@sh scripts/debian.sh fresh
+
+bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
+	@$(in_env) sh scripts/bench_codec.sh
+
+fuzz: setup ## hostile input to the codec under ASan and UBSan, and a coverage-guided run (12 minutes)
+	@$(in_env) sh scripts/fuzz.sh
 
 clean: ## remove what was built in this clone
 	@sh scripts/clean.sh

@@ -17,7 +17,7 @@ setup(
             ["port_server/etf/native.c"],
             define_macros=[("Py_LIMITED_API", "0x030b0000")] if STABLE_ABI else [],
             py_limited_api=STABLE_ABI,
-            extra_compile_args=["-O3", "-fvisibility=hidden"],
+            extra_compile_args=["-O3", "-g0", "-fno-plt", "-fvisibility=hidden"],
             optional=True,
         )
     ],

@@ -16,11 +16,15 @@ from .etf import (
     Struct,
     register,
 )
+from .runtime.beam import Callback, Cancelled, ElixirError, call, send
 
 __all__ = [
     "Atom",
     "BitString",
+    "Callback",
+    "Cancelled",
     "DecodeError",
+    "ElixirError",
     "EncodeError",
     "EtfError",
     "Fun",
@@ -29,5 +33,7 @@ __all__ = [
     "Port",
     "Reference",
     "Struct",
+    "call",
     "register",
+    "send",
 ]

@@ -26,9 +26,12 @@ class Settings:
         "max_error_frames",
         "max_error_text_chars",
         "max_frame_bytes",
+        "max_nested_calls",
+        "max_objects",
         "max_queue_bytes",
         "output_batch_bytes",
         "output_delay_ms",
+        "output_window_bytes",
         "pipe_bytes",
         "read_bytes",
         "reply_hold_us",
@@ -69,9 +72,18 @@ class Settings:
     """Text printed this long after what is pending goes out together with it at once, so that a
     progress bar moves."""
 
+    output_window_bytes: int
+    """How much of a request's output may be on its way; code that prints more waits until the
+    owner has passed some on. 0 is no limit, and the default, because only an owner that says how
+    much it takes is known to acknowledge."""
+
     code_cache_entries: int
     """Code objects kept. A host program has some hundreds of snippets; code built from data would
     grow without end."""
+
+    max_objects: int
+    """Objects that the other side may hold handles of. Far above what a program means to hold: a
+    loop that forgets to release is told so before the memory is full."""
 
     max_error_frames: int
     """Frames listed in one error. RecursionError has a thousand, all the same."""
@@ -87,6 +99,11 @@ class Settings:
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
     and an idle server wakes up for nothing else."""
+
+    max_nested_calls: int
+    """Calls into the BEAM that may wait in the main thread at once, each on top of another: Python
+    calls Elixir, which calls Python, and so on. Each takes about ten frames of the 1,000 that
+    Python allows."""
 
     max_queue_bytes: int
     """Requests read ahead while user code runs, in bytes of their frames; with more the port is
@@ -105,11 +122,14 @@ class Settings:
         reply_hold_us: int = 200,
         output_batch_bytes: int = 8192,
         output_delay_ms: int = 20,
+        output_window_bytes: int = 0,
         code_cache_entries: int = 1024,
+        max_objects: int = 100_000,
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
         heartbeat_interval_ms: int = 1000,
+        max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
     ) -> None:
         values = locals()

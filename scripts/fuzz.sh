@@ -31,7 +31,7 @@ cc=${CC:-gcc}
 # shellcheck disable=SC2086
 "$cc" $flags $sanitize port_server/etf/native.c -o "$native"
 LD_PRELOAD="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)" \
-    PYTHONPATH="$out" "$python" -m pytest -q tests/etf -p no:cacheprovider -m "not beam" \
+    PYTHONPATH="$out" ETF_NATIVE_IN="$out" "$python" -P -m pytest -q tests/etf -p no:cacheprovider -m "not beam" \
     -k "not fallback and not leaks and not build and not million and not lying and not not_copied"
 
 clang=$(command -v clang || command -v clang-19 || command -v clang-14 || true)

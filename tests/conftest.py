@@ -11,7 +11,7 @@ import pytest
 from port_server.etf import Atom, decode, encode
 
 SERVE = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
-INIT = (Atom("init"), 1, {})
+INIT = (Atom("init"), 1, {Atom("heartbeat_interval_ms"): 0})
 
 
 def framed(body):

@@ -92,7 +92,7 @@ defmodule PyPort do
       raise ArgumentError, ~s(the target of a call must be a string like "math:sqrt", got: #{inspect(target)})
     end
 
-    unless is_list(args) do
+    unless is_list(args) and not List.improper?(args) do
       raise ArgumentError,
             "the arguments of a call must be a list, got: #{inspect(args)}. " <>
               "One argument alone needs its brackets, too: [#{inspect(args)}]"

@@ -63,6 +63,19 @@ defmodule PyPortTest do
       end
     end
 
+    test "gives the floats that Erlang has not as the atoms that Nx knows" do
+      assert PyPort.eval("[float('inf'), float('-inf'), float('nan')]") ==
+               {:ok, [:infinity, :neg_infinity, :nan]}
+    end
+
+    test "takes any name for a global that Python takes, and refuses the others by name" do
+      assert PyPort.eval("µ + größe", %{"µ" => 1, "größe" => 2}) == {:ok, 3}
+      assert {:error, %Error{kind: :decode, message: message}} = PyPort.eval("1", %{class: 1})
+      assert message =~ "class"
+      assert {:error, %Error{kind: :decode, message: message}} = PyPort.eval("1", %{"two words" => 1})
+      assert message =~ "two words"
+    end
+
     test "reads binaries as str, or as bytes where it was asked to" do
       assert PyPort.eval("type(b).__name__", %{b: "x"}) == {:ok, "str"}
       assert PyPort.eval("type(b).__name__", %{b: "x"}, binary_as: :bytes) == {:ok, "bytes"}
@@ -79,8 +92,8 @@ defmodule PyPortTest do
       assert message =~ "binary_as" or message =~ "bytes"
     end
 
-    test "says that a value has no counterpart, and the server goes on" do
-      assert {:error, %Error{kind: :encode}} = PyPort.eval("[1, object()]")
+    test "says that a value cannot be sent, and the server goes on" do
+      assert {:error, %Error{kind: :encode}} = PyPort.eval("x = []; x.append(x); x")
       assert PyPort.eval("1") == {:ok, 1}
     end
 

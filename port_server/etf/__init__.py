@@ -34,7 +34,16 @@ if os.environ.get("PORT_SERVER_CODEC") != "erlang-py":
     except ImportError:  # no compiler at install time, or another Python's binary
         pass
 if codec_name == "erlang-py":
-    from .fallback import decode, encode, encode_parts, read_term
+    try:
+        from .fallback import decode, encode, encode_parts, read_term
+    except ModuleNotFoundError as error:
+        if error.name != "erlang":
+            raise
+        raise ImportError(
+            "port_server needs its C codec, which was not built for this Python, or else the "
+            "package erlang-py: install port-server, or erlang-py, into this environment with pip "
+            "or uv"
+        ) from None
 
 __all__ = [
     "Atom",

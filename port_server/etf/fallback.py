@@ -113,7 +113,7 @@ class _Reader:
 
     def announce(self, count: int, each: int = 1) -> None:
         left = len(self.data) - self.at - self.owed
-        if count * each > left:
+        if count and count * each > left:
             raise BadTermError(
                 f"{count} elements are announced and {max(left, 0)} bytes are left for them",
                 "",
@@ -263,6 +263,8 @@ class _Reader:
         return values
 
     def list_(self, depth: int, begin: int, *, as_key: bool) -> Any:
+        if depth >= self.max_depth:
+            raise _too_deep(self.max_depth, begin)
         values: list[Any] = []
         while True:  # a tail that is a list again goes on with this one, as on the BEAM
             count = self.number(4)

@@ -123,11 +123,17 @@ class _Writer:
         elif isinstance(value, Opaque):
             if kind is LocalTerm and depth:
                 raise BadTermError("a local term inside another term", "Send it alone")
+            if type(value.wire) is not bytes:
+                raise BadTermError("an opaque term without its bytes")
             self.put(value.wire)
         elif kind is BitString:
+            if not value.data or not 1 <= value.bits <= 7:
+                raise BadTermError("a BitString that was changed into something else")
             self.put(b"M" + len(value.data).to_bytes(4, "big") + bytes((value.bits,)))
             self.put(value.data)
         elif kind is ImproperList:
+            if not value.items:
+                raise BadTermError("an ImproperList that was changed into something else")
             self.items(b"l", value.items, depth, tail=value)
         else:
             self.other(value, depth)
@@ -167,7 +173,7 @@ class _Writer:
             return lambda _: self.put(self.real(float.__float__(value)))
         if isinstance(value, (bytes, bytearray)):
             return lambda _: self.raw(value)
-        if isinstance(value, list):
+        if isinstance(value, (list, FrozenList)):
             return lambda depth: self.items(b"l", value, depth)
         if isinstance(value, tuple):
             return lambda depth: self.items(b"h", value, depth)
@@ -206,7 +212,10 @@ class _Writer:
         self.put(data)
 
     def raw(self, value: Any) -> None:
-        view = memoryview(value)
+        try:
+            view = memoryview(value)
+        except ValueError as error:  # a released memoryview
+            raise BadTermError(*hook_failed(name_of(value), error)) from error
         if view.nbytes > 2**32 - 1:
             raise BadTermError(f"a binary of {view.nbytes} bytes; the format ends at 4 GiB")
         self.put(b"m" + view.nbytes.to_bytes(4, "big"))
@@ -263,7 +272,10 @@ class _Writer:
             for key, value in dict.items(fields):
                 step = key
                 before = len(self.parts)
-                self.term(Atom(key) if module is not None and type(key) is str else key, depth + 1)
+                if module is not None and type(key) is str:
+                    self.put(_atom(key))  # a struct's keys are atoms
+                else:
+                    self.term(key, depth + 1)
                 written = b"".join(self.parts[before:])
                 if written in seen:
                     raise BadTermError(

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
 _BUILTINS = frozenset((int, float, str, bytes, bytearray, memoryview, list, tuple, dict))
 
 
+# Atoms are interned weakly, and a field's name would be made and forgotten with every value. These
+# names come from conversions in this process, never from the wire; the bound is for odd ones.
+_field_names: dict[str, Atom] = {}
+_MOST_FIELD_NAMES = 4096
+
+
+def _field_name(key: Any) -> Any:
+    if not isinstance(key, str):
+        return key
+    if len(_field_names) >= _MOST_FIELD_NAMES:
+        _field_names.clear()
+    return _field_names.setdefault(key, Atom(key))
+
+
 def as_struct(module: Atom, fields: Any) -> Struct:
     """Make a Struct of what a `to_struct` returned: string keys become atoms."""
     if type(fields) is Struct:
         return fields
-    return Struct(
-        module, {Atom(key) if isinstance(key, str) else key: fields[key] for key in fields}
-    )
+    names = _field_names
+    return Struct(module, {names.get(key) or _field_name(key): fields[key] for key in fields})
 
 
 def _instance(value: object, module: str, name: str) -> bool:
@@ -35,17 +48,19 @@ def _instance(value: object, module: str, name: str) -> bool:
 def resolve(value: Any) -> Any:
     """Give the value to encode in place of `value`, or NotImplemented if there is none.
 
-    In this order: enum members give their value; a type registered in `structs` (the nearest in
-    the method resolution order) its Struct; subclasses of built-in types NotImplemented, because
-    they go as their base; dataclasses a dict with string keys; UUIDs and paths their text; numpy
-    scalars the number.
+    In this order: a type registered in `structs` gives its Struct; an enum member its value; a
+    type whose base is registered (the nearest in the method resolution order) that one's Struct;
+    subclasses of built-in types NotImplemented, because they go as their base; dataclasses a dict
+    with string keys; UUIDs and paths their text; numpy scalars the number.
     """
-    if _instance(value, "enum", "Enum"):
-        return value.value
     kind = type(value)
     table = structs.to_struct_by_type
-    if kind not in table:
-        structs.learn_imported_types()
+    known = table.get(kind)
+    if known is not None:
+        return as_struct(known[0], known[1](value))
+    if _instance(value, "enum", "Enum"):
+        return value.value
+    structs.learn_imported_types()
     for base in kind.__mro__:
         known = table.get(base)
         if known is not None:

@@ -72,13 +72,15 @@ enum {
 };
 
 #define DEFAULT_MAX_DEPTH 512
-/* A level costs about 200 bytes of C stack; musl gives a thread 128 KiB, glibc 8 MiB. */
+/* A level costs about 300 bytes of C stack; threads have 8 MiB with glibc, 1 MiB in Alpine's Python. */
 #define MAX_DEPTH_CEILING 10000
 #define DEFAULT_MAX_BYTES 4294967295LL
 #define DEFAULT_BY_REFERENCE_FROM 65536
 /* From here on, a binary in `encode` is copied once, into the result, and not through the buffer. */
 #define SPLICE_FROM 16384
 #define MAX_ATOM_CHARACTERS 255
+/* The most that is allocated at once because the last result was that large. */
+#define LARGEST_GUESS (8 * 1024 * 1024)
 
 /* ---- state ------------------------------------------------------------------------------------ */
 
@@ -114,6 +116,8 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
+    Py_ssize_t tuple_items_at; /* 3.14 moved them */
+    Py_ssize_t last_size; /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];
     CacheSlot keys[KEY_SLOTS];
 } State;
@@ -133,7 +137,7 @@ call1(PyObject *callable, PyObject *argument)
     return PyObject_CallFunctionObjArgs(callable, argument, NULL);
 }
 
-/* Where a list keeps its items and a float its value, in every CPython from 3.11 to 3.14; `learn_layouts`
+/* Where a list keeps its items and a float its value (a tuple tells), in every CPython from 3.11 to 3.14; `learn_layouts`
  * looks before anything relies on it. */
 #define LIST_ITEMS_AT (sizeof(PyVarObject))
 #define FLOAT_VALUE_AT (sizeof(PyObject))
@@ -144,6 +148,12 @@ list_items(PyObject *list)
     PyObject **items;
     memcpy(&items, (char *)list + LIST_ITEMS_AT, sizeof(items));
     return items;
+}
+
+static inline PyObject **
+tuple_items(const State *st, PyObject *tuple)
+{
+    return (PyObject **)((char *)tuple + st->tuple_items_at);
 }
 
 /* ---- failures ---------------------------------------------------------------------------------
@@ -461,7 +471,7 @@ static inline int
 announce(Reader *r, Py_ssize_t count, int each)
 {
     Py_ssize_t free_bytes = left(r) - r->owed;
-    if (UNLIKELY(free_bytes < 0 || count > free_bytes / each)) {
+    if (UNLIKELY(count > 0 && (free_bytes < 0 || count > free_bytes / each))) {
         fail(r, r->p, "", "%zd elements are announced and %zd bytes are left for them", count,
              free_bytes < 0 ? (Py_ssize_t)0 : free_bytes);
         return -1;
@@ -928,6 +938,8 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
 {
     PyObject *tuple;
     Py_ssize_t i;
+    /* The empty tuple is shared by all, but has no places to fill. */
+    int direct = r->st->layouts_known;
     if (count < 0 || enter(r, begin) < 0) {
         return NULL;
     }
@@ -943,7 +955,12 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
             Py_DECREF(tuple);
             return NULL;
         }
-        PyTuple_SetItem(tuple, i, item);
+        if (LIKELY(direct)) {
+            tuple_items(r->st, tuple)[i] = item;
+        }
+        else {
+            PyTuple_SetItem(tuple, i, item);
+        }
     }
     r->depth--;
     return tuple;
@@ -1034,6 +1051,7 @@ read_typed_floats(Reader *r, const unsigned char *begin, Py_ssize_t count)
 static int
 read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_key)
 {
+    int direct = r->st->layouts_known;
     Py_ssize_t i;
     for (i = from; i < from + count; i++) {
         PyObject *item;
@@ -1043,7 +1061,12 @@ read_items(Reader *r, PyObject *list, Py_ssize_t from, Py_ssize_t count, int as_
             failure_step_index(&r->failure, i);
             return -1;
         }
-        PyList_SetItem(list, i, item);
+        if (LIKELY(direct && i < Py_SIZE(list))) {
+            list_items(list)[i] = item; /* nobody knows this list yet: the place is empty */
+        }
+        else if (PyList_SetItem(list, i, item) < 0) {
+            return -1;
+        }
     }
     return 0;
 }
@@ -1522,6 +1545,9 @@ grow(Writer *w, Py_ssize_t more)
         return fail_too_large(w);
     }
     wanted = (w->size + more) + (w->size + more) / 2 + 512;
+    if (w->heap == NULL && wanted < w->st->last_size) {
+        wanted = w->st->last_size; /* pages that are not written to cost nothing */
+    }
     heap = PyMem_Realloc(w->heap, (size_t)wanted);
     if (heap == NULL) {
         PyErr_NoMemory();
@@ -1572,6 +1598,29 @@ put(Writer *w, const char *data, Py_ssize_t size)
     return 0;
 }
 
+/* memcpy, without the call for the few bytes that names and short texts have. */
+static inline void
+copy_short(char *to, const char *from, Py_ssize_t size)
+{
+    if (size >= 8) {
+        if (UNLIKELY(size > 16)) {
+            memcpy(to, from, (size_t)size);
+            return;
+        }
+        memcpy(to, from, 8);
+        memcpy(to + size - 8, from + size - 8, 8);
+    }
+    else if (size >= 4) {
+        memcpy(to, from, 4);
+        memcpy(to + size - 4, from + size - 4, 4);
+    }
+    else if (size > 0) {
+        to[0] = from[0];
+        to[size >> 1] = from[size >> 1];
+        to[size - 1] = from[size - 1];
+    }
+}
+
 static inline int
 put_header(Writer *w, int tag, Py_ssize_t count)
 {
@@ -1611,6 +1660,26 @@ fail_depth(Writer *w)
 {
     return wfail(w, "Flatten it, raise max_depth, or look for a value that contains itself",
                  "nested deeper than %d levels", w->max_depth);
+}
+
+/* Turns the exception of a conversion of `value` into a failure. */
+static COLD int
+fail_conversion(Writer *w, PyObject *value)
+{
+    PyObject *error, *name;
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    error = take_exception();
+    name = call1(w->st->name_of, value);
+    if (name == NULL) {
+        Py_DECREF(error);
+        return -1;
+    }
+    raise_exception(error);
+    failure_from_hook(w->st, &w->failure, -1, name);
+    Py_DECREF(name);
+    return -1;
 }
 
 static inline int
@@ -1728,7 +1797,7 @@ put_short_atom(Writer *w, const char *name, Py_ssize_t size)
         w->buffer[w->size++] = (char)(size >> 8);
     }
     w->buffer[w->size++] = (char)size;
-    memcpy(w->buffer + w->size, name, (size_t)size);
+    copy_short(w->buffer + w->size, name, size);
     w->size += size;
     return 0;
 }
@@ -1802,6 +1871,7 @@ static inline int
 write_str(Writer *w, PyObject *value, int is_key)
 {
     Py_ssize_t size;
+    char *out;
     const char *text = PyUnicode_AsUTF8AndSize(value, &size);
     if (UNLIKELY(text == NULL)) {
         return fail_surrogate(w);
@@ -1817,9 +1887,11 @@ write_str(Writer *w, PyObject *value, int is_key)
     if (reserve(w, size + 5) < 0) {
         return -1;
     }
-    put_header(w, BINARY_EXT, size);
-    memcpy(w->buffer + w->size, text, (size_t)size);
-    w->size += size;
+    out = w->buffer + w->size;
+    out[0] = BINARY_EXT;
+    put_be32(out + 1, (uint32_t)size);
+    copy_short(out + 5, text, size);
+    w->size += size + 5;
     return 0;
 }
 
@@ -1852,12 +1924,7 @@ write_buffer(Writer *w, PyObject *value)
     Py_buffer view;
     int result = -1;
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
-        PyObject *name = call1(st->name_of, value);
-        if (name != NULL) {
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (view.len > (Py_ssize_t)UINT32_MAX) {
         fail_binary_too_large(w, view.len);
@@ -1898,25 +1965,43 @@ fail_changed(Writer *w, const char *what)
     return wfail(w, "", "a %s changed while it was being encoded", what);
 }
 
-/* Writes a borrowed item of a container, which may be gone as soon as a hook has run. */
+/* Writes one of the values that run no code, so that nobody has to be held meanwhile. -3: it is none. */
 static inline int
-write_part(Writer *w, PyObject *item)
+write_leaf(Writer *w, PyObject *item)
 {
     PyTypeObject *type = Py_TYPE(item);
-    int result;
-    if (type == &PyUnicode_Type) { /* these three run no code: nothing to hold, nothing to call */
+    if (type == &PyUnicode_Type) {
         return write_str(w, item, 0);
     }
     if (type == &PyLong_Type) {
-        result = write_int(w, item);
+        int result = write_int(w, item);
         return LIKELY(result != -2) ? result : write_any_int(w, item);
     }
     if (type == &PyFloat_Type) {
         return write_double(w, PyFloat_AsDouble(item));
     }
-    Py_INCREF(item);
-    result = write_value(w, item);
-    Py_DECREF(item);
+    if (item == Py_None) {
+        return PUT_ATOM(w, "nil");
+    }
+    if (item == Py_True) {
+        return PUT_ATOM(w, "true");
+    }
+    if (item == Py_False) {
+        return PUT_ATOM(w, "false");
+    }
+    return -3;
+}
+
+/* Writes a borrowed item of a container, which may be gone as soon as a hook has run. */
+static inline int
+write_part(Writer *w, PyObject *item)
+{
+    int result = write_leaf(w, item);
+    if (result == -3) {
+        Py_INCREF(item);
+        result = write_value(w, item);
+        Py_DECREF(item);
+    }
     return result;
 }
 
@@ -2171,6 +2256,29 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
             fail_changed(w, "dict");
             goto finally;
         }
+        if (LIKELY(Py_TYPE(key) == &PyUnicode_Type && module == NULL && seen == NULL) &&
+            LIKELY((kinds & ~(KEY_STR | KEY_INT)) == 0 && w->hooks == hooks)) {
+            kinds |= KEY_STR;
+            outcome = write_str(w, key, 1);
+            if (LIKELY(outcome == 0) && (outcome = write_leaf(w, value)) == -3) {
+                Py_INCREF(key);
+                Py_INCREF(value);
+                outcome = write_value(w, value);
+                Py_DECREF(value);
+                if (UNLIKELY(outcome < 0)) {
+                    failure_step_key(&w->failure, key);
+                    Py_DECREF(key);
+                    goto finally;
+                }
+                Py_DECREF(key);
+            }
+            if (UNLIKELY(outcome < 0)) {
+                failure_step_key(&w->failure, key);
+                goto finally;
+            }
+            done++;
+            continue;
+        }
         Py_INCREF(key);
         Py_INCREF(value);
         if (Py_TYPE(key) == &PyUnicode_Type && module == NULL) {
@@ -2403,19 +2511,7 @@ write_other(Writer *w, PyObject *value)
     w->hooks++;
     mapped = call1(st->resolve, value);
     if (mapped == NULL) {
-        name = NULL;
-        if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            PyObject *error = take_exception();
-            name = call1(st->name_of, value);
-            if (name == NULL) {
-                Py_DECREF(error);
-                return -1;
-            }
-            raise_exception(error);
-            failure_from_hook(st, &w->failure, -1, name);
-            Py_DECREF(name);
-        }
-        return -1;
+        return fail_conversion(w, value);
     }
     if (mapped != Py_NotImplemented) {
         return write_mapped(w, mapped);
@@ -2455,23 +2551,9 @@ write_value(Writer *w, PyObject *value)
 {
     State *st = w->st;
     PyTypeObject *type = Py_TYPE(value);
-    if (type == &PyUnicode_Type) {
-        return write_str(w, value, 0);
-    }
-    if (type == &PyLong_Type) {
-        return write_any_int(w, value);
-    }
-    if (value == Py_None) {
-        return PUT_ATOM(w, "nil");
-    }
-    if (value == Py_True) {
-        return PUT_ATOM(w, "true");
-    }
-    if (value == Py_False) {
-        return PUT_ATOM(w, "false");
-    }
-    if (type == &PyFloat_Type) {
-        return write_double(w, PyFloat_AsDouble(value));
+    int result = write_leaf(w, value);
+    if (result != -3) {
+        return result;
     }
     if (type == &PyDict_Type) {
         return write_map(w, value, NULL);
@@ -2521,6 +2603,9 @@ static void
 writer_free(Writer *w)
 {
     Py_ssize_t i;
+    if (w->heap != NULL) {
+        w->st->last_size = w->size < LARGEST_GUESS ? w->size + w->size / 16 : 0;
+    }
     for (i = 0; i < w->splice_count; i++) {
         Py_DECREF(w->splices[i].owner);
     }
@@ -2617,10 +2702,16 @@ read_buffer(State *st, const char *function, PyObject *buffer, Py_ssize_t offset
     Py_ssize_t size, i, count = names == NULL ? 0 : PyTuple_Size(names);
     PyObject *value = NULL;
     int exported = 0;
-    memset(&r, 0, sizeof(r));
     r.st = st;
+    r.owed = 0;
+    r.depth = 0;
     r.max_depth = DEFAULT_MAX_DEPTH;
+    r.binary_as = AS_STR;
+    r.floats_as = FLOATS_LIST;
+    r.plain_structs = 0;
     r.buffer = buffer;
+    r.view = NULL;
+    r.failure = (Failure){NULL, NULL, NULL, NULL, NULL, -1};
     for (i = 0; i < count; i++) {
         if (reader_option(&r, function, PyTuple_GetItem(names, i), options[i]) < 0) {
             return NULL;
@@ -2935,31 +3026,44 @@ attribute_into(PyObject **slot, PyObject *of, const char *name)
     return *slot == NULL ? -1 : 0;
 }
 
-/* The stable ABI gives a list's items and a float's value by calls only, and for a list of floats those calls
+/* The stable ABI gives a container's items and a float's value by calls only, and for a list of floats those calls
  * are half of the time. Their places have not moved in decades, so: on the versions this was tested
- * with, after a look at real objects, they are read directly; on any later one by the calls. */
+ * with, after a look at real objects, they are used directly; on any later one by the calls. */
 static int
 learn_layouts(State *st)
 {
     double value = 0;
-    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2);
+    PyObject *number = PyFloat_FromDouble(1.5), *list = PyList_New(2), *tuple = NULL, *size = NULL;
+    int result = -1;
     if (number == NULL || list == NULL) {
-        Py_XDECREF(number);
-        Py_XDECREF(list);
-        return -1;
+        goto done;
     }
     PyList_SetItem(list, 0, Py_NewRef(number));
     PyList_SetItem(list, 1, Py_NewRef(Py_None));
+    tuple = PyList_AsTuple(list);
+    /* A tuple's basic size is where its items begin. */
+    size = PyObject_GetAttrString((PyObject *)&PyTuple_Type, "__basicsize__");
+    st->tuple_items_at = size == NULL ? -1 : PyLong_AsSsize_t(size);
+    if (tuple == NULL || st->tuple_items_at < 0) {
+        goto done;
+    }
 #ifndef Py_GIL_DISABLED
-    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2) {
-        PyObject **items = list_items(list);
+    if (Py_Version < 0x030F0000 && Py_SIZE(list) == 2 &&
+        (st->tuple_items_at == 3 * (Py_ssize_t)sizeof(void *) ||
+         st->tuple_items_at == 4 * (Py_ssize_t)sizeof(void *))) {
+        PyObject **items = list_items(list), **same = tuple_items(st, tuple);
         memcpy(&value, (char *)number + FLOAT_VALUE_AT, sizeof(value));
-        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None;
+        st->layouts_known = value == 1.5 && items[0] == number && items[1] == Py_None &&
+                            same[0] == number && same[1] == Py_None;
     }
 #endif
-    Py_DECREF(number);
-    Py_DECREF(list);
-    return 0;
+    result = 0;
+done:
+    Py_XDECREF(number);
+    Py_XDECREF(list);
+    Py_XDECREF(tuple);
+    Py_XDECREF(size);
+    return result;
 }
 
 static int

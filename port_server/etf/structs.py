@@ -67,7 +67,7 @@ def register(
 
 # --- the shapes the client's own Elixir gives its structs -------------------------------------
 
-_MAP, _ISO = Atom("map"), Atom("Elixir.Calendar.ISO")
+_ISO = Atom("Elixir.Calendar.ISO")
 _NO_VALUE: list[Any] = []  # what every Elixir so far maps a MapSet's members to
 
 _DEFAULT_TEMPLATES: dict[str, dict[Any, Any]] = {
@@ -117,7 +117,7 @@ def _map_set_from(fields: dict[Any, Any]) -> Any:
 
 def _map_set_to(value: Any) -> dict[Any, Any]:
     # The members are the keys of a map: two that become equal are found there.
-    return {**_templates["map_set"], _MAP: dict.fromkeys(value, _NO_VALUE)}
+    return {**_templates["map_set"], "map": dict.fromkeys(value, _NO_VALUE)}
 
 
 def _range_from(fields: dict[Any, Any]) -> Any:
@@ -217,7 +217,8 @@ def _datetime_from(fields: dict[Any, Any]) -> Any:
                 return local
     except Exception:  # noqa: S110  no tzdata, a zone of their own, a name that is no file name
         pass
-    return naive.replace(tzinfo=timezone(offset, zone))
+    unnamed = timezone(offset)
+    return naive.replace(tzinfo=unnamed if str(unnamed) == zone else timezone(offset, zone))
 
 
 def _datetime_to(value: dt.datetime) -> Any:

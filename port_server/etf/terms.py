@@ -52,9 +52,10 @@ class Atom(str):
         if len(name) > MAX_ATOM_CHARACTERS:
             raise ValueError(f"an atom has at most 255 characters, this one has {len(name)}")
         atom = super().__new__(cls, name)
+        plain = str(atom)  # first: between the next two lines nothing may fail
         entry = _NamedRef(atom, _forget)
-        entry.name = str(atom)
-        _atoms[entry.name] = entry
+        entry.name = plain
+        _atoms[plain] = entry
         return atom
 
     def __repr__(self) -> str:
@@ -342,7 +343,7 @@ class Struct(_Dict):
 
     def __init__(self, module: str, fields: Mapping[Any, Any] | None = None) -> None:
         dict.__init__(self, fields if fields is not None else {})
-        object.__setattr__(self, "module", Atom(module))
+        object.__setattr__(self, "module", module if type(module) is Atom else Atom(module))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -357,9 +358,12 @@ class Struct(_Dict):
             self[Atom(name)] = value
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Struct):
-            return NotImplemented
-        return self.module == other.module and dict.__eq__(self, other)
+        # A dict of the same fields is another term; left to dict, it would be equal.
+        return (
+            isinstance(other, Struct)
+            and self.module == other.module
+            and dict.__eq__(self, other) is True
+        )
 
     def __ne__(self, other: object) -> bool:
         return not self == other

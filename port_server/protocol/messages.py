@@ -11,13 +11,12 @@ from port_server.etf import Atom, DecodeError, decode, encode, read_term
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Any, Final, TypeAlias
 
     from .framing import Frame
 
-    # (kind, id as the bytes of its term, offset of what follows the id)
-    Envelope: TypeAlias = "tuple[str, bytes, int]"
+    Part: TypeAlias = "bytes | memoryview"
 
 PROTOCOL_VERSION: Final = 1
 LONGEST_ID: Final = 255
@@ -30,6 +29,7 @@ ID_LENGTH_AT: Final = 13  # len of both
 ID_TERM_AT: Final = 9  # the tag of the BINARY_EXT
 
 OK_HEAD: Final = b"\x83h\x03w\x02ok"
+YIELD_HEAD: Final = b"\x83h\x03w\x05yield"
 ERROR_HEAD: Final = b"\x83h\x03w\x05error"
 
 ARITIES: Final = {
@@ -39,9 +39,13 @@ ARITIES: Final = {
     "cancel": 2,
     "ping": 2,
     "shutdown": 2,
+    "open_session": 3,
+    "close_session": 2,
+    "release": 2,
+    "ack": 3,
+    "answer": 3,
+    "credit": 3,
 }
-# Words that the protocol has and this server does not serve yet: an honest answer.
-RESERVED: Final = frozenset(("credit", "ack", "answer", "open_session", "close_session", "release"))
 # Words whose second element is no id of a request.
 WITHOUT_ID: Final = frozenset(("init", "shutdown", "close_session", "release", "answer"))
 
@@ -120,6 +124,64 @@ class Request(Message):
         self.body_at = body_at
 
 
+class OpenSession(Message):
+    """Make a session: a namespace that lasts, under a name of the client's choosing."""
+
+    __slots__ = ("id_term", "name")
+
+    def __init__(self, id_term: bytes, name: bytes) -> None:
+        self.id_term = id_term
+        self.name = name
+
+
+class CloseSession(Message):
+    """Drop a session, after a request of it that is running."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+
+class Release(Message):
+    """Let objects go whose handles nobody holds any more."""
+
+    __slots__ = ("ids",)
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
+
+
+class Ack(Message):
+    """So many bytes of a request's output were consumed."""
+
+    __slots__ = ("count", "id_term")
+
+    def __init__(self, id_term: bytes, count: int) -> None:
+        self.id_term = id_term
+        self.count = count
+
+
+class Answer(Message):
+    """The result of a call that Python made; it is read in the thread that waits for it."""
+
+    __slots__ = ("body_at", "call_id")
+
+    def __init__(self, call_id: bytes, body_at: int) -> None:
+        self.call_id = call_id
+        self.body_at = body_at
+
+
+class Credit(Message):
+    """The consumer of a stream takes so many more items."""
+
+    __slots__ = ("count", "id_term")
+
+    def __init__(self, id_term: bytes, count: int) -> None:
+        self.id_term = id_term
+        self.count = count
+
+
 def id_term_of(id: bytes) -> bytes:
     """Write an id as the term it is."""
     return b"m" + len(id).to_bytes(4, "big") + id
@@ -148,8 +210,9 @@ def parse(frame: Frame) -> Message:
         id_term, at = _id(frame, at, kind)
     wanted = ARITIES.get(kind)
     if wanted is None:
-        state = "is not supported by this server yet" if kind in RESERVED else "is not known"
-        raise ProtocolError(f"the message {kind!s} {state} (protocol {PROTOCOL_VERSION})", id_term)
+        raise ProtocolError(
+            f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})", id_term
+        )
     if arity != wanted:
         raise ProtocolError(
             f"{kind!s} is a tuple of {wanted} elements, this one has {arity}", id_term
@@ -178,7 +241,42 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
             raise ProtocolError("init is {init, Version, Options}: an integer and a map")
         _end(frame, at, kind, None)
         return Init(version, options)
+    if kind == "answer":
+        call_id, at = read_term(frame, at, binary_as="bytes")
+        if type(call_id) is not bytes:
+            raise ProtocolError(f"the id of a call is a binary, not {_shown(call_id)}")
+        return Answer(call_id, at)
+    if kind == "release":
+        ids, at = read_term(frame, at)
+        if type(ids) is not list or not all(type(number) is int for number in ids):
+            raise ProtocolError(f"release takes a list of integers, not {_shown(ids)}")
+        _end(frame, at, kind, None)
+        return Release(ids)
+    if kind == "close_session":
+        name, at = read_term(frame, at, binary_as="bytes")
+        if type(name) is not bytes:
+            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}")
+        _end(frame, at, kind, None)
+        return CloseSession(name)
     assert id_term is not None
+    if kind == "open_session":
+        name, at = read_term(frame, at, binary_as="bytes")
+        if type(name) is not bytes:
+            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}", id_term)
+        _end(frame, at, kind, id_term)
+        return OpenSession(id_term, name)
+    if kind == "credit":
+        count, at = read_term(frame, at)
+        if type(count) is not int or count < 0:
+            raise ProtocolError(f"credit is a count of items, not {_shown(count)}", id_term)
+        _end(frame, at, kind, id_term)
+        return Credit(id_term, count)
+    if kind == "ack":
+        count, at = read_term(frame, at)
+        if type(count) is not int or count < 0:
+            raise ProtocolError(f"ack takes a count of bytes, not {_shown(count)}")
+        _end(frame, at, kind, None)
+        return Ack(id_term, count)
     _end(frame, at, kind, id_term)
     return Cancel(id_term) if kind == "cancel" else Ping(id_term)
 
@@ -206,7 +304,7 @@ def _id(frame: Frame, at: int, kind: str) -> tuple[bytes, int]:
     except DecodeError as error:
         raise ProtocolError(f"the id of {kind!s} cannot be read: {error}") from None
     if type(name) is not bytes or len(name) > LONGEST_ID:
-        if isinstance(kind, Atom) and kind not in ARITIES and kind not in RESERVED:
+        if isinstance(kind, Atom) and kind not in ARITIES:
             raise ProtocolError(f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})")
         raise ProtocolError(
             f"the id of {kind!s} is a binary of at most {LONGEST_ID} bytes, not {_shown(name)}"
@@ -232,31 +330,36 @@ def ok(id_term: bytes, value: Any) -> bytes:
     return encode(value, head=OK_HEAD + id_term)
 
 
+def with_objects(parts: list[Part], object_ids: list[int]) -> list[Part]:
+    """Add the ids of the objects inside as one more element to a message, given in parts.
+
+    The receiver sees by the arity alone, without decoding, that there are handles inside.
+    """
+    head = parts[0]
+    assert head[1] == 104
+    assert head[2] < 255
+    longer = b"\x83h" + bytes((head[2] + 1,)) + bytes(head[3:])
+    return [longer, *parts[1:], encode(object_ids, head=b"")]
+
+
 def error(id_term: bytes, description: Mapping[str, Any]) -> bytes:
     """Write `{error, Id, Map}`."""
-    return encode(_atom_keys(description), head=ERROR_HEAD + id_term)
+    return encode(atom_keys(description), head=ERROR_HEAD + id_term)
 
 
 def hello(info: Mapping[str, Any]) -> bytes:
     """Write `{hello, Version, Info}`."""
-    return encode((Atom("hello"), PROTOCOL_VERSION, _atom_keys(info)))
+    return encode((Atom("hello"), PROTOCOL_VERSION, atom_keys(info)))
 
 
 def goodbye(reason: str | Mapping[str, Any]) -> bytes:
     """Write `{goodbye, Reason}`: an atom where all is well, an error map where not."""
-    return encode(
-        (Atom("goodbye"), Atom(reason) if isinstance(reason, str) else _atom_keys(reason))
-    )
+    return encode((Atom("goodbye"), Atom(reason) if isinstance(reason, str) else atom_keys(reason)))
 
 
 def pong(id_term: bytes, status: Mapping[str, Any]) -> bytes:
     """Write `{pong, Id, Map}`."""
-    return encode(_atom_keys(status), head=b"\x83h\x03w\x04pong" + id_term)
-
-
-def heartbeat(status: Mapping[str, Any]) -> bytes:
-    """Write `{heartbeat, Map}`."""
-    return encode(_atom_keys(status), head=b"\x83h\x02w\x09heartbeat")
+    return encode(atom_keys(status), head=b"\x83h\x03w\x04pong" + id_term)
 
 
 def output(id_term: bytes, stream: str, text: bytes) -> bytes:
@@ -264,13 +367,29 @@ def output(id_term: bytes, stream: str, text: bytes) -> bytes:
     return encode(text, head=b"\x83h\x04w\x06output" + id_term + b"w\x06" + stream.encode())
 
 
-def _atom_keys(map: Mapping[str, Any]) -> dict[Any, Any]:
+def log(
+    level: str,
+    message: str,
+    known: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    default: Callable[[Any], Any],
+) -> bytes:
+    """Write `{log, Level, Message, Metadata}`; what the caller added keeps its keys as binaries."""
+    metadata: dict[Any, Any] = {**extra}
+    for key, value in known.items():
+        metadata.pop(key, None)  # a string and an atom would be two keys there
+        metadata[Atom(key)] = value
+    return encode((Atom("log"), Atom(level), message, metadata), default=default)
+
+
+def atom_keys(map: Mapping[str, Any]) -> dict[Any, Any]:
+    """Give a description with atoms for keys, as it is on the wire, all the way down."""
     return {Atom(key): _plain(value) for key, value in map.items()}
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
-        return _atom_keys(value)
+        return atom_keys(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value

@@ -92,8 +92,8 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
     return {
         "kind": _PYTHON,
         "type": type_name(error),
-        "message": _cut(_text(error), limit),
-        "traceback": _cut(_valid("".join(report.format())), limit),
+        "message": cut(_text(error), limit),
+        "traceback": cut(valid("".join(report.format())), limit),
         "frames": [{name: _clean(value) for name, value in frame.items()} for frame in frames],
     }
 
@@ -123,16 +123,16 @@ def _is_own(file: str) -> bool:
 
 def _text(error: BaseException) -> str:
     try:
-        return _valid(str(error))
+        return valid(str(error))
     except BaseException:
         return f"<{type_name(error)} whose __str__ fails>"
 
 
 def _clean(value: Any) -> Any:
-    return _valid(value) if isinstance(value, str) else value
+    return valid(value) if isinstance(value, str) else value
 
 
-def _valid(text: str) -> str:
+def valid(text: str) -> str:
     """Replace what is no Unicode text: a lone surrogate in a message must not cost the reply."""
     try:
         text.encode()
@@ -141,18 +141,24 @@ def _valid(text: str) -> str:
     return text
 
 
-def _cut(text: str, limit: int) -> str:
+def cut(text: str, limit: int) -> str:
+    """Leave out the middle of a text that is longer than `limit` characters."""
     if len(text) <= limit:
         return text
     half = limit // 2
     return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
 
 
-def print_to_stderr(error: BaseException) -> None:
-    """Write the report to sys.stderr, for failures that no request waits for."""
+def report(error: BaseException) -> str:
+    """Give what Python would print of `error`, without our own frames."""
     import traceback  # noqa: PLC0415  see the top
 
     sources.publish_all()
-    report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
-    _leave_out_own_frames(report)
-    sys.stderr.write("".join(report.format()))
+    found = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    _leave_out_own_frames(found)
+    return "".join(found.format())
+
+
+def print_to_stderr(error: BaseException) -> None:
+    """Write the report to sys.stderr, for failures that no request waits for."""
+    sys.stderr.write(report(error))

@@ -7,6 +7,7 @@ carries what init_code defined.
 from __future__ import annotations
 
 import builtins
+from sys import getrefcount
 
 from port_server.etf.errors import show
 
@@ -19,9 +20,15 @@ if TYPE_CHECKING:
 # Host programs use some hundreds of names; made-up ones must not pile up.
 _NAMES_LIMIT: Final = 4096
 
+_Function: Final = type(show)
+
 
 class NamespaceError(ValueError):
     """Globals that cannot be names. The message says which and what to do."""
+
+
+class SessionError(LookupError):
+    """A session that does not exist, or that exists already."""
 
 
 def exact_key(key: object, values: dict[Any, Any]) -> str | None:
@@ -46,10 +53,45 @@ def exact_key(key: object, values: dict[Any, Any]) -> str | None:
     return name
 
 
-class Namespaces:
-    """Makes namespaces."""
+# What `references` counts where there are none; found by trying, as Pythons differ.
+_nobody = 0
 
-    __slots__ = ("_base", "_names")
+
+class Closed:
+    """The namespace of a session that was closed. To drop this is to end it.
+
+    Every function that is defined in a namespace refers to it, so most would wait for the cycle
+    collector, with the data frames in them. One that only such functions refer to is emptied.
+    """
+
+    __slots__ = ("namespace",)
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+
+    def references(self) -> tuple[int, int]:
+        """Count the references to the namespace, and those by functions that only it holds."""
+        namespace = self.namespace
+        own = 0
+        for value in list(namespace.values()):
+            # Four: the namespace's, the list's, the loop's and the argument.
+            if type(value) is _Function and value.__globals__ is namespace:
+                own += getrefcount(value) == 4
+        return getrefcount(namespace), own
+
+    def __del__(self) -> None:
+        everybody, own = self.references()
+        if everybody == _nobody + own:
+            self.namespace.clear()
+
+
+_nobody = Closed({}).references()[0]
+
+
+class Namespaces:
+    """Makes namespaces, and keeps those of sessions by name."""
+
+    __slots__ = ("_base", "_names", "_sessions")
 
     def __init__(self) -> None:
         # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
@@ -62,6 +104,7 @@ class Namespaces:
             "__loader__": None,
         }
         self._names: dict[str, str] = {}
+        self._sessions: dict[bytes, dict[str, Any]] = {}
 
     def fresh(self, snippet: Snippet, values: dict[Any, Any]) -> dict[str, Any]:
         """Give a new namespace for `snippet` that holds `values`.
@@ -77,6 +120,58 @@ class Namespaces:
                 namespace[names.get(key) or self._name(key, values)] = value
         return namespace
 
+    # --- sessions -------------------------------------------------------------------------------
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
+
+    def open(self, session: bytes) -> None:
+        """Begin a session; what init_code defined is in it, as of now.
+
+        Raises:
+            SessionError: the name is taken.
+        """
+        if session in self._sessions:
+            raise SessionError(f"there is a session {show(session)} already; close it first")
+        self._sessions[session] = self._base.copy()
+
+    def close(self, session: bytes) -> Closed | None:
+        """End a session; give what was in it, for the caller to drop where user code may run.
+
+        A request of it that is running goes on with the namespace that it has.
+        """
+        namespace = self._sessions.pop(session, None)
+        return None if namespace is None else Closed(namespace)
+
+    def of_session(
+        self, session: bytes, snippet: Snippet | None, values: dict[Any, Any]
+    ) -> dict[str, Any]:
+        """Give the namespace of `session`, for `snippet`, with `values` put into it.
+
+        Raises:
+            SessionError: it is not open.
+            NamespaceError: a key of `values` is no identifier; nothing is put into it then.
+        """
+        namespace = self._sessions.get(session)
+        if namespace is None:
+            raise SessionError(
+                f"the session {show(session)} is not open: it was closed, or the process that "
+                f"opened it has ended"
+            )
+        if values:
+            names = self._names
+            namespace.update(
+                {names.get(key) or self._name(key, values): values[key] for key in values}
+            )
+        if snippet is not None:
+            # Lines of older snippets are looked up by file name; see `sources`.
+            namespace["__loader__"] = snippet.source
+        return namespace
+
+    # --- init_code ------------------------------------------------------------------------------
+
     def adopt(self, namespace: dict[str, Any]) -> None:
         """Let every later namespace begin with the names that `namespace` defines (init_code)."""
         own = ("__builtins__", "__name__", "__loader__", "__annotations__")
@@ -84,11 +179,28 @@ class Namespaces:
 
     def _name(self, key: object, values: dict[Any, Any]) -> str:
         name = exact_key(key, values)
-        if name is None or not name.isidentifier():
+        if name is not None and not name.isascii():
+            # Python reads identifiers in this form, so code that says the name looks there.
+            from unicodedata import normalize  # noqa: PLC0415  next to never needed
+
+            plain = normalize("NFKC", name)
+            if plain != name and plain in values:
+                raise NamespaceError(
+                    f'the keys "{name}" and "{plain}" are one name in Python; send one'
+                )
+            name = plain
+        if name is None or not name.isidentifier() or _is_keyword(name):
             raise NamespaceError(
                 f"{show(key)} cannot be the name of a global: keys are atoms or strings that are "
                 f'Python identifiers, like :rows or "rows". Put the map itself into one global'
             )
-        if type(key) is not bytes and len(self._names) < _NAMES_LIMIT:
+        # Another spelling is looked at each time: the name it stands for may be there as well.
+        if key == name and len(self._names) < _NAMES_LIMIT:
             self._names[name] = name
         return name
+
+
+def _is_keyword(name: str) -> bool:
+    from keyword import iskeyword  # noqa: PLC0415  not on the start path
+
+    return iskeyword(name)

@@ -1,90 +1,353 @@
-"""sys.stdout and sys.stderr per request, and a stdin that explains itself.
+"""What people's code prints: whose it is, in what order and in which batches it leaves.
 
-What the running request prints in the main thread is collected, and handed on in batches through
-`emit`, which the server provides; everything else goes to fd 2. Where a print belongs is decided
-in `Output.write` alone: threads, tasks and a window come later, and there.
+Every print belongs to the request whose code makes it, wherever that runs: in the main thread it
+is the running one, in tasks the one that a context variable names, in threads the one that started
+them (see `carry`; not by a context variable, because `asyncio.to_thread` brings a context of its
+own). What belongs to none (raw threads, code that goes on after its request) goes to fd 2.
+
+Printing happens in signal handlers and in `__del__` as well, which interrupt any line below, in
+any thread. So no lock is ever waited for here: what is printed is appended to a deque, and whoever
+gets the `busy` lock empties it; who does not get it leaves, because the holder looks again. A print
+that waits for its reader waits on a lock of its own, which nobody else holds.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import sys
-from _thread import get_ident
-from time import monotonic
+from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from _contextvars import ContextVar  # contextvars itself is one more file
+from _thread import allocate_lock, get_ident
+from time import monotonic, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-    from typing import Any, Final, NoReturn
+    from collections.abc import Callable
+    from contextvars import Token
+    from typing import Any, Final, Protocol
 
     from port_server.settings import Settings
 
-    # (stream name, text); True where it must leave now.
-    Emit = Callable[[str, bytes, bool], None]
+    class Window(Protocol):
+        """When signal handlers of user code may raise; the server's."""
+
+        def close_for_a_moment(self) -> bool:
+            """Close it; give what `reopen` takes."""
+
+        def reopen(self, was_open: bool, /) -> None:
+            """Open it again, if it was; raises what a handler wanted to raise meanwhile."""
+
+    # (id term, stream name, text); True where it must leave now. Called in any thread.
+    Emit = Callable[[bytes, str, bytes, bool], None]
 
 STDERR_FD: Final = 2
+# The most that one frame of output holds. It is copied a few times, and read in one go.
+PIECE_BYTES: Final = 1 << 16
+# How long a request that ends waits for another thread that is handing on its output just now.
+_LONGEST_HAND_ON_S: Final = 1.0
+# How often a print that waits for its reader looks whether there still is one.
+_LOOK_S: Final = 0.1
 
-NO_STDIN: Final = (
-    "there is no stdin: input() has nobody to ask in a server. Pass what the code needs as globals"
-)
+current: ContextVar[Printed | None] = ContextVar("port_server_request", default=None)
+
+
+class Printed:
+    """What one request has printed.
+
+    Attributes:
+        acked: bytes that the other side says it has passed on.
+        busy: held by the thread that is handing on `parts`.
+        ended: whether the request has; what comes now goes to fd 2.
+        id_term: the request.
+        muted: whether nobody wants it any more.
+        parts: what is collected, as (stream, text).
+        sent: bytes that were handed on.
+        since: when the first of `parts` was printed, 0 if there are none.
+        size: bytes in `parts`, about.
+        waiters: the locks on which prints wait for `acked`.
+    """
+
+    __slots__ = (
+        "acked",
+        "busy",
+        "ended",
+        "id_term",
+        "muted",
+        "parts",
+        "sent",
+        "since",
+        "size",
+        "waiters",
+    )
+
+    def __init__(self, id_term: bytes) -> None:
+        self.id_term = id_term
+        self.parts: deque[tuple[str, bytes]] = deque()
+        self.busy = allocate_lock()
+        self.ended = False
+        self.muted = False
+        self.size = 0
+        self.since = 0.0
+        # Counters with one writer each, because `-=` in two threads loses one of them.
+        self.sent = 0
+        self.acked = 0
+        self.waiters: deque[Any] = deque()
+
+    def wake(self) -> None:
+        """Let the prints that wait look again."""
+        while self.waiters:
+            try:
+                self.waiters.popleft().release()
+            except IndexError:  # another thread was faster
+                return
 
 
 class Output:
-    """Collects what is printed for the request that is running.
+    """Collects what is printed, by request.
 
     Attributes:
-        open: whether a request is running, to which the printing belongs.
-        parts: what is collected; looked at before every reply.
+        collect: called in the main thread when a request has ended, before its reply: what other
+            threads have emitted is to leave first.
+        begun: called when there is something to hand on that was not there before; see `tick`.
+        may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
+            the port. The server provides it; by default no print ever waits.
+        running: the request that runs in the main thread, as the bytes of its id's term, or None.
+        requests: those that have printed or started a thread, by id term.
+        threads: the requests that threads belong to, by ident.
+        window: closed in the main thread while it hands on, so that no signal handler of user code
+            raises in the midst of that; None for none.
+        window_bytes: how much of a request's output may be unacknowledged, 0 without a limit.
     """
 
-    __slots__ = ("_emit", "_limit_bytes", "_limit_s", "_since", "_size", "_thread", "open", "parts")
+    __slots__ = (
+        "_emit",
+        "_limit_bytes",
+        "_limit_s",
+        "_thread",
+        "begun",
+        "collect",
+        "may_wait",
+        "requests",
+        "running",
+        "threads",
+        "window",
+        "window_bytes",
+    )
 
     def __init__(self, settings: Settings, emit: Emit) -> None:
-        self.open = False
+        self.running: bytes | None = None
+        self.requests: dict[bytes, Printed] = {}
+        self.threads: dict[int, Printed] = {}
+        self.collect: Callable[[], None] | None = None
+        self.begun: Callable[[], None] | None = None
+        self.may_wait: Callable[[], bool] = _never
+        self.window: Window | None = None
+        self.window_bytes = settings.output_window_bytes
         self._emit = emit
         self._limit_bytes = settings.output_batch_bytes
         self._limit_s = settings.output_delay_ms / 1000
         self._thread = get_ident()
-        self.parts: list[tuple[str, bytes]] = []
-        self._size = 0
-        self._since = 0.0
+
+    # --- whose it is ----------------------------------------------------------------------------
+
+    def current(self) -> Printed | None:
+        """Give the request that the code which asks belongs to."""
+        printed = current.get()
+        if printed is None:
+            thread = get_ident()
+            if thread == self._thread:
+                running = self.running
+                if running is None:
+                    return None
+                return self.requests.get(running) or self.of(running)
+            printed = self.threads.get(thread)
+            if printed is None:
+                return None
+        return None if printed.ended else printed
+
+    def of(self, id_term: bytes) -> Printed:
+        """Give what a request printed; it begins here if it is new."""
+        return self.requests.setdefault(id_term, Printed(id_term))
+
+    def enter(self, id_term: bytes) -> Token[Printed | None]:
+        """Let this context, and what copies it, print for that request; `leave` undoes it."""
+        return current.set(self.of(id_term))
+
+    @staticmethod
+    def leave(token: Token[Printed | None]) -> None:
+        """Undo `enter`."""
+        current.reset(token)
+
+    def end(self, id_term: bytes) -> None:
+        """Hand on what the request printed, all of it; what it prints from now on is nobody's."""
+        printed = self.requests.get(id_term)
+        if printed is None:
+            return
+        deadline = 0.0
+        while printed.busy.locked():  # another thread is handing on what comes before the reply
+            now = monotonic()
+            deadline = deadline or now + _LONGEST_HAND_ON_S
+            if now > deadline:
+                break
+            sleep(0.0001)
+        # Once: a thread that prints on and on must not keep the request from ending.
+        self._hand_on(printed, now=False, once=True)
+        printed.ended = True
+        self.requests.pop(id_term, None)
+        printed.wake()
+        if printed.parts:
+            _lose(printed)
+        if self.collect is not None and get_ident() == self._thread:
+            self.collect()
+
+    def disown(self) -> None:
+        """Become a forked child: nothing printed here is any request's."""
+        self.running = None
+        for printed in self.requests.values():
+            printed.ended = True
+            printed.parts.clear()
+        self.requests = {}
+        self.threads.clear()
+
+    # --- printing -------------------------------------------------------------------------------
 
     def write(self, stream: str, text: bytes) -> None:
-        """Take what was printed to `stream`."""
-        if not text:
-            return
-        if not self.open or get_ident() != self._thread:
+        """Take what was printed to `stream`: at most PIECE_BYTES."""
+        # `current()` in place: a print is two of these.
+        printed = current.get()
+        if printed is None and self.running is not None and get_ident() == self._thread:
+            printed = self.requests.get(self.running) or self.of(self.running)
+        elif (printed := self.current()) is None:
             write_to_stderr(text)
             return
-        # No lock: printing happens in signal handlers and in __del__ as well, which interrupt
-        # exactly this; appending to a list is atomic enough, a lock would be held by ourselves.
-        self.parts.append((stream, text))
-        self._size += len(text)
-        if self._size > self._limit_bytes:
-            self.hand_on(now=False)
+        if not text:
+            return
+        printed.parts.append((stream, text))
+        if printed.ended:  # just now, in another thread
+            _lose(printed)
+            return
+        printed.size += len(text)
+        if printed.size > self._limit_bytes:
+            self._hand_on(printed, now=False)
+            if self._full(printed):
+                self._wait(printed)
             return
         now = monotonic()
-        if len(self.parts) == 1:
-            self._since = now
-        elif now - self._since > self._limit_s:
-            self.hand_on(now=True)
+        if not printed.since:
+            printed.since = now
+            if self.begun is not None:
+                self.begun()
+        elif now - printed.since > self._limit_s:
+            self._hand_on(printed, now=True)
 
-    def hand_on(self, *, now: bool) -> None:
+    def flush(self) -> None:
+        """Hand on what the request of the code that asks printed, and have it leave now."""
+        printed = self.current()
+        if printed is not None:
+            self._hand_on(printed, now=True)
+
+    def flush_of(self, id_term: bytes) -> None:
+        """Hand on what that request printed: something else that it sends comes after it."""
+        printed = self.requests.get(id_term)
+        if printed is not None and printed.parts:
+            self._hand_on(printed, now=False)
+
+    def tick(self, now: float) -> bool:
+        """Hand on what waits for more that does not come; tell whether there is more to wait for.
+
+        For a thread that has a clock: the text of a request that went on to compute, printing
+        nothing, would not be seen before its end.
+        """
+        waiting = False
+        for printed in tuple(self.requests.values()):
+            if printed.since and now - printed.since > self._limit_s:
+                self._hand_on(printed, now=False)
+            waiting = waiting or bool(printed.parts)
+        return waiting
+
+    # --- the window -----------------------------------------------------------------------------
+
+    def ack(self, id_term: bytes, count: int) -> None:
+        """Note that the other side has passed on `count` bytes of a request's output."""
+        printed = self.requests.get(id_term)
+        if printed is not None:
+            printed.acked += count
+            printed.wake()
+
+    def mute(self, id_term: bytes) -> None:
+        """Throw away what a request prints from now on: it was cancelled, nobody reads it."""
+        printed = self.requests.get(id_term) or self.of(id_term)
+        printed.muted = True
+        printed.wake()
+
+    def _full(self, printed: Printed) -> bool:
+        return (
+            0 < self.window_bytes < printed.sent - printed.acked
+            and not printed.ended
+            and not printed.muted
+        )
+
+    def _wait(self, printed: Printed) -> None:
+        lock = None
+        while self._full(printed) and self.may_wait():
+            if lock is None:
+                lock = allocate_lock()
+                lock.acquire()
+                printed.waiters.append(lock)
+                continue  # an ack may have come before the lock was there
+            if lock.acquire(timeout=_LOOK_S):
+                lock = None
+
+    # --- handing on -----------------------------------------------------------------------------
+
+    def _hand_on(self, printed: Printed, *, now: bool, once: bool = False) -> None:
         """Emit what is collected, neighbours of one stream joined; with `now` it leaves at once."""
-        parts, self.parts, self._size = self.parts, [], 0
-        if not self.open:
-            for _stream, text in parts:
-                write_to_stderr(text)
+        window = self.window if get_ident() == self._thread else None
+        was_open = window is not None and window.close_for_a_moment()
+        try:
+            while printed.parts and printed.busy.acquire(blocking=False):
+                try:
+                    self._empty(printed, now=now)
+                finally:
+                    printed.busy.release()
+                if once:
+                    break
+        finally:
+            if window is not None:
+                window.reopen(was_open)
+
+    def _empty(self, printed: Printed, *, now: bool) -> None:
+        parts = printed.parts
+        printed.size = 0
+        printed.since = 0.0
+        left = len(parts)  # not what comes meanwhile
+        while left > 0 and parts:
+            stream, text = parts.popleft()
+            left -= 1
+            if left and parts and parts[0][0] == stream:
+                texts = [text]
+                size = len(text)
+                while left and parts and parts[0][0] == stream and size <= PIECE_BYTES:
+                    text = parts.popleft()[1]
+                    left -= 1
+                    texts.append(text)
+                    size += len(text)
+                text = b"".join(texts)
+            if not printed.muted:
+                printed.sent += len(text)
+                self._emit(printed.id_term, stream, text, now)
+
+
+def _never() -> bool:
+    return False
+
+
+def _lose(printed: Printed) -> None:
+    while printed.parts:
+        try:
+            _stream, text = printed.parts.popleft()
+        except IndexError:  # another thread was faster
             return
-        at = 0
-        while at < len(parts):
-            stream = parts[at][0]
-            end = at + 1
-            while end < len(parts) and parts[end][0] == stream:
-                end += 1
-            self._emit(stream, b"".join([text for _stream, text in parts[at:end]]), now)
-            at = end
+        write_to_stderr(text)
 
 
 def write_to_stderr(text: bytes) -> None:
@@ -94,158 +357,3 @@ def write_to_stderr(text: bytes) -> None:
             text = text[os.write(STDERR_FD, text) :]
     except OSError:
         pass
-
-
-class _Bytes(io.RawIOBase):
-    """`sys.stdout.buffer`: what is written as bytes, in order with what is written as text."""
-
-    def __init__(self, output: Output, stream: str, fd: int) -> None:
-        self._output = output
-        self._stream = stream
-        self._fd = fd
-        self.mode = "wb"
-        self.name = f"<{stream}>"
-
-    def write(self, data: Any) -> int:
-        text = bytes(data)
-        self._output.write(self._stream, text)
-        return len(text)
-
-    def flush(self) -> None:
-        output = self._output
-        if output.open:
-            output.hand_on(now=True)
-
-    def close(self) -> None:
-        """Stay open: the next request prints, too."""
-
-    @property
-    def closed(self) -> bool:
-        return False
-
-    @property
-    def raw(self) -> _Bytes:
-        return self
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._fd
-
-
-class TextStream(io.TextIOBase):
-    """`sys.stdout` or `sys.stderr`: a text stream like any other, that cannot be closed.
-
-    `fileno()` is the real fd, which leads to the server's stderr, so that a child process that
-    gets it as its stdout writes where output outside of requests goes.
-    """
-
-    errors = "backslashreplace"  # a lone surrogate in a print is no reason to fail
-    encoding = "utf-8"
-    newlines = None
-    line_buffering = False
-    write_through = False
-    mode = "w"
-
-    def __init__(self, output: Output, stream: str, fd: int) -> None:
-        self.buffer = _Bytes(output, stream, fd)
-        self.name = f"<{stream}>"
-        self._output = output
-        self._stream = stream
-        self._fd = fd
-
-    def write(self, text: str) -> int:
-        if not isinstance(text, str):
-            raise TypeError(f"write() argument must be str, not {type(text).__name__}")
-        self._output.write(self._stream, text.encode("utf-8", "backslashreplace"))
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:  # type: ignore[override]
-        for line in lines:
-            self.write(line)
-
-    def flush(self) -> None:
-        self.buffer.flush()
-
-    def close(self) -> None:
-        """Stay open: the next request prints, too."""
-
-    @property
-    def closed(self) -> bool:
-        return False
-
-    def reconfigure(self, **_options: Any) -> None:
-        """Accept and ignore: encoding and buffering belong to the wire."""
-
-    def detach(self) -> NoReturn:
-        raise io.UnsupportedOperation("the server's stdout and stderr cannot be detached")
-
-    def writable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def __repr__(self) -> str:
-        return f"<port_server stream {self._stream}>"
-
-
-class NoInput(io.TextIOBase):
-    """`sys.stdin`: reading from it says that there is nobody to ask."""
-
-    encoding = "utf-8"
-    errors = "strict"
-    newlines = None
-    mode = "r"
-    name = "<stdin>"
-
-    def read(self, _size: int | None = -1) -> NoReturn:
-        raise EOFError(NO_STDIN)
-
-    def readline(self, _size: int = -1) -> NoReturn:  # type: ignore[override]
-        raise EOFError(NO_STDIN)
-
-    def __next__(self) -> NoReturn:
-        raise EOFError(NO_STDIN)
-
-    def close(self) -> None:
-        """Stay as it is: multiprocessing closes stdin in its children."""
-
-    @property
-    def closed(self) -> bool:
-        return False
-
-    def readable(self) -> bool:
-        return True
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return 0  # /dev/null
-
-
-class Streams:
-    """The three streams of a server, put in place and, if a request replaced them, put back."""
-
-    __slots__ = ("stderr", "stdin", "stdout")
-
-    def __init__(self, output: Output) -> None:
-        self.stdin: Any = NoInput()
-        self.stdout: Any = TextStream(output, "stdout", 1)
-        self.stderr: Any = TextStream(output, "stderr", STDERR_FD)
-
-    def install(self) -> None:
-        """Make them sys.stdin, sys.stdout and sys.stderr."""
-        sys.stdin, sys.stdout, sys.stderr = self.stdin, self.stdout, self.stderr
-
-    def adopt(self) -> None:
-        """Take what is in place for the rest of the server's life: init_code may have its own."""
-        self.stdin, self.stdout, self.stderr = sys.stdin, sys.stdout, sys.stderr

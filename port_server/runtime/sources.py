@@ -22,11 +22,12 @@ class Source:
     traceback, logging, warnings, inspect and pdb, asks that for lines of files that do not exist.
     """
 
-    __slots__ = ("_parts", "file")
+    __slots__ = ("_entry", "_parts", "file")
 
     def __init__(self, file: str) -> None:
         self.file = file
         self._parts: dict[int, str] = {}
+        self._entry: object = None  # what linecache was told last
 
     def get_source(self, _module: str = "") -> str:
         """Give the file's text; lines that belong to no snippet are empty."""
@@ -45,6 +46,7 @@ class Source:
         """Take in the snippet that begins at `line`; it replaces an older one there."""
         _sources[self.file] = self
         self._parts[line] = text
+        self._entry = None
         if "linecache" in sys.modules:
             self.publish()
 
@@ -63,10 +65,14 @@ class Source:
         Before the file on the disk: an Elixir heredoc is indented there, and the markers under a
         source line would be off.
         """
+        cache = sys.modules["linecache"].cache
+        # Known already, and nobody has cleared it: 1,000 sources would cost every failure 8 ms.
+        if self._entry is not None and cache.get(self.file) is self._entry:
+            return
         lines = self.lines()
         size = sum(map(len, lines))
         # No modification time: linecache never checks such an entry against the disk.
-        sys.modules["linecache"].cache[self.file] = (size, None, lines, self.file)
+        self._entry = cache[self.file] = (size, None, lines, self.file)
 
 
 def source_of(file: str) -> Source:

@@ -52,6 +52,36 @@ class Target(Timed):
         return found
 
 
+class ObjectTarget(Timed):
+    """An object, or by dotted names something of it. Made for one call."""
+
+    __slots__ = ("_names", "_object")
+
+    def __init__(self, object: Any, name: object = None) -> None:  # the wire's word
+        super().__init__()
+        self._object = object
+        if name is None:
+            self._names = []
+        elif isinstance(name, str) and name and "" not in name.split("."):
+            self._names = name.split(".")
+        else:
+            raise TargetError(
+                f"the second element of a target {{object, name}} is the name of an attribute, "
+                f'like "fit" or "str.upper", not {name!r}'
+            )
+
+    def find(self) -> Any:
+        """Give what it names.
+
+        Raises:
+            AttributeError: the object has no such attribute.
+        """
+        found = self._object
+        for name in self._names:
+            found = getattr(found, name)
+        return found
+
+
 class Targets:
     """The targets parsed so far."""
 

@@ -42,6 +42,19 @@ _MOST_UNWRITTEN_BYTES: Final = 1 << 20
 _MOST_GATHERED: Final = 512
 
 
+def _is_foreign(error: OSError) -> bool:
+    """Tell whether a signal handler of user code raised it, not the call of ours that it cut short.
+
+    Such an exception has come through a frame more than the one that catches it.
+    """
+    traceback = error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename != __file__:
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 class Channel:
     """One connection to the owner of the port.
 
@@ -101,10 +114,12 @@ class Channel:
             assert room is not None
             count = os.readv(self._stdio.reads, (room,))
             return reader.filled(count) if count else None
-        except BlockingIOError:  # someone who shares the pipe's description made it non-blocking
-            self._wait(None)
-            return []
-        except OSError:
+        except OSError as error:
+            if _is_foreign(error):
+                raise
+            if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
+                self._wait(None)
+                return []
             # User code closed the fd, or the other side reset: either way nothing more comes.
             self.gone = True
             return None
@@ -129,10 +144,11 @@ class Channel:
                     count = os.write(self._stdio.writes, frame)
                     if count != len(frame):
                         self._write_rest([frame], count)
-            except OSError:
-                self._lose()
-            self._writer = 0
-            self._release()
+            except OSError as error:
+                self._lose(error)
+            finally:
+                self._writer = 0
+                self._release()
             if self.held:  # another thread came meanwhile
                 self.write_out()
             return
@@ -194,13 +210,15 @@ class Channel:
                 self._write_rest(parts, 0)
             if self.gone:
                 held.clear()
-        except OSError:
-            self._lose()
+        except OSError as error:
+            self._lose(error)
         finally:
             self._writer = 0
             self._release()
 
-    def _lose(self) -> None:
+    def _lose(self, error: OSError) -> None:
+        if _is_foreign(error):
+            raise error
         # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
         self.gone = True
         self.held.clear()

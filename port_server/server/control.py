@@ -11,7 +11,7 @@ import signal
 from select import POLLIN, POLLNVAL
 from time import monotonic
 
-from port_server.protocol import messages
+from port_server.protocol import outgoing
 from port_server.protocol.framing import FramingError
 
 from .baton import waiter
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
+    from port_server.runtime.output import Output
     from port_server.settings import Settings
 
     from .baton import Baton
@@ -69,7 +70,9 @@ class Control:
         "_channel",
         "_dispatcher",
         "_next_beat",
+        "_output",
         "_over",
+        "_serving",
         "_stdio",
         "_vitals",
         "ident",
@@ -82,12 +85,15 @@ class Control:
         channel: Channel,
         dispatcher: Dispatcher,
         vitals: Vitals,
+        output: Output,
     ) -> None:
         self.ident = 0
         self._baton = baton
         self._stdio = stdio
         self._channel = channel
         self._dispatcher = dispatcher
+        self._output = output
+        self._serving = False
         self._vitals = vitals
         self._beat_s = self._next_beat = _NEVER
         self._over = False
@@ -103,6 +109,11 @@ class Control:
             self._beat_s = settings.heartbeat_interval_ms / 1000
             self._next_beat = monotonic() + self._beat_s
         self.ident = start_thread(self._run)
+
+    def print_later(self) -> None:
+        """Any thread: something is printed that is to be handed on if no more comes."""
+        if self._serving:  # else it is seen at the next tick
+            self._baton.waker.wake()
 
     def stop(self) -> None:
         """Let it end; main keeps the baton from now on."""
@@ -127,6 +138,8 @@ class Control:
         while not self._over:
             now = monotonic()
             look(now)
+            if self._output.requests:
+                self._output.tick(now)
             if now >= self._next_beat:
                 self._beat(now)
             if quiet < QUIET_TICKS:
@@ -146,10 +159,12 @@ class Control:
                 quiet += 1
                 continue
             quiet = 0
+            self._serving = True
             try:
                 if not self._over:
                     self._serve()
             finally:
+                self._serving = False
                 baton.lock.release()
 
     def _serve(self) -> None:
@@ -169,7 +184,10 @@ class Control:
             now = monotonic()
             if now >= self._next_beat:
                 self._beat(now)
-            for fd, events in waiting.poll(_milliseconds(self._next_beat - now)):
+            wait_s = self._next_beat - now
+            if self._output.requests and self._output.tick(now):
+                wait_s = min(wait_s, TICK_S)
+            for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:
                         baton.waker.renew()
@@ -185,8 +203,9 @@ class Control:
         try:
             frames = self._channel.read()
         except FramingError:
-            return False
+            frames = None
         if frames is None:
+            self._dispatcher.ended = True
             return False
         self._dispatcher.route(frames)
         return True
@@ -197,7 +216,7 @@ class Control:
             self._next_beat = now + _BEAT_AGAIN_S
             return
         self._next_beat = now + self._beat_s
-        self._channel.hold([messages.heartbeat(self._vitals.beat())])
+        self._channel.hold([outgoing.heartbeat(self._vitals.beat())])
         self._channel.write_out()
 
     def _sleep(self, seconds: float) -> None:

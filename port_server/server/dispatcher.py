@@ -1,43 +1,41 @@
-"""Message -> action. Knows the order: control frames of a batch first, then its requests."""
+"""Runs what the router has queued: requests of the main lane in order, streams in slices between.
+
+For whoever holds the baton, except where a method says otherwise; requests are run by main only.
+"""
 
 from __future__ import annotations
 
 from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from _thread import get_ident
+from select import POLLIN
 from time import monotonic
 
-from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import (
-    CALL_PREFIX,
-    EVAL_PREFIX,
-    ID_LENGTH_AT,
-    ID_TERM_AT,
-    Cancel,
-    Init,
-    Ping,
-    ProtocolError,
-    Request,
-    Shutdown,
-)
-from port_server.runtime import failure
+from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT, ID_TERM_AT
+from port_server.runtime.objects import Exports
 
-from .heartbeat import Vitals
+from .baton import Waker, waiter
+from .jobs import open_job
+from .router import BODY_AT, Router
+from .streams import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
     from port_server.protocol.framing import Frame
     from port_server.settings import Settings
 
+    from .async_lane import AsyncLane
     from .baton import Baton
+    from .calls import Call
     from .channel import Channel
+    from .jobs import Job
     from .lanes import MainLane
+    from .router import Queued
+    from .stdio import Stdio
+    from .turns import Turns
 
-    # (frame, kind, id term, where its body begins, when it was read)
-    Queued = tuple[Frame, str, bytes, int, float]
-
-_BODY_AT: Final = ID_LENGTH_AT + 1
 # A request that took this long may have left cancels in the pipe for those that were read with it.
 _LOOK_AGAIN_S: Final = 0.001
 # How many reads such a look takes at most: a full pipe of 1 MiB. More waits in the pipe, which is
@@ -45,42 +43,47 @@ _LOOK_AGAIN_S: Final = 0.001
 _LOOKS: Final = 16
 
 
-class Dispatcher:
-    """Takes frames, acts on them. For whoever holds the baton; requests are run by main only.
+class Dispatcher(Router):
+    """Runs requests and streams, and waits for more.
 
     Attributes:
-        grace_ms: how long the owner waits after its shutdown, None without one.
-        queue: requests that wait for the main lane.
-        stopping: whether a shutdown was asked for: what was read is finished, then the loop ends.
+        ended: whether nothing more is read.
+        guests: the ids of requests that run in threads which wait for a call.
+        watching: whether main waits for more than the port.
     """
 
     __slots__ = (
+        "_arrivals",
         "_baton",
-        "_channel",
         "_hold_s",
-        "_lane",
         "_max_queue_bytes",
-        "_vitals",
-        "grace_ms",
-        "queue",
-        "stopping",
+        "_stdio",
+        "_waker",
+        "ended",
+        "guests",
+        "watching",
     )
 
-    def __init__(self, baton: Baton, channel: Channel, lane: MainLane, settings: Settings) -> None:
-        self.stopping = False
-        self.grace_ms: int | None = None
-        self.queue: deque[Queued] = deque()
+    def __init__(
+        self,
+        baton: Baton,
+        stdio: Stdio,
+        channel: Channel,
+        lane: MainLane,
+        async_lane: AsyncLane,
+        turns: Turns,
+        settings: Settings,
+    ) -> None:
+        super().__init__(channel, lane, async_lane, turns)
+        self.ended = False
+        self.guests: set[bytes] = set()
+        self.watching = False
+        self._arrivals: deque[Stream] = deque()
         self._baton = baton
-        self._channel = channel
-        self._lane = lane
         self._hold_s = settings.reply_hold_us / 1e6
         self._max_queue_bytes = settings.max_queue_bytes
-        self._vitals = Vitals(baton, lane, self)
-
-    @property
-    def vitals(self) -> Vitals:
-        """What is told in beats and pongs."""
-        return self._vitals
+        self._stdio = stdio
+        self._waker = Waker()
 
     @property
     def requests(self) -> int:
@@ -90,8 +93,18 @@ class Dispatcher:
     @property
     def full(self) -> bool:
         """Whether so much waits that no more is to be read ahead."""
-        # Counted only here, while user code runs long, and not in the hot path.
-        return sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+        # Counted only here, while user code runs long, and not in the hot path. Never with a call
+        # under way: its answer may stand behind the requests.
+        return not self.calls.pending and (
+            sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+        )
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something is under way that ends by itself, in another thread."""
+        return bool(self._async.jobs or self.turns.waiting or self.guests)
+
+    # --- main's loop ------------------------------------------------------------------------------
 
     def dispatch(self, frames: list[Frame]) -> None:
         """Act on everything that one read brought, and write what came of it. For main."""
@@ -100,68 +113,129 @@ class Dispatcher:
             frame = frames[0]
             start = frame[:ID_LENGTH_AT]
             kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
-            if kind is not None and len(frame) > ID_LENGTH_AT:
-                at = _BODY_AT + frame[ID_LENGTH_AT]
+            if kind is not None and len(frame) > ID_LENGTH_AT and not self.calls.pending:
+                at = BODY_AT + frame[ID_LENGTH_AT]
                 if len(frame) > at:
                     id_term = bytes(frame[ID_TERM_AT:at])
-                    self._channel.send(self._lane.answer(frame, kind, id_term, at, 0.0))
-                    if self.queue:  # read by the control thread meanwhile
-                        self._run()
+                    parts = self._lane.answer(frame, kind, id_term, at, 0.0)
+                    if parts is not None:
+                        self._channel.send(parts)
+                    self._lane.running = None
+                    if self.queue or self.ready:  # read by the control thread meanwhile
+                        self.work()
                     return
         self.route(frames)
-        self._run()
+        objects = self._lane.evaluator.objects
+        if objects.dropped:
+            # What was released may have a __del__; it runs here and where a request ends.
+            self._baton.let_go()
+            objects.drop()
+            self._baton.take_back()
+        self.work()
 
-    def route(self, frames: list[Frame]) -> None:
-        """Put requests into the queue, and act on everything else at once."""
-        queue = self.queue
-        arrived = monotonic()
-        for frame in frames:
-            start = frame[:ID_LENGTH_AT]
-            kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
-            if kind is not None and len(frame) > ID_LENGTH_AT:
-                at = _BODY_AT + frame[ID_LENGTH_AT]
-                if len(frame) > at:
-                    queue.append((frame, kind, bytes(frame[ID_TERM_AT:at]), at, arrived))
-                    continue
-            try:
-                message = messages.parse(frame)
-            except ProtocolError as error:
-                self._complain(error)
-                continue
-            if type(message) is Request:
-                at = message.body_at
-                queue.append((frame, message.kind, message.id_term, at, arrived))
-            else:
-                self._control(message, queue)
+    def work(self) -> None:
+        """Run what is queued, and streams in between. For main."""
+        while True:
+            self._run()
+            if self.ready:
+                self.advance(self.ready)
+                self._look_again()
+            elif not self.queue:
+                break
+        self._channel.write_out()
 
-    def attend(self) -> None:
-        """Act on what other threads have left to be done."""
+    def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
+        """Wait for the port and for other threads to say something; False at the end of input."""
+        waiting = waiter(self._waker.fd)
+        if reading:
+            waiting.register(self._stdio.reads, POLLIN)
+        self.watching = True
+        try:
+            self.attend()
+            if self.queue or self.ready or not self.unfinished:
+                return True
+            woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
+        finally:
+            self.watching = False
+        self._waker.clear()
+        self.attend()
+        if any(fd != self._waker.fd for fd, _events in woken):
+            return self.read()
+        return True
+
+    def job_ended(self, job: Job) -> None:
+        """Take note that a job has ended in another lane. For any thread."""
+        if job.session is not None:
+            self.turns.ended.append(job)
+        else:
+            self.turns.jobs.pop(job.id_term, None)
+        if self.watching or job.session in self.turns.held:
+            self.nudge()
+
+    def close_parked(self) -> None:
+        """End the streams that wait for credit: none is going to come."""
+        for stream in list(self.streams.values()):
+            if not stream.can_go_on:
+                stream.job.cancelled = True
+                self._make_ready(stream)
+        self._async.cancel_parked()
+
+    def nudge(self) -> None:
+        """Any thread: have `attend` called soon by whoever holds the baton."""
+        if self.watching:
+            self._waker.wake()
+        self._baton.hurry()
+
+    def read(self) -> bool:
+        """Read once and route what comes; False at the end of input."""
+        frames = self._channel.read()
+        if frames is None:
+            return False
+        self.route(frames)
+        return True
+
+    def run_one(self, queue: deque[Queued]) -> None:
+        """Run the first of `queue`, and write its reply. For main."""
+        frame, kind, id_term, at, arrived = queue.popleft()
+        parts = self._lane.answer(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
+        if parts is not None:
+            self._channel.hold(parts)
+        self._lane.running = None
+        self._channel.write_out()
 
     def _run(self) -> None:
-        """Run queued requests in order.
+        """Run the requests that are queued now, in order.
 
         A reply waits for others, but not for slow code: where code is not known to be quick, the
         lane writes what is held before it runs; code is timed here, and only where others wait.
         """
         channel = self._channel
         lane = self._lane
+        evaluator = lane.evaluator
         queue = self.queue
         held_since = began = monotonic()
+        count = len(queue)
         while queue:
             frame, kind, id_term, at, arrived = queue.popleft()
             if not channel.held:
                 held_since = began
-            channel.hold(lane.answer(frame, kind, id_term, at, (began - arrived) * 1000))
+            parts = lane.answer(frame, kind, id_term, at, (began - arrived) * 1000)
+            if parts is not None:
+                channel.hold(parts)
+            lane.running = None
             now = monotonic()
-            if lane.ran is not None:
-                lane.ran.time(quick=now - began < self._hold_s)
+            ran, evaluator.ran = evaluator.ran, None
+            if ran is not None:
+                ran.time(quick=now - began < self._hold_s)
             if now - held_since > self._hold_s:
                 channel.write_out()
             if now - began > _LOOK_AGAIN_S and queue:
                 self._look_again()
                 now = monotonic()
             began = now
-        channel.write_out()
+            count -= 1
+            if count <= 0 and self.ready:  # streams have their turn
+                return
 
     def _look_again(self) -> None:
         """Read what came meanwhile: a cancel may concern a request that waits in the queue."""
@@ -171,41 +245,104 @@ class Dispatcher:
             if not channel.readable() or self.full:
                 return
             try:
-                frames = channel.read()
+                if not self.read():
+                    return
             except FramingError:  # stays so: the loop meets it again, after what is queued
                 return
-            if frames is None:
-                return
-            self.route(frames)
 
-    def _control(self, message: messages.Message, queue: deque[Queued]) -> None:
-        channel = self._channel
-        if type(message) is Cancel:
-            self._cancel(message.id_term, queue)
-        elif type(message) is Ping:
-            channel.hold([messages.pong(message.id_term, self._vitals.status())])
-        elif type(message) is Shutdown:
-            self.stopping = True
-            self.grace_ms = message.grace_ms
-        elif type(message) is Init:
-            self._complain(ProtocolError("init is the first frame or none at all; ignored"))
+    def recover(self, error: BaseException) -> None:
+        """Go on after an exception that came out of nowhere, in the middle of anything.
 
-    def _cancel(self, id_term: bytes, queue: deque[Queued]) -> None:
-        for entry in queue:
-            if entry[2] == id_term:
-                queue.remove(entry)
-                description = failure.describe(
-                    "cancelled", "", "cancelled before it began", begun=False
-                )
-                self._channel.hold([messages.error(id_term, description)])
-                return
-        # Otherwise it is unknown, already answered, or running; the last is for a later issue.
+        The request that was being answered gets it as its error. If its reply was just written, it
+        gets two, which a client can tell; none would cost its caller the whole timeout.
+        """
+        lane = self._lane
+        id_term, lane.running = lane.running, None
+        lane.below.clear()
+        lane.forget(id_term)
+        if id_term is not None:
+            self._channel.hold(lane.evaluator.failed(error, "run", id_term, lane.evaluator.exports))
+        self.work()
 
-    def _complain(self, error: ProtocolError) -> None:
-        if error.id_term is not None:
-            description = failure.describe_value_error("protocol", error)
-            self._channel.hold([messages.error(error.id_term, description)])
+    # --- streams ----------------------------------------------------------------------------------
+
+    def advance(self, ready: deque[Stream]) -> None:
+        """Let the first of `ready` go on for a slice. For main."""
+        stream = ready.popleft()
+        lane = self._lane
+        lane.enter(stream.job.id_term)
+        self._baton.let_go()
+        try:
+            parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            lane.leave(ended=parts is not None)
+        finally:
+            self._baton.take_back()
+            lane.running = None
+        stream.ready = False
+        if parts is not None:
+            del self.streams[stream.job.id_term]
+            self._channel.hold(parts)
+            self.turns.end(stream.job)
+            lane.cancelled.discard(stream.job.id_term)
+        elif stream.can_go_on:
+            stream.ready = True
+            ready.append(stream)
+        self._channel.write_out()
+
+    def take_over(self, job: Job, value: Any) -> None:
+        """Go on with a request whose value is to be awaited or iterated. For any thread."""
+        in_main = get_ident() == self._lane.main
+        kind = type(value)
+        if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
+            self._async.drive(job, value)
+            if job.id_term in self._lane.cancelled:  # while it ran in main
+                self._async.cancel(job.id_term)
             return
-        from port_server import log  # noqa: PLC0415  structlog is not for the start path
+        job.elsewhere = True
+        stream = self.streams[job.id_term] = Stream(job, value)
+        self._arrivals.append(stream)  # `attend` is called when main has the baton again
 
-        log.warning("protocol_error", reason=str(error))
+    def attend(self) -> None:
+        """Act on what other threads have left to be done."""
+        if self.turns.ended:
+            self.turns.attend()
+        while self._arrivals:
+            self._make_ready(self._arrivals.popleft())
+
+    def adopt(self, call: Call) -> None:
+        """Take over what was made from within a call of main's that is over."""
+        self.queue.extend(call.queue)
+        call.queue.clear()
+        while call.streams:
+            stream = call.streams.popleft()
+            stream.job.parent = None
+            self.ready.append(stream)
+
+    def binary_as(self, id_term: bytes) -> str:
+        """Tell how a request wants its binaries. For any thread."""
+        job = self.turns.jobs.get(id_term) or self._async.jobs.get(id_term)
+        return "str" if job is None else job.binary_as
+
+    def run_guest(self, entry: Queued) -> None:
+        """Evaluate a request in the calling thread, which waits for the call that it came from."""
+        frame, kind, id_term, at, arrived = entry
+        evaluator = self._lane.evaluator
+        exports = Exports(evaluator.objects)
+        self.guests.add(id_term)
+        token = self._async.enter(id_term)
+        job = None
+        try:
+            job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
+            if job.special:
+                self.turns.jobs[id_term] = job
+            parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
+        except BaseException as error:
+            parts = evaluator.failed(error, "options", id_term, exports)
+        finally:
+            self._async.leave(token, id_term)
+            self.guests.discard(id_term)
+            if job is not None and not job.elsewhere:
+                self.turns.jobs.pop(id_term, None)
+        if parts is not None:
+            self._channel.hold(parts)
+            self._channel.write_out()

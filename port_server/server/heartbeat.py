@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from .async_lane import AsyncLane
     from .baton import Baton
     from .dispatcher import Dispatcher
     from .lanes import MainLane
@@ -27,23 +28,24 @@ class Vitals:
 
     Attributes:
         sequence: how many heartbeats were made.
-        counts: extra counts by name; `objects`, say, is told by whoever keeps the objects.
     """
 
     __slots__ = (
+        "_async",
         "_baton",
         "_dispatcher",
         "_lane",
         "_seen",
         "_seen_at",
         "_started",
-        "counts",
         "sequence",
     )
 
-    def __init__(self, baton: Baton, lane: MainLane, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, baton: Baton, lane: MainLane, async_lane: AsyncLane, dispatcher: Dispatcher
+    ) -> None:
         self.sequence = 0
-        self.counts: dict[str, Any] = {}
+        self._async = async_lane
         self._baton = baton
         self._lane = lane
         self._dispatcher = dispatcher
@@ -76,17 +78,15 @@ class Vitals:
             "state": _IDLE,
             "running": None if running is None else running[5:],
             "running_ms": 0 if running is None else int((now - self._seen_at) * 1000),
-            "queue": len(dispatcher.queue),
+            "queue": len(dispatcher.queue) + dispatcher.turns.waiting,
             "rss_bytes": _rss_bytes(),
             "requests": dispatcher.requests,
-            "objects": 0,
-            "sessions": 0,
-            "tasks": 0,
-            "calls": 0,
-            "streams": 0,
+            "objects": len(self._lane.evaluator.objects),
+            "sessions": self._lane.evaluator.namespaces.sessions,
+            "tasks": len(self._async.jobs),
+            "calls": len(dispatcher.calls.pending),
+            "streams": len(dispatcher.streams),
         }
-        for name, count in self.counts.items():
-            status[name] = count()
         if running is not None or status["queue"] or status["tasks"]:
             status["state"] = _BUSY
         return status

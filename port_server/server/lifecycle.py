@@ -6,24 +6,30 @@ import faulthandler
 import os
 import signal
 import sys
-from _thread import start_new_thread
-from time import sleep
+from _thread import get_ident, start_new_thread
+from time import monotonic, sleep
 
-from port_server.etf import Atom, codec_name, set_templates
+from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
-from port_server.runtime import failure
-from port_server.runtime.output import Output, Streams
-from port_server.runtime.snippet import PLAIN, compile_snippet
+from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
 from . import stdio as stdio_module
+from .async_lane import AsyncLane
 from .baton import Baton
+from .calls import Calls
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
-from .lanes import MainLane, leave_child
+from .evaluate import Evaluator, leave_child
+from .greeting import RefusedError, info, init_snippet, wrong_option
+from .heartbeat import Vitals
+from .lanes import MainLane
+from .reports import Reports
+from .turns import Turns
+from .window import Window, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,71 +37,98 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
-    from port_server.runtime.snippet import Snippet
 
-VERSION: Final = "0.1.0"
+NoneType: Final = type(None)
+
+_NEVER: Final = float("inf")
+# How long tasks that were cancelled at the end may take to end.
+_LAST_WAIT_S: Final = 0.2
 SWITCH_INTERVAL_S: Final = 0.0002
-FEATURES: Final = ("eval", "call", "output", "ping", "shutdown", "cancel_queued", "heartbeat")
-
-
-class RefusedError(Exception):
-    """The server cannot begin its service; `description` is what its goodbye says."""
-
-    def __init__(self, description: dict[str, Any]) -> None:
-        super().__init__(description["message"])
-        self.description = description
+_OURS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
 class Server:
     """One server: its parts, and what they are told in which order."""
 
     __slots__ = (
+        "_owned",
         "_settings",
         "_signalled",
+        "async_lane",
         "baton",
+        "calls",
         "channel",
         "control",
         "dispatcher",
+        "evaluator",
         "lane",
         "output",
         "owner",
+        "reports",
         "stdio",
         "streams",
         "token",
+        "window",
     )
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._owned = False
         self._signalled: str | None = None
         self.owner: Any = None
-        self.token: bytes | None = None
+        self.token: str | bytes | None = None
         self.stdio = stdio_module.claim(settings.pipe_bytes)
         self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
-        self.output = Output(settings, self._emit)
-        self.streams = Streams(self.output)
-        self.streams.install()
-        self.lane = MainLane(
-            self.baton, self.stdio, self.channel, settings, self.output, self.streams
+        self.window = Window(self._log_stray)
+        self.reports = Reports(settings, self.stdio, self.channel, self.window)
+        self.output = self.reports.output
+        self.streams = self.reports.streams
+        self._assemble(settings)
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._in_parent,
+            after_in_child=self._in_child,
         )
-        self.dispatcher = Dispatcher(self.baton, self.channel, self.lane, settings)
-        self.control = Control(
-            self.baton, self.stdio, self.channel, self.dispatcher, self.dispatcher.vitals
+        self.reports.install(self.control.print_later, self._may_wait)
+
+    def _assemble(self, settings: Settings) -> None:
+        baton, stdio, channel = self.baton, self.stdio, self.channel
+        self.evaluator = Evaluator(stdio, channel, settings)
+        turns = Turns()
+        lane = MainLane(baton, stdio, self.evaluator, self.output, self.streams, turns, self.window)
+        self.async_lane = AsyncLane(channel, self.evaluator, self.output)
+        dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
+        vitals = Vitals(baton, lane, self.async_lane, dispatcher)
+        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output)
+        self.calls = Calls(
+            baton, stdio, channel, lane, dispatcher, self.async_lane, self.control, settings
         )
-        os.register_at_fork(after_in_child=self._in_child)
+        # Those that know each other both ways.
+        self.evaluator.take_over = dispatcher.take_over
+        self.async_lane.ended = dispatcher.job_ended
+        lane.attend = dispatcher.attend
+        turns.maker_of = self.calls.maker_of
+        dispatcher.calls = self.calls
+        dispatcher.vitals = vitals
+        self.lane = lane
+        self.dispatcher = dispatcher
+        beam.connect(self.calls)
 
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
         faulthandler.enable(2)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        guard_signals(self.window)
+        for number in _OURS:
+            signal.signal(number, self._on_signal)
         # A thread that computes hands the GIL over this soon to one that answers: 5 ms, the
         # default, is 500 requests.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         try:
             try:
-                self._greet()
-                self._loop()
+                if self._greet():
+                    self._loop()
+                    self._finish()
             finally:
                 self.control.stop()
         except RefusedError as refused:
@@ -117,9 +150,16 @@ class Server:
     def _loop(self) -> None:
         channel = self.channel
         read = channel.read
-        dispatch = self.dispatcher.dispatch
-        while not (self.dispatcher.stopping or channel.gone):
+        dispatcher = self.dispatcher
+        dispatch = dispatcher.dispatch
+        held = dispatcher.turns.held
+        while not (dispatcher.stopping or channel.gone):
             try:
+                if held:  # for a session that another lane has: its end is to be heard as well
+                    if not dispatcher.wait():
+                        return
+                    dispatcher.work()
+                    continue
                 frames = read()
                 if frames is None:
                     return
@@ -129,17 +169,48 @@ class Server:
             except FramingError:
                 raise
             except BaseException as error:
-                # A signal handler or a trace function that user code left behind. Nothing of ours
-                # raises here; what was read and written is not touched by it.
+                # A signal handler or a trace function that user code left behind.
+                self.window.open = self.window.inside = False
                 self.baton.recover()
                 self.channel.recover()
-                self.lane.running = None
+                self.dispatcher.recover(error)
                 self._log_stray(error)
+
+    def _finish(self) -> None:
+        """Finish what was read: the tasks and streams that are still under way."""
+        dispatcher = self.dispatcher
+        reading = dispatcher.stopping and not self.channel.gone
+        deadline = _NEVER
+        if reading:
+            grace_ms = dispatcher.grace_ms or 0
+            deadline = monotonic() + grace_ms / 1000
+        else:
+            self.calls.fail_all()
+            if self._owned and self._signalled is None:
+                self.async_lane.cancel_all()  # the BEAM is gone
+        while True:
+            dispatcher.work()
+            if not reading:
+                dispatcher.close_parked()
+            if not (dispatcher.unfinished or dispatcher.ready):
+                return
+            left = deadline - monotonic()
+            if left <= 0:
+                self.calls.fail_all()
+                self.async_lane.cancel_all()
+                dispatcher.close_parked()
+                dispatcher.work()
+                dispatcher.wait(_LAST_WAIT_S, reading=False)
+                return
+            reading = dispatcher.wait(min(left, 0.1), reading=reading) and reading
 
     # --- beginning ------------------------------------------------------------------------------
 
-    def _greet(self) -> None:
+    def _greet(self) -> bool:
         """Answer the first frame with hello; if it is no init it is then served like any other.
+
+        Returns:
+            Whether there was a frame.
 
         Raises:
             RefusedError: the init cannot be honoured.
@@ -149,15 +220,20 @@ class Server:
         while not frames:
             frames = self.channel.read()
             if frames is None:
-                return
+                return False
         first = _as_init(frames[0])
         if first is not None:
             self._heed(first)
             del frames[0]
-        self.channel.hold([messages.hello(_info())])
+        else:
+            self.reports.take_logs(self._settings)
+        self.channel.hold([messages.hello(info())])
+        self.reports.begin()
         self.channel.write_out()
         self.control.start(self._settings, owned=first is not None)
+        self._owned = first is not None
         self.dispatcher.dispatch(frames)
+        return True
 
     def _heed(self, init: Init) -> None:
         if init.version != PROTOCOL_VERSION:
@@ -171,31 +247,47 @@ class Server:
             )
         options = init.options
         changes = {}
-        for name, least in (("max_frame_bytes", 1), ("max_depth", 1), ("heartbeat_interval_ms", 0)):
+        for name, least in (
+            ("max_frame_bytes", 1),
+            ("max_depth", 1),
+            ("max_objects", 0),
+            ("heartbeat_interval_ms", 0),
+            ("output_window_bytes", 0),
+        ):
             value = options.get(name)
             if value is not None:
                 if type(value) is not int or value < least:
-                    raise _wrong_option(name, f"an integer of at least {least}", value)
+                    raise wrong_option(name, f"an integer of at least {least}", value)
                 changes[name] = value
         self._settings = self._settings.replace(**changes)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
-        self.lane.limit(self._settings)
+        self.evaluator.limit(self._settings)
+        self.calls.limit(self._settings)
+        self.output.window_bytes = self._settings.output_window_bytes
         self.owner = options.get("owner")
         self.token = options.get("token")
+        if not isinstance(self.token, (str, bytes, NoneType)):
+            raise wrong_option("token", "a binary", self.token)
+        self.evaluator.objects.belong(self.owner, self.token or "")
         templates = options.get("templates")
         if templates is not None:
             try:
                 set_templates(templates)
             except (TypeError, AttributeError) as error:
-                raise _wrong_option("templates", f"a map of structs ({error})", templates) from None
+                raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+        logging = options.get("logging", True)
+        if type(logging) is not bool:
+            raise wrong_option("logging", "true or false", logging)
+        if logging:
+            self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
             self._run_init_code(code)
 
     def _run_init_code(self, code: Any) -> None:
         try:
-            snippet = _init_snippet(code)
-            namespace = self.lane.namespaces.fresh(snippet, {})
+            snippet = init_snippet(code)
+            namespace = self.evaluator.namespaces.fresh(snippet, {})
             snippet.run(namespace)
         except RefusedError:
             raise
@@ -205,31 +297,40 @@ class Server:
             raise RefusedError(failure.describe_exception(error, self._settings)) from None
         if self.stdio.forked:
             leave_child(None)
-        self.lane.namespaces.adopt(namespace)
+        self.evaluator.namespaces.adopt(namespace)
         self.streams.adopt()
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
-    def _emit(self, stream: str, text: bytes, now: bool) -> None:
-        id_term = self.lane.running
-        assert id_term is not None
-        self.channel.hold([messages.output(id_term, stream, text)])
-        if now:
-            self.channel.write_out()
-
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.output.open:
-            raise KeyboardInterrupt
+        if number == signal.SIGINT and (self.window.open or self.window.inside):
+            raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
 
+    def _may_wait(self) -> bool:
+        """Tell whether a print may wait to be acknowledged: somebody goes on reading the port."""
+        if get_ident() == self.control.ident or self.channel.gone or self.dispatcher.ended:
+            return False
+        self.baton.hurry()
+        return True
+
+    def _before_fork(self) -> None:
+        # Python forgets, in the child, what a handler of its kind was about to be called for: a
+        # child that is terminated right after its start would live on. So it waits in the kernel.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+    def _in_parent(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+
     def _in_child(self) -> None:
-        self.output.open = False
+        self.output.disown()
         self.baton.after_fork()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     @staticmethod
     def _log_stray(error: BaseException) -> None:
@@ -270,53 +371,6 @@ def _as_init(frame: Frame) -> Init | None:
             raise RefusedError(failure.describe_value_error("protocol", error)) from None
         return None
     return message if type(message) is Init else None
-
-
-def _wrong_option(name: str, wanted: str, value: object) -> RefusedError:
-    return RefusedError(
-        failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
-    )
-
-
-def _init_snippet(code: Any) -> Snippet:
-    if type(code) is str:
-        snippet = compile_snippet(code, "<init_code>")
-    elif type(code) is tuple and len(code) == 4 and code[0] == "code":
-        _tag, text, file, line = code
-        snippet = compile_snippet(text, file, line)
-    else:
-        raise _wrong_option("init_code", "a binary or {code, Source, File, Line}", code)
-    if snippet.kind is not PLAIN:
-        raise _wrong_option(
-            "init_code", "plain code, without top-level yield or await", snippet.kind
-        )
-    return snippet
-
-
-def _info() -> dict[str, Any]:
-    uname = os.uname()
-    return {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "implementation": sys.implementation.name,
-        "libc": _libc(),
-        "machine": uname.machine,
-        "os_pid": os.getpid(),
-        "codec": codec_name,
-        "server_version": VERSION,
-        "features": [Atom(feature) for feature in FEATURES],
-        "executable": sys.executable or "",
-    }
-
-
-def _libc() -> str:
-    try:
-        return os.confstr("CS_GNU_LIBC_VERSION") or ""
-    except (ValueError, OSError):
-        pass
-    try:
-        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
-    except OSError:
-        return ""
 
 
 def _leave_in_time(grace_ms: int, status: int) -> None:

@@ -6,7 +6,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -300,16 +299,28 @@ def test_a_reader_that_leaves_early_ends_it_quietly(command):
     assert child.returncode == 141
 
 
-@pytest.mark.parametrize("arguments", [("encode",), ("decode",), ("eval", "while True: pass")])
-def test_ctrl_c_ends_it_quietly(arguments):
+@pytest.mark.parametrize(
+    ("arguments", "given"),
+    [
+        (("encode",), b"ok.\n"),
+        (("decode",), frames("ok.")),
+        (("eval", "print('here', flush=True)\nwhile True: pass"), b""),
+    ],
+    ids=["encode", "decode", "eval"],
+)
+def test_ctrl_c_ends_it_quietly(arguments, given):
     """Status 130, as a shell has it, and no traceback."""
     with subprocess.Popen(
         [*COMMAND, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell without job control has its background jobs ignore SIGINT, and so would we.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
     ) as child:
-        time.sleep(1.0)  # long enough to be past the imports, on a busy machine too
+        child.stdin.write(given)
+        child.stdin.flush()
+        assert child.stdout.read(1) != b""  # it is at work by now
         child.send_signal(signal.SIGINT)
         assert child.stderr.read() == b""
     assert child.returncode == 130

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from port_server.etf import Atom, BitString, ImproperList, LocalTerm, Struct
+from port_server.etf import Atom, BitString, ImproperList, LocalTerm, Struct, set_templates
 
 HERE = pathlib.Path(__file__).parent
 pytestmark = [
@@ -180,5 +180,11 @@ def test_structs_are_elixirs_own(codec, tmp_path):
     assert values[4:6] == [dt.date(2024, 2, 29), dt.time(23, 59, 59)]
     assert values[0] == {1, "a", frozenset({2})}
     assert type(values[9]) is Struct
-    file.write_bytes(codec.encode(codec.decode(data)))
+    # A MapSet has another field from one Elixir to the next; its owner sends an empty one to copy.
+    _values, empty = codec.decode(data, plain_structs=True)
+    set_templates({"map_set": empty})
+    try:
+        file.write_bytes(codec.encode(codec.decode(data)))
+    finally:
+        set_templates({})
     subprocess.run(["elixir", script, "compare", file], check=True, timeout=60)

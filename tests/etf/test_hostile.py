@@ -79,17 +79,14 @@ def test_a_million_levels_are_refused_at_once(codec, level):
     assert time.perf_counter() - begin < 1
 
 
-def test_the_deepest_setting_fits_the_stack(codec):
+def test_the_deepest_setting_fits_the_stack():
     """10,000 levels, the most that can be asked for, work in both directions."""
-    if codec.__name__.endswith("fallback"):
-        pytest.skip("Python's own frames carry less; the fallback refuses then, and does not crash")
-    for level, end in ((b"h\1", b"j"), (b"l\0\0\0\1", b"j" * 10_001)):
-        data = b"\x83" + level * 9_999 + (b"j" if end == b"j" else b"j" * 10_000)
-        value = codec.decode(data, max_depth=10_000)
-        assert codec.encode(value, max_depth=10_000) == data
-        while (
-            value
-        ):  # take it apart from the outside: comparing or freeing it would be Python's recursion
+    native = pytest.importorskip("port_server.etf.native", reason="see test_build.py")
+    for level, end in ((b"h\1", b"j"), (b"l\0\0\0\1", b"j" * 10_000)):
+        data = b"\x83" + level * 9_999 + end
+        value = native.decode(data, max_depth=10_000)
+        assert native.encode(value, max_depth=10_000) == data
+        while value:  # from the outside: to compare or to free it whole is Python's own recursion
             value = value[0]
 
 
@@ -252,13 +249,13 @@ def test_nothing_leaks():
                 with contextlib.suppress(EncodeError):
                     native.encode(value)
 
-    count = 70_000 if os.environ.get("ETF_LONG") else 300
+    count = 70_000 if os.environ.get("ETF_LONG") else 600
     turn(count)
     gc.collect()
     before, blocks = resident_kib(), sys.getallocatedblocks()
     turn(count)
     gc.collect()
-    assert sys.getallocatedblocks() - blocks < 100
+    assert sys.getallocatedblocks() - blocks < 300  # a leak would cost a block in every turn
     assert resident_kib() - before < 1024
 
 
@@ -267,7 +264,9 @@ def test_reference_counts_of_shared_objects_stay():
     native = pytest.importorskip("port_server.etf.native", reason="see test_build.py")
     data = b"\x83h\4w\4kept" + b"t\0\0\0\1m\0\0\0\3key" + b"a\xc8w\3nilw\4true"
     kept, fields, *_ = value = native.decode(data)
-    watched = [kept, next(iter(fields)), fields["key"], None, True, Atom, Struct, value]
+    watched = [kept, next(iter(fields)), Atom, Struct, value]
+    if sys.version_info < (3, 12):  # later ones do not count these any more
+        watched += [fields["key"], None, True]
     before = [sys.getrefcount(thing) for thing in watched]
     for _ in range(1000):
         assert native.encode(native.decode(data)) == data

@@ -44,7 +44,8 @@ def check(data: bytes) -> None:
         assert any(word in error.reason for word in ("become equal", "local term", "deeper"))  # noqa: PT017
         return
     assert b"".join(native.encode_parts(value, by_reference_from=choice)) == written
-    options = {name: mode[name] for name in mode if name != "max_depth"}
+    # floats_as: a list whose end was an empty STRING_EXT is only seen to be floats the second time.
+    options = {name: mode[name] for name in mode if name not in ("max_depth", "floats_as")}
     try:
         again = native.decode(written, **options)
     except DecodeError as error:

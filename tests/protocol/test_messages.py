@@ -22,11 +22,11 @@ ID = id_term_of(b"7")
 
 def test_the_fixed_prefixes_are_what_a_client_writes():
     """Thirteen bytes tell an eval or a call, whatever the id and the body are."""
-    for id in (b"", b"x", b"x" * 255):
-        frame = encode((A("eval"), id, {}, b"1", {}))
+    for name in (b"", b"x", b"x" * 255):
+        frame = encode((A("eval"), name, {}, b"1", {}))
         assert frame.startswith(EVAL_PREFIX)
-        assert frame[13] == len(id)
-        assert encode((A("call"), id, {}, b"m:f", [], {})).startswith(CALL_PREFIX)
+        assert frame[13] == len(name)
+        assert encode((A("call"), name, {}, b"m:f", [], {})).startswith(CALL_PREFIX)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,8 @@ BAD = {
     "unknown, no id": (encode((A("dance"),)), "dance is not known", None),
     "unknown, id": (encode((A("dance"), b"7", 1)), "dance is not known", ID),
     "unknown, strange id": (encode((A("dance"), 7)), "dance is not known", None),
-    "reserved": (encode((A("credit"), b"7", 1)), "credit is not supported by this server yet", ID),
+    "credit is no number": (encode((A("credit"), b"7", b"1")), "credit is a count of items", ID),
+    "id of a call is no binary": (encode((A("answer"), 7, 1)), "id of a call is a binary", None),
     "wrong arity": (encode((A("eval"), b"7", {})), "tuple of 5 elements, this one has 3", ID),
     "call as eval": (encode((A("call"), b"7", {}, b"1", {})), "tuple of 6", ID),
     "id is an atom": (encode((A("ping"), A("x"))), "id of ping is a binary", None),

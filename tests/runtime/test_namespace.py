@@ -73,3 +73,18 @@ def test_inspect_finds_the_source_of_a_function():
     namespace = Namespaces().fresh(snippet, {})
     snippet.run(namespace)
     assert inspect.getsource(namespace["f"]) == "def f():\n    return 1\n"
+
+
+def test_two_spellings_of_one_identifier_are_refused_every_time():
+    """Python reads both µ as one name, so neither value may be dropped in silence, nor later."""
+    namespaces, snippet = Namespaces(), compile_snippet("1")
+    assert namespaces.fresh(snippet, {"\u00b5": 1})["\u03bc"] == 1
+    for _ in range(2):
+        with pytest.raises(NamespaceError, match="one name in Python"):
+            namespaces.fresh(snippet, {"\u00b5": 1, "\u03bc": 2})
+
+
+def test_a_keyword_is_refused_by_name():
+    """A value that no code could reach is a mistake, and is called one."""
+    with pytest.raises(NamespaceError, match="class"):
+        Namespaces().fresh(compile_snippet("1"), {"class": 1})

@@ -7,8 +7,11 @@ import threading
 
 import pytest
 
-from port_server.runtime.output import NO_STDIN, NoInput, Output, Streams
+from port_server.runtime.output import PIECE_BYTES, Output
+from port_server.runtime.streams import NO_STDIN, NoInput, Streams
 from port_server.settings import Settings
+
+ID = b"m\0\0\0\1r"
 
 
 class Sink:
@@ -17,13 +20,14 @@ class Sink:
         self.output = Output(Settings().replace(**changes), self.take)
         self.streams = Streams(self.output)
         self.stdout, self.stderr = self.streams.stdout, self.streams.stderr
-        self.output.open = True
+        self.output.running = ID
 
-    def take(self, stream, text, now):
+    def take(self, id_term, stream, text, now):
+        assert id_term == ID
         self.batches.append((stream, text, now))
 
     def text(self):
-        self.output.hand_on(now=False)
+        self.output.flush_of(ID)
         return [(stream, text) for stream, text, _now in self.batches]
 
 
@@ -66,7 +70,7 @@ def test_outside_of_a_request_and_in_threads_it_goes_to_stderr(capfd):
     thread = threading.Thread(target=print, args=("thread",), kwargs={"file": sink.stdout})
     thread.start()
     thread.join()
-    sink.output.open = False
+    sink.output.running = None
     print("late", file=sink.stdout)
     assert sink.batches == []
     assert capfd.readouterr().err == "thread\nlate\n"
@@ -126,7 +130,7 @@ def test_writing_from_within_writing_is_safe():
     """A signal handler or __del__ that prints while a print is being taken loses nothing."""
     sink = Sink(output_batch_bytes=10)
 
-    def take(stream, text, now):
+    def take(_id_term, stream, text, now):
         sink.batches.append((stream, text, now))
         if len(sink.batches) == 1:
             print("nested", file=sink.stdout)
@@ -152,7 +156,7 @@ def test_input_says_that_there_is_nobody_to_ask(monkeypatch):
 def test_a_closed_stderr_loses_text_and_nothing_else():
     """Writing where nobody is never raises."""
     sink = Sink()
-    sink.output.open = False
+    sink.output.running = None
     saved = os.dup(2)
     try:
         os.close(2)
@@ -160,3 +164,82 @@ def test_a_closed_stderr_loses_text_and_nothing_else():
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def test_a_long_text_is_taken_in_pieces():
+    """Each small enough for one frame, and whole characters."""
+    sink = Sink()
+    print("€" * PIECE_BYTES, end="", file=sink.stdout)
+    sink.stdout.buffer.write("é".encode() * PIECE_BYTES)
+    texts = [text for _stream, text in sink.text()]
+    assert max(map(len, texts)) <= 2 * PIECE_BYTES
+    assert "".join(text.decode() for text in texts) == "€" * PIECE_BYTES + "é" * PIECE_BYTES
+
+
+def test_what_comes_during_the_end_is_not_lost(capfd):
+    """A thread that has just found its request, when that ends, prints to stderr."""
+    sink = Sink()
+    printed = sink.output.of(ID)
+    sink.output.end(ID)
+    printed.parts.append(("stdout", b"between "))
+    printed.ended = True
+    sink.output.running = None
+    sink.output.threads[threading.get_ident()] = printed
+    print("late", file=sink.stdout)
+    assert capfd.readouterr().err == "late\n"
+    assert sink.output.requests == {}
+
+
+def test_a_print_that_nobody_acknowledges_does_not_wait_where_it_must_not():
+    """Where nobody else reads the port it would wait for ever."""
+    sink = Sink(output_window_bytes=10, output_batch_bytes=1)
+    for _ in range(100):
+        print("x" * 100, file=sink.stdout)
+    assert sum(len(text) for _stream, text in sink.text()) == 10_100
+
+
+def test_a_print_waits_for_acks():
+    """In steps of what was acknowledged, without missing one."""
+    sink = Sink(output_window_bytes=1000, output_batch_bytes=1)
+    sink.output.may_wait = lambda: True
+    printed = sink.output.of(ID)
+
+    def work():
+        sink.output.threads[threading.get_ident()] = printed
+        for _ in range(100):
+            print("x" * 99, file=sink.stdout)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    acked = 0
+    while thread.is_alive():
+        assert printed.sent - acked <= 1200
+        if printed.sent > acked:
+            step = min(100, printed.sent - acked)
+            acked += step
+            sink.output.ack(ID, step)
+    sink.output.end(ID)
+    assert printed.sent == 10_000
+    assert not printed.waiters
+
+
+def test_a_tick_hands_on_what_has_waited():
+    """And says whether something else still waits."""
+    sink = Sink(output_delay_ms=1000)
+    assert sink.output.tick(0.0) is False
+    print("x", file=sink.stdout)
+    since = sink.output.of(ID).since
+    assert sink.output.tick(since + 0.5) is True
+    assert sink.batches == []
+    assert sink.output.tick(since + 1.5) is False
+    assert sink.batches == [("stdout", b"x\n", False)]
+
+
+def test_begun_is_called_once_a_batch():
+    """It wakes a thread, which is not free."""
+    sink = Sink(output_batch_bytes=100)
+    calls = []
+    sink.output.begun = lambda: calls.append(1)
+    for _ in range(10):
+        print("x" * 20, file=sink.stdout)
+    assert len(calls) == len(sink.text()) <= 5

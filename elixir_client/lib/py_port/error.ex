@@ -101,7 +101,7 @@ defmodule PyPort.Error do
     %__MODULE__{
       kind: if(map[:kind] in @kinds, do: map[:kind], else: :protocol),
       type: text(map[:type]),
-      message: text(map[:message]) || "Python reported an error without a message",
+      message: if(is_binary(map[:message]), do: map[:message], else: "Python gave no message"),
       traceback: text(map[:traceback]),
       frames: for(%{file: _, line: _, function: _} = frame <- List.wrap(map[:frames]), do: frame),
       begun: if(is_boolean(map[:begun]), do: map[:begun]),
@@ -113,6 +113,7 @@ defmodule PyPort.Error do
     %__MODULE__{kind: :protocol, message: "Python reported an error of an unknown shape: #{inspect(other)}"}
   end
 
+  defp text(""), do: nil
   defp text(value) when is_binary(value), do: value
   defp text(_value), do: nil
 

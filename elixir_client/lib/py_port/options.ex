@@ -41,9 +41,6 @@ defmodule PyPort.Options do
   @spec server!(keyword()) :: map()
   def server!(options), do: validate!(options, @server, "PyPort.Server")
 
-  @spec server_names() :: [atom()]
-  def server_names, do: Keyword.keys(@server)
-
   defp validate!(options, known, whose) do
     unless Keyword.keyword?(options) do
       raise ArgumentError, "options must be a keyword list, got: #{inspect(options)}"
@@ -91,7 +88,9 @@ defmodule PyPort.Options do
       end)
   end
 
-  # What can be a server, or a device, shows when it is used.
+  defp valid?(name, value) when name in [:stdout, :stderr], do: is_pid(value) or is_atom(value)
+
+  # What can be a server shows when it is used.
   defp valid?(_name, _value), do: true
 
   defp expected(name) when name in [:timeout, :init_timeout], do: "milliseconds (0 or more) or :infinity"
@@ -100,6 +99,7 @@ defmodule PyPort.Options do
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
+  defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:binary_as), do: ":str or :bytes"
   defp expected(:logger), do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"

@@ -4,7 +4,8 @@ defmodule PyPort.Reaper do
   #
   # It speaks to one `/bin/sh`, because killing is then a builtin (0.7 ms, no fork, and slim images have
   # no /bin/kill), and because that shell outlives the VM: when the VM is killed, its end of the pipe
-  # closes, and the shell's last act is to end every group that it was told of.
+  # closes, and the shell's last act is to end every group that it was told of. The price: if this process is killed,
+  # so are the Pythons it watches; their supervisors start new ones.
   @moduledoc false
   use GenServer
 
@@ -33,7 +34,9 @@ defmodule PyPort.Reaper do
         shift 19
         [ "$start" = 0 ] || [ "$1" = "$start" ] || return 0
       fi
-      set -- "$pid"
+      # Between its fork and its setpgid a child leads no group yet: then it is alone, and killed alone.
+      kill -KILL "-$pid" 2>/dev/null || kill -KILL "$pid" 2>/dev/null
+      return 0
     fi
     kill -KILL "-$1" 2>/dev/null
     return 0
@@ -105,8 +108,12 @@ defmodule PyPort.Reaper do
     {:noreply, put(state, owner, os_pid, start_time, dir)}
   end
 
+  def handle_cast(_unknown, state), do: {:noreply, state}
+
   @impl true
   def handle_call({:kill, owner}, _from, state), do: {:reply, :ok, end_group(state, owner)}
+  # Too much hangs on this process for it to die of a stranger's question.
+  def handle_call(_unknown, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
   def handle_info({:DOWN, monitor, :process, owner, _reason}, state) do

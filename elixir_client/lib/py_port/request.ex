@@ -85,9 +85,21 @@ defmodule PyPort.Request do
               __STACKTRACE__
   end
 
-  # A server that is still starting is worth waiting for; one that could not start says why at once.
+  # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
+  # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do
-    Server.await_ready(owner, remaining(deadline))
+    cond do
+      node(owner) != node() ->
+        raise ArgumentError,
+              "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
+                "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
+
+      Process.alive?(owner) and :proc_lib.translate_initial_call(owner) != {Server, :init, 1} ->
+        raise ArgumentError, "option :server must be a PyPort.Server, #{inspect(owner)} is none"
+
+      true ->
+        Server.await_ready(owner, remaining(deadline))
+    end
   end
 
   defp not_running(PyPort.Default) do

@@ -170,9 +170,10 @@ defmodule PyPort.Server do
          {:ok, stderr} <- make_stderr(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(launch) do
       start_time = Reaper.start_time(os_pid)
-      Reaper.watch(self(), os_pid, start_time, dir)
       handle = handle(state.options, port, os_pid, start_time, dir)
+      # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
       Registry.put(handle)
+      Reaper.watch(self(), os_pid, start_time, dir)
       command(port, Wire.init(init_options(state.options)))
       timer = start_timer(state.options.init_timeout, :init_timeout)
       %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer}
@@ -293,7 +294,10 @@ defmodule PyPort.Server do
   end
 
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.
-  def handle_info({:EXIT, pid, reason}, state) when is_pid(pid), do: {:stop, reason, state}
+  # A process that was linked to this one and ended in peace is no reason to end, as with any other process.
+  def handle_info({:EXIT, pid, reason}, state) when is_pid(pid) and reason != :normal,
+    do: {:stop, reason, state}
+
   def handle_info(_late, state), do: {:noreply, state}
 
   @impl true
@@ -403,6 +407,13 @@ defmodule PyPort.Server do
     end
   end
 
+  # The options that Python is started with came with 3.11; an older one complains of the first.
+  defp boot_hint(stderr) do
+    if Enum.any?(stderr, &(&1 =~ "option: -P" or &1 =~ "option -P")),
+      do: "; is it older than Python 3.11, the oldest that will do?",
+      else: ""
+  end
+
   defp boot_message(%Error{kind: :python} = error),
     do: "init_code failed:\n" <> Exception.message(error)
 
@@ -450,15 +461,9 @@ defmodule PyPort.Server do
 
   # While it starts, an end is a failure to start: said once, tried again, and no reason to die.
   defp died(status, %{phase: :starting} = state) do
-    report = Error.death(status, last_words(state))
-
-    {:noreply,
-     boot_failed(state, %{
-       report
-       | kind: :unavailable,
-         begun: false,
-         message: "Python did not start: " <> report.message
-     })}
+    report = Error.death(status, [])
+    message = "Python did not start: " <> report.message <> boot_hint(last_words(state))
+    {:noreply, boot_failed(state, %{report | kind: :unavailable, begun: false, message: message})}
   end
 
   # What had begun nobody knows here, so `begun` stays nil.

@@ -159,10 +159,12 @@ defmodule PyPort.Wire do
   # `:safe` lets them in.
   @spec vocabulary() :: [atom()]
   def vocabulary do
+    # What the codec makes of the floats that Erlang has not.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
       [:os_pid, :uptime_ms, :requests] ++
-      [:debug, :info, :warning]
+      [:debug, :info, :warning] ++
+      [:infinity, :neg_infinity, :nan]
   end
 
   defp unreadable(frame) do

@@ -162,6 +162,33 @@ defmodule PyPort.ServerTest do
       assert eventually_eval(name, "1") == {:ok, 1}
     end
 
+    test "owners killed while their Python is only just being born leave nothing behind" do
+      Process.flag(:trap_exit, true)
+
+      os_pids =
+        for _ <- 1..40 do
+          {:ok, server} = Server.start_link(init_code: "while True: pass")
+          assert eventually(fn -> Server.os_pid(server) != nil end)
+          os_pid = Server.os_pid(server)
+          Process.exit(server, :kill)
+          assert_receive {:EXIT, ^server, :killed}
+          os_pid
+        end
+
+      for os_pid <- os_pids, do: assert(gone?(os_pid))
+    end
+
+    test "a linked process that ends in peace does not end the server" do
+      {name, _} = start()
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      os_pid = Server.os_pid(name)
+      server = Process.whereis(name)
+      {linked, monitor} = spawn_monitor(fn -> Process.link(server) end)
+      assert_receive {:DOWN, ^monitor, :process, ^linked, _reason}
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+      assert Server.os_pid(name) == os_pid
+    end
+
     test "children of a Python that died are ended with it" do
       {name, _} = start()
 
@@ -298,6 +325,12 @@ defmodule PyPort.ServerTest do
     {dead, monitor} = spawn_monitor(fn -> :ok end)
     assert_receive {:DOWN, ^monitor, :process, ^dead, _reason}
     assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: dead)
+  end
+
+  test "a process that is no server is named, and not harmed" do
+    assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: self()) end
+    assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: :logger) end
+    assert Process.whereis(:logger)
   end
 
   test "what Python writes to stderr arrives in Logger" do

@@ -1,0 +1,28 @@
+"""Messages that the server sends without being asked: calls, messages to processes, heartbeats."""
+
+from __future__ import annotations
+
+from port_server.etf import Atom, encode
+
+from .messages import atom_keys, id_term_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+
+def invoke_head(id_term: bytes, call_id: bytes, function: Any) -> bytes:
+    """Write `{invoke, Id, CallId, Function, ` of an invoke; the arguments, a list, follow."""
+    head = b"\x83h\x05w\x06invoke" + id_term + id_term_of(call_id)
+    return encode(function, head=head)
+
+
+def send(pid: Any, term: Any) -> bytes:
+    """Write `{send, Pid, Term}`."""
+    return encode((Atom("send"), pid, term))
+
+
+def heartbeat(status: Mapping[str, Any]) -> bytes:
+    """Write `{heartbeat, Map}`."""
+    return encode(atom_keys(status), head=b"\x83h\x02w\x09heartbeat")

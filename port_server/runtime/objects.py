@@ -1,0 +1,246 @@
+"""The table behind object handles: values with no Elixir counterpart stay here, handles travel.
+
+Knows what a handle's fields are, nothing of frames. Who owns an object, and when it is let go,
+is decided on the other side of the port.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+
+from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, Final
+
+    from port_server.settings import Settings
+
+MODULE: Final = Atom("Elixir.PyPort.Object")
+LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
+LONGEST_TYPE: Final = 200
+
+_SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
+_TYPE, _REPR = Atom("type"), Atom("repr")
+
+# A repr of a container is as long as the container, and takes as long: these are walked here.
+_BRACKETS: Final[dict[type, tuple[str, str]]] = {
+    list: ("[", "]"),
+    tuple: ("(", ")"),
+    dict: ("{", "}"),
+    set: ("{", "}"),
+    frozenset: ("frozenset({", "})"),
+}
+_DEEPEST: Final = 4
+_LONGEST_INT_BITS: Final = (
+    640  # about LONGEST_REPR digits; above 4,300 Python refuses to write them
+)
+
+
+class Objects:
+    """The objects that the other side holds, by id.
+
+    An id is used once: an object that goes out twice has two, so that each can be let go alone.
+
+    Attributes:
+        dropped: what was let go and waits for `drop`.
+        limit: how many objects there may be.
+    """
+
+    __slots__ = ("_ids", "_server", "_table", "_token", "_tokens", "dropped", "limit")
+
+    def __init__(self, settings: Settings) -> None:
+        self.limit = settings.max_objects
+        self._table: dict[int, Any] = {}
+        self.dropped: list[Any] = []
+        self._ids = count(1)
+        self.belong(None, "")
+
+    def belong(self, server: Any, token: str | bytes) -> None:
+        """Take the owner's pid and its token, which mark this server's handles."""
+        self._server = server
+        self._token = token
+        # A request may ask for its binaries as bytes.
+        as_text = token if isinstance(token, str) else token.decode("latin-1")
+        self._tokens = (token, as_text, as_text.encode())
+
+    def install(self) -> None:
+        """Let handles in values that are decoded turn into the objects themselves."""
+        register(MODULE, self.find)
+
+    def __len__(self) -> int:
+        """Count the objects that are held."""
+        return len(self._table)
+
+    def add(self, value: Any) -> tuple[int, Struct]:
+        """Keep `value`; give its id and its handle.
+
+        Raises:
+            EncodeError: there are `limit` of them already.
+        """
+        type_name, text = describe(value)
+        if len(self._table) >= self.limit:
+            raise EncodeError(
+                f"this {type_name} would be object {self.limit + 1} of the server, which holds at "
+                f"most {self.limit} (max_objects)",
+                "Release objects that are no longer used, return plain values, or start the server "
+                "with a larger max_objects",
+            )
+        number = next(self._ids)
+        self._table[number] = value
+        fields = {
+            _SERVER: self._server,
+            _TOKEN: self._token,
+            _ID: number,
+            _TYPE: type_name,
+            _REPR: text,
+        }
+        return number, Struct(MODULE, fields)
+
+    def find(self, fields: dict[Any, Any]) -> Any:
+        """Give the object that a handle with these fields stands for.
+
+        Raises:
+            DecodeError: there is none; the handle is another server's, an old or an invented one.
+        """
+        number = fields.get("id")
+        if type(number) is not int or fields.get("token") not in self._tokens:
+            raise DecodeError(
+                f"{_named(fields)} belongs to another server, or to an earlier start of this one",
+                "An object can only be used where it lives",
+            )
+        try:
+            return self._table[number]
+        except KeyError:
+            raise DecodeError(
+                f"{_named(fields)} was released",
+                "An object lives as long as its owner, or until it is released",
+            ) from None
+
+    def release(self, ids: Iterable[int]) -> None:
+        """Let objects go. Unknown ids are ignored: an object may be released and its owner end.
+
+        No code of the objects' runs in here; `drop` does that, where such code may run.
+        """
+        for number in ids:
+            if number in self._table:
+                self.dropped.append(self._table.pop(number, None))
+
+    def drop(self) -> None:
+        """Forget what was released; its `__del__` runs now, if nobody else holds it."""
+        self.dropped.clear()
+
+
+class Exports:
+    """The objects that leave in one reply: the codec's `default` hook, and what it was called for.
+
+    One for each place that encodes; two encodings may nest (a repr that calls into the BEAM), but
+    never run side by side.
+
+    Attributes:
+        ids: the objects of the reply that is being encoded.
+        export: gives the handle for a value. The codec calls it for what has no term.
+    """
+
+    __slots__ = ("_objects", "export", "ids")
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self.ids: list[int] = []
+        self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
+
+    def _export(self, value: Any) -> Struct:
+        mine, self.ids = self.ids, []
+        try:
+            number, handle = self._objects.add(value)
+        finally:
+            self.ids = mine
+        mine.append(number)
+        return handle
+
+    def take(self) -> list[int]:
+        """Give the ids, and begin anew: the reply is complete."""
+        ids, self.ids = self.ids, []
+        return ids
+
+    def undo(self) -> None:
+        """Forget the objects of a reply that is not going to be sent."""
+        self._objects.release(self.take())
+        self._objects.drop()
+
+
+def describe(value: Any) -> tuple[str, str]:
+    """Give the name of the type and the repr of `value`, both bounded; whatever it does, both come.
+
+    Only KeyboardInterrupt passes, because that is how a running request is stopped.
+    """
+    try:
+        name = class_name(type(value))
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a metaclass may do what it likes
+        name = "object"
+    try:
+        text = _cut(_show(value, 0), LONGEST_REPR)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        text = f"<{name} whose repr fails: {type(error).__name__}>"
+    return name, text
+
+
+def class_name(kind: type) -> str:
+    """Name a class as Python prints it: those of builtins and `__main__` without a module."""
+    module, name = kind.__module__, kind.__qualname__
+    if isinstance(module, str) and module not in {"builtins", "__main__"}:
+        name = f"{module}.{name}"
+    return _cut(name, LONGEST_TYPE)
+
+
+def _show(value: Any, depth: int) -> str:
+    kind = type(value)
+    if kind is str or kind is bytes or kind is bytearray:
+        return repr(value[: LONGEST_REPR + 1])
+    if kind is int and value.bit_length() > _LONGEST_INT_BITS:
+        return f"<int of {value.bit_length()} bits>"
+    brackets = _BRACKETS.get(kind)
+    if brackets is None:
+        return repr(value)
+    if not value:
+        return repr(value)
+    opening, closing = brackets
+    if depth == _DEEPEST:
+        return f"{opening}…{closing}"
+    room = LONGEST_REPR
+    items = []
+    for item in value:
+        if room <= 0:
+            items.append("…")
+            break
+        text = _cut(_show(item, depth + 1), LONGEST_REPR)
+        if kind is dict:
+            text = f"{text}: {_cut(_show(value[item], depth + 1), LONGEST_REPR)}"
+        items.append(text)
+        room -= len(text) + 2
+    comma = "," if kind is tuple and len(items) == 1 else ""
+    return f"{opening}{', '.join(items)}{comma}{closing}"
+
+
+def _cut(text: str, limit: int) -> str:
+    """Cut to `limit` characters of valid Unicode, of exactly the type str."""
+    more = str.__len__(text) > limit
+    text = str.__getitem__(text, slice(0, limit - 1 if more else limit))
+    text = str.__str__(text).encode("utf-8", "backslashreplace").decode()
+    if more or len(text) > limit:
+        return text[: limit - 1] + "…"
+    return text
+
+
+def _named(fields: dict[Any, Any]) -> str:
+    """Name a handle that cannot be trusted."""
+    kind, number = fields.get("type"), fields.get("id")
+    if isinstance(kind, bytes):
+        kind = kind.decode("utf-8", "replace")
+    known = f" ({_cut(kind, 60)})" if isinstance(kind, str) and kind else ""
+    return f"the object {number}{known}" if type(number) is int else "what looks like an object"

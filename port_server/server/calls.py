@@ -1,0 +1,350 @@
+"""Calls of Python into the BEAM: the table of those under way, and the three ways to wait for one.
+
+Main reads the port while it waits, and runs what was made from within the call on top of it. Other
+threads wait on a lock, and run such requests as well: their stack is the one that waits for them,
+so nothing can lock up. Async code awaits.
+"""
+
+from __future__ import annotations
+
+import sys
+from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from _thread import allocate_lock, get_ident
+from itertools import count
+
+from port_server.etf import EncodeError, encode_parts, read_term
+from port_server.protocol import messages, outgoing
+from port_server.runtime.beam import Cancelled, ElixirError, error_of
+from port_server.runtime.objects import Exports
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+    from typing import Any, Final
+
+    from port_server.protocol.framing import Frame
+    from port_server.settings import Settings
+
+    from .async_lane import AsyncLane
+    from .baton import Baton
+    from .channel import Channel
+    from .control import Control
+    from .dispatcher import Dispatcher
+    from .lanes import MainLane
+    from .router import Queued
+    from .stdio import Stdio
+    from .streams import Stream
+
+# Frames of the interpreter's own that one level of nesting takes, and then some: below that much
+# room a RecursionError could strike in the middle of ours.
+_HEADROOM: Final = 80
+_NOBODY: Final = messages.id_term_of(b"")
+GONE: Final = "the other side of the port is gone, nobody answers any more"
+
+
+class Call:
+    """One call under way.
+
+    Attributes:
+        id: what the answer names.
+        id_term: the request that makes it.
+        answered: the frame of the answer and where its result begins, or None.
+        failure: what to raise instead, or None.
+        lock: what a thread waits on; released whenever there is something for it to do.
+        future: what async code waits on, or None.
+        queue: requests made from within the call.
+        streams: streams made from within the call that can go on.
+    """
+
+    __slots__ = ("answered", "failure", "future", "id", "id_term", "lock", "queue", "streams")
+
+    def __init__(self, number: int, id_term: bytes) -> None:
+        self.id = number.to_bytes(8, "big")
+        self.id_term = id_term
+        self.answered: tuple[Frame, int] | None = None
+        self.failure: BaseException | None = None
+        self.lock: Any = None
+        self.future: Any = None
+        self.queue: deque[Queued] = deque()
+        self.streams: deque[Stream] = deque()
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left to wait for."""
+        return self.answered is not None or self.failure is not None
+
+    def wake(self) -> None:
+        """Let whoever waits look again. Main needs no waking: it reads the port itself."""
+        if self.lock is not None:
+            try:  # noqa: SIM105  contextlib is an import
+                self.lock.release()
+            except RuntimeError:  # it is awake
+                pass
+        elif self.future is not None and self.over:
+            future = self.future
+            try:  # noqa: SIM105
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+            except RuntimeError:  # the loop was closed
+                pass
+
+    def result(self, binary_as: str, max_depth: int) -> Any:
+        """Read the result.
+
+        Raises:
+            ElixirError: the call failed.
+            DecodeError: it cannot be read.
+        """
+        if self.failure is not None:
+            raise self.failure
+        assert self.answered is not None
+        frame, at = self.answered
+        if bytes(frame[at : at + 2]) == b"h\x02":
+            tag, at = read_term(frame, at + 2)
+            if tag == "ok":
+                value, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
+                return value
+            if tag == "error":
+                raise error_of(read_term(frame, at, binary_as="bytes")[0])
+        raise ElixirError("error", "", "the answer is neither {ok, Value} nor {error, Map}")
+
+
+def _resolve(future: Any) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Calls:
+    """The calls of one server; what `runtime.beam` reaches the BEAM through.
+
+    Attributes:
+        pending: those that are not answered, by their id.
+    """
+
+    __slots__ = (
+        "_async",
+        "_baton",
+        "_channel",
+        "_control",
+        "_dispatcher",
+        "_lane",
+        "_numbers",
+        "_settings",
+        "_stdio",
+        "pending",
+    )
+
+    def __init__(
+        self,
+        baton: Baton,
+        stdio: Stdio,
+        channel: Channel,
+        lane: MainLane,
+        dispatcher: Dispatcher,
+        async_lane: AsyncLane,
+        control: Control,
+        settings: Settings,
+    ) -> None:
+        self.pending: dict[bytes, Call] = {}
+        self._async = async_lane
+        self._baton = baton
+        self._channel = channel
+        self._control = control
+        self._dispatcher = dispatcher
+        self._lane = lane
+        self._numbers = count(1)
+        self._settings = settings
+        self._stdio = stdio
+
+    def limit(self, settings: Settings) -> None:
+        """Hold later calls to other settings."""
+        self._settings = settings
+
+    # --- what user code reaches -------------------------------------------------------------------
+
+    def request_id(self) -> bytes | None:
+        """Give the id, as a term, of the request that the code which asks belongs to."""
+        if get_ident() == self._lane.main:
+            return self._lane.running
+        return self._async.current()
+
+    def alive(self, id_term: bytes) -> bool:
+        """Tell whether that request has not ended."""
+        lane = self._lane
+        return (
+            id_term == lane.running
+            or id_term in lane.below
+            or id_term in self._async.jobs
+            or id_term in self._dispatcher.streams
+            or id_term in self._dispatcher.turns.jobs
+            or id_term in self._dispatcher.guests
+        )
+
+    def invoke(self, id_term: bytes | None, function: Any, args: list[Any]) -> Any:
+        """Call a function in the BEAM, and wait as the calling thread has to.
+
+        Raises:
+            ElixirError: it failed.
+            EncodeError: an argument cannot be written.
+            RecursionError: too many calls wait for each other.
+            RuntimeError: nobody could read the answer here.
+        """
+        if self._stdio.forked:
+            raise RuntimeError("a forked process cannot call into the BEAM: it has no port")
+        ident = get_ident()
+        lane = self._lane
+        if ident == self._control.ident:
+            raise RuntimeError("this is no place to call into the BEAM from")
+        if ident == self._async.ident:
+            return self._await(id_term or _NOBODY, function, args)
+        if ident != lane.main:
+            return self._in_thread(id_term or _NOBODY, function, args)
+        if lane.running is None:
+            # A __del__ or a signal handler, between requests: main would read into itself.
+            raise RuntimeError("there is no request that could call into the BEAM just now")
+        return self._in_main(id_term or lane.running, function, args)
+
+    def send(self, pid: Any, term: Any) -> None:
+        """Send a message to a process."""
+        if self._stdio.forked:
+            raise RuntimeError("a forked process cannot send into the BEAM")
+        try:
+            frame = outgoing.send(pid, term)
+        except EncodeError as error:
+            raise error.at("message") from None
+        self._channel.hold([frame])
+        self._channel.write_out()
+
+    # --- for the dispatcher -----------------------------------------------------------------------
+
+    def maker_of(self, call_id: bytes) -> bytes | None:
+        """Give the request that made a call."""
+        call = self.pending.get(call_id)
+        return None if call is None else call.id_term
+
+    def answer(self, call_id: bytes, frame: Frame, at: int) -> None:
+        """Take in an answer; one to a call that is over already is dropped."""
+        call = self.pending.pop(call_id, None)
+        if call is not None:
+            call.answered = (frame, at)
+            call.wake()
+
+    def cancel(self, id_term: bytes) -> None:
+        """Let the calls of a cancelled request end where they wait."""
+        for call in list(self.pending.values()):
+            if call.id_term == id_term and call.lock is not None:
+                call.failure = Cancelled("cancelled while it waited for a call into the BEAM")
+                call.wake()
+
+    def fail_all(self) -> None:
+        """Let everyone who waits know that no answer comes."""
+        for call in list(self.pending.values()):
+            call.failure = RuntimeError(GONE)
+            call.wake()
+
+    # --- the three ways to wait -------------------------------------------------------------------
+
+    def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
+        exports = Exports(self._lane.evaluator.objects)
+        try:
+            parts = encode_parts(
+                args,
+                head=outgoing.invoke_head(call.id_term, call.id, function),
+                default=exports.export,
+                max_depth=self._settings.max_depth,
+                max_bytes=self._settings.max_frame_bytes,
+            )
+        except BaseException as error:
+            exports.undo()
+            if isinstance(error, EncodeError):
+                raise error.at("args") from None
+            raise
+        if exports.ids:
+            parts = messages.with_objects(parts, exports.take())
+        self.pending[call.id] = call
+        self._channel.hold(parts)
+        self._channel.write_out()
+
+    def _end(self, call: Call) -> None:
+        self.pending.pop(call.id, None)
+
+    def _result(self, call: Call) -> Any:
+        return call.result(self._dispatcher.binary_as(call.id_term), self._settings.max_depth)
+
+    def _in_main(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
+        lane = self._lane
+        lane.check()
+        self._check_depth(len(lane.below))
+        call = Call(next(self._numbers), id_term)
+        paused = lane.pause()
+        try:
+            self._begin(call, function, args)
+            self._baton.take_back()
+            try:
+                self._pump(call)
+            finally:
+                self._end(call)
+                self._dispatcher.adopt(call)
+                self._baton.let_go()
+        finally:
+            lane.resume(paused)
+        return self._result(call)
+
+    def _pump(self, call: Call) -> None:
+        """Read the port until the call is answered, and run what was made from within it."""
+        lane = self._lane
+        dispatcher = self._dispatcher
+        while not call.over:
+            lane.check()
+            if call.queue:
+                dispatcher.run_one(call.queue)
+            elif call.streams:
+                dispatcher.advance(call.streams)
+            elif not dispatcher.read():
+                raise RuntimeError(GONE)
+            else:
+                self._channel.write_out()  # a pong, an error: what routing has held
+
+    def _in_thread(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
+        self._check_depth(0)
+        call = Call(next(self._numbers), id_term)
+        call.lock = allocate_lock()
+        call.lock.acquire()
+        try:
+            self._begin(call, function, args)
+            # Main may be running code, and reads only when that has ended.
+            self._baton.hurry()
+            while not call.over:
+                call.lock.acquire()
+                while call.queue:
+                    self._dispatcher.run_guest(call.queue.popleft())
+        finally:
+            self._end(call)
+            while call.queue:  # came with the answer
+                self._dispatcher.run_guest(call.queue.popleft())
+        return self._result(call)
+
+    async def _awaited(self, call: Call, function: Any, args: list[Any]) -> Any:
+        call.future = self._async.loop.create_future()
+        try:
+            self._begin(call, function, args)
+            self._baton.hurry()
+            await call.future
+        finally:
+            self._end(call)
+        return self._result(call)
+
+    def _await(self, id_term: bytes, function: Any, args: list[Any]) -> Awaitable[Any]:
+        return self._awaited(Call(next(self._numbers), id_term), function, args)
+
+    def _check_depth(self, waiting: int) -> None:
+        limit = self._settings.max_nested_calls
+        if waiting >= limit:
+            raise RecursionError(
+                f"{limit} calls into the BEAM wait for each other (max_nested_calls): Python calls "
+                f"Elixir, which calls Python, and so on without an end"
+            )
+        try:
+            sys._getframe(max(0, sys.getrecursionlimit() - _HEADROOM))  # noqa: SLF001
+        except ValueError:
+            return
+        raise RecursionError("maximum recursion depth nearly reached in a call into the BEAM")

@@ -1,0 +1,92 @@
+"""What is said at the beginning: what hello tells, and why an init is refused."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from port_server.etf import Atom, codec_name
+from port_server.runtime import failure
+from port_server.runtime.snippet import PLAIN, compile_snippet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from port_server.runtime.snippet import Snippet
+
+VERSION: Final = "0.1.0"
+FEATURES: Final = (
+    "eval",
+    "call",
+    "output",
+    "ping",
+    "shutdown",
+    "cancel_queued",
+    "heartbeat",
+    "objects",
+    "sessions",
+    "logging",
+    "async",
+    "invoke",
+    "send",
+    "stream",
+)
+
+
+class RefusedError(Exception):
+    """The server cannot begin its service; `description` is what its goodbye says."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description["message"])
+        self.description = description
+
+
+def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
+    """Make the refusal of an option of the wrong type."""
+    return RefusedError(
+        failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
+    )
+
+
+def init_snippet(code: Any) -> Snippet:
+    """Compile init_code, in either of its forms."""
+    if type(code) is str:
+        snippet = compile_snippet(code, "<init_code>")
+    elif type(code) is tuple and len(code) == 4 and code[0] == "code":
+        _tag, text, file, line = code
+        snippet = compile_snippet(text, file, line)
+    else:
+        raise wrong_option("init_code", "a binary or {code, Source, File, Line}", code)
+    if snippet.kind is not PLAIN:
+        raise wrong_option(
+            "init_code", "plain code, without top-level yield or await", snippet.kind
+        )
+    return snippet
+
+
+def info() -> dict[str, Any]:
+    """Give what hello tells of this server."""
+    uname = os.uname()
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "implementation": sys.implementation.name,
+        "libc": _libc(),
+        "machine": uname.machine,
+        "os_pid": os.getpid(),
+        "codec": codec_name,
+        "server_version": VERSION,
+        "features": [Atom(feature) for feature in FEATURES],
+        "executable": sys.executable or "",
+    }
+
+
+def _libc() -> str:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        pass
+    try:
+        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
+    except OSError:
+        return ""

@@ -1,0 +1,148 @@
+"""A request that is more than its bytes: what its options ask for, and how far it has come."""
+
+from __future__ import annotations
+
+from port_server.etf import read_term
+from port_server.protocol.messages import ProtocolError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from port_server.protocol.framing import Frame
+
+EMPTY_MAP: Final = b"t\0\0\0\0"
+# Options that make a request more than plain.
+SPECIAL_OPTIONS: Final = ("session", "parent", "return", "stream", "credit")
+_RETURNS: Final = frozenset(("value", "object"))
+
+
+class ExpiredError(Exception):
+    """The deadline of a request passed before it began."""
+
+
+class Job:
+    """One request.
+
+    Attributes:
+        frame: the whole message.
+        kind: "eval" or "call".
+        id_term: the id as the bytes of its term.
+        options_at: where its options begin.
+        at: where its code or target begins in the frame: right behind the options.
+        binary_as: how its binaries are decoded.
+        session: the name of its session, or None.
+        parent: the id of the call into the BEAM that it was made by, or None.
+        returns: "value" or "object".
+        stream: whether its value is sent item by item.
+        credit: how many items may be sent to begin with.
+        special: whether it asks for anything beyond being evaluated.
+        cancelled: whether its cancel has come.
+        elsewhere: whether another lane, or a stream, goes on with it.
+        arrived: when its frame was read, for one that is kept for later.
+    """
+
+    __slots__ = (
+        "arrived",
+        "at",
+        "binary_as",
+        "cancelled",
+        "credit",
+        "deadline_ms",
+        "elsewhere",
+        "frame",
+        "id_term",
+        "kind",
+        "options_at",
+        "parent",
+        "returns",
+        "session",
+        "special",
+        "stream",
+    )
+
+    def __init__(self, frame: Frame, kind: str, id_term: bytes, at: int) -> None:
+        self.frame = frame
+        self.kind = kind
+        self.id_term = id_term
+        self.at = at
+        self.binary_as = "str"
+        self.session: bytes | None = None
+        self.parent: bytes | None = None
+        self.returns = "value"
+        self.stream = False
+        self.credit = 0
+        self.special = False
+        self.cancelled = False
+        self.elsewhere = False
+        self.arrived = 0.0
+        self.options_at = at
+        self.deadline_ms: int | None = None
+
+
+def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float) -> Job:
+    """Read and check the options of a request, which begin at `at`. Runs no user code.
+
+    Raises:
+        DecodeError: the options cannot be read.
+        ProtocolError: one is of the wrong type. An unknown one is from a later client, and
+            ignored.
+        ExpiredError: the deadline has passed.
+    """
+    # Binaries among the options are names, of any bytes: hence read as bytes, words included.
+    options, end = read_term(frame, at, binary_as="bytes", plain_structs=True)
+    if type(options) is not dict:
+        raise ProtocolError(f"options are a map, not {named(options)}")
+    job = Job(frame, kind, id_term, end)
+    job.options_at = at
+    deadline_ms = options.get("deadline_ms")
+    if deadline_ms is not None:
+        if type(deadline_ms) is not int:
+            raise ProtocolError(f"deadline_ms is an integer, not {named(deadline_ms)}")
+        if deadline_ms <= waited_ms:
+            raise ExpiredError(
+                f"the deadline passed before the request began: it had {deadline_ms} ms left "
+                f"and waited {waited_ms:.0f} ms in the queue"
+            )
+        job.deadline_ms = deadline_ms
+    binary_as = _word(options.get("binary_as"))
+    if binary_as is not None:
+        if binary_as not in {"str", "bytes"}:
+            raise ProtocolError(f"binary_as is str or bytes, not {named(binary_as)}")
+        job.binary_as = str(binary_as)
+    for name in SPECIAL_OPTIONS:
+        if name in options:
+            job.special = True
+            _heed(job, name, options[name])
+    return job
+
+
+def _heed(job: Job, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if name in {"session", "parent"}:
+        if type(value) is not bytes:
+            raise ProtocolError(f"{name} is the name of one, a binary, not {named(value)}")
+        setattr(job, name, value)
+    elif name == "return":
+        if _word(value) not in _RETURNS:
+            raise ProtocolError(f"return is value or object, not {named(value)}")
+        job.returns = _word(value)
+    elif name == "stream":
+        if type(value) is not bool:
+            raise ProtocolError(f"stream is true or false, not {named(value)}")
+        job.stream = value
+    else:
+        if type(value) is not int or value < 0:
+            raise ProtocolError(f"credit is how many items may be sent, not {named(value)}")
+        job.credit = value
+
+
+def _word(value: Any) -> Any:
+    return value.decode("latin-1") if type(value) is bytes else value
+
+
+def named(value: object) -> str:
+    """Show a value that should have been another one."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,164 @@
+"""Code that awaits runs beside plain code, many at once."""
+
+import time
+
+import pytest
+from lanes_client import Port
+
+from port_server.etf import Atom
+
+SLEEP = "import asyncio\nawait asyncio.sleep(seconds)\nseconds"
+
+
+@pytest.fixture
+def port():
+    with Port(init={"heartbeat_interval_ms": 0}) as port:
+        yield port
+
+
+def test_asyncio_is_not_imported_before_it_is_needed(port):
+    code = "import sys; 'asyncio' in sys.modules"
+    assert port.value(port.eval(code)) is False
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    assert port.value(port.eval(code)) is True
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        ("import asyncio\nawait asyncio.sleep(0, 7)", 7),
+        ("import asyncio\nasyncio.sleep(0, 7)", 7),
+        ("async def f(): return 7\nf()", 7),
+        ("async def f():\n  for n in range(3): yield n\nx = 0\nasync for n in f(): x += n\nx", 3),
+        (
+            "from contextlib import AsyncExitStack\nasync with AsyncExitStack() as c:\n  x = 5\nx",
+            5,
+        ),
+        (
+            "import asyncio\nreturn await asyncio.gather(asyncio.sleep(0, 1), asyncio.sleep(0, 2))",
+            [1, 2],
+        ),
+    ],
+)
+def test_what_may_be_awaited_is(port, code, value):
+    assert port.value(port.eval(code)) == value
+
+
+def test_a_coroutine_function_may_be_called(port):
+    for _ in range(3):
+        assert port.value(port.call("asyncio:sleep", [0, 5])) == 5
+
+
+def test_two_hundred_sleeps_take_as_long_as_one(port):
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    began = time.monotonic()
+    names = [port.eval(SLEEP, {"seconds": 0.1}) for _ in range(200)]
+    assert [port.value(name) for name in names] == [0.1] * 200
+    assert time.monotonic() - began < 0.5
+    port.settled(tasks=0)
+
+
+def test_a_blocked_main_lane_does_not_delay_them(port):
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    blocked = port.eval("import time; time.sleep(1.5)")
+    time.sleep(0.05)
+    began = time.monotonic()
+    names = [port.eval(SLEEP, {"seconds": 0.1}) for _ in range(200)]
+    assert [port.value(name) for name in names] == [0.1] * 200
+    assert time.monotonic() - began < 0.5
+    port.value(blocked)
+
+
+def test_a_blocked_lane_does_not_delay_awaitables_that_were_seen_before(port):
+    assert port.value(port.call("asyncio:sleep", [0, 1])) == 1
+    blocked = port.eval("import time; time.sleep(1)")
+    time.sleep(0.05)
+    began = time.monotonic()
+    assert port.value(port.call("asyncio:sleep", [0.01, 2])) == 2
+    assert time.monotonic() - began < 0.5
+    port.value(blocked)
+
+
+def test_waiting_does_not_delay_plain_code(port):
+    port.value(port.eval(SLEEP, {"seconds": 0}))  # the lane is made, asyncio imported
+    names = [port.eval(SLEEP, {"seconds": 0.5}) for _ in range(50)]
+    began = time.monotonic()
+    assert port.value(port.eval("1")) == 1
+    assert time.monotonic() - began < 0.25
+    for name in names:
+        port.value(name)
+
+
+def test_an_exception_is_an_error_with_the_users_frames_only(port):
+    error = port.error(port.eval("import asyncio\nawait asyncio.sleep(0)\n1 / 0"))
+    assert (error["kind"], error["type"]) == ("python", b"ZeroDivisionError")
+    assert [frame["line"] for frame in error["frames"]] == [3]
+
+
+def test_cancel_cancels_the_task(port):
+    code = "import asyncio\ntry:\n  await asyncio.sleep(60)\nfinally:\n  print('closed')"
+    name = port.eval(code)
+    port.settled(tasks=1)
+    port.tell(Atom("cancel"), name)
+    kind, *_ = port.reply(name)
+    assert kind == "output"
+    assert port.error(name)["kind"] == "cancelled"
+    port.settled(tasks=0)
+    port.nothing(name)
+
+
+@pytest.mark.parametrize(
+    "code", ["raise SystemExit(3)", "raise KeyboardInterrupt", "raise asyncio.CancelledError"]
+)
+def test_no_exception_ends_the_lane(port, code):
+    error = port.error(port.eval("import asyncio\nawait asyncio.sleep(0)\n" + code))
+    assert error["kind"] == "python"
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+def test_what_a_task_prints_comes_before_its_reply(port):
+    name = port.eval("import asyncio\nprint('a')\nawait asyncio.sleep(0.01)\nprint('b')\n1")
+    text = b""
+    while (message := port.reply(name))[0] == "output":
+        text += message[2]
+    assert text == b"a\nb\n"
+    assert message == ("ok", 1)
+
+
+def test_requests_of_one_session_run_one_at_a_time_across_lanes(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    slow = port.eval("import asyncio\nx = 0\nawait asyncio.sleep(0.2)\nx = 1", session=b"s")
+    quick = port.eval("x", session=b"s")
+    slow_again = port.eval("await asyncio.sleep(0.1)\nx = 2", session=b"s")
+    last = port.eval("x", session=b"s")
+    assert port.value(port.eval("3")) == 3
+    assert port.value(quick) == 1
+    assert port.value(last) == 2
+    port.value(slow)
+    port.value(slow_again)
+    port.settled(tasks=0, queue=0)
+
+
+def test_a_request_that_waits_for_its_session_can_be_cancelled(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    slow = port.eval("import asyncio\nawait asyncio.sleep(0.3)", session=b"s")
+    waiting = port.eval("1", session=b"s")
+    port.settled(tasks=1, queue=1)
+    port.tell(Atom("cancel"), waiting)
+    error = port.error(waiting, timeout=0.2)
+    assert (error["kind"], error["begun"]) == ("cancelled", False)
+    assert port.value(slow) is None
+
+
+def test_shutdown_waits_for_tasks(port):
+    name = port.eval(SLEEP, {"seconds": 0.3})
+    port.tell(Atom("shutdown"), 3000)
+    assert port.value(name) == 0.3
+    assert port.process.wait(3) == 0
+
+
+def test_the_end_of_an_owned_server_cancels_tasks(port):
+    port.eval(SLEEP, {"seconds": 60})
+    port.settled(tasks=1)
+    port.process.stdin.close()
+    assert port.process.wait(3) == 0

@@ -1,0 +1,285 @@
+"""Python calls into the BEAM, from every place that code may run in."""
+
+import time
+
+import pytest
+from lanes_client import Port
+
+from port_server.etf import Atom, Struct
+
+OK, ERROR = Atom("ok"), Atom("error")
+
+
+def callback(index=0, arity=1):
+    return Struct("Elixir.PyPort.Callback", {Atom("index"): index, Atom("arity"): arity})
+
+
+@pytest.fixture
+def port():
+    with Port(init={"heartbeat_interval_ms": 0}) as port:
+        yield port
+        port.settled(calls=0, tasks=0, queue=0, streams=0)
+
+
+def invoked(port):
+    """Wait for the next invoke: request, call, function, arguments."""
+    message = port.others.get(timeout=5)
+    while message[0] != "invoke":
+        message = port.others.get(timeout=5)
+    return message[1:]
+
+
+def answer(port, call, value):
+    port.tell(Atom("answer"), call, (OK, value))
+
+
+def test_a_function_is_called_and_its_result_used(port):
+    name = port.eval("f(20) + f(1)", {"f": callback(3)})
+    for value in (20, 1):
+        request, call, function, args = invoked(port)
+        assert (request, function, args) == (name, 3, [value])
+        answer(port, call, value * 2)
+    assert port.value(name) == 42
+
+
+def test_async_code_awaits_and_waits_for_many_at_once(port):
+    code = "import asyncio\nawait asyncio.gather(*[f(n) for n in range(50)])"
+    name = port.eval(code, {"f": callback()})
+    calls = [invoked(port) for _ in range(50)]
+    for _request, call, _function, args in reversed(calls):
+        answer(port, call, args[0] + 1)
+    assert port.value(name) == list(range(1, 51))
+
+
+IN_MAIN = "import threading\nthreading.current_thread() is threading.main_thread()"
+POOL = """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(4) as pool:
+    x = list(pool.map(f, range(20)))
+x
+"""
+THREADS = """
+import threading
+x = []
+threads = [threading.Thread(target=lambda n=n: x.append(f(n))) for n in range(20)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+sorted(x)
+"""
+ONE_THREAD = """
+import threading
+x = []
+def g():
+    try:
+        x.append(f(1))
+    except BaseException as error:
+        x.append(error)
+thread = threading.Thread(target=g)
+thread.start()
+thread.join()
+if isinstance(x[0], BaseException):
+    raise x[0]
+x
+"""
+
+
+@pytest.mark.parametrize("code", [POOL, THREADS])
+def test_threads_call_while_main_waits_for_them(port, code):
+    name = port.eval(code, {"f": callback()})
+    for _ in range(20):
+        _request, call, _function, args = invoked(port)
+        answer(port, call, args[0])
+    assert port.value(name) == list(range(20))
+
+
+def test_requests_made_from_within_a_call_run_on_top_of_it_to_a_depth_of_fifty(port):
+    names = [port.eval("f(n) + 1", {"f": callback(), "n": 0})]
+    calls = []
+    for depth in range(1, 50):
+        calls.append(invoked(port)[1])
+        names.append(port.eval("f(n) + 1", {"f": callback(), "n": depth}, parent=calls[-1]))
+    answer(port, invoked(port)[1], 0)
+    for depth in range(49, -1, -1):
+        value = port.value(names[depth])
+        assert value == 50 - depth
+        if depth:
+            answer(port, calls[depth - 1], value)
+
+
+def test_endless_nesting_is_an_error_before_the_stack_ends(port):
+    names = [port.eval("f(0)", {"f": callback()})]
+    calls = []
+    while True:
+        message = port.others.get(timeout=5)
+        if message[0] != "invoke":
+            continue
+        calls.append(message[2])
+        names.append(port.eval("f(0)", {"f": callback()}, parent=calls[-1]))
+        assert len(calls) < 500
+        if len(calls) == 64:
+            break
+    error = port.error(names[-1])
+    assert error["type"] == b"RecursionError"
+    assert b"max_nested_calls" in error["message"]
+    for name, call in reversed(list(zip(names, calls, strict=False))):
+        answer(port, call, 1)
+        assert port.value(name) == 1
+
+
+def test_deep_recursion_around_calls_is_pythons_own_error(port):
+    code = "def g(n): return f(n) if n == 0 else g(n - 1)\ng(960)"
+    assert port.error(port.eval(code, {"f": callback()}))["type"] == b"RecursionError"
+    assert port.value(port.eval("1")) == 1
+
+
+def test_nothing_unrelated_runs_on_top_of_a_waiting_request(port):
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    other = port.eval("2")
+    related = port.eval("3", parent=call)
+    assert port.value(related) == 3
+    port.nothing(other)
+    answer(port, call, 1)
+    assert port.value(name) == 1
+    assert port.value(other) == 2
+
+
+def test_async_requests_run_while_main_waits_for_a_call(port):
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    assert port.value(port.eval("import asyncio\nawait asyncio.sleep(0.01)\n5")) == 5
+    assert port.status()["calls"] == 1
+    answer(port, call, 1)
+    assert port.value(name) == 1
+
+
+def test_a_request_within_a_call_of_a_thread_runs_in_that_thread(port):
+    """Main waits for the thread, and could not run it."""
+    code = ONE_THREAD
+    name = port.eval(code, {"f": callback()})
+    call = invoked(port)[1]
+    inner = port.eval(IN_MAIN, parent=call)
+    assert port.value(inner) is False
+    answer(port, call, 7)
+    assert port.value(name) == [7]
+
+
+def test_a_session_may_be_entered_again_from_within_a_call_of_its_own(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval("x = 1\nf(1)\nx", {"f": callback()}, session=b"s")
+    call = invoked(port)[1]
+    port.value(port.eval("x = 2", session=b"s", parent=call))
+    answer(port, call, None)
+    assert port.value(name) == 2
+
+
+def test_a_failure_is_an_exception_with_both_traces(port):
+    name = port.eval("f(1)", {"f": callback()})
+    description = {
+        Atom("kind"): Atom("error"),
+        Atom("type"): "ArgumentError",
+        Atom("message"): "no such thing",
+        Atom("stacktrace"): "    lib/app.ex:7: App.f/1",
+    }
+    port.tell(Atom("answer"), invoked(port)[1], (ERROR, description))
+    error = port.error(name)
+    assert error["type"].endswith(b"ElixirError")
+    assert error["message"] == b"** (ArgumentError) no such thing"
+    assert b"lib/app.ex:7" in error["traceback"]
+    assert b"line 1, in <module>" in error["traceback"]
+
+
+@pytest.mark.parametrize("result", [1, (Atom("ok"),), (Atom("maybe"), 1), (ERROR, 5)])
+def test_an_answer_of_a_strange_shape_is_an_exception(port, result):
+    name = port.eval("f(1)", {"f": callback()})
+    port.tell(Atom("answer"), invoked(port)[1], result)
+    assert port.error(name)["type"].endswith(b"ElixirError")
+
+
+@pytest.mark.parametrize("code", ["f(1)", "import asyncio\nawait f(1)", ONE_THREAD])
+def test_a_call_that_is_never_answered_ends_with_the_cancel_of_its_request(port, code):
+    """So it is when the caller dies: its request is cancelled."""
+    name = port.eval(code, {"f": callback()})
+    call = invoked(port)[1]
+    port.tell(Atom("cancel"), name)
+    assert port.error(name)["kind"] == "cancelled"
+    port.settled(calls=0, tasks=0)
+    answer(port, call, 1)  # too late
+    assert port.value(port.eval("1")) == 1
+
+
+def test_cancelling_an_outer_request_ends_every_level_down_to_it(port):
+    outer = port.eval("try:\n  f(1)\nfinally:\n  x = 1", {"f": callback()})
+    first = invoked(port)[1]
+    inner = port.eval("f(2)", {"f": callback()}, parent=first)
+    invoked(port)
+    port.tell(Atom("cancel"), outer)
+    assert port.error(inner)["kind"] == "cancelled"
+    assert port.error(outer)["kind"] == "cancelled"
+
+
+def test_a_function_cannot_be_called_after_its_request(port):
+    port.value(port.eval("import builtins; builtins.f = f", {"f": callback()}))
+    error = port.error(port.eval("f(1)"))
+    assert error["type"] == b"RuntimeError"
+    assert b"has ended" in error["message"]
+
+
+def test_the_number_of_arguments_is_checked(port):
+    assert port.error(port.eval("f(1, 2)", {"f": callback()}))["type"] == b"TypeError"
+
+
+def test_an_argument_that_cannot_be_written_is_an_error_of_the_call(port):
+    error = port.error(port.eval("x = []\nx.append(x)\nf(x)", {"f": callback()}))
+    assert error["type"].endswith(b"EncodeError")
+    assert b"args" in error["message"]
+
+
+def test_objects_go_out_in_arguments(port):
+    name = port.eval("f(object())", {"f": callback()})
+    _request, call, _function, (handle,), ids = invoked(port)
+    assert handle["id"] == ids[0]
+    answer(port, call, None)
+    assert port.value(name) is None
+    port.tell(Atom("release"), ids)
+    port.settled(objects=0)
+
+
+def test_call_names_a_function_of_the_beam(port):
+    name = port.eval("import port_server; port_server.call('Enum', 'sum', [[1, 2]])")
+    request, call, function, args = invoked(port)
+    assert (request, function, args) == (name, (b"Elixir.Enum", b"sum"), [[1, 2]])
+    answer(port, call, 3)
+    assert port.value(name) == 3
+
+
+def test_send_sends(port):
+    owner = port.value(port.eval("import port_server; isinstance(port_server.send, object)"))
+    assert owner is True
+    assert (
+        port.error(port.eval("import port_server; port_server.send('x', 1)"))["type"]
+        == b"TypeError"
+    )
+
+
+def test_main_waiting_answers_pings(port):
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    began = time.monotonic()
+    assert port.status()["calls"] == 1
+    assert time.monotonic() - began < 0.2
+    answer(port, call, 1)
+    assert port.value(name) == 1
+
+
+def test_the_end_of_input_ends_a_call(port):
+    name = port.eval("f(1)", {"f": callback()})
+    invoked(port)
+    with Port(init={"heartbeat_interval_ms": 0}) as other:
+        waiting = other.eval("f(1)", {"f": callback()})
+        invoked(other)
+        other.process.stdin.close()
+        assert other.error(waiting)["type"] == b"RuntimeError"
+        assert other.process.wait(3) == 0
+    port.tell(Atom("cancel"), name)
+    port.reply(name)

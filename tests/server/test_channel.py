@@ -1,0 +1,121 @@
+"""Reading and writing on real pipes: partial writes, held replies, a reader that is gone."""
+
+import contextlib
+import os
+import threading
+
+import pytest
+
+from port_server.server.channel import Channel
+from port_server.server.stdio import Stdio
+from port_server.settings import Settings
+
+
+class Pipes:
+    def __init__(self, **changes):
+        reads, self.feed = os.pipe()
+        self.drain, writes = os.pipe()
+        self.channel = Channel(Stdio(reads, writes), Settings().replace(**changes))
+
+    def written(self, size):
+        data = b""
+        while len(data) < size:
+            data += os.read(self.drain, size - len(data))
+        return data
+
+    def close(self):
+        for fd in (self.feed, self.drain, self.channel._stdio.reads, self.channel._stdio.writes):
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+@pytest.fixture
+def pipes():
+    pipes = Pipes()
+    yield pipes
+    pipes.close()
+
+
+def frame(body):
+    return len(body).to_bytes(4, "big") + body
+
+
+def test_held_replies_leave_together_and_in_order(pipes):
+    """What is held before a frame is written before it."""
+    pipes.channel.hold([b"one"])
+    pipes.channel.hold([b"two"])
+    pipes.channel.send([b"three"])
+    assert pipes.written(23) == frame(b"one") + frame(b"two") + frame(b"three")
+    assert not pipes.channel.held
+
+
+def test_parts_are_one_frame(pipes):
+    """Large values leave by reference, behind one header for all of them."""
+    parts = [b"head", memoryview(bytearray(b"x" * 30_000)), b"tail"]
+    pipes.channel.send(parts)
+    assert pipes.written(30_012) == frame(b"head" + b"x" * 30_000 + b"tail")
+
+
+@pytest.mark.parametrize("sizes", [[5_000_000], [300_000, 1, 700_000], [10] * 3000])
+def test_a_write_that_takes_a_part_goes_on_with_the_rest(pipes, sizes):
+    """However slowly the other side reads, the bytes are those that were meant."""
+    bodies = [bytes([n % 256]) * size for n, size in enumerate(sizes)]
+    expected = b"".join(frame(body) for body in bodies)
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipes.written(len(expected))))
+    reader.start()
+    for body in bodies:
+        half = len(body) // 2
+        pipes.channel.hold([body[:half], memoryview(body)[half:]] if half else [body])
+    pipes.channel.write_out()
+    reader.join(20)
+    assert got == [expected]
+
+
+def test_a_non_blocking_pipe_is_waited_for(pipes):
+    """Someone who shares the pipe may have made it so."""
+    os.set_blocking(pipes.channel._stdio.writes, False)
+    os.set_blocking(pipes.channel._stdio.reads, False)
+    body = b"z" * 2_000_000
+    got = []
+    reader = threading.Thread(target=lambda: got.append(pipes.written(len(body) + 4)))
+    threading.Timer(0.05, reader.start).start()
+    pipes.channel.send([body])
+    threading.Timer(0.05, os.write, (pipes.feed, frame(b"late"))).start()
+    assert pipes.channel.read() == []
+    assert pipes.channel.read() == [b"late"]
+    reader.join(10)
+    assert got == [frame(body)]
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_reader_that_is_gone_is_noted_and_nothing_is_raised(pipes, size):
+    """Writes happen inside of prints of user code as well, which must not see it."""
+    os.close(pipes.drain)
+    pipes.channel.send([b"x" * size])
+    assert pipes.channel.gone
+    pipes.channel.send([b"more"])
+    pipes.channel.hold([b"more"])
+    pipes.channel.write_out()
+
+
+def test_large_frames_are_read_into_a_buffer_that_is_used_again(pipes):
+    """And small ones after them come out as ever."""
+    first = frame(b"a" * 500_000)
+    second = frame(b"b" * 600_000)
+    writer = threading.Thread(
+        target=lambda: [os.write(pipes.feed, d) for d in (first, second, frame(b"c"))]
+    )
+    writer.start()
+    got = []
+    while len(got) < 3:
+        got += [bytes(body[:1]) + str(len(body)).encode() for body in pipes.channel.read()]
+    writer.join()
+    assert got == [b"a500000", b"b600000", b"c1"]
+
+
+def test_the_end_of_input_is_none(pipes):
+    """Again and again."""
+    os.close(pipes.feed)
+    assert pipes.channel.read() is None
+    assert pipes.channel.read() is None

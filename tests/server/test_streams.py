@@ -1,0 +1,147 @@
+"""A stream sends its items as far as the credit reaches, and holds nobody up."""
+
+import time
+
+import pytest
+from lanes_client import Port
+
+from port_server.etf import Atom
+
+ENDLESS = "import itertools\nfor n in itertools.count(): yield n"
+
+
+@pytest.fixture
+def port():
+    with Port(init={"heartbeat_interval_ms": 0}) as port:
+        yield port
+        port.settled(streams=0, tasks=0, objects=0)
+
+
+def items(port, name):
+    """Take everything up to the end: the items, and the last reply."""
+    got = []
+    while (message := port.reply(name))[0] == "yield":
+        got.append(message[1])
+    return got, message
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "yield from range(5)",
+        "for n in range(5): yield n",
+        "range(5)",
+        "(n for n in range(5))",
+        "iter([0, 1, 2, 3, 4])",
+        "{n: n for n in range(5)}",
+        "import asyncio\nfor n in range(5):\n  await asyncio.sleep(0)\n  yield n",
+        "async def f():\n  for n in range(5): yield n\nf()",
+        "async def f(): return range(5)\nf()",
+    ],
+)
+def test_whatever_can_be_iterated_is_a_stream(port, code):
+    assert items(port, port.eval(code, stream=True, credit=100)) == ([0, 1, 2, 3, 4], ("ok", None))
+
+
+def test_the_return_value_comes_last(port):
+    assert items(port, port.eval("yield 1\nreturn 2", stream=True, credit=9)) == ([1], ("ok", 2))
+
+
+@pytest.mark.parametrize("head", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+def test_no_more_is_sent_than_there_is_credit_for(port, head):
+    name = port.eval(head + ENDLESS, stream=True, credit=3)
+    assert [port.reply(name)[1] for _ in range(3)] == [0, 1, 2]
+    port.nothing(name)
+    assert port.value(port.eval("7")) == 7  # parked, it holds nobody up
+    port.tell(Atom("credit"), name, 2)
+    assert [port.reply(name)[1] for _ in range(2)] == [3, 4]
+    port.nothing(name)
+    port.tell(Atom("cancel"), name)
+    assert port.error(name)["kind"] == "cancelled"
+
+
+@pytest.mark.parametrize("head", ["", "import asyncio\nawait asyncio.sleep(0)\n"])
+def test_cancel_lets_finally_run(port, head):
+    code = "try:\n  for n in range(9): yield n\nfinally:\n  print('closed')"
+    name = port.eval(head + code, stream=True, credit=2)
+    assert [port.reply(name)[1] for _ in range(2)] == [0, 1]
+    port.tell(Atom("cancel"), name)
+    message = port.reply(name)
+    assert message == ("output", Atom("stdout"), b"closed\n")
+    assert port.error(name)["kind"] == "cancelled"
+
+
+def test_a_running_stream_gives_way_to_requests(port):
+    code = (
+        "import time\nwhile True:\n  end = time.monotonic() + 0.001\n"
+        "  while time.monotonic() < end: pass\n  yield 1"
+    )
+    name = port.eval(code, stream=True, credit=1_000_000)
+    port.reply(name)
+    times = []
+    for _ in range(20):
+        began = time.monotonic()
+        assert port.value(port.eval("1")) == 1
+        times.append(time.monotonic() - began)
+    assert sorted(times)[10] < 0.05
+    port.tell(Atom("cancel"), name)
+    _got, last = items(port, name)
+    assert last[1]["kind"] == "cancelled"
+
+
+def test_a_generator_that_raises_after_three_items_sends_them_first(port):
+    name = port.eval("yield from range(3)\n1 / 0", stream=True, credit=100)
+    got, (kind, error) = items(port, name)
+    assert got == [0, 1, 2]
+    assert (kind, error["type"]) == ("error", b"ZeroDivisionError")
+    assert error["frames"][0]["line"] == 2
+
+
+def test_an_item_that_cannot_be_written_ends_the_stream(port):
+    name = port.eval("x = []\nx.append(x)\nyield 1\nyield x", stream=True, credit=9)
+    got, (kind, error) = items(port, name)
+    assert (got, kind, error["kind"]) == ([1], "error", "encode")
+
+
+def test_what_cannot_be_iterated_is_an_error(port):
+    assert port.error(port.eval("7", stream=True, credit=9))["type"] == b"TypeError"
+
+
+def test_a_slow_item_does_not_keep_those_before_it(port):
+    code = "import time\nfor n in range(20): yield n\ntime.sleep(1)\nyield 20"
+    name = port.eval(code, stream=True, credit=100)
+    began = time.monotonic()
+    assert [port.reply(name)[1] for _ in range(20)] == list(range(20))
+    assert time.monotonic() - began < 0.5
+    assert items(port, name)[0] == [20]
+
+
+def test_many_streams_at_once_are_each_in_order(port):
+    names = [port.eval("yield from range(500)", stream=True, credit=1000) for _ in range(20)]
+    for name in names:
+        assert items(port, name) == (list(range(500)), ("ok", None))
+
+
+def test_objects_in_items_are_told(port):
+    name = port.eval("yield object()", stream=True, credit=9)
+    kind, handle, ids = port.reply(name)
+    assert (kind, [handle["id"]]) == ("yield", ids)
+    port.reply(name)
+    port.tell(Atom("release"), ids)
+
+
+def test_streams_that_wait_for_credit_end_with_the_input():
+    with Port() as other:
+        name = other.eval(ENDLESS, stream=True, credit=1)
+        other.reply(name)
+        other.process.stdin.close()
+        assert other.error(name)["kind"] == "cancelled"
+        assert other.process.wait(3) == 0
+
+
+def test_a_hundred_thousand_items_are_cheap(port):
+    name = port.eval("yield from range(100_000)", stream=True, credit=200_000)
+    began = time.monotonic()
+    got, last = items(port, name)
+    assert (len(got), last) == (100_000, ("ok", None))
+    assert time.monotonic() - began < 10
