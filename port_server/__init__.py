@@ -1,4 +1,26 @@
-"""Python for Elixir and Erlang, over a port: what code that runs inside a server may import."""
+"""Python for Elixir and Erlang, over a port: what code that runs inside a server may import.
+
+The terms that Python has no type for:
+
+    from port_server import Atom, BitString, Fun, ImproperList, Pid, Port, Reference, Struct
+
+`Atom("ok")` goes to Elixir as `:ok`; it is a str, equal to "ok". The others come from Elixir and
+are kept and sent back as they are; `Struct` is a dict that knows its module.
+
+Structs as types of one's own, both ways:
+
+    from port_server import register
+    register("MyApp.Money", Money, lambda money: {"amount": money.amount})
+
+Calls into the BEAM, from code that runs in a server that Elixir started:
+
+    from port_server import ElixirError, call, send
+    call("Enum", "sum", [[1, 2, 3]])    # what `allow:` of the server names; awaitable in async code
+    send(pid, {"progress": 0.5})        # like Kernel.send/2
+
+A call that fails raises `ElixirError`. An Elixir function among the globals of a request is a
+`Callback`; a request that is cancelled where it waits gets `Cancelled`, a KeyboardInterrupt.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +38,10 @@ from .etf import (
     Struct,
     register,
 )
-from .runtime.beam import Callback, Cancelled, ElixirError, call, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .runtime.beam import Callback, Cancelled, ElixirError, call, send
 
 __all__ = [
     "Atom",
@@ -37,3 +62,16 @@ __all__ = [
     "register",
     "send",
 ]
+
+_OF_THE_BEAM = frozenset(("Callback", "Cancelled", "ElixirError", "call", "send"))
+
+
+def __getattr__(name: str) -> object:
+    # Not imported above: who uses the codec alone (`port_server.etf`) needs nothing of a server.
+    if name not in _OF_THE_BEAM:
+        raise AttributeError(f"module 'port_server' has no attribute {name!r}")
+    from .runtime import beam  # noqa: PLC0415
+
+    value = getattr(beam, name)
+    globals()[name] = value
+    return value

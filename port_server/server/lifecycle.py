@@ -311,7 +311,10 @@ class Server:
 
     def _may_wait(self) -> bool:
         """Tell whether a print may wait to be acknowledged: somebody goes on reading the port."""
-        if get_ident() == self.control.ident or self.channel.gone or self.dispatcher.ended:
+        dispatcher = self.dispatcher
+        if get_ident() == self.control.ident or self.channel.gone or dispatcher.ended:
+            return False
+        if dispatcher.full:  # then nothing more is read, acks neither
             return False
         self.baton.hurry()
         return True
