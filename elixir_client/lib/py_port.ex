@@ -24,10 +24,22 @@ defmodule PyPort do
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
       `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
+    * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
+    * `:return` - `:value`, or `:object` for a `PyPort.Object` of whatever the value is. Default: `:value`.
+    * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
+
+  ## Functions
+
+  A function among the top-level values of `globals`, of the arguments or of the keyword arguments is a callable in
+  Python. Each call runs in a process of its own, whose `$callers` lead to the caller of the request:
+
+      iex> PyPort.eval("[f(x) for x in xs]", %{xs: [1, 2], f: &(&1 * 10)})
+      {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Error, Request}
+  alias PyPort.{Code, Error, Object, Options, Reach, Request, Session, Status}
+  alias PyPort.Server.{Handle, Property}
 
   @type code :: String.t() | Code.t()
   @type globals :: %{optional(atom() | String.t()) => term()}
@@ -35,8 +47,14 @@ defmodule PyPort do
           {:server, GenServer.server()}
           | {:timeout, timeout()}
           | {:binary_as, :str | :bytes}
+          | {:session, Session.t()}
+          | {:return, :value | :object}
+          | {:owner, pid()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
+
+  @typedoc "`\"module:qualified.name\"`, an attribute of an object, or an object that can be called."
+  @type target :: String.t() | {Object.t(), String.t()} | Object.t()
 
   @doc """
   Evaluates Python code and gives the value of its last expression.
@@ -73,7 +91,8 @@ defmodule PyPort do
   def eval!(code, globals \\ %{}, options \\ []), do: code |> eval(globals, options) |> value!()
 
   @doc """
-  Calls a Python function by its name, `"module:qualified.name"`.
+  Calls a Python function by its name, `"module:qualified.name"`, a method of an object as `{object, "name"}`, or an
+  object that can be called.
 
   The module is imported if it has not been. It is faster than `eval/3` where the code is one call anyway,
   and needs no Python source.
@@ -85,28 +104,184 @@ defmodule PyPort do
 
       iex> PyPort.call("builtins:sorted", [[3, 1, 2]], %{reverse: true})
       {:ok, [3, 2, 1]}
+
+      iex> text = PyPort.eval!("'a-b'", %{}, return: :object)
+      iex> PyPort.call({text, "split"}, ["-"])
+      {:ok, ["a", "b"]}
   """
-  @spec call(String.t(), list(), map() | keyword(), [option()]) :: {:ok, term()} | {:error, Error.t()}
+  @spec call(target(), list(), map() | keyword(), [option()]) :: {:ok, term()} | {:error, Error.t()}
   def call(target, args \\ [], kwargs \\ %{}, options \\ []) do
-    unless is_binary(target) do
-      raise ArgumentError, ~s(the target of a call must be a string like "math:sqrt", got: #{inspect(target)})
-    end
-
-    unless is_list(args) and not List.improper?(args) do
-      raise ArgumentError,
-            "the arguments of a call must be a list, got: #{inspect(args)}. " <>
-              "One argument alone needs its brackets, too: [#{inspect(args)}]"
-    end
-
+    check_target!(target)
+    check_args!(args)
     Request.call(target, args, check_kwargs!(kwargs), options)
   end
 
   @doc """
   Like `call/4`, but gives the value itself and raises `PyPort.Error`.
+
+  ## Examples
+
+      iex> PyPort.call!("math:sqrt", [9.0])
+      3.0
   """
-  @spec call!(String.t(), list(), map() | keyword(), [option()]) :: term()
+  @spec call!(target(), list(), map() | keyword(), [option()]) :: term()
   def call!(target, args \\ [], kwargs \\ %{}, options \\ []),
     do: target |> call(args, kwargs, options) |> value!()
+
+  @doc """
+  A Python generator, asynchronous generator, or any iterable as a lazy enumerable.
+
+  Python makes items ahead, but no more than the consumer may still take: option `:credit`, 512 by default.
+  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs).
+  `:timeout` is the longest wait for the next item. Errors are raised where they happen: after the items before them.
+  The other options are those of `eval/3`. Each enumeration runs the code anew.
+
+  ## Examples
+
+      iex> PyPort.stream("for n in range(limit): yield n * n", %{limit: 4}) |> Enum.to_list()
+      [0, 1, 4, 9]
+
+      iex> PyPort.stream("import itertools; itertools.count()") |> Stream.map(&(&1 * 2)) |> Enum.take(3)
+      [0, 2, 4]
+  """
+  @spec stream(code(), globals(), [option() | {:credit, pos_integer()}]) :: Enumerable.t()
+  def stream(code, globals \\ %{}, options \\ []) do
+    check_code!(code)
+    check_globals!(globals)
+    code |> Request.draft_eval(globals) |> PyPort.Stream.new(options)
+  end
+
+  @doc """
+  Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
+
+  It ends with the calling process, if `close_session/1` does not end it before. Requests of one session run one at a
+  time; two sessions never see each other.
+
+  ## Examples
+
+      iex> {:ok, session} = PyPort.open_session()
+      iex> PyPort.eval("x = 41", %{}, session: session)
+      {:ok, nil}
+      iex> PyPort.eval("x + 1", %{}, session: session)
+      {:ok, 42}
+  """
+  @spec open_session([{:server, GenServer.server()} | {:timeout, timeout()}]) ::
+          {:ok, Session.t()} | {:error, Error.t()}
+  def open_session(options \\ []), do: options |> Options.session!() |> Request.open_session()
+
+  @doc """
+  Closes a session. One that is closed already, or whose server has ended, is closed just as well.
+
+  ## Examples
+
+      iex> {:ok, session} = PyPort.open_session()
+      iex> PyPort.close_session(session)
+      :ok
+  """
+  @spec close_session(Session.t()) :: :ok
+  def close_session(%Session{server: server, name: name}) do
+    with {:ok, handle} <- PyPort.Registry.fetch(server), do: Request.close_session(server, handle, name)
+    :ok
+  end
+
+  @doc """
+  An attribute of an object.
+
+  ## Examples
+
+      iex> fraction = PyPort.eval!("from fractions import Fraction; Fraction(6, 8)")
+      iex> PyPort.getattr(fraction, "numerator")
+      {:ok, 3}
+  """
+  @spec getattr(Object.t(), String.t() | atom(), [option()]) :: {:ok, term()} | {:error, Error.t()}
+  def getattr(%Object{} = object, name, options \\ []) when is_binary(name) or is_atom(name),
+    do: call("builtins:getattr", [object, to_string(name)], %{}, options)
+
+  @doc """
+  An item of an object, `object[key]`.
+
+  ## Examples
+
+      iex> counter = PyPort.eval!("import collections; collections.Counter('abracadabra')", %{}, return: :object)
+      iex> PyPort.getitem(counter, "a")
+      {:ok, 5}
+  """
+  @spec getitem(Object.t(), term(), [option()]) :: {:ok, term()} | {:error, Error.t()}
+  def getitem(%Object{} = object, key, options \\ []),
+    do: call("operator:getitem", [object, key], %{}, options)
+
+  @doc """
+  Releases an object, or several, before their owner ends. Releasing twice does no harm.
+
+  ## Examples
+
+      iex> object = PyPort.eval!("object()")
+      iex> PyPort.release(object)
+      :ok
+      iex> {:error, %PyPort.Error{}} = PyPort.call({object, "__hash__"})
+  """
+  @spec release(Object.t() | [Object.t()]) :: :ok
+  def release(%Object{} = object), do: release([object])
+
+  def release(objects) when is_list(objects) do
+    for {server, objects} <- Enum.group_by(objects, & &1.server, & &1.id),
+        {:ok, handle} <- [PyPort.Registry.fetch(server)] do
+      # Written from here, so that it comes before what the caller asks for next.
+      Handle.command(handle, PyPort.Wire.release(objects))
+      GenServer.cast(server, {:property, {:forget, objects}})
+    end
+
+    :ok
+  end
+
+  @doc """
+  Gives an object to another process: it is released when that one ends.
+
+  ## Examples
+
+      iex> object = PyPort.eval!("object()")
+      iex> PyPort.transfer(object, Process.whereis(PyPort.Supervisor))
+      :ok
+  """
+  @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
+  def transfer(%Object{server: server, id: id} = object, owner) when is_pid(owner) do
+    with {:ok, _handle} <- Reach.handle(object, :infinity) do
+      case GenServer.call(server, {:transfer, [id], owner}, :infinity) do
+        :ok -> :ok
+        {:error, _ids} -> {:error, Error.released(object)}
+      end
+    end
+  catch
+    :exit, _reason -> {:error, Error.released(object)}
+  end
+
+  @doc """
+  Runs `fun`, and releases the objects that came to belong to the calling process meanwhile.
+
+  `transfer/2` keeps one; what it is that `fun` returns makes no difference.
+
+  ## Examples
+
+      iex> PyPort.with_objects(fn ->
+      ...>   words = PyPort.eval!("import collections; collections.Counter('hello')", %{}, return: :object)
+      ...>   PyPort.getitem(words, "l")
+      ...> end)
+      {:ok, 2}
+  """
+  @spec with_objects((... -> result)) :: result when result: var
+  def with_objects(fun) when is_function(fun, 0), do: Property.with_scope(fun)
+
+  @doc """
+  How a server is, from what is known without asking Python: a list of `PyPort.Status`, one for each Python.
+
+  ## Examples
+
+      iex> [%PyPort.Status{os_pid: os_pid}] = PyPort.status()
+      iex> is_integer(os_pid)
+      true
+  """
+  @spec status(GenServer.server()) :: [Status.t()]
+  def status(server \\ PyPort.Default), do: Status.of(server)
 
   @doc """
   Marks a binary as `bytes` for Python, whatever the option `:binary_as` says of the others.
@@ -127,6 +302,23 @@ defmodule PyPort do
 
   defp check_code!(other) do
     raise ArgumentError, "code must be a string, or a ~PY or ~P sigil, got: #{inspect(other)}"
+  end
+
+  defp check_target!(target) when is_binary(target) or is_struct(target, Object), do: :ok
+  defp check_target!({%Object{}, attribute}) when is_binary(attribute), do: :ok
+
+  defp check_target!(target) do
+    raise ArgumentError,
+          ~s(the target of a call must be a string like "math:sqrt", an object, or {object, "attribute"}, ) <>
+            "got: #{inspect(target)}"
+  end
+
+  defp check_args!(args) do
+    unless is_list(args) and not List.improper?(args) do
+      raise ArgumentError,
+            "the arguments of a call must be a list, got: #{inspect(args)}. " <>
+              "One argument alone needs its brackets, too: [#{inspect(args)}]"
+    end
   end
 
   defp check_globals!(globals) when is_map(globals) and not is_struct(globals), do: :ok

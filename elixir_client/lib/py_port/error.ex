@@ -129,6 +129,42 @@ defmodule PyPort.Error do
   end
 
   @doc false
+  @spec released(PyPort.Object.t()) :: t()
+  def released(object) do
+    %__MODULE__{
+      kind: :unavailable,
+      begun: false,
+      message: "#{inspect(object)} has been released, or has ended with its owner or its server"
+    }
+  end
+
+  @doc false
+  # What a caller makes of the reason for which its server ended.
+  @spec of_exit(term()) :: t()
+  def of_exit({:shutdown, %__MODULE__{} = error}), do: error
+
+  def of_exit(reason) when reason in [:noproc, :noconnection] do
+    %__MODULE__{
+      kind: :unavailable,
+      begun: false,
+      message: "the server is not running, or is just being restarted"
+    }
+  end
+
+  def of_exit(reason) when reason in [:normal, :shutdown] do
+    %__MODULE__{kind: :exited, message: "the server was stopped before it answered"}
+  end
+
+  def of_exit({:shutdown, _reason}), do: of_exit(:shutdown)
+
+  def of_exit(reason) do
+    %__MODULE__{
+      kind: :exited,
+      message: "the process that owns the port ended: #{Exception.format_exit(reason)}"
+    }
+  end
+
+  @doc false
   @spec death(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
   def death(nil, stderr) do
     %__MODULE__{

@@ -2,13 +2,15 @@ defmodule PyPort.Options do
   # Which options there are, what they default to, and what is said about a wrong one. Pure.
   @moduledoc false
 
-  @request [
-    server: PyPort.Default,
-    timeout: 5_000,
-    binary_as: :str,
-    stdout: nil,
-    stderr: nil
-  ]
+  # Everything a request may carry, by what it is that is asked for. `server: nil` is PyPort.Default, or
+  # the server that a session or an object brings along.
+  @common [server: nil, timeout: 5_000]
+  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
+
+  @request @common ++ @values
+  @request_defaults Map.new(@request)
+  @stream @request ++ [credit: 512]
+  @session @common
 
   @server [
     name: nil,
@@ -17,36 +19,61 @@ defmodule PyPort.Options do
     env: [],
     init_code: nil,
     init_timeout: 60_000,
+    allow: [],
     logger: true,
     heartbeat_interval: 1_000,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
     max_queued_bytes: 67_108_864,
-    max_pending: 1_024
+    max_pending: 1_024,
+    max_objects: 100_000
   ]
 
   @type request :: %{
-          server: GenServer.server(),
-          timeout: timeout(),
-          binary_as: :str | :bytes,
-          stdout: IO.device() | nil,
-          stderr: IO.device() | nil
+          required(:server) => GenServer.server() | nil,
+          required(:timeout) => timeout(),
+          required(:binary_as) => :str | :bytes,
+          required(:stdout) => IO.device() | nil,
+          required(:stderr) => IO.device() | nil,
+          required(:session) => PyPort.Session.t() | nil,
+          required(:return) => :value | :object,
+          required(:owner) => pid() | nil,
+          optional(:credit) => pos_integer()
         }
 
-  @spec request!(keyword()) :: map()
+  @spec request!(keyword()) :: request()
   # The common case, and the one that must cost nothing.
-  def request!([]), do: unquote(Macro.escape(Map.new(@request)))
-  def request!(options), do: validate!(options, @request, "PyPort.eval/3 and PyPort.call/4")
+  def request!([]), do: @request_defaults
+
+  def request!(options) do
+    options |> validate!(@request_defaults, @request, "PyPort.eval/3 and PyPort.call/4") |> one_server!()
+  end
+
+  @spec stream!(keyword()) :: request()
+  def stream!(options) do
+    options |> validate!(Map.new(@stream), @stream, "PyPort.stream/3") |> one_server!()
+  end
+
+  @spec session!(keyword()) :: map()
+  def session!(options), do: validate!(options, Map.new(@session), @session, "PyPort.open_session/1")
 
   @spec server!(keyword()) :: map()
-  def server!(options), do: validate!(options, @server, "PyPort.Server")
+  def server!(options), do: validate!(options, Map.new(@server), @server, "PyPort.Server")
 
-  defp validate!(options, known, whose) do
+  defp one_server!(%{server: server, session: %PyPort.Session{} = session}) when server != nil do
+    raise ArgumentError,
+          "a session carries its server, so :session and :server cannot both be given, " <>
+            "got: session: #{inspect(session)}, server: #{inspect(server)}"
+  end
+
+  defp one_server!(options), do: options
+
+  defp validate!(options, defaults, known, whose) do
     unless Keyword.keyword?(options) do
       raise ArgumentError, "options must be a keyword list, got: #{inspect(options)}"
     end
 
-    Enum.reduce(options, Map.new(known), fn {name, value}, valid ->
+    Enum.reduce(options, defaults, fn {name, value}, valid ->
       unless Map.has_key?(valid, name), do: raise(ArgumentError, unknown(name, Keyword.keys(known), whose))
 
       unless valid?(name, value) do
@@ -69,16 +96,31 @@ defmodule PyPort.Options do
   defp valid?(name, value) when name in [:timeout, :init_timeout],
     do: value == :infinity or (is_integer(value) and value >= 0)
 
-  defp valid?(name, value) when name in [:heartbeat_interval, :max_pending, :max_queued_bytes],
-    do: is_integer(value) and value > 0
+  defp valid?(name, value)
+       when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_objects],
+       do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
+  # It is written in four bytes.
+  defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
   defp valid?(:shutdown_grace, value), do: is_integer(value) and value >= 0
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
+  defp valid?(:return, value), do: value in [:value, :object]
+  defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
+  defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
   defp valid?(:logger, value), do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
+
+  defp valid?(:allow, value) do
+    is_list(value) and
+      Enum.all?(value, fn
+        {module, function, arity} -> is_atom(module) and is_atom(function) and is_integer(arity)
+        {module, function} -> is_atom(module) and is_atom(function)
+        module -> is_atom(module)
+      end)
+  end
 
   defp valid?(:env, value) do
     is_list(value) and
@@ -97,13 +139,19 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
   defp expected(:shutdown_grace), do: "milliseconds (0 or more)"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
+  defp expected(:max_objects), do: "a number of objects (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
+  defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
+  defp expected(:return), do: ":value or :object"
+  defp expected(:session), do: "what PyPort.open_session/1 gave"
+  defp expected(:owner), do: "a pid"
   defp expected(:logger), do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:cd), do: "a directory"
   defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil"
+  defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
   defp expected(:env), do: ~s(a list such as [{"NAME", "value"}, {"UNSET_ME", nil}])
 end

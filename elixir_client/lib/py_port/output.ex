@@ -2,20 +2,37 @@ defmodule PyPort.Output do
   # The process that writes what one request printed to the devices of its caller. It is spawned when
   # the first chunk arrives, so a request that prints nothing has none; and it is a process of its own, so
   # that a device that hangs, or has died, holds up neither the owner of the port nor the answer.
+  #
+  # A chunk is acknowledged when the device has taken it, or is known never to take it. Python sends no more than
+  # its window without an acknowledgement, so a slow device makes a slow print and not a growing mailbox.
+  #
+  # It speaks the IO protocol itself: `IO.write/2` waits for its device alone, and could not be told to give up.
   @moduledoc false
+
+  alias PyPort.Server.Handle
+  alias PyPort.Wire
 
   @type device :: IO.device()
   @type devices :: nil | {stdout :: device() | nil, stderr :: device() | nil}
 
-  @spec start(caller :: pid(), devices()) :: pid()
-  def start(caller, devices) do
+  # What is abandoned is acknowledged with more than any window holds, so that Python never waits for it again.
+  @everything 0x7FFFFFFF
+
+  @spec start(Handle.t(), Wire.id(), caller :: pid(), devices()) :: pid()
+  def start(handle, id, caller, devices) do
     owner = self()
 
     spawn(fn ->
-      monitor = Process.monitor(owner)
       {stdout, stderr} = devices || {nil, nil}
       group_leader = group_leader(caller)
-      loop(%{stdout: stdout || group_leader, stderr: stderr || group_leader}, monitor)
+
+      loop(%{
+        handle: handle,
+        id: id,
+        owner: Process.monitor(owner),
+        stdout: stdout || group_leader,
+        stderr: stderr || group_leader
+      })
     end)
   end
 
@@ -29,37 +46,97 @@ defmodule PyPort.Output do
   Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
   where there is one.
   """
-  @spec finish(pid(), reference() | nil) :: :ok
+  @spec finish(pid(), reference()) :: :ok
   def finish(writer, ref) do
     send(writer, {:finish, ref})
     :ok
   end
 
-  defp loop(devices, monitor) do
-    receive do
-      {:write, frame} ->
-        with {:ok, {:output, _id, stream, text}} <- PyPort.Wire.decode(frame), do: put(devices, stream, text)
-        loop(devices, monitor)
+  # How long a device may still take for the output of a request that has its answer.
+  @leave_ms 30_000
 
-      {:finish, nil} ->
-        :ok
+  @doc "Lets the writer go on for a while without anybody who waits for it; it ends by then."
+  @spec leave(pid()) :: :ok
+  def leave(writer) do
+    Process.send_after(writer, :abandon, @leave_ms)
+    :ok
+  end
+
+  @doc "Ends the writer now, whatever its device is doing."
+  @spec abandon(pid()) :: :ok
+  def abandon(writer) do
+    send(writer, :abandon)
+    :ok
+  end
+
+  defp loop(%{owner: owner} = state) do
+    receive do
+      :abandon ->
+        acknowledge(state, @everything)
+
+      {:write, frame} ->
+        case chunk(frame, state) do
+          :ok -> loop(state)
+          :stop -> :ok
+        end
 
       {:finish, ref} ->
         send(ref, {ref, :flushed})
 
-      {:DOWN, ^monitor, :process, _owner, _reason} ->
+      {:DOWN, ^owner, :process, _pid, _reason} ->
         :ok
     end
   end
 
-  defp put(devices, stream, text) do
-    # A device that has closed, or refuses the text, is the caller's loss and nobody else's.
-    IO.write(Map.fetch!(devices, stream), text)
-  rescue
-    _error -> :ok
-  catch
-    _kind, _reason -> :ok
+  defp chunk(frame, state) do
+    case Wire.decode(frame) do
+      {:ok, {:output, _id, stream, text}} when stream in [:stdout, :stderr] and is_binary(text) ->
+        with :ok <- put(Map.fetch!(state, stream), text, state) do
+          acknowledge(state, byte_size(text))
+          :ok
+        end
+
+      _unreadable ->
+        :ok
+    end
   end
+
+  defp acknowledge(state, bytes), do: Handle.command(state.handle, Wire.ack(state.id, bytes))
+
+  # A device that has closed, or refuses the text, is the caller's loss and nobody else's.
+  defp put(device, text, %{owner: owner} = state) do
+    case whereis(device) do
+      nil ->
+        :ok
+
+      pid ->
+        ref = Process.monitor(pid)
+        send(pid, {:io_request, self(), ref, {:put_chars, :unicode, text}})
+
+        receive do
+          {:io_reply, ^ref, _ok_or_error} ->
+            Process.demonitor(ref, [:flush])
+            :ok
+
+          {:DOWN, ^ref, :process, _pid, _reason} ->
+            :ok
+
+          :abandon ->
+            acknowledge(state, @everything)
+            :stop
+
+          {:DOWN, ^owner, :process, _pid, _reason} ->
+            :stop
+        end
+    end
+  end
+
+  defp whereis(:stdio), do: Process.group_leader()
+  defp whereis(:stderr), do: Process.whereis(:standard_error)
+  defp whereis(name) when is_atom(name), do: Process.whereis(name)
+  defp whereis(pid) when is_pid(pid), do: pid
+
+  defp whereis(_no_device), do: nil
 
   defp group_leader(caller) do
     case node(caller) == node() && Process.info(caller, :group_leader) do

@@ -6,191 +6,196 @@ defmodule PyPort.Request do
   # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
-  alias PyPort.{Error, Options, Registry, Server, Wire}
-  alias PyPort.Server.Handle
+  import PyPort.Reach, only: [deadline: 1, remaining: 1]
 
-  # Below this a frame is not worth a look at the port's queue while nothing else is open.
-  @small_frame_bytes 4_096
+  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Values, Wire}
+  alias PyPort.Server.{Handle, Property}
 
   # An owner that has taken a row sends the reply next; it is waited for this long once the caller's time is up.
   @taken_grace_ms 1_000
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
+  @type target :: String.t() | Object.t() | {Object.t(), String.t()}
+  @typedoc "What is known of a request before it has a server."
+  @type draft :: %{
+          verb: :eval | :call,
+          # The options for Python, the first element, are filled in last.
+          body: tuple(),
+          small?: boolean(),
+          target: Object.t() | nil,
+          found: Values.found()
+        }
 
   @spec eval(String.t() | PyPort.Code.t(), map(), keyword()) :: outcome()
   def eval(code, globals, options) do
     options = Options.request!(options)
-    run(:eval, {wire_options(options), code(code), globals}, options)
+
+    if Wire.small?(globals),
+      do: run_plain(:eval, {nil, code(code), globals}, options),
+      else: code |> draft_eval(globals) |> run(options)
   end
 
-  @spec call(String.t(), list(), map(), keyword()) :: outcome()
+  @spec call(target(), list(), map(), keyword()) :: outcome()
   def call(target, args, kwargs, options) do
     options = Options.request!(options)
-    run(:call, {wire_options(options), target, args, kwargs}, options)
+
+    if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
+      do: run_plain(:call, {nil, target, args, kwargs}, options),
+      else: target |> draft_call(args, kwargs) |> run(options)
+  end
+
+  @doc "Opens a session under `name` on the server of these options."
+  @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
+  def open_session(%{timeout: timeout} = options) do
+    deadline = deadline(timeout)
+
+    with {:ok, handle} <- Reach.handle(Reach.place(Map.put(options, :session, nil), nil, []), deadline) do
+      <<number::64>> = id = Handle.next_id(handle)
+      name = Integer.to_string(number)
+      # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
+      GenServer.cast(handle.owner, {:property, {:session_opened, name, self()}})
+
+      case exchange(handle, id, Wire.open_session(id, name), deadline, timeout, nil) do
+        {:ok, _nil} ->
+          {:ok, %PyPort.Session{server: handle.owner, name: name}}
+
+        {:error, error} ->
+          close_session(handle.owner, handle, name)
+          {:error, error}
+      end
+    end
+  end
+
+  @spec close_session(pid(), Handle.t(), String.t()) :: :ok
+  def close_session(owner, handle, name) do
+    Handle.command(handle, Wire.close_session(name))
+    GenServer.cast(owner, {:property, {:session_closed, name}})
+  end
+
+  # --- what is sent ---------------------------------------------------------------------------
+
+  @spec draft_eval(String.t() | PyPort.Code.t(), map()) :: draft()
+  def draft_eval(code, globals) do
+    small? = Wire.small?(globals)
+    {globals, found} = if small?, do: {globals, Values.none()}, else: Values.scan(globals, Values.none())
+    %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
+  end
+
+  @spec draft_call(target(), list(), map()) :: draft()
+  def draft_call(target, args, kwargs) do
+    small? = Wire.small?(args) and Wire.small?(kwargs)
+
+    {args, kwargs, found} =
+      if small? do
+        {args, kwargs, Values.none()}
+      else
+        {args, found} = Values.scan(args, Values.none())
+        {kwargs, found} = Values.scan(kwargs, found)
+        {args, kwargs, found}
+      end
+
+    body = {nil, target, args, kwargs}
+    %{verb: :call, body: body, small?: small?, target: target_object(target), found: found}
   end
 
   defp code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
   defp code(source), do: source
 
-  defp wire_options(%{timeout: :infinity, binary_as: :str}), do: %{}
-  defp wire_options(%{timeout: timeout, binary_as: :str}), do: %{deadline_ms: timeout}
-  defp wire_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
-  defp wire_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
+  defp target_object(%Object{} = object), do: object
+  defp target_object({%Object{} = object, _attribute}), do: object
+  defp target_object(_name), do: nil
 
-  defp run(verb, body, %{timeout: timeout} = options) do
-    deadline = deadline(timeout)
-
-    with {:ok, handle} <- handle(options.server, deadline) do
-      id = <<:atomics.add_get(handle.counter, 1, 1)::64>>
-      frame = Wire.request(verb, id, body)
-
-      with :ok <- admit(handle, frame) do
-        # Monitor, row, command, in this order: a reply can only come after the command, and finds the row; a
-        # death can come at any time, and finds the monitor.
-        ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
-        insert(handle.table, {id, ref, self(), deadline, devices(options)})
-        command(handle.port, frame)
-        await(ref, handle, id, deadline, timeout)
-      end
-    end
+  @spec frame(draft(), Handle.t(), Wire.id(), map()) :: iodata()
+  def frame(%{verb: verb, body: body, small?: small?}, handle, id, options) do
+    Wire.request(verb, id, put_elem(body, 0, wire_options(options, Callbacks.parent(handle))), small?)
   end
 
-  defp devices(%{stdout: nil, stderr: nil}), do: nil
-  defp devices(%{stdout: stdout, stderr: stderr}), do: {stdout, stderr}
+  # The plain request first, which has at most these two.
+  defp wire_options(%{session: nil, return: :value} = options, nil), do: plain_options(options)
 
-  # --- finding the server ---------------------------------------------------------------------
-
-  defp handle(server, deadline) do
-    with {:ok, owner} <- whereis(server) do
-      case Registry.fetch(owner) do
-        {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
-        :not_started -> {:error, Error.not_started()}
-        _starting -> await_ready(owner, deadline)
-      end
-    end
+  defp wire_options(%{session: session, return: return} = options, parent) do
+    options = plain_options(options)
+    options = if session, do: Map.put(options, :session, session.name), else: options
+    options = if return == :value, do: options, else: Map.put(options, :return, return)
+    if parent, do: Map.put(options, :parent, parent), else: options
   end
 
-  defp whereis(pid) when is_pid(pid), do: {:ok, pid}
+  # A stream's timeout is for each of its items, so there is no deadline to tell.
+  defp plain_options(%{credit: credit, binary_as: as}), do: %{stream: true, credit: credit, binary_as: as}
+  defp plain_options(%{timeout: :infinity, binary_as: :str}), do: %{}
+  defp plain_options(%{timeout: timeout, binary_as: :str}), do: %{deadline_ms: timeout}
+  defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
+  defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
-  defp whereis(server) do
-    case GenServer.whereis(server) do
-      pid when is_pid(pid) -> {:ok, pid}
-      _nobody -> {:error, not_running(server)}
-    end
-  rescue
-    error in [FunctionClauseError, ArgumentError] ->
-      reraise ArgumentError,
-              "option :server must be a pid or the name of a PyPort.Server, got: #{inspect(server)} " <>
-                "(#{Exception.message(error) |> String.split("\n") |> hd()})",
-              __STACKTRACE__
-  end
+  @doc "What stands in the row of a request beyond what each has."
+  @spec extra(map(), pid() | nil) :: Handle.extra()
+  def extra(%{stdout: nil, stderr: nil}, nil), do: nil
+  def extra(%{stdout: nil, stderr: nil}, servant), do: %{devices: nil, servant: servant}
+  def extra(%{stdout: stdout, stderr: stderr}, servant), do: %{devices: {stdout, stderr}, servant: servant}
 
-  # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
-  # process would not understand the question, and might die of it.
-  defp await_ready(owner, deadline) do
-    cond do
-      node(owner) != node() ->
-        raise ArgumentError,
-              "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
-                "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
-
-      Process.alive?(owner) and :proc_lib.translate_initial_call(owner) != {Server, :init, 1} ->
-        raise ArgumentError, "option :server must be a PyPort.Server, #{inspect(owner)} is none"
-
-      true ->
-        Server.await_ready(owner, remaining(deadline))
-    end
-  end
-
-  defp not_running(PyPort.Default) do
-    if Process.whereis(PyPort.Supervisor) do
-      unavailable(
-        "the default server is not running: it is switched off (config :py_port, server: false), or is just " <>
-          "being restarted. Name another one with the option :server"
-      )
-    else
-      Error.not_started()
-    end
-  end
-
-  defp not_running(server) do
-    unavailable(
-      "no PyPort.Server is running as #{inspect(server)}; it was not started, or is just being restarted"
-    )
-  end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
+  @doc "The process that serves calls of the functions among its values; nil where there are none."
+  @spec servant(Values.found(), Handle.t()) :: pid() | nil
+  def servant(%{funs: []}, _handle), do: nil
+  def servant(%{funs: funs}, handle), do: Callbacks.start(handle, funs, self())
 
   # --- sending --------------------------------------------------------------------------------
 
-  defp admit(handle, frame) do
-    bytes = :erlang.iolist_size(frame)
-    open = pending(handle.table)
+  # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
+  # `run/2` with nothing in it that such a request does not need.
+  defp run_plain(verb, body, %{timeout: timeout} = options) do
+    deadline = deadline(timeout)
 
-    cond do
-      bytes > handle.max_frame_bytes ->
-        {:error,
-         %Error{
-           kind: :encode,
-           begun: false,
-           message:
-             "the request takes #{bytes} bytes, the limit is #{handle.max_frame_bytes}: send less at once, or " <>
-               "start the server with a larger max_frame_bytes"
-         }}
+    with {:ok, handle} <- Reach.handle(options.session || options.server || PyPort.Default, deadline) do
+      id = Handle.next_id(handle)
+      wire_options = wire_options(options, Callbacks.parent(handle))
+      frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
 
-      open >= handle.max_pending ->
-        {:error, overloaded("#{open} requests are waiting for it (max_pending: #{handle.max_pending})")}
-
-      open > 0 or bytes > @small_frame_bytes ->
-        admit_queued(handle)
-
-      true ->
-        :ok
+      with :ok <- Reach.admit(handle, frame) do
+        handle |> exchange(id, frame, deadline, timeout, extra(options, nil)) |> mine(handle, id, options)
+      end
     end
   end
 
-  # A queue that is merely not empty takes one frame of any size, or a large one could never be sent.
-  defp admit_queued(handle) do
-    case Port.info(handle.port, :queue_size) do
-      {:queue_size, queued} when queued > handle.max_queued_bytes ->
-        {:error,
-         overloaded(
-           "#{queued} bytes are waiting to be read by it (max_queued_bytes: #{handle.max_queued_bytes})"
-         )}
+  defp run(draft, %{timeout: timeout} = options) do
+    deadline = deadline(timeout)
+    found = draft.found
 
-      # A closed port: the monitor will tell why.
-      _room_or_closed ->
-        :ok
+    with {:ok, handle} <- Reach.handle(Reach.place(options, draft.target, found.objects), deadline),
+         :ok <- Reach.belong(found.objects, handle) do
+      id = Handle.next_id(handle)
+      frame = frame(draft, handle, id, options)
+
+      with :ok <- Reach.admit(handle, frame) do
+        servant = servant(found, handle)
+        outcome = exchange(handle, id, frame, deadline, timeout, extra(options, servant))
+        if servant, do: Callbacks.stop(servant)
+        mine(outcome, handle, id, options)
+      end
     end
   end
 
-  defp overloaded(why) do
-    %Error{
-      kind: :overloaded,
-      begun: false,
-      message: "the Python server takes no more requests for now: #{why}; nothing was sent"
-    }
+  # Monitor, row, command, in this order: a reply can only come after the command, and finds the row; a
+  # death can come at any time, and finds the monitor.
+  defp exchange(handle, id, frame, deadline, timeout, extra) do
+    ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+    Handle.insert(handle, {id, ref, self(), deadline, extra})
+    Handle.command(handle, frame)
+    await(ref, handle, id, deadline, timeout)
   end
 
-  defp pending(table) do
-    case :ets.info(table, :size) do
-      :undefined -> 0
-      size -> size
-    end
+  defp mine({:ok, _value} = outcome, _handle, _id, _options), do: outcome
+
+  defp mine({:objects, value, ids}, handle, id, options) do
+    Property.adopt(handle.owner, {:reply, id}, ids, options.owner)
+    {:ok, value}
   end
 
-  # The port and the table can be gone by now; whatever ended them has a :DOWN for us.
-  defp insert(table, row) do
-    :ets.insert(table, row)
-  rescue
-    ArgumentError -> false
+  defp mine({:unread, error}, handle, id, _options) do
+    Property.disclaim(handle.owner, {:reply, id})
+    {:error, error}
   end
 
-  defp command(port, frame) do
-    Port.command(port, frame)
-  rescue
-    ArgumentError -> false
-  end
+  defp mine(outcome, _handle, _id, _options), do: outcome
 
   # --- waiting --------------------------------------------------------------------------------
 
@@ -201,18 +206,18 @@ defmodule PyPort.Request do
         outcome(frame)
 
       # It printed: the answer is whole, its output is on its way to a device.
-      {^ref, frame, _writer} ->
+      {^ref, frame, writer} ->
         receive do
           {^ref, :flushed} -> :ok
         after
-          remaining(deadline) -> :ok
+          remaining(deadline) -> Output.leave(writer)
         end
 
         forget(ref)
         outcome(frame)
 
       {:DOWN, ^ref, :process, _owner, reason} ->
-        {:error, Server.death_report(reason)}
+        {:error, Error.of_exit(reason)}
     after
       remaining(deadline) -> timed_out(ref, handle, id, timeout)
     end
@@ -221,8 +226,9 @@ defmodule PyPort.Request do
   # Whoever takes the row decides: either we have it, and no reply will be sent any more, or the owner
   # had it first, and its reply is the answer.
   defp timed_out(ref, handle, id, timeout) do
-    if take(handle.table, id) do
-      command(handle.port, Wire.cancel(id))
+    if Handle.take(handle, id) do
+      Handle.command(handle, Wire.cancel(id))
+      GenServer.cast(handle.owner, {:gave_up, id})
       forget(ref)
 
       {:error,
@@ -238,24 +244,19 @@ defmodule PyPort.Request do
           forget(ref)
           outcome(frame)
 
-        {^ref, frame, _writer} ->
+        {^ref, frame, writer} ->
+          Output.leave(writer)
           forget(ref)
           outcome(frame)
 
         {:DOWN, ^ref, :process, _owner, reason} ->
-          {:error, Server.death_report(reason)}
+          {:error, Error.of_exit(reason)}
       after
         @taken_grace_ms ->
           forget(ref)
-          {:error, %Error{kind: :timeout, message: "no answer within #{timeout} ms"}}
+          {:unread, %Error{kind: :timeout, message: "no answer within #{timeout} ms"}}
       end
     end
-  end
-
-  defp take(table, id) do
-    :ets.take(table, id) != []
-  rescue
-    ArgumentError -> false
   end
 
   defp forget(ref) do
@@ -272,27 +273,30 @@ defmodule PyPort.Request do
     end
   end
 
-  defp outcome(frame) do
+  @typedoc """
+  `:objects` where handles are inside, which have no owner yet; `:unread` where handles may be in a frame that
+  cannot be read.
+  """
+  @type raw_outcome :: outcome() | {:objects, term(), [pos_integer()]} | {:unread, Error.t()}
+
+  @doc false
+  @spec outcome(binary()) :: raw_outcome()
+  def outcome(frame) do
     case Wire.decode(frame) do
-      {:ok, {:ok, _id, value}} ->
-        {:ok, value}
+      {:ok, {_ok_or_yield, _id, value, ids}} when is_list(ids) ->
+        {:objects, value, ids}
 
       {:ok, {:error, _id, description}} ->
         {:error, Error.from_wire(description)}
+
+      {:ok, {_ok_or_yield, _id, value}} ->
+        {:ok, value}
 
       {:ok, other} ->
         {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
 
       {:error, why} ->
-        {:error, %Error{kind: :decode, message: why, begun: true}}
+        {:unread, %Error{kind: :decode, message: why, begun: true}}
     end
   end
-
-  # --- time -----------------------------------------------------------------------------------
-
-  defp deadline(:infinity), do: :infinity
-  defp deadline(timeout), do: System.monotonic_time(:millisecond) + timeout
-
-  defp remaining(:infinity), do: :infinity
-  defp remaining(deadline), do: max(deadline - System.monotonic_time(:millisecond), 0)
 end

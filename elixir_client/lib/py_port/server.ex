@@ -24,15 +24,19 @@ defmodule PyPort.Server do
     * `:init_code` - Python source run once at start; the names it defines are seen by every request.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
-    * `:logger` - whether what Python writes to stderr goes to `Logger`. Default: `true`.
-    * `:heartbeat_interval` - how often the server looks after its house (stderr, requests of callers that have
-      died), in ms. Default: 1_000.
+    * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
+      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: nothing. It guards against
+      accidents, not against attacks: Python is trusted code.
+    * `:logger` - whether what Python logs, and what it writes to stderr, goes to `Logger`. Default: `true`.
+    * `:heartbeat_interval` - how often Python tells how it is, and the server looks after its house (stderr,
+      requests of callers that have died), in ms. Default: 1_000.
     * `:shutdown_grace` - how long Python may take to finish what it is doing when its server is stopped,
       before it is killed, in ms. Default: 1_000.
     * `:max_frame_bytes` - the largest request or reply, in bytes. Default: 1 GiB.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
+    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
   """
 
   # The owner of the port. Callers write to the port themselves and read their replies themselves; the
@@ -42,8 +46,8 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Error, Options, Output, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Launch}
+  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.Server.{Handle, Launch, Mail, Ownership, Property, Traffic}
 
   @stderr_lines 20
   @backoff_first_ms 500
@@ -109,26 +113,7 @@ defmodule PyPort.Server do
        %Error{kind: :timeout, begun: false, message: "Python was still starting when the time was up"}}
 
     :exit, {reason, _call} ->
-      {:error, death_report(reason)}
-  end
-
-  @doc false
-  # What a caller makes of the reason for which its server ended.
-  @spec death_report(term()) :: Error.t()
-  def death_report({:shutdown, %Error{} = error}), do: error
-
-  def death_report(reason) when reason in [:noproc, :noconnection] do
-    %Error{kind: :unavailable, begun: false, message: "the server is not running, or is just being restarted"}
-  end
-
-  def death_report(reason) when reason in [:normal, :shutdown] do
-    %Error{kind: :exited, message: "the server was stopped before it answered"}
-  end
-
-  def death_report({:shutdown, _reason}), do: death_report(:shutdown)
-
-  def death_report(reason) do
-    %Error{kind: :exited, message: "the process that owns the port ended: #{Exception.format_exit(reason)}"}
+      {:error, Error.of_exit(reason)}
   end
 
   # --- birth ----------------------------------------------------------------------------------
@@ -149,8 +134,12 @@ defmodule PyPort.Server do
       failures: 0,
       stderr: nil,
       timer: nil,
-      # id -> the process that writes the output of that request
-      writers: %{}
+      # id -> what serves that request besides its caller: %{writer: pid | nil, servant: pid | nil}
+      attached: %{},
+      mail: nil,
+      ownership: Ownership.new(),
+      # holder of objects or sessions -> the monitor on it
+      monitors: %{}
     }
 
     {:ok, state, {:continue, :open}}
@@ -163,91 +152,14 @@ defmodule PyPort.Server do
   end
 
   defp open(state) do
-    dir = new_dir()
-    stderr_path = Path.join(dir, "stderr")
+    case Launch.open(state.options) do
+      {:ok, handle, stderr} ->
+        mail = Mail.start_link(handle, who(state), state.options.logger)
+        timer = start_timer(state.options.init_timeout, :init_timeout)
+        %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer, mail: mail}
 
-    with {:ok, launch} <- Launch.prepare(state.options, stderr_path),
-         {:ok, stderr} <- make_stderr(dir, stderr_path),
-         {:ok, port, os_pid} <- open_port(launch) do
-      start_time = Reaper.start_time(os_pid)
-      handle = handle(state.options, port, os_pid, start_time, dir)
-      # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
-      Registry.put(handle)
-      Reaper.watch(self(), os_pid, start_time, dir)
-      command(port, Wire.init(init_options(state.options)))
-      timer = start_timer(state.options.init_timeout, :init_timeout)
-      %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer}
-    else
       {:error, error} ->
-        File.rm_rf(dir)
         boot_failed(state, error)
-    end
-  end
-
-  defp handle(options, port, os_pid, start_time, dir) do
-    %Handle{
-      owner: self(),
-      port: port,
-      table: :ets.new(:py_port_requests, [:set, :public, write_concurrency: true]),
-      counter: :atomics.new(1, signed: false),
-      os_pid: os_pid,
-      start_time: start_time,
-      dir: dir,
-      max_frame_bytes: options.max_frame_bytes,
-      max_queued_bytes: options.max_queued_bytes,
-      max_pending: options.max_pending
-    }
-  end
-
-  defp open_port(launch) do
-    port = Port.open({:spawn_executable, ~c"/bin/sh"}, launch.port_options)
-
-    case Port.info(port, :os_pid) do
-      {:os_pid, os_pid} -> {:ok, port, os_pid}
-      nil -> {:error, unavailable("Python ended before it had begun")}
-    end
-  rescue
-    error -> {:error, unavailable("Python could not be started: #{Exception.message(error)}")}
-  end
-
-  defp new_dir do
-    unique = Base.encode32(:rand.bytes(10), case: :lower, padding: false)
-    Path.join(System.tmp_dir() || "/tmp", "py_port-#{System.pid()}-#{unique}")
-  end
-
-  defp make_stderr(dir, path) do
-    with :ok <- File.mkdir(dir),
-         :ok <- File.chmod(dir, 0o700),
-         {:ok, stderr} <- StderrFile.open(path) do
-      {:ok, stderr}
-    else
-      {:error, reason} ->
-        {:error,
-         unavailable(
-           "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}. " <>
-             "Set TMPDIR to a directory that can be written"
-         )}
-    end
-  end
-
-  # Who the owner is, and what a struct looks like on this Elixir, Python cannot know.
-  defp init_options(options) do
-    base = %{
-      owner: self(),
-      token: Base.encode16(:rand.bytes(16)),
-      max_frame_bytes: options.max_frame_bytes,
-      templates: %{map_set: MapSet.new()}
-    }
-
-    case options.init_code do
-      nil ->
-        base
-
-      %PyPort.Code{source: source, file: file, line: line} ->
-        Map.put(base, :init_code, {:code, source, file, line})
-
-      source ->
-        Map.put(base, :init_code, source)
     end
   end
 
@@ -255,18 +167,17 @@ defmodule PyPort.Server do
 
   @impl true
   def handle_info({port, {:data, frame}}, %{handle: %{port: port}} = state) do
-    case Wire.route(frame) do
-      {:reply, id} -> {:noreply, reply(state, id, frame)}
-      {:output, id} -> {:noreply, output(state, id, frame)}
-      :hello -> hello(frame, state)
-      :goodbye -> goodbye(frame, state)
-      other -> {:noreply, aside(other, frame, state)}
+    route = Wire.route(frame)
+
+    case Traffic.frame(route, frame, state) do
+      {:ok, state} -> {:noreply, state}
+      :other -> control(route, frame, state)
     end
   end
 
   def handle_info(:beat, state) do
     Process.send_after(self(), :beat, state.options.heartbeat_interval)
-    {:noreply, state |> sweep() |> log_stderr()}
+    {:noreply, state |> Traffic.sweep() |> log_stderr()}
   end
 
   def handle_info({port, {:exit_status, status}}, %{handle: %{port: port}} = state), do: died(status, state)
@@ -293,6 +204,19 @@ defmodule PyPort.Server do
     {:noreply, open(%{state | phase: :starting})}
   end
 
+  def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
+    case Property.down(state, monitor, pid) do
+      {:ok, state} -> {:noreply, state}
+      :unknown -> {:noreply, state}
+    end
+  end
+
+  # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
+  def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
+    Logger.error("PyPort #{who(state)}: the process for log records ended: #{Exception.format_exit(reason)}")
+    {:noreply, %{state | mail: Mail.start_link(state.handle, who(state), state.options.logger)}}
+  end
+
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.
   # A process that was linked to this one and ended in peace is no reason to end, as with any other process.
   def handle_info({:EXIT, pid, reason}, state) when is_pid(pid) and reason != :normal,
@@ -309,53 +233,33 @@ defmodule PyPort.Server do
     end
   end
 
-  defp reply(state, id, frame) do
-    case :ets.take(state.handle.table, id) do
-      [{_id, ref, _caller, _deadline, _devices}] ->
-        case state.writers do
-          %{^id => writer} ->
-            send(ref, {ref, frame, writer})
-            Output.finish(writer, ref)
-            %{state | writers: Map.delete(state.writers, id)}
-
-          _printed_nothing ->
-            send(ref, {ref, frame})
-            state
-        end
-
-      # Its caller has given up.
-      [] ->
-        {writer, writers} = Map.pop(state.writers, id)
-        if writer, do: Output.finish(writer, nil)
-        %{state | writers: writers}
-    end
+  def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
+    {answer, state} = Property.transfer(state, ids, owner)
+    {:reply, answer, state}
   end
 
-  defp output(state, id, frame) do
-    case state.writers do
-      %{^id => writer} ->
-        Output.write(writer, frame)
-        state
+  def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
 
-      writers ->
-        case :ets.lookup(state.handle.table, id) do
-          [{_id, _ref, caller, _deadline, devices}] ->
-            writer = Output.start(caller, devices)
-            Output.write(writer, frame)
-            %{state | writers: Map.put(writers, id, writer)}
+  @impl true
+  def handle_cast({:property, message}, state), do: {:noreply, Property.cast(state, message)}
+  def handle_cast({:gave_up, id}, state), do: {:noreply, Traffic.abandon(state, id)}
 
-          [] ->
-            log_output(frame, state)
-        end
-    end
+  defp control(:hello, frame, state), do: hello(frame, state)
+  defp control(:goodbye, frame, state), do: goodbye(frame, state)
+
+  defp control(:heartbeat, frame, state) do
+    with {:ok, {:heartbeat, %{} = beat}} <- Wire.decode(frame),
+         do: Registry.put_beat(self(), Status.beat(beat))
+
+    {:noreply, state}
   end
 
-  # What is printed for nobody goes to Logger.
-  defp log_output(frame, state) do
-    with {:ok, {:output, _id, _stream, text}} <- Wire.decode(frame),
-         do: log(state, String.trim_trailing(text))
+  defp control(_unknown, frame, state) do
+    Logger.warning(
+      "PyPort #{who(state)}: a frame of an unknown kind from Python: #{inspect(frame, limit: 32)}"
+    )
 
-    state
+    {:noreply, state}
   end
 
   defp hello(frame, %{phase: :starting} = state) do
@@ -419,44 +323,6 @@ defmodule PyPort.Server do
 
   defp boot_message(%Error{message: message}), do: message
 
-  defp aside(:log, frame, state) do
-    # A record may hold a term of any size; the owner does not build it.
-    if state.options.logger, do: spawn(fn -> log_record(frame) end)
-    state
-  end
-
-  defp aside({:pong, _id}, _frame, state), do: state
-
-  defp aside(_unknown, frame, state) do
-    Logger.warning(
-      "PyPort #{who(state)}: a frame of an unknown kind from Python: #{inspect(frame, limit: 32)}"
-    )
-
-    state
-  end
-
-  defp log_record(frame) do
-    with {:ok, {:log, level, message, metadata}} when level in [:debug, :info, :warning, :error] <-
-           Wire.decode(frame),
-         true <- is_binary(message) and is_map(metadata) do
-      Logger.log(level, message, Enum.filter(metadata, fn {name, _value} -> is_atom(name) end))
-    end
-  end
-
-  # Callers that died leave a row behind; what they asked for need not be computed.
-  defp sweep(%{phase: :ready, handle: %{table: table, port: port}} = state) do
-    if :ets.info(table, :size) > 0 do
-      for [id, caller] <- :ets.match(table, {:"$1", :_, :"$2", :_, :_}),
-          node(caller) == node() and not Process.alive?(caller),
-          :ets.take(table, id) != [],
-          do: command(port, Wire.cancel(id))
-    end
-
-    state
-  end
-
-  defp sweep(state), do: state
-
   # --- death ----------------------------------------------------------------------------------
 
   # While it starts, an end is a failure to start: said once, tried again, and no reason to die.
@@ -498,10 +364,24 @@ defmodule PyPort.Server do
     Reaper.kill(self())
     close_port(handle.port)
     :ets.delete(handle.table)
+    :ets.delete(handle.calls)
     Registry.delete(self())
     StderrFile.close(stderr)
     File.rm_rf(handle.dir)
-    %{state | handle: nil, stderr: nil, timer: nil, writers: %{}}
+    Process.unlink(state.mail)
+    Process.exit(state.mail, :kill)
+    for {_holder, monitor} <- state.monitors, do: Process.demonitor(monitor, [:flush])
+
+    %{
+      state
+      | handle: nil,
+        stderr: nil,
+        timer: nil,
+        mail: nil,
+        attached: %{},
+        ownership: Ownership.new(),
+        monitors: %{}
+    }
   end
 
   defp close_port(port) do
@@ -514,7 +394,7 @@ defmodule PyPort.Server do
   def terminate(_reason, %{phase: :ready} = state) do
     # An orderly stop: Python may finish what it is doing, within the grace.
     grace = state.options.shutdown_grace
-    command(state.handle.port, Wire.shutdown(grace))
+    Handle.command(state.handle, Wire.shutdown(grace))
     await_exit(state.handle.port, System.monotonic_time(:millisecond) + grace, state)
   end
 
@@ -525,10 +405,9 @@ defmodule PyPort.Server do
     receive do
       {^port, {:data, frame}} ->
         state =
-          case Wire.route(frame) do
-            {:reply, id} -> reply(state, id, frame)
-            {:output, id} -> output(state, id, frame)
-            _other -> state
+          case frame |> Wire.route() |> Traffic.frame(frame, state) do
+            {:ok, state} -> state
+            :other -> state
           end
 
         await_exit(port, deadline, state)
@@ -546,23 +425,12 @@ defmodule PyPort.Server do
   # --- small things ---------------------------------------------------------------------------
 
   defp log_stderr(%{stderr: nil} = state), do: state
-  defp log_stderr(state), do: log_stderr(state, @stderr_reads)
 
-  defp log_stderr(state, 0), do: state
-
-  defp log_stderr(state, reads) do
-    case StderrFile.read_lines(state.stderr) do
-      {[], stderr} ->
-        %{state | stderr: stderr}
-
-      {lines, stderr} ->
-        log(state, Enum.join(lines, "\n"))
-        log_stderr(%{state | stderr: stderr}, reads - 1)
-    end
+  defp log_stderr(%{options: %{logger: log?}} = state) do
+    {lines, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
+    if log? and lines != [], do: Logger.info("PyPort #{who(state)} stderr: #{Enum.join(lines, "\n")}")
+    %{state | stderr: stderr}
   end
-
-  defp log(%{options: %{logger: false}}, _text), do: :ok
-  defp log(state, text), do: Logger.info("PyPort #{who(state)} stderr: #{text}")
 
   defp last_words(%{stderr: nil}), do: []
   defp last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
@@ -571,13 +439,6 @@ defmodule PyPort.Server do
   defp who(%{options: %{name: name}}), do: inspect(name)
 
   defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
-
-  defp command(port, frame) do
-    Port.command(port, frame)
-  rescue
-    # It died meanwhile; its exit status is in the mailbox.
-    ArgumentError -> false
-  end
 
   defp start_timer(:infinity, _message), do: nil
   defp start_timer(after_ms, message), do: :erlang.start_timer(after_ms, self(), message)

@@ -31,6 +31,19 @@ defmodule PyPort.StderrFile do
     :ok
   end
 
+  @doc "The same with as many reads as there is text for, `reads` at the most."
+  @spec read_lines(t(), non_neg_integer()) :: {[String.t()], t()}
+  def read_lines(file, reads), do: read_lines(file, reads, [])
+
+  defp read_lines(file, 0, lines), do: {lines, file}
+
+  defp read_lines(file, reads, lines) do
+    case read_lines(file) do
+      {[], file} -> {lines, file}
+      {more, file} -> read_lines(file, reads - 1, lines ++ more)
+    end
+  end
+
   @doc """
   What has been written since the last call, in whole lines; a last line without an end waits for it.
   """

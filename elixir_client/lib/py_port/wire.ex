@@ -6,24 +6,36 @@ defmodule PyPort.Wire do
   # bytes alone; only the caller, in its own process and heap, ever builds the terms of its reply.
   @moduledoc false
 
+  alias PyPort.Wire.Skip
+
   @protocol_version 1
 
   @version 131
   @small_tuple 104
   @small_atom_utf8 119
   @binary 109
+  @integer 98
+  @map 116
 
   # From here on a copy costs more than the way around it.
   @small_bytes 1_024
 
   @type id :: <<_::64>>
+  # What an `invoke` outside any request has in the place of an id.
+  @type maybe_id :: binary()
   @type routed ::
           {:reply, id()}
+          | {:reply_with_objects, id()}
+          | {:yield, id()}
+          | {:yield_with_objects, id()}
+          | {:invoke, maybe_id(), call_id :: id()}
           | {:output, id()}
           | {:pong, id()}
           | :hello
           | :goodbye
           | :log
+          | :send
+          | :heartbeat
           | :other
 
   @spec protocol_version() :: pos_integer()
@@ -35,9 +47,9 @@ defmodule PyPort.Wire do
   # One call into C encodes `{opts, code, globals}`; its first three bytes (version, tuple header, arity)
   # make room for the prefix that this protocol fixes. OTP 25 would write the tag as ATOM_EXT, OTP 26 as
   # SMALL_ATOM_UTF8: written by hand it is the same bytes everywhere.
-  @spec request(:eval | :call, id(), tuple()) :: iodata()
-  def request(:eval, id, {_opts, _code, globals} = body) do
-    [<<@version, @small_tuple, 3, rest::binary>> | tail] = encode(body, small?(globals))
+  @spec request(:eval | :call, id(), tuple(), small? :: boolean()) :: iodata()
+  def request(:eval, id, {_opts, _code, _globals} = body, small?) do
+    [<<@version, @small_tuple, 3, rest::binary>> | tail] = encode(body, small?)
 
     [
       <<@version, @small_tuple, 5, @small_atom_utf8, 4, "eval", @binary, 8::32, id::binary-size(8)>>,
@@ -45,8 +57,8 @@ defmodule PyPort.Wire do
     ]
   end
 
-  def request(:call, id, {_opts, _target, args, kwargs} = body) do
-    [<<@version, @small_tuple, 4, rest::binary>> | tail] = encode(body, small?(args) and small?(kwargs))
+  def request(:call, id, {_opts, _target, _args, _kwargs} = body, small?) do
+    [<<@version, @small_tuple, 4, rest::binary>> | tail] = encode(body, small?)
 
     [
       <<@version, @small_tuple, 6, @small_atom_utf8, 4, "call", @binary, 8::32, id::binary-size(8)>>,
@@ -59,13 +71,17 @@ defmodule PyPort.Wire do
   defp encode(body, true), do: [:erlang.term_to_binary(body)]
   defp encode(body, false), do: :erlang.term_to_iovec(body)
 
-  defp small?([]), do: true
-  defp small?([one]), do: scalar?(one)
-  defp small?([one, two]), do: scalar?(one) and scalar?(two)
-  defp small?(values) when is_list(values), do: false
-  defp small?(values) when map_size(values) == 0, do: true
-  defp small?(values) when map_size(values) < 8, do: values |> Map.values() |> Enum.all?(&scalar?/1)
-  defp small?(_many), do: false
+  @doc false
+  # Whether these are few values, and all of them plain: then `term_to_binary` is the faster one, and there is
+  # no function and no handle to be found among them.
+  @spec small?(list() | map()) :: boolean()
+  def small?([]), do: true
+  def small?([one]), do: scalar?(one)
+  def small?([one, two]), do: scalar?(one) and scalar?(two)
+  def small?(values) when is_list(values), do: false
+  def small?(values) when map_size(values) == 0, do: true
+  def small?(values) when map_size(values) < 8, do: values |> Map.values() |> Enum.all?(&scalar?/1)
+  def small?(_many), do: false
 
   defp scalar?(value) when is_binary(value), do: byte_size(value) <= @small_bytes
   defp scalar?(value), do: is_number(value) or is_atom(value)
@@ -73,6 +89,40 @@ defmodule PyPort.Wire do
   @spec cancel(id()) :: binary()
   def cancel(id),
     do: <<@version, @small_tuple, 2, @small_atom_utf8, 6, "cancel", @binary, 8::32, id::binary-size(8)>>
+
+  # An integer of the protocol is written in four bytes, which hold up to 2 GiB; more is as good as that.
+  @largest_count 0x7FFFFFFF
+
+  @spec credit(id(), pos_integer()) :: binary()
+  def credit(id, items) do
+    <<@version, @small_tuple, 3, @small_atom_utf8, 6, "credit", @binary, 8::32, id::binary-size(8), @integer,
+      min(items, @largest_count)::32>>
+  end
+
+  @spec ack(id(), non_neg_integer()) :: binary()
+  def ack(id, bytes) do
+    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 8::32, id::binary-size(8), @integer,
+      min(bytes, @largest_count)::32>>
+  end
+
+  @spec answer(call_id :: id(), {:ok, term()} | {:error, map()}) :: iodata()
+  def answer(call_id, outcome) do
+    [<<@version, body::binary>> | tail] = :erlang.term_to_iovec(outcome)
+
+    [
+      <<@version, @small_tuple, 3, @small_atom_utf8, 6, "answer", @binary, 8::32, call_id::binary-size(8)>>,
+      body | tail
+    ]
+  end
+
+  @spec open_session(id(), String.t()) :: iodata()
+  def open_session(id, name), do: message("open_session", [id, name])
+
+  @spec close_session(String.t()) :: iodata()
+  def close_session(name), do: message("close_session", [name])
+
+  @spec release([pos_integer()]) :: iodata()
+  def release(object_ids), do: message("release", [object_ids])
 
   @spec init(map()) :: iodata()
   def init(options), do: message("init", [@protocol_version, options])
@@ -98,12 +148,19 @@ defmodule PyPort.Wire do
   # --- from Python ----------------------------------------------------------------------------
 
   @doc false
+  # The arity tells whether the ids of handles stand behind the value.
   @spec route(binary()) :: routed()
   def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 2, "ok", @binary, 8::32, id::binary-size(8),
+        <<@version, @small_tuple, arity, @small_atom_utf8, 2, "ok", @binary, 8::32, id::binary-size(8),
           _::binary>>
       ),
-      do: {:reply, id}
+      do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
+
+  def route(
+        <<@version, @small_tuple, arity, @small_atom_utf8, 5, "yield", @binary, 8::32, id::binary-size(8),
+          _::binary>>
+      ),
+      do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
 
   def route(
         <<@version, @small_tuple, _arity, @small_atom_utf8, 5, "error", @binary, 8::32, id::binary-size(8),
@@ -118,15 +175,65 @@ defmodule PyPort.Wire do
       do: {:output, id}
 
   def route(
+        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "invoke", @binary, size::32,
+          id::binary-size(size), @binary, 8::32, call_id::binary-size(8), _::binary>>
+      ),
+      do: {:invoke, id, call_id}
+
+  def route(
         <<@version, @small_tuple, _arity, @small_atom_utf8, 4, "pong", @binary, 8::32, id::binary-size(8),
           _::binary>>
       ),
       do: {:pong, id}
 
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 4, "send", _::binary>>), do: :send
+  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 9, "heartbeat", _::binary>>), do: :heartbeat
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 5, "hello", _::binary>>), do: :hello
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 7, "goodbye", _::binary>>), do: :goodbye
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
   def route(_frame), do: :other
+
+  @doc false
+  # The ids of the handles in a frame that nobody is going to read (its reader has died, or could not read it):
+  # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.
+  @spec object_ids(binary()) :: [pos_integer()]
+  def object_ids(<<@version, @small_tuple, arity, rest::binary>>) when arity > 3 do
+    with {:ok, list} <- Skip.terms(rest, arity - 1),
+         {:ok, ids} when is_list(ids) <- decode(<<@version, list::binary>>) do
+      Enum.filter(ids, &is_integer/1)
+    else
+      _unreadable -> []
+    end
+  end
+
+  def object_ids(_frame), do: []
+
+  @doc false
+  # The request to which a log record belongs, which stands somewhere among its metadata.
+  @spec log_request(binary()) :: id() | nil
+  def log_request(<<@version, @small_tuple, 4, rest::binary>>) do
+    case Skip.terms(rest, 3) do
+      {:ok, <<@map, size::32, pairs::binary>>} -> find_request(pairs, size)
+      _unreadable -> nil
+    end
+  end
+
+  def log_request(_frame), do: nil
+
+  defp find_request(_pairs, 0), do: nil
+
+  defp find_request(
+         <<@small_atom_utf8, 7, "request", @binary, 8::32, id::binary-size(8), _::binary>>,
+         _left
+       ),
+       do: id
+
+  defp find_request(pairs, left) do
+    case Skip.terms(pairs, 2) do
+      {:ok, rest} -> find_request(rest, left - 1)
+      :error -> nil
+    end
+  end
 
   @doc false
   # `:safe` makes an atom that this VM has never met an error of this one reply instead of a leak;
@@ -161,9 +268,12 @@ defmodule PyPort.Wire do
   def vocabulary do
     # What the codec makes of the floats that Erlang has not.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm] ++
+      [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
+      [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
       [:os_pid, :uptime_ms, :requests] ++
-      [:debug, :info, :warning] ++
+      [:debug, :info, :warning, :critical, :logger, :request] ++
+      [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
       [:infinity, :neg_infinity, :nan]
   end
 

@@ -128,7 +128,7 @@ defmodule PyPort.ServerTest do
       Process.sleep(50)
       # The queue is behind a sleeper, so it is a signal that ends it.
       os_pid = Server.os_pid(name)
-      System.cmd("sh", ["-c", "kill -SEGV #{os_pid}"])
+      signal(os_pid, "SEGV")
 
       for {:error, error} <- Task.await_many(waiting) do
         assert %Error{kind: :killed, signal: "SIGSEGV"} = error
@@ -292,15 +292,17 @@ defmodule PyPort.ServerTest do
     test "a full port refuses the next caller; one frame of any size passes" do
       {name, _} = start(max_queued_bytes: 1_000)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
-      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.5)", %{}, server: name) end)
-      Process.sleep(100)
+      os_pid = Server.os_pid(name)
+      # A Python that runs code still reads what comes; a stopped one does not.
+      signal(os_pid, "STOP")
       large = PyPort.bytes(:binary.copy(<<0>>, 8_000_000))
       first = Task.async(fn -> PyPort.eval("len(x)", %{x: large}, server: name) end)
-      Process.sleep(100)
+      {:ok, handle} = PyPort.Registry.fetch(Process.whereis(name))
+      assert eventually(fn -> Port.info(handle.port, :queue_size) > {:queue_size, 1_000} end)
       assert {:error, %Error{kind: :overloaded, message: message}} = PyPort.eval("1", %{}, server: name)
       assert message =~ "max_queued_bytes"
+      signal(os_pid, "CONT")
       assert Task.await(first) == {:ok, 8_000_000}
-      assert Task.await(blocker) == {:ok, nil}
     end
 
     test "requests of callers that died are forgotten" do
@@ -328,6 +330,10 @@ defmodule PyPort.ServerTest do
   end
 
   test "a process that is no server is named, and not harmed" do
+    assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn ->
+      PyPort.eval("1", %{}, server: PyPort.Supervisor)
+    end
+
     assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: self()) end
     assert_raise ArgumentError, ~r/must be a PyPort.Server/, fn -> PyPort.eval("1", %{}, server: :logger) end
     assert Process.whereis(:logger)

@@ -9,6 +9,9 @@ defmodule PyPort.Test.Processes do
     end
   end
 
+  @doc "Sends a signal, by the shell's own kill: slim images have no other."
+  def signal(os_pid, name), do: {_, 0} = System.cmd("sh", ["-c", "kill -#{name} #{os_pid}"])
+
   def gone?(os_pid), do: eventually(fn -> not alive?(os_pid) end)
 
   @doc "Waits until `check` holds, for `tries` times 10 ms at most."

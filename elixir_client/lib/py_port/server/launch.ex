@@ -1,9 +1,10 @@
 defmodule PyPort.Server.Launch do
-  # How a Python server is started: which interpreter, with which words, in which surroundings. Pure but
-  # for looking up what stands on the disk; the port itself is opened by PyPort.Server.
+  # How a Python server is started: which interpreter, with which words, in which surroundings, and what it is
+  # told first. What becomes of it then is PyPort.Server's, to which the opened port belongs.
   @moduledoc false
 
-  alias PyPort.Error
+  alias PyPort.{Error, Reaper, Registry, StderrFile, Wire}
+  alias PyPort.Server.Handle
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
   # there; `exec` keeps the pid, and with it the process group that the port's child leads.
@@ -16,31 +17,129 @@ defmodule PyPort.Server.Launch do
   @boot "import sys; sys.path.append(sys.argv[1]); from port_server.server import lifecycle; " <>
           "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve())"
 
-  @type t :: %{executable: Path.t(), port_options: list()}
+  # How much printed text may be on its way to a device: enough for a fast one never to be waited for, and little enough
+  # for each of a thousand callers with slow ones.
+  @output_window_bytes 1_048_576
 
-  @spec prepare(map(), stderr_path :: Path.t()) :: {:ok, t()} | {:error, Error.t()}
-  def prepare(options, stderr_path) do
+  @doc "Starts a Python whose owner is the calling process."
+  @spec open(map()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
+  def open(options) do
+    dir = new_dir()
+    stderr_path = Path.join(dir, "stderr")
+
+    with {:ok, port_options} <- prepare(options, stderr_path),
+         {:ok, stderr} <- make_stderr(dir, stderr_path),
+         {:ok, port, os_pid} <- open_port(port_options) do
+      start_time = Reaper.start_time(os_pid)
+      handle = handle(options, port, os_pid, start_time, dir)
+      # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
+      Registry.put(handle)
+      Reaper.watch(self(), os_pid, start_time, dir)
+      Handle.command(port, Wire.init(init_options(options)))
+      {:ok, handle, stderr}
+    else
+      {:error, error} ->
+        File.rm_rf(dir)
+        {:error, error}
+    end
+  end
+
+  defp handle(options, port, os_pid, start_time, dir) do
+    %Handle{
+      owner: self(),
+      port: port,
+      table: :ets.new(:py_port_requests, [:set, :public, write_concurrency: true]),
+      calls: calls(options.allow),
+      counter: :atomics.new(1, signed: false),
+      os_pid: os_pid,
+      start_time: start_time,
+      dir: dir,
+      max_frame_bytes: options.max_frame_bytes,
+      max_queued_bytes: options.max_queued_bytes,
+      max_pending: options.max_pending
+    }
+  end
+
+  defp calls(allow) do
+    table = :ets.new(:py_port_calls, [:set, :public, read_concurrency: true])
+    :ets.insert(table, {:allow, allow})
+    table
+  end
+
+  defp open_port(port_options) do
+    port = Port.open({:spawn_executable, ~c"/bin/sh"}, port_options)
+
+    case Port.info(port, :os_pid) do
+      {:os_pid, os_pid} -> {:ok, port, os_pid}
+      nil -> {:error, unavailable("Python ended before it had begun")}
+    end
+  rescue
+    error -> {:error, unavailable("Python could not be started: #{Exception.message(error)}")}
+  end
+
+  defp new_dir do
+    unique = Base.encode32(:rand.bytes(10), case: :lower, padding: false)
+    Path.join(System.tmp_dir() || "/tmp", "py_port-#{System.pid()}-#{unique}")
+  end
+
+  defp make_stderr(dir, path) do
+    with :ok <- File.mkdir(dir),
+         :ok <- File.chmod(dir, 0o700),
+         {:ok, stderr} <- StderrFile.open(path) do
+      {:ok, stderr}
+    else
+      {:error, reason} ->
+        {:error,
+         unavailable(
+           "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}. " <>
+             "Set TMPDIR to a directory that can be written"
+         )}
+    end
+  end
+
+  # Who the owner is, and what a struct looks like on this Elixir, Python cannot know.
+  defp init_options(options) do
+    base = %{
+      owner: self(),
+      token: Base.encode16(:rand.bytes(16)),
+      max_frame_bytes: options.max_frame_bytes,
+      max_objects: options.max_objects,
+      heartbeat_interval_ms: options.heartbeat_interval,
+      logging: options.logger,
+      output_window_bytes: @output_window_bytes,
+      templates: %{map_set: MapSet.new()}
+    }
+
+    case options.init_code do
+      nil ->
+        base
+
+      %PyPort.Code{source: source, file: file, line: line} ->
+        Map.put(base, :init_code, {:code, source, file, line})
+
+      source ->
+        Map.put(base, :init_code, source)
+    end
+  end
+
+  defp prepare(options, stderr_path) do
     with {:ok, python} <- find_python(options.python),
          {:ok, directory} <- find_directory(options.cd) do
       arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot, package_path()]
 
       {:ok,
-       %{
-         executable: python,
-         port_options:
-           [
-             {:packet, 4},
-             :binary,
-             :exit_status,
-             :use_stdio,
-             :hide,
-             # Never suspend a caller inside Port.command/2; the port's queue is watched instead.
-             {:busy_limits_port, :disabled},
-             {:busy_limits_msgq, :disabled},
-             {:args, arguments},
-             {:env, Enum.map(options.env, &variable/1)}
-           ] ++ directory
-       }}
+       [
+         {:packet, 4},
+         :binary,
+         :exit_status,
+         :use_stdio,
+         :hide,
+         # Never suspend a caller inside Port.command/2; the port's queue is watched instead.
+         {:busy_limits_port, :disabled},
+         {:busy_limits_msgq, :disabled},
+         {:args, arguments},
+         {:env, Enum.map(options.env, &variable/1)}
+       ] ++ directory}
     end
   end
 

@@ -1,0 +1,10 @@
+defmodule PyPort.Callback do
+  # What stands on the wire where a function stood among the top-level values of globals, args or kwargs:
+  # its place in the list that PyPort.Callbacks keeps for the request. The function itself never leaves the BEAM.
+  @moduledoc false
+
+  @enforce_keys [:index, :arity]
+  defstruct [:index, :arity]
+
+  @type t :: %__MODULE__{index: non_neg_integer(), arity: arity()}
+end

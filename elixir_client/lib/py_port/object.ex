@@ -1,0 +1,51 @@
+defmodule PyPort.Object do
+  @moduledoc """
+  A handle of an object that stays in Python.
+
+  Whatever has no counterpart in Elixir (a data frame, a model, a generator) comes back as one of these, and with
+  `return: :object` anything does. In the globals, arguments or target of a later request it is the very same
+  object again:
+
+      {:ok, counter} = PyPort.eval("import collections; collections.Counter(words)", %{words: ~w(a b a)})
+      inspect(counter)                               #=> #PyPort.Object<collections.Counter Counter({'a': 2, 'b': 1})>
+      {:ok, 2} = PyPort.call({counter, "total"}) ...
+
+  It belongs to a process, and is released with it: the option `owner:` of the request names that process; without it
+  the owner is the first of the caller's `$callers` (so a `Task` may return an object to whom it works for), else
+  the caller. `PyPort.release/1` and the end of `PyPort.with_objects/1` release it earlier, `PyPort.transfer/2`
+  gives it to another process.
+
+  `repr` is Python's own `repr/1` as it was when the handle was made, shortened.
+  """
+
+  # The token is the server's: it keeps handles that were made up, or come from a Python that has ended, out.
+  @enforce_keys [:server, :token, :id, :type, :repr]
+  defstruct [:server, :token, :id, :type, :repr]
+
+  @type t :: %__MODULE__{
+          server: pid(),
+          token: binary(),
+          id: pos_integer(),
+          type: String.t(),
+          repr: String.t()
+        }
+
+  defimpl Inspect do
+    def inspect(%{type: type, repr: repr}, _options) do
+      "#PyPort.Object<#{text(type)} #{repr |> text() |> one_line()}>"
+    end
+
+    defp one_line(text), do: text |> String.split() |> Enum.join(" ") |> shorten()
+
+    defp shorten(text) do
+      if String.length(text) > 80, do: String.slice(text, 0, 79) <> "…", else: text
+    end
+
+    # Inspecting a handle that somebody made up must not raise.
+    defp text(value) when is_binary(value) do
+      if String.valid?(value), do: value, else: Kernel.inspect(value)
+    end
+
+    defp text(value), do: Kernel.inspect(value)
+  end
+end

@@ -1,0 +1,135 @@
+defmodule PyPort.Server.Mail do
+  # What a Python sends that is no part of a reply: log records, messages to processes, output of requests that are
+  # over. One process per server takes it, in order, since these carry terms of any size, which the owner of the port
+  # must not build, and since Logger may make its callers wait.
+  @moduledoc false
+
+  require Logger
+
+  alias PyPort.Server.Handle
+  alias PyPort.Wire
+
+  # Nothing holds back a Python that logs faster than Logger writes. With this many letters unread, records are
+  # counted instead of logged.
+  @most_unread 10_000
+
+  @levels [:debug, :info, :warning, :error, :critical]
+
+  @type letter ::
+          {:log, binary(), caller :: pid() | nil} | {:send, binary()} | {:output, Wire.id(), binary()}
+
+  @doc "Starts it, linked to the calling server, for which `who` is the name."
+  @spec start_link(Handle.t(), who :: String.t(), log? :: boolean()) :: pid()
+  def start_link(handle, who, log?) do
+    server = self()
+
+    spawn_link(fn ->
+      Process.monitor(server)
+      loop(%{handle: handle, who: who, log?: log?, dropped: 0})
+    end)
+  end
+
+  @spec post(pid(), letter()) :: :ok
+  def post(mail, letter) do
+    send(mail, letter)
+    :ok
+  end
+
+  defp loop(state) do
+    receive do
+      {:log, frame, caller} -> state |> log(frame, caller) |> loop()
+      {:send, frame} -> state |> deliver(frame) |> loop()
+      {:output, id, frame} -> state |> output(id, frame) |> loop()
+      {:DOWN, _monitor, :process, _server, _reason} -> :ok
+    end
+  end
+
+  defp log(state, frame, caller) do
+    case Process.info(self(), :message_queue_len) do
+      {:message_queue_len, unread} when unread > @most_unread ->
+        %{state | dropped: state.dropped + 1}
+
+      _few ->
+        state = tell_dropped(state)
+        record(frame, caller, state)
+        state
+    end
+  end
+
+  defp tell_dropped(%{dropped: 0} = state), do: state
+
+  defp tell_dropped(state) do
+    Logger.warning("PyPort #{state.who}: #{state.dropped} log records were dropped, Python logs too fast")
+    %{state | dropped: 0}
+  end
+
+  defp record(frame, caller, state) do
+    case Wire.decode(frame) do
+      {:ok, {:log, level, message, %{} = metadata}} when level in @levels and is_binary(message) ->
+        Logger.log(level, text(message), caller_metadata(caller) ++ metadata(metadata))
+
+      {:error, why} ->
+        Logger.warning("PyPort #{state.who}: a log record cannot be read: #{why}")
+
+      _other ->
+        Logger.warning("PyPort #{state.who}: a log record of an unknown shape")
+    end
+  end
+
+  defp text(message), do: if(String.valid?(message), do: message, else: inspect(message))
+
+  # Names that came with the record stay text, unless they are atoms already: Logger takes atoms only.
+  defp metadata(metadata) do
+    {known, extra} = Enum.split_with(metadata, fn {name, _value} -> is_atom(name) end)
+    known = Enum.map(known, &elixirs_word/1)
+    if extra == [], do: known, else: [{:extra, Map.new(extra)} | known]
+  end
+
+  # As Elixir's own records have it: a file is a charlist. The id of a request is a counter.
+  defp elixirs_word({:file, file}) when is_binary(file), do: {:file, String.to_charlist(file)}
+  defp elixirs_word({:request, <<number::64>>}), do: {:request, number}
+  defp elixirs_word(other), do: other
+
+  # The caller waits for its answer, so its metadata is what it was when it asked.
+  defp caller_metadata(nil), do: []
+
+  defp caller_metadata(caller) do
+    with true <- node(caller) == node(),
+         {:dictionary, dictionary} <- Process.info(caller, :dictionary),
+         {_key, %{} = metadata} <- List.keyfind(dictionary, :"$logger_metadata$", 0) do
+      Map.to_list(metadata)
+    else
+      _none -> []
+    end
+  end
+
+  defp deliver(state, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:send, to, term}} when is_pid(to) ->
+        send(to, term)
+
+      {:ok, {:send, to, _term}} ->
+        Logger.warning("PyPort #{state.who}: port_server.send needs a pid, got: #{inspect(to)}")
+
+      {:error, why} ->
+        Logger.warning("PyPort #{state.who}: a message of port_server.send was not delivered: #{why}")
+
+      {:ok, _other} ->
+        Logger.warning("PyPort #{state.who}: a message of port_server.send of an unknown shape")
+    end
+
+    state
+  end
+
+  # Printed by a request that nobody waits for any more.
+  defp output(state, id, frame) do
+    with {:ok, {:output, _id, _stream, text}} when is_binary(text) <- Wire.decode(frame) do
+      if state.log?,
+        do: Logger.info("PyPort #{state.who} output: #{text |> text() |> String.trim_trailing()}")
+
+      Handle.command(state.handle, Wire.ack(id, byte_size(text)))
+    end
+
+    state
+  end
+end

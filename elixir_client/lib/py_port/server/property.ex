@@ -1,0 +1,142 @@
+defmodule PyPort.Server.Property do
+  # Carries out what PyPort.Server.Ownership decides: monitors holders, and tells Python what to release. The first
+  # part runs in the server, the second in whoever has a handle.
+  @moduledoc false
+
+  alias PyPort.Server.{Handle, Ownership}
+  alias PyPort.Wire
+
+  # --- in the server --------------------------------------------------------------------------
+
+  @spec claim(map(), Ownership.claim_key(), pid(), binary()) :: map()
+  def claim(state, key, reader, frame),
+    do: state.ownership |> Ownership.claim(key, reader, frame) |> carry_out(state)
+
+  @spec cast(map(), tuple()) :: map()
+  def cast(%{handle: nil} = state, _message), do: state
+
+  def cast(state, message) do
+    table = state.ownership
+
+    case message do
+      {:adopt, key, ids, owner, heir} -> Ownership.adopt(table, key, ids, owner, heir)
+      {:disclaim, key} -> Ownership.disclaim(table, key)
+      {:forget, ids} -> Ownership.forget(table, ids)
+      {:release, ids, holder} -> Ownership.release(table, ids, holder)
+      {:session_opened, name, opener} -> Ownership.open_session(table, name, opener)
+      {:session_closed, name} -> Ownership.close_session(table, name)
+    end
+    |> carry_out(state)
+  end
+
+  @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()]}, map()}
+  def transfer(state, ids, owner) do
+    case Ownership.transfer(state.ownership, ids, owner) do
+      {:ok, table, effects} -> {:ok, carry_out({table, effects}, state)}
+      {:error, unknown} -> {{:error, unknown}, state}
+    end
+  end
+
+  @doc "Whether the monitor was one of a holder."
+  @spec down(map(), reference(), pid()) :: {:ok, map()} | :unknown
+  def down(state, monitor, pid) do
+    case state.monitors do
+      %{^pid => ^monitor} ->
+        state = %{state | monitors: Map.delete(state.monitors, pid)}
+        {:ok, state.ownership |> Ownership.ended(pid) |> carry_out(state)}
+
+      _other ->
+        :unknown
+    end
+  end
+
+  defp carry_out({table, effects}, state), do: Enum.reduce(effects, %{state | ownership: table}, &effect/2)
+
+  defp effect({:monitor, pid}, state),
+    do: %{state | monitors: Map.put(state.monitors, pid, Process.monitor(pid))}
+
+  defp effect({:demonitor, pid}, state) do
+    {monitor, monitors} = Map.pop(state.monitors, pid)
+    # One that is down already has been taken out of the map.
+    if monitor, do: Process.demonitor(monitor, [:flush])
+    %{state | monitors: monitors}
+  end
+
+  defp effect({:release, ids}, state) do
+    Handle.command(state.handle, Wire.release(ids))
+    state
+  end
+
+  defp effect({:release_in, frame}, state) do
+    release_in(state.handle, frame)
+    state
+  end
+
+  defp effect({:close_session, name}, state) do
+    Handle.command(state.handle, Wire.close_session(name))
+    state
+  end
+
+  @doc "Releases the objects of a frame that nobody reads. Walking over a large frame takes its time, so a process does it."
+  @spec release_in(Handle.t(), binary()) :: :ok
+  def release_in(handle, frame) do
+    spawn(fn ->
+      case Wire.object_ids(frame) do
+        [] -> :ok
+        ids -> Handle.command(handle, Wire.release(ids))
+      end
+    end)
+
+    :ok
+  end
+
+  # --- anywhere -------------------------------------------------------------------------------
+
+  @doc "The reader of a frame with handles says whose they are."
+  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | nil) :: :ok
+  def adopt(server, key, ids, owner) do
+    {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
+    GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
+    if owner == self(), do: note_in_scope(server, ids)
+    :ok
+  end
+
+  @spec disclaim(pid(), Ownership.claim_key()) :: :ok
+  def disclaim(server, key), do: GenServer.cast(server, {:property, {:disclaim, key}})
+
+  # A task's objects are for whom it works; they stay its own if that one ends first.
+  defp default_owner do
+    case Process.get(:"$callers") do
+      [first | _rest] when is_pid(first) and first != self() -> {first, self()}
+      _none -> {self(), nil}
+    end
+  end
+
+  # --- scopes ---------------------------------------------------------------------------------
+
+  # The objects that this process came to own within PyPort.with_objects/1: a list of scopes, innermost first,
+  # each a list of {server, ids}.
+  @scopes {__MODULE__, :scopes}
+
+  @spec with_scope((... -> result)) :: result when result: var
+  def with_scope(fun) do
+    outer = Process.get(@scopes)
+    Process.put(@scopes, [[] | outer || []])
+
+    try do
+      fun.()
+    after
+      [scope | _outer] = Process.get(@scopes)
+      if outer, do: Process.put(@scopes, outer), else: Process.delete(@scopes)
+
+      for {server, objects} <- Enum.group_by(scope, &elem(&1, 0), &elem(&1, 1)) do
+        GenServer.cast(server, {:property, {:release, List.flatten(objects), self()}})
+      end
+    end
+  end
+
+  defp note_in_scope(server, ids) do
+    with [scope | outer] <- Process.get(@scopes),
+         do: Process.put(@scopes, [[{server, ids} | scope] | outer])
+  end
+end

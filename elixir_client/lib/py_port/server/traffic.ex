@@ -1,0 +1,232 @@
+defmodule PyPort.Server.Traffic do
+  # What the server does with the frames of a Python that runs: each goes, undecoded, to whom it belongs. This is
+  # the hot path of every reply; birth and death are PyPort.Server's.
+  @moduledoc false
+
+  alias PyPort.{Callbacks, Output, Wire}
+  alias PyPort.Server.{Handle, Mail, Property}
+
+  @type state :: map()
+
+  @doc "Gives back frames that it does not know."
+  @spec frame(Wire.routed(), binary(), state()) :: {:ok, state()} | :other
+  def frame(route, frame, state) do
+    case route do
+      {:reply, id} -> {:ok, reply(state, id, frame, false)}
+      {:yield, id} -> {:ok, item(state, id, frame, false)}
+      {:output, id} -> {:ok, output(state, id, frame)}
+      {:reply_with_objects, id} -> {:ok, reply(state, id, frame, true)}
+      {:yield_with_objects, id} -> {:ok, item(state, id, frame, true)}
+      {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
+      :log -> {:ok, log(state, frame)}
+      :send -> {:ok, mail(state, {:send, frame})}
+      {:pong, _id} -> {:ok, state}
+      _other -> :other
+    end
+  end
+
+  @doc """
+  What a request that nobody waits for any more has left here: its output is abandoned, with what Python may
+  still print of it, and the calls that it made into the BEAM are ended.
+  """
+  @spec abandon(state(), Wire.id()) :: state()
+  def abandon(state, id) do
+    case Map.pop(state.attached, id) do
+      {nil, _attached} ->
+        state
+
+      {attached, rest} ->
+        if attached.servant, do: Callbacks.stop(attached.servant)
+        if attached.writer, do: Output.abandon(attached.writer)
+        %{state | attached: rest}
+    end
+  end
+
+  @doc "Callers that died leave a row behind; what they asked for need not be computed, and leaves nothing here."
+  @spec sweep(state()) :: state()
+  def sweep(%{phase: :ready, handle: %{table: table} = handle} = state) do
+    if :ets.info(table, :size) > 0 do
+      for [id, caller] <- :ets.match(table, {:"$1", :_, :"$2", :_, :_}),
+          node(caller) == node() and not Process.alive?(caller),
+          :ets.take(table, id) != [],
+          do: Handle.command(handle, Wire.cancel(id))
+    end
+
+    # What is attached to "" serves calls outside of any request.
+    over = for {id, _attached} <- state.attached, id != "", not :ets.member(table, id), do: id
+    Enum.reduce(over, state, &abandon(&2, &1))
+  end
+
+  def sweep(state), do: state
+
+  # --- replies --------------------------------------------------------------------------------
+
+  defp reply(state, id, frame, objects?) do
+    case :ets.take(state.handle.table, id) do
+      [{_id, ref, reader, _deadline, _extra}] ->
+        state = if objects?, do: Property.claim(state, {:reply, id}, reader, frame), else: state
+
+        case state.attached do
+          %{^id => attached} -> last(state, id, attached, ref, frame)
+          _nothing -> to_reader(state, ref, frame)
+        end
+
+      # Its caller has given up.
+      [] ->
+        if objects?, do: Property.release_in(state.handle, frame)
+        abandon(state, id)
+    end
+  end
+
+  defp to_reader(state, ref, frame) do
+    send(ref, {ref, frame})
+    state
+  end
+
+  defp last(state, id, attached, ref, frame) do
+    if attached.servant, do: Callbacks.stop(attached.servant)
+
+    if attached.writer do
+      send(ref, {ref, frame, attached.writer})
+      Output.finish(attached.writer, ref)
+    else
+      send(ref, {ref, frame})
+    end
+
+    %{state | attached: Map.delete(state.attached, id)}
+  end
+
+  # How many items of a stream are taken out of the mailbox at once, before others have their turn.
+  @most_items 256
+
+  # An item of a stream: not the last word, so the row stays. Items come in droves; those of the same stream that are
+  # here already go together, for one look-up and one message (a third of what an item costs here). None of them
+  # overtakes another, and the final reply stays behind them.
+  defp item(state, <<number::64>> = id, frame, objects?) do
+    frames = [{objects?, frame} | more_items(state.handle.port, number, @most_items)]
+
+    case :ets.lookup(state.handle.table, id) do
+      [{_id, ref, reader, _deadline, _extra}] ->
+        state = claim_items(state, id, reader, frames)
+        send(ref, {ref, Enum.map(frames, &elem(&1, 1))})
+        state
+
+      [] ->
+        for {true, frame} <- frames, do: Property.release_in(state.handle, frame)
+        state
+    end
+  end
+
+  defp more_items(_port, _number, 0), do: []
+
+  defp more_items(port, number, left) do
+    receive do
+      {^port, {:data, <<131, 104, arity, 119, 5, "yield", 109, 8::32, ^number::64, _::binary>> = frame}} ->
+        [{arity != 3, frame} | more_items(port, number, left - 1)]
+    after
+      0 -> []
+    end
+  end
+
+  defp claim_items(state, id, reader, frames) do
+    Enum.reduce(frames, state, fn
+      {true, frame}, state -> Property.claim(state, {:reply, id}, reader, frame)
+      {false, _frame}, state -> state
+    end)
+  end
+
+  # --- output ---------------------------------------------------------------------------------
+
+  defp output(state, id, frame) do
+    case state.attached do
+      %{^id => %{writer: writer}} when writer != nil ->
+        Output.write(writer, frame)
+        state
+
+      _none_yet ->
+        case :ets.lookup(state.handle.table, id) do
+          [{_id, _ref, caller, _deadline, extra}] ->
+            writer = Output.start(state.handle, id, caller, extra && extra.devices)
+            Output.write(writer, frame)
+            attach(state, id, :writer, writer)
+
+          # What is printed for nobody goes to Logger.
+          [] ->
+            mail(state, {:output, id, frame})
+        end
+    end
+  end
+
+  defp attach(state, id, what, pid) do
+    attached = Map.get(state.attached, id, %{writer: nil, servant: nil})
+    %{state | attached: Map.put(state.attached, id, Map.put(attached, what, pid))}
+  end
+
+  # --- calls into the BEAM --------------------------------------------------------------------
+
+  # The process that serves the calls of a request is made by its caller where there are functions among its
+  # values, and here where Python calls by name.
+  defp invoke(state, id, call_id, frame) do
+    case servant(state, id) do
+      {:ok, servant, caller, state} ->
+        state =
+          if Callbacks.objects?(frame),
+            do: Property.claim(state, {:call, call_id}, caller, frame),
+            else: state
+
+        Callbacks.invoke(servant, call_id, frame)
+        state
+
+      :none ->
+        if Callbacks.objects?(frame), do: Property.release_in(state.handle, frame)
+        Handle.command(state.handle, Callbacks.too_late(call_id))
+        state
+    end
+  end
+
+  defp servant(state, id) do
+    case {:ets.lookup(state.handle.table, id), state.attached} do
+      {[{_id, _ref, caller, _deadline, %{servant: servant}}], _attached} when servant != nil ->
+        {:ok, servant, caller, state}
+
+      {[{_id, _ref, caller, _deadline, _extra}], %{^id => %{servant: servant}}} when servant != nil ->
+        {:ok, servant, caller, state}
+
+      {[{_id, _ref, caller, _deadline, _extra}], _attached} ->
+        servant = Callbacks.start(state.handle, [], caller)
+        {:ok, servant, caller, attach(state, id, :servant, servant)}
+
+      # Outside any request: from a thread of init_code, say. The server itself stands in for a caller.
+      {[], %{^id => %{servant: servant}}} when id == "" ->
+        {:ok, servant, self(), state}
+
+      {[], _attached} when id == "" ->
+        servant = Callbacks.start(state.handle, [], self())
+        {:ok, servant, self(), attach(state, id, :servant, servant)}
+
+      {[], _attached} ->
+        :none
+    end
+  end
+
+  # --- mail -----------------------------------------------------------------------------------
+
+  defp log(%{options: %{logger: false}} = state, _frame), do: state
+
+  defp log(state, frame) do
+    caller =
+      with id when id != nil <- Wire.log_request(frame),
+           [{_id, _ref, caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id) do
+        caller
+      else
+        _nobody -> nil
+      end
+
+    mail(state, {:log, frame, caller})
+  end
+
+  defp mail(state, letter) do
+    Mail.post(state.mail, letter)
+    state
+  end
+end

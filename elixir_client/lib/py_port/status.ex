@@ -1,0 +1,108 @@
+defmodule PyPort.Status do
+  @moduledoc """
+  How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
+
+    * `server` - the server's process, or the name under which none is running.
+    * `state` - `:idle`, `:busy`, `:starting`, or `:down` (not running, or Python could not be started).
+    * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
+      none.
+    * `queue` - how many requests wait in Python for their turn.
+    * `pending` - how many requests have no final answer yet, as this side counts; the only number that is of now.
+    * `requests` - how many were answered since the start of Python.
+    * `objects`, `sessions`, `tasks`, `calls` - how many live handles, open sessions, requests in the async lane and
+      calls into the BEAM there are.
+    * `rss_bytes` - the memory that Python's process has resident.
+    * `os_pid` - its process id, `nil` while there is none.
+    * `beat_age_ms` - how old what Python says of itself is; `nil` where it has not said anything yet.
+  """
+
+  @enforce_keys [:server, :state]
+  defstruct [
+    :server,
+    :state,
+    :running,
+    :running_ms,
+    :os_pid,
+    :rss_bytes,
+    :beat_age_ms,
+    pending: 0,
+    queue: 0,
+    requests: 0,
+    objects: 0,
+    sessions: 0,
+    tasks: 0,
+    calls: 0
+  ]
+
+  @type t :: %__MODULE__{
+          server: GenServer.server(),
+          state: :idle | :busy | :starting | :down,
+          running: pos_integer() | nil,
+          running_ms: non_neg_integer() | nil,
+          os_pid: pos_integer() | nil,
+          rss_bytes: non_neg_integer() | nil,
+          beat_age_ms: non_neg_integer() | nil,
+          pending: non_neg_integer(),
+          queue: non_neg_integer(),
+          requests: non_neg_integer(),
+          objects: non_neg_integer(),
+          sessions: non_neg_integer(),
+          tasks: non_neg_integer(),
+          calls: non_neg_integer()
+        }
+
+  @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
+  @type beat :: {map(), integer()}
+
+  alias PyPort.Registry
+  alias PyPort.Server.Handle
+
+  @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
+
+  @doc false
+  @spec beat(map()) :: beat()
+  def beat(said), do: {said, System.monotonic_time(:millisecond)}
+
+  @doc false
+  @spec of(GenServer.server()) :: [t()]
+  def of(server) do
+    case GenServer.whereis(server) do
+      pid when is_pid(pid) -> [of_owner(pid)]
+      _nobody -> [%__MODULE__{server: server, state: :down}]
+    end
+  end
+
+  defp of_owner(owner) do
+    case Registry.fetch(owner) do
+      {:ok, %Handle{ready: true} = handle} -> heard(handle, Registry.fetch_beat(owner))
+      {:ok, %Handle{os_pid: os_pid}} -> %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
+      _none -> %__MODULE__{server: owner, state: :down}
+    end
+  end
+
+  # Until the first beat its requests tell whether it is busy.
+  defp heard(handle, nil) do
+    pending = Handle.pending(handle)
+    state = if pending == 0, do: :idle, else: :busy
+    %__MODULE__{server: handle.owner, state: state, os_pid: handle.os_pid, pending: pending}
+  end
+
+  defp heard(handle, {said, at}) do
+    numbers = for name <- @numbers, is_integer(said[name]), do: {name, said[name]}
+
+    struct!(
+      %__MODULE__{
+        server: handle.owner,
+        state: if(said[:state] == :busy, do: :busy, else: :idle),
+        running: number(said[:running]),
+        os_pid: handle.os_pid,
+        pending: Handle.pending(handle),
+        beat_age_ms: max(System.monotonic_time(:millisecond) - at, 0)
+      },
+      numbers
+    )
+  end
+
+  defp number(<<number::64>>), do: number
+  defp number(_none), do: nil
+end

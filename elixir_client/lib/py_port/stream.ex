@@ -1,0 +1,105 @@
+defmodule PyPort.Stream do
+  # A Python generator as a lazy enumerable, from its consumer's side. What arrives meanwhile is collected by a
+  # PyPort.Stream.Relay: the consumer's mailbox never holds items, and items are fetched many at a time.
+  @moduledoc false
+
+  import PyPort.Reach, only: [deadline: 1]
+
+  alias PyPort.{Callbacks, Error, Options, Reach, Request}
+  alias PyPort.Server.{Handle, Property}
+  alias PyPort.Stream.Relay
+
+  @spec new(Request.draft(), keyword()) :: Enumerable.t()
+  def new(draft, options) do
+    # Wrong options raise where the stream is made, not where it is run.
+    options = Options.stream!(options)
+    place = Reach.place(options, draft.target, draft.found.objects)
+
+    fn -> start(draft, place, options) end
+    |> Elixir.Stream.resource(&next/1, &stop/1)
+    # Items are read one by one as they are consumed: the objects in those that never are remain unclaimed, and are
+    # released with the relay.
+    |> Elixir.Stream.map(&value/1)
+  end
+
+  defp start(draft, place, options) do
+    with {:ok, handle} <- Reach.handle(place, deadline(options.timeout)),
+         :ok <- Reach.belong(draft.found.objects, handle),
+         id = Handle.next_id(handle),
+         frame = Request.frame(draft, handle, id, options),
+         :ok <- Reach.admit(handle, frame) do
+      servant = Request.servant(draft.found, handle)
+      relay = Relay.start(handle, id, frame, options.credit, Request.extra(options, servant))
+      %{handle: handle, id: id, relay: relay, servant: servant, options: options, ended: nil}
+    else
+      {:error, error} -> raise error
+    end
+  end
+
+  defp next(%{ended: nil} = stream) do
+    case Relay.more(stream.relay, stream.options.timeout) do
+      {:items, frames} -> {tagged(frames, stream), stream}
+      {:last, frames, ending} -> {tagged(frames, stream), %{stream | ended: ending}}
+      :timeout -> raise timeout(stream.options.timeout)
+    end
+  end
+
+  defp next(%{ended: {:frame, frame}} = stream) do
+    case Request.outcome(frame) do
+      {:error, error} ->
+        raise error
+
+      # What the generator returned has no place in an enumerable; the handles in it have no reader.
+      {with_objects, _, _} when with_objects == :objects ->
+        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        {:halt, stream}
+
+      {:unread, _error} ->
+        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        {:halt, stream}
+
+      {:ok, _returned} ->
+        {:halt, stream}
+    end
+  end
+
+  defp next(%{ended: {:down, reason}}), do: raise(Error.of_exit(reason))
+
+  defp stop(stream) do
+    if stream.servant, do: Callbacks.stop(stream.servant)
+    Relay.stop(stream.relay)
+  end
+
+  # Most items hold no handle, and need nothing but their bytes.
+  defp tagged(frames, stream), do: Enum.map(frames, &tag(&1, stream))
+
+  defp tag(<<131, 104, 3, _::binary>> = frame, _stream), do: frame
+  defp tag(frame, stream), do: {frame, stream}
+
+  defp value(frame) when is_binary(frame) do
+    case Request.outcome(frame) do
+      {:ok, value} -> value
+      {_error, error} -> raise error
+    end
+  end
+
+  defp value({frame, stream}) do
+    case Request.outcome(frame) do
+      {:objects, value, ids} ->
+        Property.adopt(stream.handle.owner, {:reply, stream.id}, ids, stream.options.owner)
+        value
+
+      {_unread, error} ->
+        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        raise error
+    end
+  end
+
+  defp timeout(timeout) do
+    %Error{
+      kind: :timeout,
+      message:
+        "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
+    }
+  end
+end

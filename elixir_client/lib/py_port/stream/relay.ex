@@ -1,0 +1,193 @@
+defmodule PyPort.Stream.Relay do
+  # Between the server and the consumer of one stream: takes the items as they come, hands them over as the consumer
+  # asks, gives Python new credit, and cancels when the consumer stops or dies.
+  #
+  # A process of its own, because a consumer asks from a function that is called again and again: a reference cannot
+  # stay in one `receive` there, and every item would be searched for behind all that stands in the consumer's mailbox.
+  # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
+  @moduledoc false
+
+  alias PyPort.{Output, Wire}
+  alias PyPort.Server.Handle
+
+  @flush_ms 5_000
+
+  @type ending :: {:frame, binary()} | {:down, reason :: term()}
+
+  @doc "Sends the request, for the calling process."
+  @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra()) :: pid()
+  def start(handle, id, frame, credit, extra) do
+    consumer = self()
+    logger_metadata = :logger.get_process_metadata()
+    callers = Process.get(:"$callers", [])
+
+    spawn(fn ->
+      # It stands in the row as the caller: log records and calls into the BEAM look here for what the consumer has.
+      if logger_metadata != :undefined, do: :logger.set_process_metadata(logger_metadata)
+      Process.put(:"$callers", [consumer | callers])
+      ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+
+      state = %{
+        handle: handle,
+        id: id,
+        ref: ref,
+        consumer: Process.monitor(consumer),
+        # Handed over at once at the most, and given as new credit: so the other half can be made meanwhile.
+        half: max(div(credit, 2), 1),
+        # Latest first.
+        items: [],
+        count: 0,
+        # Items that the consumer has taken since it was last told Python.
+        owed: 0,
+        # Items it has been given, which it has taken when it asks for more.
+        given: 0,
+        # The consumer's reference, while it waits.
+        asking: nil,
+        # The last frame, and who still writes what was printed.
+        final: nil,
+        ending: nil
+      }
+
+      Handle.insert(handle, {id, ref, self(), :infinity, extra})
+      Handle.command(handle, frame)
+      loop(state)
+    end)
+  end
+
+  @doc "The items that have come, one at least, or the last of them with how the stream ended."
+  @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
+  def more(relay, timeout) do
+    ref = :erlang.monitor(:process, relay, alias: :demonitor)
+    send(relay, {:more, ref})
+
+    receive do
+      {^ref, answer} ->
+        Process.demonitor(ref, [:flush])
+        answer
+
+      {:DOWN, ^ref, :process, _relay, reason} ->
+        {:last, [], {:down, reason}}
+    after
+      timeout ->
+        Process.demonitor(ref, [:flush])
+
+        receive do
+          {^ref, answer} -> answer
+        after
+          0 -> :timeout
+        end
+    end
+  end
+
+  @doc "The consumer wants no more. What Python runs to tidy up may still print."
+  @spec stop(pid()) :: :ok
+  def stop(relay) do
+    send(relay, :stop)
+    :ok
+  end
+
+  # Nothing arrives here but what is matched: the rest is dropped by the aliases.
+  defp loop(%{ref: ref, consumer: consumer} = state) do
+    receive do
+      {^ref, items} when is_list(items) ->
+        state |> keep(items) |> hand_over() |> loop()
+
+      {^ref, frame} when is_binary(frame) ->
+        ended(state, {:frame, frame})
+
+      # The final reply of a stream that printed: its output is written first. A device that hangs must not hold
+      # up the end for ever, and nobody has said how long is too long.
+      {^ref, frame, writer} ->
+        Process.send_after(self(), :flushed_enough, @flush_ms)
+        loop(%{state | final: {frame, writer}})
+
+      {^ref, :flushed} ->
+        ended(state, {:frame, elem(state.final, 0)})
+
+      :flushed_enough ->
+        {frame, writer} = state.final
+        Output.leave(writer)
+        ended(state, {:frame, frame})
+
+      {:more, asking} ->
+        %{state | asking: asking} |> taken() |> hand_over() |> loop()
+
+      {:DOWN, ^ref, :process, _owner, reason} ->
+        ended(state, {:down, reason})
+
+      :stop ->
+        cancel(state)
+
+      {:DOWN, ^consumer, :process, _pid, _reason} ->
+        cancel(state)
+    end
+  end
+
+  defp keep(state, items),
+    do: %{state | items: :lists.reverse(items, state.items), count: state.count + length(items)}
+
+  # Who asks for more has taken what it was given.
+  defp taken(%{owed: owed, given: given, half: half} = state) when owed + given >= half do
+    Handle.command(state.handle, Wire.credit(state.id, owed + given))
+    %{state | owed: 0, given: 0}
+  end
+
+  defp taken(state), do: %{state | owed: state.owed + state.given, given: 0}
+
+  defp hand_over(%{asking: nil} = state), do: state
+
+  defp hand_over(%{items: []} = state) do
+    if state.ending, do: last(state, []), else: state
+  end
+
+  defp hand_over(%{count: count, half: half} = state) when count <= half do
+    items = Enum.reverse(state.items)
+
+    if state.ending do
+      last(state, items)
+    else
+      send(state.asking, {state.asking, {:items, items}})
+      %{state | items: [], count: 0, given: count, asking: nil}
+    end
+  end
+
+  # The oldest stand last.
+  defp hand_over(%{count: count, half: half} = state) do
+    {later, first} = Enum.split(state.items, count - half)
+    send(state.asking, {state.asking, {:items, Enum.reverse(first)}})
+    %{state | items: later, count: count - half, given: half, asking: nil}
+  end
+
+  defp last(state, items) do
+    send(state.asking, {state.asking, {:last, items, state.ending}})
+    %{state | items: [], count: 0, given: 0, asking: nil}
+  end
+
+  # Python is done; the consumer may not be. Its claims on handles stand in this process's name until it stops.
+  defp ended(state, ending), do: %{state | ending: ending} |> hand_over() |> after_the_end()
+
+  defp after_the_end(%{consumer: consumer} = state) do
+    receive do
+      {:more, asking} -> %{state | asking: asking} |> hand_over() |> after_the_end()
+      :stop -> :ok
+      {:DOWN, ^consumer, :process, _pid, _reason} -> :ok
+    end
+  end
+
+  # Its row stays until the reply: what runs in `finally` belongs to this request, and may print.
+  defp cancel(%{final: {_frame, writer}}), do: Output.leave(writer)
+
+  defp cancel(%{ref: ref} = state) do
+    Handle.command(state.handle, Wire.cancel(state.id))
+    await_reply(ref)
+  end
+
+  defp await_reply(ref) do
+    receive do
+      {^ref, items} when is_list(items) -> await_reply(ref)
+      {^ref, frame} when is_binary(frame) -> :ok
+      {^ref, _frame, _writer} -> :ok
+      {:DOWN, ^ref, :process, _owner, _reason} -> :ok
+    end
+  end
+end

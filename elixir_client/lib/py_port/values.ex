@@ -1,0 +1,47 @@
+defmodule PyPort.Values do
+  # What the client has to know of the values of a request before it sends them: which are functions, and
+  # become callbacks, and which are handles, and name a server. Top-level values only: to walk whole data would
+  # cost more than to encode it. Pure.
+  @moduledoc false
+
+  alias PyPort.{Callback, Object}
+
+  @typedoc "Functions in the order of their index, last first; handles in no order."
+  @type found :: %{funs: [fun()], objects: [Object.t()]}
+
+  @none %{funs: [], objects: []}
+
+  @spec none() :: found()
+  def none, do: @none
+
+  @spec scan(map() | list(), found()) :: {map() | list(), found()}
+  def scan(values, found) when is_map(values) do
+    if Enum.any?(values, fn {_name, value} -> special?(value) end) do
+      {pairs, found} =
+        Enum.map_reduce(values, found, fn {name, value}, found ->
+          {value, found} = one(value, found)
+          {{name, value}, found}
+        end)
+
+      {Map.new(pairs), found}
+    else
+      {values, found}
+    end
+  end
+
+  def scan([], found), do: {[], found}
+
+  def scan(values, found) when is_list(values) do
+    if Enum.any?(values, &special?/1), do: Enum.map_reduce(values, found, &one/2), else: {values, found}
+  end
+
+  defp special?(value), do: is_function(value) or is_struct(value, Object)
+
+  defp one(value, found) when is_function(value) do
+    {:arity, arity} = Function.info(value, :arity)
+    {%Callback{index: length(found.funs), arity: arity}, %{found | funs: [value | found.funs]}}
+  end
+
+  defp one(%Object{} = object, found), do: {object, %{found | objects: [object | found.objects]}}
+  defp one(value, found), do: {value, found}
+end

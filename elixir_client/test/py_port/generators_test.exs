@@ -1,0 +1,156 @@
+defmodule PyPort.GeneratorsTest do
+  # Streams, end to end: real generators, and what they cost.
+  use ExUnit.Case, async: true
+
+  @moduletag :needs_stream
+  @moduletag :needs_sessions
+
+  import PyPort.Test.{Processes, Servers}
+
+  alias PyPort.Error
+
+  setup_all do
+    start_supervised!({PyPort.Server, name: __MODULE__, heartbeat_interval: 50})
+    {:ok, server: __MODULE__}
+  end
+
+  test "generators, iterators, iterables and asynchronous generators are streams", %{server: server} do
+    for {code, items} <- [
+          {"yield 1\nyield 2", [1, 2]},
+          {"for n in range(3): yield n", [0, 1, 2]},
+          {"(n for n in range(3))", [0, 1, 2]},
+          {"def g():\n    yield 'a'\n    return 'not seen'\ng()", ["a"]},
+          {"[1, [2]]", [1, [2]]},
+          {"range(2)", [0, 1]},
+          {"map(str, range(2))", ["0", "1"]},
+          {"import asyncio\nfor n in range(3):\n    await asyncio.sleep(0)\n    yield n", [0, 1, 2]},
+          {"async def g():\n    yield 5\ng()", [5]},
+          {"[]", []}
+        ] do
+      assert {code, code |> PyPort.stream(%{}, server: server) |> Enum.to_list()} == {code, items}
+    end
+
+    assert nothing_left?(server)
+  end
+
+  test "globals, sessions and functions work as everywhere", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+
+    assert PyPort.stream("for x in xs: yield f(x)", %{xs: [1, 2], f: &(&1 * 10)}, session: session)
+           |> Enum.to_list() == [10, 20]
+
+    assert PyPort.eval("xs", %{}, session: session) == {:ok, [1, 2]}
+  end
+
+  test "an endless generator is as lazy as its consumer, and its finally runs when that halts", %{
+    server: server
+  } do
+    {:ok, session} = PyPort.open_session(server: server)
+    PyPort.eval!("made, closed = 0, False", %{}, session: session)
+
+    code = """
+    try:
+        while True:
+            made += 1
+            yield made
+    finally:
+        closed = True
+    """
+
+    assert PyPort.stream(code, %{}, session: session, credit: 8) |> Enum.take(3) == [1, 2, 3]
+    assert eventually(fn -> PyPort.eval("closed", %{}, session: session) == {:ok, true} end)
+    {:ok, made} = PyPort.eval("made", %{}, session: session)
+    assert made <= 3 + 2 * 8
+    assert nothing_left_but_session?(server)
+  end
+
+  test "a consumer that dies closes its generator", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+    PyPort.eval!("closed = False", %{}, session: session)
+    code = "try:\n    while True: yield 1\nfinally: closed = True"
+    test = self()
+
+    consumer =
+      spawn(fn -> PyPort.stream(code, %{}, session: session) |> Enum.each(&send(test, {:item, &1})) end)
+
+    assert_receive {:item, 1}, 5_000
+    Process.exit(consumer, :kill)
+    assert eventually(fn -> PyPort.eval("closed", %{}, session: session) == {:ok, true} end)
+  end
+
+  test "an error is raised after the items before it, with its traceback", %{server: server} do
+    test = self()
+    stream = PyPort.stream("for n in (3, 2, 1, 0): yield 6 / n", %{}, server: server)
+
+    error = assert_raise Error, ~r/ZeroDivisionError/, fn -> Enum.each(stream, &send(test, {:item, &1})) end
+    assert error.kind == :python
+    for item <- [2.0, 3.0, 6.0], do: assert_received({:item, ^item})
+    assert_raise Error, ~r/SyntaxError/, fn -> PyPort.stream("x +", %{}, server: server) |> Enum.to_list() end
+    assert_raise Error, ~r/iter/, fn -> PyPort.stream("5", %{}, server: server) |> Enum.to_list() end
+    assert nothing_left?(server)
+  end
+
+  test "two streams of one server can be zipped, and requests are answered meanwhile", %{server: server} do
+    count = "import itertools; itertools.count()"
+    one = PyPort.stream(count, %{}, server: server)
+    two = PyPort.stream(count, %{}, server: server, credit: 3)
+    zipped = Stream.zip(one, two)
+    assert Enum.take(zipped, 2_000) == for(n <- 0..1_999, do: {n, n})
+
+    assert Enum.take(Stream.map(one, fn n -> PyPort.eval!("n * 2", %{n: n}, server: server) end), 50) ==
+             for(n <- 0..49, do: n * 2)
+
+    assert nothing_left?(server)
+  end
+
+  test "a parked generator does not keep the server from answering", %{server: server} do
+    stream = PyPort.stream("while True: yield 1", %{}, server: server, credit: 2)
+
+    Enum.reduce_while(stream, 0, fn 1, n ->
+      assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+      if n == 20, do: {:halt, n}, else: {:cont, n + 1}
+    end)
+
+    assert nothing_left?(server)
+  end
+
+  test "objects are items like any other, and those that nobody takes are released", %{server: server} do
+    stream = PyPort.stream("while True: yield object()", %{}, server: server)
+    [one, two] = Enum.take(stream, 2)
+    assert PyPort.call!("builtins:len", [[one, two]], %{}, server: server) == 2
+    PyPort.release([one, two])
+    assert nothing_left?(server)
+  end
+
+  test "the timeout is for each item", %{server: server} do
+    code = "import time\nfor n in range(4):\n    time.sleep(0.05)\n    yield n"
+    assert PyPort.stream(code, %{}, server: server, timeout: 2_000) |> Enum.to_list() == [0, 1, 2, 3]
+    code = "import time\nyield 1\ntime.sleep(0.5)\nyield 2"
+
+    assert_raise Error, ~r/no item within 100 ms/, fn ->
+      PyPort.stream(code, %{}, server: server, timeout: 100) |> Enum.to_list()
+    end
+
+    assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    assert nothing_left?(server)
+  end
+
+  test "an item costs microseconds", %{server: server} do
+    count = fn n ->
+      PyPort.stream("for n in range(limit): yield n", %{limit: n}, server: server) |> Enum.count()
+    end
+
+    times = for _ <- 1..5, do: fn -> 50_000 = count.(50_000) end |> :timer.tc() |> elem(0)
+
+    # 3 µs on a quiet machine. The best of five and this much room are for a busy one: one message there and back for
+    # each item would be more still.
+    assert Enum.min(times) / 50_000 < 60
+  end
+
+  defp nothing_left_but_session?(server) do
+    eventually(fn ->
+      state = :sys.get_state(server)
+      state.attached == %{} and :ets.info(state.handle.table, :size) == 0
+    end)
+  end
+end

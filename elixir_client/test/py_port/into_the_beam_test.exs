@@ -1,0 +1,217 @@
+defmodule PyPort.IntoTheBeamTest do
+  # Calls from Python into the BEAM, end to end.
+  use ExUnit.Case, async: true
+
+  @moduletag :needs_invoke
+  @moduletag :needs_async
+  @moduletag :needs_sessions
+  @moduletag :needs_objects
+
+  import PyPort.Test.{Processes, Servers}
+
+  alias PyPort.Error
+
+  setup_all do
+    start_supervised!(
+      {PyPort.Server, name: __MODULE__, heartbeat_interval: 50, allow: [{Enum, :sum, 1}, Integer]}
+    )
+
+    {:ok, server: __MODULE__}
+  end
+
+  test "a function is a callable: in plain code, in threads, and awaitable in async code", %{server: server} do
+    double = &(&1 * 2)
+    assert PyPort.eval("[f(x) for x in xs]", %{xs: [1, 2], f: double}, server: server) == {:ok, [2, 4]}
+
+    assert PyPort.call("functools:reduce", [&(&1 + &2), [1, 2, 3]], %{}, server: server) == {:ok, 6}
+    assert PyPort.call("builtins:sorted", [[1, 2]], %{key: &(-&1)}, server: server) == {:ok, [2, 1]}
+
+    threads = """
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(4) as pool:
+        result = list(pool.map(f, range(20)))
+    result
+    """
+
+    assert PyPort.eval(threads, %{f: double}, server: server) == {:ok, Enum.map(0..19, double)}
+
+    async = """
+    import asyncio
+    await asyncio.gather(*(f(n) for n in range(20)))
+    """
+
+    assert PyPort.eval(async, %{f: double}, server: server) == {:ok, Enum.map(0..19, double)}
+    assert nothing_left?(server)
+  end
+
+  test "what Elixir raises is an exception in Python, with its stack, and can be caught", %{server: server} do
+    code = """
+    try:
+        f()
+    except Exception as error:
+        text = [type(error).__name__, str(error), error.kind, error.type, error.stacktrace]
+    text
+    """
+
+    assert {:ok, ["ElixirError", "** (ArgumentError) bad", "error", "ArgumentError", stack]} =
+             PyPort.eval(code, %{f: fn -> raise ArgumentError, "bad" end}, server: server)
+
+    assert stack =~ "into_the_beam_test.exs"
+
+    assert {:error, %Error{kind: :python} = error} =
+             PyPort.eval("def g(): f()\ng()", %{f: fn -> raise ArgumentError, "bad" end}, server: server)
+
+    assert Exception.message(error) =~ "in g"
+    assert Exception.message(error) =~ "** (ArgumentError) bad"
+    assert Exception.message(error) =~ "into_the_beam_test.exs"
+  end
+
+  test "an exception of Python crosses Elixir and arrives with the traces of both", %{server: server} do
+    # Not as a tail call, which leaves no trace.
+    inner = fn -> [PyPort.eval!("def deep(): return 1 / 0\ndeep()", %{}, server: server)] end
+    assert {:error, %Error{kind: :python} = error} = PyPort.eval("f()", %{f: inner}, server: server)
+    text = Exception.message(error)
+    assert text =~ "ZeroDivisionError"
+    assert text =~ "in deep"
+    assert text =~ "into_the_beam_test.exs"
+  end
+
+  test "crashes, exits and throws of a call are exceptions in Python, and the server goes on", %{
+    server: server
+  } do
+    for fun <- [fn -> exit(:gone) end, fn -> throw(:ball) end, fn -> Process.exit(self(), :kill) end] do
+      assert {:error, %Error{kind: :python, type: type}} = PyPort.eval("f()", %{f: fun}, server: server)
+      assert type =~ "ElixirError"
+      assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    end
+  end
+
+  test "Python calls Elixir, which calls Python, to a depth of 20", %{server: server} do
+    defmodule Deep do
+      def down(_server, 0), do: 0
+
+      def down(server, n) do
+        PyPort.eval!("1 + f()", %{f: fn -> down(server, n - 1) end}, server: server)
+      end
+    end
+
+    assert Deep.down(server, 20) == 20
+    # Through tasks, too.
+    fun = fn -> Task.await(Task.async(fn -> PyPort.eval!("21", %{}, server: server) end)) end
+    assert PyPort.eval("2 * f()", %{f: fun}, server: server) == {:ok, 42}
+    assert nothing_left?(server)
+  end
+
+  test "two servers call each other across", %{server: one} do
+    two = start_server()
+
+    there = fn -> PyPort.eval!("f()", %{f: fn -> PyPort.eval!("5", %{}, server: one) end}, server: two) end
+    assert PyPort.eval("f()", %{f: there}, server: one) == {:ok, 5}
+  end
+
+  test "unrelated requests wait for the request that waits for a call", %{server: server} do
+    test = self()
+
+    hold = fn ->
+      send(test, {:holding, self()})
+      receive(do: (:go -> 1))
+    end
+
+    outer = Task.async(fn -> PyPort.eval("hold()", %{hold: hold}, server: server) end)
+    assert_receive {:holding, worker}, 5_000
+    other = Task.async(fn -> PyPort.eval("2", %{}, server: server) end)
+    assert Task.yield(other, 100) == nil
+    send(worker, :go)
+    assert Task.await(outer) == {:ok, 1}
+    assert Task.await(other) == {:ok, 2}
+  end
+
+  test "a call that never answers is the caller's timeout, and the server goes on", %{server: server} do
+    test = self()
+
+    hang = fn ->
+      send(test, {:worker, self()})
+      Process.sleep(:infinity)
+    end
+
+    assert {:error, %Error{kind: :timeout}} = PyPort.eval("f()", %{f: hang}, server: server, timeout: 100)
+    assert_receive {:worker, worker}
+    assert eventually(fn -> not Process.alive?(worker) end)
+    assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    assert nothing_left?(server)
+  end
+
+  test "a caller that dies while Python calls it leaves nothing behind", %{server: server} do
+    test = self()
+
+    hang = fn ->
+      send(test, {:worker, self()})
+      Process.sleep(:infinity)
+    end
+
+    caller = spawn(fn -> PyPort.eval("f()", %{f: hang}, server: server, timeout: :infinity) end)
+    assert_receive {:worker, worker}, 5_000
+    Process.exit(caller, :kill)
+    assert eventually(fn -> not Process.alive?(worker) end)
+    assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    assert nothing_left?(server)
+  end
+
+  test "a function that is kept beyond its request says so", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+    assert {:ok, nil} = PyPort.eval("kept = f", %{f: fn -> 1 end}, session: session)
+    assert {:error, %Error{kind: :python, message: message}} = PyPort.eval("kept()", %{}, session: session)
+    assert message =~ "request"
+  end
+
+  @tag :needs_opaque_fun
+  test "a function inside of a value is opaque, and says so when it is called", %{server: server} do
+    assert {:error, %Error{kind: :python, type: "TypeError", message: message}} =
+             PyPort.eval("fs[0]()", %{fs: [fn -> 1 end]}, server: server)
+
+    assert message =~ "top"
+    fun = fn -> 1 end
+    assert PyPort.eval("fs[0]", %{fs: [fun]}, server: server) == {:ok, fun}
+  end
+
+  @tag :needs_api
+  test "by name only what is allowed can be called", %{server: server} do
+    eval = fn code -> PyPort.eval("import port_server; " <> code, %{}, server: server) end
+    assert eval.("port_server.call('Enum', 'sum', [[1, 2]])") == {:ok, 3}
+    assert eval.("port_server.call('Elixir.Integer', 'digits', [12])") == {:ok, [1, 2]}
+    assert {:error, %Error{kind: :python, message: message}} = eval.("port_server.call('System', 'halt', [])")
+    assert message =~ ":allow"
+    assert {:error, %Error{kind: :python}} = eval.("port_server.call('Enum', 'sum', [[1], 2])")
+  end
+
+  @tag :needs_api
+  test "messages arrive in order, and before the answer is long past", %{server: server} do
+    code = "import port_server\nfor n in range(100): port_server.send(to, (port_server.Atom('ok'), n))"
+    assert {:ok, nil} = PyPort.eval(code, %{to: self()}, server: server)
+
+    for n <- 0..99 do
+      assert_receive {:ok, number}
+      assert number == n
+    end
+  end
+
+  test "objects that are passed to a function live as long as the call, unless they are given away", %{
+    server: server
+  } do
+    test = self()
+
+    keep = fn object ->
+      send(test, {:object, object})
+      :ok = PyPort.transfer(object, test)
+      true
+    end
+
+    assert {:ok, [true, true]} =
+             PyPort.eval("[f(object()), g(object())]", %{f: keep, g: &is_struct/1}, server: server)
+
+    assert_received {:object, object}
+    assert {:ok, _} = PyPort.call({object, "__hash__"})
+    PyPort.release(object)
+    assert nothing_left?(server)
+  end
+end

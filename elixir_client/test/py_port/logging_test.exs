@@ -1,0 +1,57 @@
+defmodule PyPort.LoggingTest do
+  # Python's logging in Elixir's Logger, end to end.
+  use ExUnit.Case, async: false
+
+  import ExUnit.CaptureIO
+  import PyPort.Test.Servers
+
+  require Logger
+
+  @moduletag :needs_logging
+  @moduletag :capture_log
+
+  setup do
+    PyPort.Test.LogTo.attach(self())
+  end
+
+  test "a record arrives with level, logger, place and the metadata of the caller" do
+    server = start_server()
+    Logger.metadata(user: 17)
+    code = "import logging\nlogging.getLogger('my.app').warning('%s left', 3)"
+    assert {:ok, _} = PyPort.eval(code, %{}, server: server)
+    assert_receive {:logged, %{level: :warning, msg: {:string, "3 left"}, meta: meta}}, 5_000
+    assert %{logger: "my.app", line: 2, user: 17, request: request} = meta
+    assert is_integer(request)
+  end
+
+  test "levels are those of Elixir" do
+    server = start_server()
+    code = "import logging\nlog = logging.getLogger('x')\nlog.error('e')\nlog.critical('c')\nlog.info('i')"
+
+    assert {:ok, _} =
+             PyPort.eval("import logging; logging.getLogger().setLevel(10)\n" <> code, %{}, server: server)
+
+    for {text, level} <- [{"e", :error}, {"i", :info}] do
+      assert_receive {:logged, %{level: ^level, msg: {:string, ^text}}}, 5_000
+    end
+  end
+
+  test "logger: false keeps records in Python" do
+    server = start_server(logger: false)
+    {:ok, stderr} = StringIO.open("")
+    code = "import logging\nlogging.getLogger('my.app').error('not here')"
+    assert {:ok, _} = PyPort.eval(code, %{}, server: server, stderr: stderr)
+    # Python's own way with records that nobody handles.
+    assert StringIO.contents(stderr) == {"", "not here\n"}
+    assert mail_read?(server)
+    refute_received {:logged, %{msg: {:string, "not here"}}}
+  end
+
+  test "what is printed and what is logged keep their own ways" do
+    server = start_server()
+    code = "import logging\nprint('printed')\nlogging.error('logged')"
+    assert capture_io(fn -> PyPort.eval!(code, %{}, server: server) end) == "printed\n"
+    assert_receive {:logged, %{msg: {:string, "logged"}}}, 5_000
+    refute_received {:logged, %{msg: {:string, "printed"}}}
+  end
+end

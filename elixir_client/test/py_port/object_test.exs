@@ -1,0 +1,291 @@
+defmodule PyPort.ObjectTest do
+  use ExUnit.Case, async: true
+
+  @moduletag :needs_objects
+  @moduletag :needs_sessions
+
+  import PyPort.Test.Processes, only: [eventually: 1]
+  import PyPort.Test.Servers
+
+  alias PyPort.{Error, Object}
+
+  setup_all do
+    start_supervised!({PyPort.Server, name: __MODULE__, heartbeat_interval: 50})
+    {:ok, server: __MODULE__}
+  end
+
+  defp object(server, options \\ []), do: PyPort.eval!("object()", %{}, [server: server] ++ options)
+  defp lives?(object), do: match?({:ok, _}, PyPort.call({object, "__hash__"}))
+
+  describe "a handle" do
+    test "is the very same object wherever it goes back", %{server: server} do
+      object = object(server)
+      assert %Object{type: "object", repr: "<object object at" <> _} = object
+      id = PyPort.eval!("id(o)", %{o: object})
+      assert PyPort.eval!("id(d['deep'][0])", %{d: %{"deep" => [object]}}, server: server) == id
+      assert PyPort.call!("builtins:id", [object]) == id
+
+      assert PyPort.eval!("f(x=o)", %{"f" => PyPort.eval!("lambda x: id(x)", %{}, server: server), o: object}) ==
+               id
+
+      assert PyPort.call!("builtins:dict", [], x: object)["x"].type == "object"
+    end
+
+    test "stands inside of values, too", %{server: server} do
+      assert %{"a" => [%Object{}, 1, %Object{}]} =
+               PyPort.eval!("{'a': [object(), 1, lambda: 2]}", %{}, server: server)
+    end
+
+    test "is made of any value that is asked for as one", %{server: server} do
+      list = PyPort.eval!("[3, 1, 2]", %{}, server: server, return: :object)
+      assert %Object{type: "list", repr: "[3, 1, 2]"} = list
+      assert PyPort.call!({list, "sort"}) == nil
+      assert PyPort.eval!("l", %{l: list}) == [1, 2, 3]
+
+      assert %Object{type: "list"} =
+               PyPort.call!("builtins:list", [[1]], %{}, server: server, return: :object)
+    end
+
+    test "gives attributes, items and results of methods without source text", %{server: server} do
+      counter =
+        PyPort.eval!("import collections; collections.Counter('abca')", %{}, server: server, return: :object)
+
+      assert PyPort.getitem(counter, "a") == {:ok, 2}
+      assert PyPort.call({counter, "most_common"}, [1]) == {:ok, [{"a", 2}]}
+      assert {:ok, %Object{} = method} = PyPort.getattr(counter, :most_common)
+      assert PyPort.call(method, [1]) == {:ok, [{"a", 2}]}
+      assert {:error, %Error{type: "AttributeError"}} = PyPort.getattr(counter, "nothing")
+      assert {:error, %Error{type: "TypeError"}} = PyPort.call(counter)
+    end
+
+    test "is inspected by type and repr, in one short line", %{server: server} do
+      assert inspect(object(server)) =~ ~r/^#PyPort.Object<object <object object at 0x[0-9a-f]+>>$/
+
+      long = %Object{
+        server: self(),
+        token: "",
+        id: 1,
+        type: "T",
+        repr: "a\n  b" <> String.duplicate("x", 500)
+      }
+
+      assert inspect(long) =~ ~r/^#PyPort.Object<T a bx+…>$/
+      assert String.length(inspect(long)) < 110
+      assert inspect(%{long | type: nil, repr: <<255>>}) =~ "#PyPort.Object<"
+    end
+
+    test "with a repr that raises, or is a megabyte, is a handle like any other", %{server: server} do
+      code = "class Bad:\n  def __repr__(self): raise ValueError\nBad()"
+      assert %Object{repr: repr} = PyPort.eval!(code, %{}, server: server)
+      assert repr =~ "Bad"
+      code = "class Long:\n  def __repr__(self): return 'x' * 1_000_000\nLong()"
+      assert String.length(PyPort.eval!(code, %{}, server: server).repr) <= 200
+    end
+  end
+
+  describe "an object lives" do
+    test "as long as the process that asked for it", %{server: server} do
+      actor = start_actor()
+      object = tell(actor, fn -> object(server) end)
+      assert lives?(object)
+      Process.exit(actor, :kill)
+      assert eventually(fn -> not lives?(object) end)
+      assert {:error, %Error{message: message}} = PyPort.call({object, "__hash__"})
+      assert message =~ "released"
+    end
+
+    test "for whom a task works", %{server: server} do
+      object = Task.await(Task.async(fn -> object(server) end))
+      assert lives?(object)
+      nested = Task.await(Task.async(fn -> Task.await(Task.async(fn -> object(server) end)) end))
+      # The inner task's first caller was the outer one, which has ended; its heir, too.
+      assert eventually(fn -> not lives?(nested) end)
+      assert lives?(object)
+    end
+
+    test "for a task that outlives whom it works for", %{server: server} do
+      test = self()
+      starter = start_actor()
+
+      tell(starter, fn ->
+        Task.start(fn ->
+          object = object(server)
+          send(test, {:object, object, self()})
+
+          receive do
+            :stop -> :ok
+          end
+        end)
+      end)
+
+      assert_receive {:object, object, task}, 5_000
+      Process.exit(starter, :kill)
+      Process.sleep(50)
+      assert lives?(object)
+      send(task, :stop)
+      assert eventually(fn -> not lives?(object) end)
+    end
+
+    test "for the owner that was named", %{server: server} do
+      owner = start_actor()
+      object = object(server, owner: owner)
+      assert lives?(object)
+      Process.exit(owner, :kill)
+      assert eventually(fn -> not lives?(object) end)
+    end
+
+    test "until it is released", %{server: server} do
+      [one, two, three] = for _ <- 1..3, do: object(server)
+      assert PyPort.release(one) == :ok
+      refute lives?(one)
+      assert PyPort.release([one, two]) == :ok
+      refute lives?(two)
+      assert lives?(three)
+    end
+
+    test "until the end of with_objects/1, unless it was given to somebody", %{server: server} do
+      outer = object(server)
+
+      {one, two, kept} =
+        PyPort.with_objects(fn ->
+          one = object(server)
+          two = PyPort.with_objects(fn -> object(server) end)
+          kept = object(server)
+          assert PyPort.transfer(kept, Process.whereis(PyPort.Supervisor)) == :ok
+          assert lives?(one)
+          {one, two, kept}
+        end)
+
+      assert eventually(fn -> not lives?(one) and not lives?(two) end)
+      assert lives?(kept)
+      assert lives?(outer)
+      PyPort.release(kept)
+    end
+
+    test "until with_objects/1 is left by an exception", %{server: server} do
+      test = self()
+
+      catch_throw(
+        PyPort.with_objects(fn ->
+          send(test, object(server))
+          throw(:out)
+        end)
+      )
+
+      assert_received %Object{} = object
+      assert eventually(fn -> not lives?(object) end)
+    end
+
+    test "for whom it was transferred to", %{server: server} do
+      from = start_actor()
+      to = start_actor()
+      object = tell(from, fn -> object(server) end)
+      assert PyPort.transfer(object, to) == :ok
+      Process.exit(from, :kill)
+      Process.sleep(50)
+      assert lives?(object)
+      Process.exit(to, :kill)
+      assert eventually(fn -> not lives?(object) end)
+      assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.transfer(object, self())
+      assert message =~ "released"
+    end
+
+    test "and nothing is left of callers that die while their objects are on the way" do
+      server = start_server(heartbeat_interval: 50)
+
+      for n <- 1..300 do
+        pid = spawn(fn -> PyPort.eval("[object(), object()]", %{}, server: server) end)
+        if rem(n, 3) == 0, do: PyPort.eval("1", %{}, server: server)
+        Process.exit(pid, :kill)
+      end
+
+      assert nothing_left?(server)
+      # Python holds none, either: 64 more fit, where 63 and one would not.
+      assert {:ok, _} = PyPort.eval("[object() for _ in range(64)]", %{}, server: server)
+    end
+
+    test "and nothing is left of answers that come too late, or cannot be read" do
+      server = start_server(heartbeat_interval: 50, max_objects: 64)
+
+      for _ <- 1..100 do
+        code = "import time; time.sleep(0.002); object()"
+        # Late most of the time, and at any moment: that is the point.
+        PyPort.with_objects(fn -> PyPort.eval(code, %{}, server: server, timeout: 2) end)
+        name = "never_met_#{System.unique_integer([:positive])}"
+        code = "import port_server; (object(), port_server.Atom(name))"
+        assert {:error, %Error{kind: :decode}} = PyPort.eval(code, %{name: name}, server: server)
+      end
+
+      assert nothing_left?(server)
+      assert eventually(fn -> match?({:ok, _}, fill(server)) end)
+    end
+  end
+
+  defp fill(server) do
+    PyPort.with_objects(fn -> PyPort.eval("[object() for _ in range(64)]", %{}, server: server) end)
+  end
+
+  describe "a clear error is what gives" do
+    test "a handle that was made up", %{server: server} do
+      object = object(server)
+
+      for made_up <- [%{object | id: 999_999_999}, %{object | token: "guessed"}] do
+        assert {:error, %Error{kind: :decode, message: message}} = PyPort.eval("o", %{o: made_up})
+        assert message =~ "released" or message =~ "another server"
+      end
+    end
+
+    test "an object of another server, before anything is sent", %{server: server} do
+      other = start_server()
+      object = object(server)
+
+      assert {:error, %Error{kind: :unavailable, begun: false, message: message}} =
+               PyPort.eval("o", %{o: object}, server: other)
+
+      assert message =~ "another server"
+
+      # Deep inside of a value it is Python that finds it.
+      assert {:error, %Error{kind: :decode}} = PyPort.eval("o", %{o: [object]}, server: other)
+    end
+
+    test "a target that lives elsewhere than the server that was named", %{server: server} do
+      other = start_server()
+      object = object(server)
+
+      assert_raise ArgumentError, ~r/an object carries its server/, fn ->
+        PyPort.call({object, "__hash__"}, [], %{}, server: other)
+      end
+
+      assert {:ok, _} = PyPort.call({object, "__hash__"}, [], %{}, server: server)
+      {:ok, session} = PyPort.open_session(server: other)
+
+      assert_raise ArgumentError, ~r/an object carries its server/, fn ->
+        PyPort.call({object, "__hash__"}, [], %{}, session: session)
+      end
+    end
+
+    test "an object whose server has ended" do
+      server = start_server()
+      object = object(server)
+      stop_supervised!(server)
+
+      for answer <- [
+            PyPort.call({object, "__hash__"}),
+            PyPort.eval("o", %{o: object}),
+            PyPort.transfer(object, self())
+          ] do
+        assert {:error, %Error{kind: :unavailable, message: message}} = answer
+        assert message =~ "has ended"
+      end
+
+      assert PyPort.release(object) == :ok
+    end
+
+    test "more objects than max_objects" do
+      server = start_server(max_objects: 2)
+      _kept = [object(server), object(server)]
+      assert {:error, %Error{kind: :encode, message: message}} = PyPort.eval("object()", %{}, server: server)
+      assert message =~ "max_objects"
+    end
+  end
+end

@@ -1,0 +1,160 @@
+defmodule PyPort.OutputTest do
+  # The client's half of output: what is written, and when it is acknowledged, against a Python that is told what
+  # to print.
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+  import PyPort.Test.{FakePython, Processes, Servers}
+
+  alias PyPort.Error
+
+  @moduletag :tmp_dir
+
+  # A device that takes what it is sent when it is told to.
+  defp start_device(test) do
+    spawn(fn -> device(test) end)
+  end
+
+  defp device(test) do
+    receive do
+      {:io_request, from, ref, {:put_chars, :unicode, text}} ->
+        send(test, {:written, self(), text})
+
+        receive do
+          :take -> send(from, {:io_reply, ref, :ok})
+        end
+    end
+
+    device(test)
+  end
+
+  test "a chunk is acknowledged when the device has taken it, not before", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    device = start_device(self())
+
+    code = """
+    import select
+    send(A("output"), id, A("stdout"), "grün".encode())
+    early = bool(select.select([0], [], [], 0.1)[0])
+    send(A("output"), id, A("stderr"), b"two")
+    acks = [recv()[2], recv()[2]]
+    send(A("ok"), id, [early, acks])
+    """
+
+    task = Task.async(fn -> PyPort.eval(code, %{}, server: server, stdout: device, stderr: device) end)
+    assert_receive {:written, ^device, "grün"}, 5_000
+    Process.sleep(150)
+    send(device, :take)
+    assert_receive {:written, ^device, "two"}, 5_000
+    send(device, :take)
+    assert Task.await(task) == {:ok, [false, [5, 3]]}
+    assert nothing_left?(server)
+  end
+
+  test "a device that dies, refuses, or has never been there takes everything", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    dying = spawn(fn -> receive(do: ({:io_request, _, _, _} -> :ok)) end)
+
+    refusing =
+      spawn(fn ->
+        receive do
+          {:io_request, from, ref, _} -> send(from, {:io_reply, ref, {:error, :terminated}})
+        end
+      end)
+
+    code = "send(A('output'), id, A('stdout'), b'four'); send(A('ok'), id, recv()[2])"
+
+    for device <- [dying, refusing, NoSuchDevice, spawn(fn -> :ok end)] do
+      assert PyPort.eval(code, %{}, server: server, stdout: device) == {:ok, 4}
+    end
+
+    assert nothing_left?(server)
+  end
+
+  test "a device that hangs costs the caller its own time only, and Python is not left waiting", %{
+    tmp_dir: dir
+  } do
+    server = start_fake(dir)
+    hung = spawn(fn -> Process.sleep(:infinity) end)
+    marker = Path.join(dir, "done")
+    # It prints, and waits for the acknowledgement, as the real one does behind its window.
+    code = """
+    send(A("output"), id, A("stdout"), b"x" * 100)
+    acks = []
+    while not acks:
+        message = recv()
+        if message[0] == "ack":
+            acks.append(message[2])
+    send(A("ok"), id, None)
+    open(#{inspect(marker)}, "w")
+    """
+
+    assert {:error, %Error{kind: :timeout}} =
+             PyPort.eval(code, %{}, server: server, stdout: hung, timeout: 100)
+
+    assert nothing_left?(server)
+    assert eventually(fn -> File.exists?(marker) end)
+    Process.exit(hung, :kill)
+  end
+
+  test "what a request prints that nobody waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
+    log =
+      capture_log(fn ->
+        server = start_fake(dir)
+        marker = Path.join(dir, "done")
+
+        code = """
+        while recv()[0] != "cancel": pass
+        send(A("output"), id, A("stdout"), b"too late")
+        assert recv()[0] == "ack"
+        send(A("ok"), id, None)
+        open(#{inspect(marker)}, "w")
+        """
+
+        assert {:error, %Error{kind: :timeout}} = PyPort.eval(code, %{}, server: server, timeout: 50)
+        assert eventually(fn -> File.exists?(marker) end)
+      end)
+
+    assert log =~ "too late"
+  end
+
+  test "a slow device keeps the BEAM within the window", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    device = start_device(self())
+
+    # 20 MB in chunks of 64 KiB with a window of 256 KiB.
+    code = """
+    window, waiting = 262144, 0
+    chunk = b"x" * 65536
+    for _ in range(320):
+        while waiting + len(chunk) > window:
+            message = recv()
+            waiting -= message[2]
+        send(A("output"), id, A("stdout"), chunk)
+        waiting += len(chunk)
+    while waiting:
+        waiting -= recv()[2]
+    send(A("ok"), id, None)
+    """
+
+    task = Task.async(fn -> PyPort.eval(code, %{}, server: server, stdout: device, timeout: 60_000) end)
+
+    most =
+      Enum.reduce(1..320, 0, fn _, most ->
+        assert_receive {:written, ^device, _text}, 5_000
+        %{attached: attached} = :sys.get_state(server)
+
+        queued =
+          for {_id, %{writer: writer}} <- attached, is_pid(writer), reduce: 0 do
+            sum -> sum + (writer |> Process.info(:message_queue_len) |> elem(1))
+          end
+
+        send(device, :take)
+        max(most, queued)
+      end)
+
+    assert Task.await(task) == {:ok, nil}
+    assert most <= 4
+    assert eventually(fn -> :sys.get_state(server).attached == %{} end)
+  end
+end

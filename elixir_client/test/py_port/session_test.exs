@@ -1,0 +1,97 @@
+defmodule PyPort.SessionTest do
+  use ExUnit.Case, async: true
+
+  @moduletag :needs_sessions
+
+  import PyPort.Test.Processes, only: [eventually: 1]
+  import PyPort.Test.Servers
+
+  alias PyPort.{Error, Session}
+
+  setup_all do
+    start_supervised!({PyPort.Server, name: __MODULE__})
+    {:ok, server: __MODULE__}
+  end
+
+  test "names stay from one request to the next, and never reach another session", %{server: server} do
+    {:ok, one} = PyPort.open_session(server: server)
+    {:ok, two} = PyPort.open_session(server: server)
+    assert PyPort.eval("x = 1\ndef f(): return x * 10", %{}, session: one) == {:ok, nil}
+    assert PyPort.eval("x = 2", %{}, session: two) == {:ok, nil}
+    assert PyPort.eval("f() + x", %{}, session: one) == {:ok, 11}
+    assert PyPort.eval("x", %{}, session: two) == {:ok, 2}
+    assert {:error, %Error{type: "NameError"}} = PyPort.eval("f", %{}, session: two)
+    assert {:error, %Error{type: "NameError"}} = PyPort.eval("x", %{}, server: server)
+  end
+
+  test "globals of a request stay, too", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+    assert PyPort.eval("a", %{a: 1}, session: session) == {:ok, 1}
+    assert PyPort.eval("a + 1", %{}, session: session) == {:ok, 2}
+  end
+
+  test "any process may use a session; it ends with the one that opened it", %{server: server} do
+    opener = start_actor()
+    {:ok, session} = tell(opener, fn -> PyPort.open_session(server: server) end)
+    assert PyPort.eval("x = 1; x", %{}, session: session) == {:ok, 1}
+    Process.exit(opener, :kill)
+    assert eventually(fn -> match?({:error, _}, PyPort.eval("x", %{}, session: session)) end)
+    assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("x", %{}, session: session)
+    assert message =~ session.name
+  end
+
+  test "a closed session is a clear error; closing it again does no harm", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+    assert PyPort.close_session(session) == :ok
+    assert PyPort.close_session(session) == :ok
+    assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, session: session)
+  end
+
+  test "a session on a server that has ended says so, whatever runs under its name now" do
+    server = start_server()
+    {:ok, session} = PyPort.open_session(server: server)
+    stop_supervised!(server)
+    assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, session: session)
+    assert message =~ "session"
+    assert message =~ "ended"
+    assert PyPort.close_session(session) == :ok
+  end
+
+  test "a server that is not there cannot open one" do
+    assert {:error, %Error{kind: :unavailable}} = PyPort.open_session(server: NoSuchServer)
+  end
+
+  test "openers that die while they open one leave nothing behind" do
+    server = start_server()
+
+    for _ <- 1..200 do
+      pid = spawn(fn -> PyPort.open_session(server: server) end)
+      if :rand.uniform(2) == 1, do: :erlang.yield()
+      Process.exit(pid, :kill)
+    end
+
+    # Rows of the dead are swept on the next beat.
+    assert nothing_left?(server)
+  end
+
+  test "session: and server: together are a programmer's error", %{server: server} do
+    {:ok, session} = PyPort.open_session(server: server)
+
+    assert_raise ArgumentError, ~r/a session carries its server/, fn ->
+      PyPort.eval("1", %{}, session: session, server: server)
+    end
+
+    assert_raise ArgumentError, ~r/must be what PyPort.open_session\/1 gave/, fn ->
+      PyPort.eval("1", %{}, session: "name")
+    end
+
+    assert_raise ArgumentError, ~r/unknown option :session for PyPort.open_session/, fn ->
+      PyPort.open_session(session: session)
+    end
+  end
+
+  test "is inspected in a line" do
+    session = %Session{server: self(), name: "7"}
+    assert inspect(session) == "#PyPort.Session<7 #{inspect(self())}>"
+  end
+end

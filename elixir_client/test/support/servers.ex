@@ -1,0 +1,69 @@
+defmodule PyPort.Test.Servers do
+  # Servers of a test's own.
+  import ExUnit.Callbacks, only: [start_supervised!: 1]
+  import PyPort.Test.Processes, only: [eventually: 1]
+
+  @doc "A server with a name of its own that ends with the test; ready when this returns."
+  def start_server(options \\ []) do
+    name = :"server_#{System.unique_integer([:positive])}"
+    start = {PyPort.Server, :start_link, [[name: name] ++ options]}
+    start_supervised!(%{id: name, start: start, restart: :temporary, shutdown: 10_000})
+    {:ok, 1} = PyPort.eval("1", %{}, server: name)
+    name
+  end
+
+  @doc "What the server knows to be held: objects, sessions, and claims on replies."
+  def held(server), do: :sys.get_state(server).ownership |> PyPort.Server.Ownership.count()
+
+  @doc "Whether, within a moment, nothing is left of any request; what is left is said."
+  def nothing_left?(server) do
+    eventually(fn -> left(server) == [] end) || raise "left on #{inspect(server)}: #{inspect(left(server))}"
+  end
+
+  defp left(server) do
+    %{handle: handle} = state = :sys.get_state(server)
+
+    left = [
+      owned: Map.to_list(state.ownership.things),
+      monitors: Map.keys(state.monitors),
+      attached: Map.to_list(state.attached),
+      requests: :ets.tab2list(handle.table),
+      # The list of what is allowed stays.
+      calls: :ets.tab2list(handle.calls) |> List.keydelete(:allow, 0)
+    ]
+
+    Enum.reject(left, fn {_what, list} -> list == [] end)
+  end
+
+  @doc "Whether, within a moment, all log records and messages that have arrived have been passed on."
+  def mail_read?(server) do
+    eventually(fn ->
+      mail = :sys.get_state(server).mail
+      Process.info(mail, [:message_queue_len, :status]) == [message_queue_len: 0, status: :waiting]
+    end)
+  end
+
+  @doc "A process that does what it is told, and can be ended."
+  def start_actor do
+    spawn(fn -> actor() end)
+  end
+
+  def tell(actor, fun) do
+    ref = make_ref()
+    send(actor, {:do, self(), ref, fun})
+
+    receive do
+      {^ref, result} -> result
+    after
+      10_000 -> raise "the actor did not answer"
+    end
+  end
+
+  defp actor do
+    receive do
+      {:do, from, ref, fun} ->
+        send(from, {ref, fun.()})
+        actor()
+    end
+  end
+end
