@@ -40,7 +40,8 @@ next(Port, Timeout) ->
         {Port, {data, Frame}} ->
             {Term, Used} = binary_to_term(Frame, [safe, used]),
             Used = byte_size(Frame),
-            Term;
+            % A beat comes whenever a second has passed.
+            case Term of {heartbeat, _} -> next(Port, Timeout); _ -> Term end;
         {Port, {exit_status, Status}} -> {exit_status, Status}
     after Timeout -> erlang:error(no_answer)
     end.
