@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Part = bytes | memoryview
 
-MAX_DEPTH_CEILING = 10_000  # levels; a codec's own frames must fit the C stack
+MAX_DEPTH_CEILING = 2_000  # levels; the native codec's frames must fit the C stack of any thread
 DEFAULT_MAX_DEPTH = 512  # levels; JSON libraries stop near 1000, the smallest thread stacks before
 DEFAULT_MAX_BYTES = 2**32 - 1  # what a {packet, 4} header can announce
 DEFAULT_BY_REFERENCE_FROM = 65_536  # bytes; below, a copy is cheaper than one more iovec
@@ -171,8 +171,10 @@ class _Writer:
             return lambda _: self.integer(int.__index__(value))
         if isinstance(value, float):
             return lambda _: self.put(self.real(float.__float__(value)))
-        if isinstance(value, (bytes, bytearray)):
-            return lambda _: self.raw(value)
+        if isinstance(value, bytes):
+            return lambda _: self.raw(bytes.__getitem__(value, slice(None)))
+        if isinstance(value, bytearray):
+            return lambda _: self.raw(bytearray.__getitem__(value, slice(None)))
         if isinstance(value, (list, FrozenList)):
             return lambda depth: self.items(b"l", value, depth)
         if isinstance(value, tuple):

@@ -34,6 +34,9 @@
 #define COLD
 #endif
 
+/* Lengths of 4 bytes are kept in a Py_ssize_t, where -1 means a failure. */
+_Static_assert(sizeof(Py_ssize_t) >= 8, "32-bit systems take the fallback");
+
 /* ---- tags and limits ---------------------------------------------------------------------------
  * https://www.erlang.org/doc/apps/erts/erl_ext_dist.html */
 
@@ -72,8 +75,9 @@ enum {
 };
 
 #define DEFAULT_MAX_DEPTH 512
-/* A level costs about 300 bytes of C stack; threads have 8 MiB with glibc, 1 MiB in Alpine's Python. */
-#define MAX_DEPTH_CEILING 10000
+/* A level of structs costs up to 400 bytes of C stack, and main has used some by then: threads have 8 MiB with
+   glibc, 1 MiB in Alpine's Python. */
+#define MAX_DEPTH_CEILING 2000
 #define DEFAULT_MAX_BYTES 4294967295LL
 #define DEFAULT_BY_REFERENCE_FROM 65536
 /* From here on, a binary in `encode` is copied once, into the result, and not through the buffer. */
@@ -958,8 +962,9 @@ read_tuple(Reader *r, const unsigned char *begin, Py_ssize_t count, int as_key)
         if (LIKELY(direct)) {
             tuple_items(r->st, tuple)[i] = item;
         }
-        else {
-            PyTuple_SetItem(tuple, i, item);
+        else if (PyTuple_SetItem(tuple, i, item) < 0) { /* somebody found it through gc */
+            Py_DECREF(tuple);
+            return NULL;
         }
     }
     r->depth--;
@@ -1228,14 +1233,16 @@ fail_equal_keys(Reader *r, PyObject *dict, PyObject *key, const unsigned char *a
     Py_ssize_t pos = 0;
     int same = 0;
     while (PyDict_Next(dict, &pos, &other, &value)) {
+        Py_INCREF(other);
         same = PyObject_RichCompareBool(other, key, Py_EQ);
+        if (same == 1) {
+            one = call1(r->st->show, other);
+            two = call1(r->st->show, key);
+        }
+        Py_DECREF(other);
         if (same != 0) {
             break;
         }
-    }
-    if (same == 1) {
-        one = call1(r->st->show, other);
-        two = call1(r->st->show, key);
     }
     if (one != NULL && two != NULL) {
         fail(r, at, "Rename one of them, or send a list of pairs",
@@ -1353,7 +1360,11 @@ again:
             goto error;
         }
         if (UNLIKELY(PyDict_SetItem(dict, key, value) < 0)) {
-            if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            if (PyErr_ExceptionMatches(PyExc_RecursionError)) {
+                PyErr_Clear();
+                fail(r, at, "Flatten it", "a key is nested deeper than Python can compare");
+            }
+            else if (PyErr_ExceptionMatches(PyExc_TypeError)) {
                 PyObject *name = NULL;
                 PyErr_Clear();
                 name = call1(st->name_of, key);
@@ -1743,7 +1754,7 @@ write_big(Writer *w, PyObject *value, int negative)
         goto done;
     }
     bytes = bytes / 8 + (bytes % 8 != 0);
-    if (w->size + w->spliced + bytes > w->max_bytes) {
+    if (w->size + w->spliced + bytes > w->max_bytes || bytes > (Py_ssize_t)UINT32_MAX) {
         fail_too_large(w);
         goto done;
     }
@@ -1876,11 +1887,11 @@ write_str(Writer *w, PyObject *value, int is_key)
     if (UNLIKELY(text == NULL)) {
         return fail_surrogate(w);
     }
-    if (UNLIKELY(size >= SPLICE_FROM) && !is_key && !w->in_key) {
+    if (UNLIKELY(size >= SPLICE_FROM)) {
         if (size > (Py_ssize_t)UINT32_MAX) {
             return fail_binary_too_large(w, size);
         }
-        if (w->by_reference_from < 0) {
+        if (w->by_reference_from < 0 && !is_key && !w->in_key) {
             return put_header(w, BINARY_EXT, size) < 0 ? -1 : splice(w, value, text, size);
         }
     }
@@ -1911,7 +1922,16 @@ write_bytes(Writer *w, PyObject *value)
     }
     threshold = w->by_reference_from < 0 ? SPLICE_FROM : w->by_reference_from;
     if (size >= threshold && size > 0 && !w->in_key) {
-        return splice(w, value, data, size);
+        PyObject *plain;
+        int result;
+        if (LIKELY(w->by_reference_from < 0 || Py_TYPE(value) == &PyBytes_Type)) {
+            return splice(w, value, data, size);
+        }
+        /* As a part, a subclass would answer len() and the buffer protocol for itself. */
+        plain = PyBytes_FromStringAndSize(data, size);
+        result = plain == NULL ? -1 : splice(w, plain, NULL, size);
+        Py_XDECREF(plain);
+        return result;
     }
     return put(w, data, size);
 }
@@ -1923,6 +1943,16 @@ write_buffer(Writer *w, PyObject *value)
     State *st = w->st;
     Py_buffer view;
     int result = -1;
+    if (PyByteArray_Check(value) && Py_TYPE(value) != &PyByteArray_Type) {
+        /* From 3.12 on a subclass may have a __buffer__ of its own: code, and other bytes. */
+        Py_ssize_t size = PyByteArray_Size(value);
+        if (size > (Py_ssize_t)UINT32_MAX) {
+            return fail_binary_too_large(w, size);
+        }
+        return put_header(w, BINARY_EXT, size) < 0
+                   ? -1
+                   : put(w, PyByteArray_AsString(value), size);
+    }
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
         return fail_conversion(w, value);
     }
@@ -1942,6 +1972,7 @@ write_buffer(Writer *w, PyObject *value)
     else if (w->by_reference_from >= 0 && view.len >= w->by_reference_from && view.len > 0 &&
              !w->in_key) {
         PyObject *whole = PyMemoryView_FromObject(value), *flat = NULL;
+        w->hooks++; /* on 3.11 a new object may collect garbage, and that runs code */
         if (whole != NULL) {
             flat = PyObject_CallMethodObjArgs(whole, st->s_cast, st->s_B, NULL);
             Py_DECREF(whole);
@@ -2015,6 +2046,9 @@ write_floats(Writer *w, PyObject *sequence, GetItem get, Py_ssize_t i, Py_ssize_
 {
     char *out = w->buffer + w->size, *last = w->buffer + w->capacity - 9;
     PyObject **items = w->st->layouts_known && get == PyList_GetItem ? list_items(sequence) : NULL;
+    if (items != NULL && count > Py_SIZE(sequence)) {
+        count = Py_SIZE(sequence); /* a hook made it shorter; in here, none runs */
+    }
     for (; i < count; i++) {
         PyObject *item = items != NULL ? items[i] : get(sequence, i);
         uint64_t bits;
@@ -2205,17 +2239,37 @@ seen_add(Writer *w, PyObject *seen, PyObject *key, const char *data, Py_ssize_t 
     return result;
 }
 
-/* Writes the first `count` keys of a dict once more, to be compared. */
+/* What tells one sequence of keys from another, without holding them. */
+static inline uintptr_t
+trail_of(uintptr_t trail, PyObject *key)
+{
+    return trail * 31 + ((uintptr_t)key >> 3);
+}
+
+/* Writes the first `count` keys of a dict once more, to be compared. A hook may have rebuilt the dict
+ * meanwhile; then these are others than those that were written. */
 static int
-seen_add_earlier(Writer *w, PyObject *seen, PyObject *dict, Py_ssize_t count)
+seen_add_earlier(Writer *w, PyObject *seen, PyObject *dict, Py_ssize_t count, int is_struct,
+                 uintptr_t trail)
 {
     PyObject *key, *value;
     Py_ssize_t pos = 0, begin = w->size;
+    uintptr_t now = 0;
+    Py_ssize_t left_over = count;
+    while (left_over > 0 && PyDict_Next(dict, &pos, &key, &value)) {
+        now = trail_of(now, key);
+        left_over--;
+    }
+    if (left_over > 0 || now != trail) {
+        return fail_changed(w, "dict");
+    }
+    pos = 0;
     while (count-- > 0 && PyDict_Next(dict, &pos, &key, &value)) {
         int result;
         Py_INCREF(key);
         w->in_key++;
-        result = write_value(w, key);
+        result = is_struct && Py_TYPE(key) == &PyUnicode_Type ? write_atom(w, key)
+                                                              : write_value(w, key);
         w->in_key--;
         if (result == 0) {
             result = seen_add(w, seen, key, w->buffer + begin, w->size - begin);
@@ -2236,6 +2290,7 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
     Py_ssize_t count = PyDict_Size(dict), done = 0, pos = 0, hooks = w->hooks;
     PyObject *key, *value, *seen = NULL;
     int kinds = module == NULL ? 0 : KEY_ATOM, result = -1;
+    uintptr_t trail = 0; /* of the keys written so far */
     if (UNLIKELY(w->depth >= w->max_depth)) {
         return fail_depth(w);
     }
@@ -2259,23 +2314,20 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
         if (LIKELY(Py_TYPE(key) == &PyUnicode_Type && module == NULL && seen == NULL) &&
             LIKELY((kinds & ~(KEY_STR | KEY_INT)) == 0 && w->hooks == hooks)) {
             kinds |= KEY_STR;
+            Py_INCREF(key); /* even a leaf that fails may collect garbage (3.11), and that runs code */
             outcome = write_str(w, key, 1);
             if (LIKELY(outcome == 0) && (outcome = write_leaf(w, value)) == -3) {
-                Py_INCREF(key);
                 Py_INCREF(value);
                 outcome = write_value(w, value);
                 Py_DECREF(value);
-                if (UNLIKELY(outcome < 0)) {
-                    failure_step_key(&w->failure, key);
-                    Py_DECREF(key);
-                    goto finally;
-                }
-                Py_DECREF(key);
             }
             if (UNLIKELY(outcome < 0)) {
                 failure_step_key(&w->failure, key);
+                Py_DECREF(key);
                 goto finally;
             }
+            trail = trail_of(trail, key);
+            Py_DECREF(key);
             done++;
             continue;
         }
@@ -2319,7 +2371,7 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
                         w->size = start;
                     }
                     if (outcome == 0) {
-                        outcome = seen_add_earlier(w, seen, dict, done);
+                        outcome = seen_add_earlier(w, seen, dict, done, module != NULL, trail);
                     }
                 }
             }
@@ -2330,6 +2382,7 @@ write_map(Writer *w, PyObject *dict, PyObject *module)
         if (outcome == 0) {
             outcome = write_part(w, value);
         }
+        trail = trail_of(trail, key);
         done++;
         if (UNLIKELY(outcome < 0)) {
             failure_step_key(&w->failure, key);

@@ -313,7 +313,8 @@ class FrozenList(_Tuple):
 class FrozenMap(_Dict):
     """A map where Python needs a hashable one: in a map's key, in a set. Goes back as a map."""
 
-    __slots__ = ()
+    __slots__ = ("_hash",)
+    _hash: int
 
     def _refuse(self, *_args: object, **_options: object) -> NoReturn:
         raise TypeError("a FrozenMap stands in a key and cannot be changed; copy it with dict()")
@@ -322,7 +323,12 @@ class FrozenMap(_Dict):
     __ior__ = _refuse
 
     def __hash__(self) -> int:  # type: ignore[override]
-        return hash(frozenset(self.items()))
+        # Kept: keys inside keys would be hashed again at every level, and recurse.
+        try:
+            return self._hash
+        except AttributeError:
+            self._hash = hash(frozenset(self.items()))
+            return self._hash
 
     def __repr__(self) -> str:
         return f"FrozenMap({dict(self)!r})"
