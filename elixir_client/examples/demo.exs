@@ -62,14 +62,26 @@ summary =
 for {name, value} <- Enum.sort(summary), do: show.(String.pad_trailing(name, 19), value)
 IO.puts("   (the wettest day went in as an Elixir Date and came back as one)")
 
-title.(3, "What Python prints arrives where the caller prints")
+title.(3, "A value too rich for Elixir stays in Python, and is used again by its handle")
+
+{:ok, normal} =
+  PyPort.eval("from statistics import NormalDist; NormalDist.from_samples(means)", %{
+    means: Enum.map(days, & &1.mean)
+  })
+
+show.("a distribution, as Elixir holds it:", normal)
+show.("one of its methods:", PyPort.call({normal, "quantiles"}))
+show.("the very same object in other code:", PyPort.eval("round(normal.cdf(0), 3)", %{normal: normal}))
+IO.puts("   (that is how likely a day below freezing is here)")
+
+title.(4, "What Python prints arrives where the caller prints")
 
 PyPort.eval!(~P"""
 for name in ("Grace", "Joe", "Robert"):
     print(f"   hello {name}, from Python's own print()")
 """)
 
-title.(4, "An error is a value, and its traceback points into this file")
+title.(5, "An error is a value, and its traceback points into this file")
 
 {:error, error} =
   PyPort.eval(
@@ -85,7 +97,7 @@ title.(4, "An error is a value, and its traceback points into this file")
 show.("kind and type:", {error.kind, error.type})
 IO.puts(error |> Exception.message() |> String.split("\n") |> Enum.map_join("\n", &("   | " <> &1)))
 
-title.(5, "Python dies; Elixir does not")
+title.(6, "Python dies; Elixir does not")
 
 before = PyPort.Server.os_pid(PyPort.Default)
 {:error, death} = PyPort.eval("import os; os._exit(3)")
