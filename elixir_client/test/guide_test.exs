@@ -2,10 +2,6 @@ defmodule PyPort.GuideTest do
   # docs/guide.md, block after block: what it claims must hold.
   use ExUnit.Case, async: false
 
-  @moduletag :needs_api
-  @moduletag :needs_stream
-  @moduletag :needs_logging
-
   import ExUnit.{CaptureIO, CaptureLog}
 
   @guide Path.expand("../../docs/guide.md", __DIR__)

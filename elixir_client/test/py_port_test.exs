@@ -7,12 +7,7 @@ defmodule PyPortTest do
 
   alias PyPort.Error
 
-  # Doctests have no tags.
-  if PyPort.Test.Features.missing() -- [:api, :opaque_fun] == [] do
-    doctest PyPort
-  else
-    doctest PyPort, only: [eval: 3, eval!: 3, call!: 4, bytes: 1, status: 1]
-  end
+  doctest PyPort
 
   describe "eval/3" do
     test "gives the value of the last expression" do

@@ -1,1 +1,1 @@
-ExUnit.start(capture_log: true, exclude: PyPort.Test.Features.exclude())
+ExUnit.start(capture_log: true)

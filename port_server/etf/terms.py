@@ -216,6 +216,12 @@ class Fun(Opaque):
         """How many arguments the function takes."""
         return self.wire[-1] if self.wire[0] == 113 else self.wire[5]
 
+    def __call__(self, *_arguments: object, **_keywords: object) -> NoReturn:
+        raise TypeError(
+            f"{self!r} came inside of another value and cannot be called here, only sent back: "
+            f"functions are callable at the top level of globals and arguments"
+        )
+
     def _text(self) -> str:
         if self.wire[0] == 113:
             module, at = _atom_text(self.wire, 1)

@@ -70,8 +70,22 @@ def claim(pipe_bytes: int) -> Stdio:
     os.close(null)
     os.dup2(2, 1)
     stdio = Stdio(reads, writes)
-    os.register_at_fork(after_in_child=stdio.disown)
+    os.register_at_fork(before=_expect_no_warning, after_in_child=stdio.disown)
     return stdio
+
+
+def _expect_no_warning() -> None:
+    """Before a fork: Python 3.12 and later warn of any process that has threads.
+
+    Ours would make every fork of the user's warn, and holds no lock that a child could miss: the
+    child never comes back to the server's code.
+    """
+    import warnings  # noqa: PLC0415  not on the start path
+
+    # Known already, it is only moved to where nothing that came meanwhile is asked before it.
+    warnings.filterwarnings(
+        "ignore", r"This process \(pid=\d+\) is multi-threaded", DeprecationWarning
+    )
 
 
 def private(fd: int) -> int:

@@ -2,9 +2,6 @@ defmodule PyPort.GeneratorsTest do
   # Streams, end to end: real generators, and what they cost.
   use ExUnit.Case, async: true
 
-  @moduletag :needs_stream
-  @moduletag :needs_sessions
-
   import PyPort.Test.{Processes, Servers}
 
   alias PyPort.Error

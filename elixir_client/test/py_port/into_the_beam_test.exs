@@ -2,11 +2,6 @@ defmodule PyPort.IntoTheBeamTest do
   # Calls from Python into the BEAM, end to end.
   use ExUnit.Case, async: true
 
-  @moduletag :needs_invoke
-  @moduletag :needs_async
-  @moduletag :needs_sessions
-  @moduletag :needs_objects
-
   import PyPort.Test.{Processes, Servers}
 
   alias PyPort.Error
@@ -164,7 +159,6 @@ defmodule PyPort.IntoTheBeamTest do
     assert message =~ "request"
   end
 
-  @tag :needs_opaque_fun
   test "a function inside of a value is opaque, and says so when it is called", %{server: server} do
     assert {:error, %Error{kind: :python, type: "TypeError", message: message}} =
              PyPort.eval("fs[0]()", %{fs: [fn -> 1 end]}, server: server)
@@ -174,7 +168,6 @@ defmodule PyPort.IntoTheBeamTest do
     assert PyPort.eval("fs[0]", %{fs: [fun]}, server: server) == {:ok, fun}
   end
 
-  @tag :needs_api
   test "by name only what is allowed can be called", %{server: server} do
     eval = fn code -> PyPort.eval("import port_server; " <> code, %{}, server: server) end
     assert eval.("port_server.call('Enum', 'sum', [[1, 2]])") == {:ok, 3}
@@ -184,7 +177,6 @@ defmodule PyPort.IntoTheBeamTest do
     assert {:error, %Error{kind: :python}} = eval.("port_server.call('Enum', 'sum', [[1], 2])")
   end
 
-  @tag :needs_api
   test "messages arrive in order, and before the answer is long past", %{server: server} do
     code = "import port_server\nfor n in range(100): port_server.send(to, (port_server.Atom('ok'), n))"
     assert {:ok, nil} = PyPort.eval(code, %{to: self()}, server: server)

@@ -7,7 +7,6 @@ defmodule PyPort.LoggingTest do
 
   require Logger
 
-  @moduletag :needs_logging
   @moduletag :capture_log
 
   setup do

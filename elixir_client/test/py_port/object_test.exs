@@ -1,9 +1,6 @@
 defmodule PyPort.ObjectTest do
   use ExUnit.Case, async: true
 
-  @moduletag :needs_objects
-  @moduletag :needs_sessions
-
   import PyPort.Test.Processes, only: [eventually: 1]
   import PyPort.Test.Servers
 

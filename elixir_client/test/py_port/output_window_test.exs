@@ -2,8 +2,6 @@ defmodule PyPort.OutputWindowTest do
   # Output, end to end: what Python prints, much of it, to devices of all kinds.
   use ExUnit.Case, async: true
 
-  @moduletag :needs_heartbeat
-
   import ExUnit.{CaptureIO, CaptureLog}
   import PyPort.Test.Servers
 

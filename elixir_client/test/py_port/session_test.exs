@@ -1,8 +1,6 @@
 defmodule PyPort.SessionTest do
   use ExUnit.Case, async: true
 
-  @moduletag :needs_sessions
-
   import PyPort.Test.Processes, only: [eventually: 1]
   import PyPort.Test.Servers
 
