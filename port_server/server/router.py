@@ -160,6 +160,10 @@ class Router:
         if not aside or not self._lane.evaluator.is_async(frame, kind, body_at):
             self.queue.append(entry)
             return
+        if job is not None and job.session is not None and self.queue:
+            # What waits there may be of the same session, and came first.
+            self.queue.append(entry)
+            return
         if job is None:
             job = open_job(frame, kind, id_term, at, 0.0)
         if self.turns.begin(job):
