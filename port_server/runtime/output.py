@@ -228,16 +228,17 @@ class Output:
         printed.size += len(text)
         if printed.size > self._limit_bytes:
             self._hand_on(printed, now=False)
-            if self._full(printed):
-                self._wait(printed)
-            return
-        now = monotonic()
-        if not printed.since:
-            printed.since = now
-            if self.begun is not None:
-                self.begun()
-        elif now - printed.since > self._limit_s:
-            self._hand_on(printed, now=True)
+        else:
+            now = monotonic()
+            if not printed.since:
+                printed.since = now
+                if self.begun is not None:
+                    self.begun()
+            elif now - printed.since > self._limit_s:
+                self._hand_on(printed, now=True)
+        # Whoever handed on, and why: slow prints leave by the clock and fill the window as well.
+        if self._full(printed):
+            self._wait(printed)
 
     def flush(self) -> None:
         """Hand on what the request of the code that asks printed, and have it leave now."""

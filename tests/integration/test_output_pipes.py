@@ -322,6 +322,25 @@ def test_a_print_past_the_window_waits(careful):
 
 
 @needs_control_thread
+def test_slow_prints_wait_for_the_window_as_well(careful):
+    """What leaves by the clock, and never by its size, counts like the rest."""
+    request = careful.send_eval(
+        "import time\nfor i in range(40):\n  print('x' * 7999)\n  time.sleep(0.025)\n'done'"
+    )
+    received = 0
+    while True:
+        try:
+            frame = careful.next_frame(0.6)
+        except AssertionError:  # nothing more comes
+            break
+        assert frame[0] == "output", "ended without waiting"
+        received += len(frame[3])
+    assert WINDOW < received <= WINDOW + 70_000
+    careful.tell(Atom("ack"), request, 10**7)
+    assert careful.reply(request)[2] == b"done"
+
+
+@needs_control_thread
 def test_threads_wait_for_the_window_as_well(careful):
     """While main joins them."""
     request = careful.send_eval(
