@@ -6,7 +6,7 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.Wire
+  alias PyPort.{Output, Wire}
   alias PyPort.Server.{Handle, Property}
 
   # --- for the caller and the server ----------------------------------------------------------
@@ -72,7 +72,7 @@ defmodule PyPort.Callbacks do
       caller: caller,
       # Made when the first call comes: most functions given are called, but not all.
       around: known || surroundings_of(caller),
-      group_leader: group_leader(caller),
+      group_leader: Output.group_leader(caller),
       down: Process.monitor(caller),
       server_down: Process.monitor(handle.owner),
       # pid -> call id
@@ -136,13 +136,6 @@ defmodule PyPort.Callbacks do
       callers: List.wrap(dictionary[:"$callers"]),
       logger_metadata: dictionary[:"$logger_metadata$"] || %{}
     }
-  end
-
-  defp group_leader(caller) do
-    case node(caller) == node() && Process.info(caller, :group_leader) do
-      {:group_leader, leader} -> leader
-      _dead_or_remote -> Process.group_leader()
-    end
   end
 
   # --- the worker -----------------------------------------------------------------------------

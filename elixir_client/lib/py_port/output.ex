@@ -138,7 +138,9 @@ defmodule PyPort.Output do
 
   defp whereis(_no_device), do: nil
 
-  defp group_leader(caller) do
+  @doc "Where `caller` prints; where this process does, if that cannot be known any more."
+  @spec group_leader(pid()) :: pid()
+  def group_leader(caller) do
     case node(caller) == node() && Process.info(caller, :group_leader) do
       {:group_leader, leader} -> leader
       _dead_or_remote -> Process.group_leader()
