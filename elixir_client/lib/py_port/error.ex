@@ -21,6 +21,8 @@ defmodule PyPort.Error do
   its code never started, `nil` where nobody can tell.
   """
 
+  alias PyPort.Server.Page
+
   @type kind ::
           :python
           | :timeout
@@ -139,11 +141,41 @@ defmodule PyPort.Error do
   end
 
   @doc false
-  # What a caller makes of the reason for which its server ended.
-  @spec of_exit(term()) :: t()
-  def of_exit({:shutdown, %__MODULE__{} = error}), do: error
+  # No answer in time: what the server knows of it.
+  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
+  def timeout(timeout, begun, stack) do
+    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: timeout_message(timeout, begun, stack)}
+  end
 
-  def of_exit(reason) when reason in [:noproc, :noconnection] do
+  @doc false
+  # No answer in time: what Python says of the request that it was told to end.
+  @spec timeout(timeout(), t()) :: t()
+  def timeout(timeout, %__MODULE__{begun: begun} = cancelled) do
+    stack = cancelled.traceback || cancelled.stack
+    %{cancelled | kind: :timeout, stack: stack, message: timeout_message(timeout, begun, stack)}
+  end
+
+  defp timeout_message(timeout, begun, stack) do
+    "no answer within #{timeout} ms: " <>
+      case {begun, stack} do
+        {false, _none} -> "the request was still waiting for its turn, and was never begun"
+        {_begun, nil} -> "the server was busy with this request, or with others"
+        {_begun, _stack} -> "the request was ended where it was"
+      end <> ". Give it more time with the option :timeout"
+  end
+
+  @doc false
+  # What a caller makes of the reason for which its server ended; its request's own `id` tells whether it had begun.
+  @spec of_exit(term(), PyPort.Wire.id() | nil) :: t()
+  def of_exit(reason, id \\ nil)
+
+  def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
+    do: %{error | begun: Page.begun(page, id)}
+
+  def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
+  def of_exit(reason, _id), do: of_owner(reason)
+
+  defp of_owner(reason) when reason in [:noproc, :noconnection] do
     %__MODULE__{
       kind: :unavailable,
       begun: false,
@@ -151,13 +183,13 @@ defmodule PyPort.Error do
     }
   end
 
-  def of_exit(reason) when reason in [:normal, :shutdown] do
+  defp of_owner(reason) when reason in [:normal, :shutdown] do
     %__MODULE__{kind: :exited, message: "the server was stopped before it answered"}
   end
 
-  def of_exit({:shutdown, _reason}), do: of_exit(:shutdown)
+  defp of_owner({:shutdown, _reason}), do: of_owner(:shutdown)
 
-  def of_exit(reason) do
+  defp of_owner(reason) do
     %__MODULE__{
       kind: :exited,
       message: "the process that owns the port ended: #{Exception.format_exit(reason)}"
