@@ -17,6 +17,7 @@ class Settings:
     """
 
     __slots__ = (
+        "cancel_resend_ms",
         "code_cache_entries",
         "exit_grace_ms",
         "heartbeat_interval_ms",
@@ -77,6 +78,11 @@ class Settings:
     owner has passed some on. 0 is no limit, and the default, because only an owner that says how
     much it takes is known to acknowledge."""
 
+    cancel_resend_ms: int
+    """Time between two tries to stop a request that was cancelled. Code may catch what is raised,
+    and what is raised in a `__del__` is lost. Long enough for a short `finally`, and some tries
+    within any grace."""
+
     code_cache_entries: int
     """Code objects kept. A host program has some hundreds of snippets; code built from data would
     grow without end."""
@@ -123,6 +129,7 @@ class Settings:
         output_batch_bytes: int = 8192,
         output_delay_ms: int = 20,
         output_window_bytes: int = 0,
+        cancel_resend_ms: int = 50,
         code_cache_entries: int = 1024,
         max_objects: int = 100_000,
         max_error_frames: int = 100,

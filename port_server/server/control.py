@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from port_server.settings import Settings
 
     from .baton import Baton
+    from .cancel import Cancels
     from .channel import Channel
     from .dispatcher import Dispatcher
     from .heartbeat import Vitals
@@ -67,6 +68,7 @@ class Control:
     __slots__ = (
         "_baton",
         "_beat_s",
+        "_cancels",
         "_channel",
         "_dispatcher",
         "_next_beat",
@@ -86,9 +88,11 @@ class Control:
         dispatcher: Dispatcher,
         vitals: Vitals,
         output: Output,
+        cancels: Cancels,
     ) -> None:
         self.ident = 0
         self._baton = baton
+        self._cancels = cancels
         self._stdio = stdio
         self._channel = channel
         self._dispatcher = dispatcher
@@ -142,6 +146,8 @@ class Control:
                 self._output.tick(now)
             if now >= self._next_beat:
                 self._beat(now)
+            if self._cancels.tick() < _NEVER:
+                quiet = 0
             if quiet < QUIET_TICKS:
                 self._sleep(min(TICK_S, self._next_beat - now))
             else:
@@ -187,6 +193,7 @@ class Control:
             wait_s = self._next_beat - now
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
+            wait_s = min(wait_s, self._cancels.tick())
             for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:

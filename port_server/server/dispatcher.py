@@ -259,6 +259,7 @@ class Dispatcher(Router):
         lane = self._lane
         id_term, lane.running = lane.running, None
         lane.below.clear()
+        lane.cancelled.clear()
         lane.forget(id_term)
         if id_term is not None:
             self._channel.hold(lane.evaluator.failed(error, "run", id_term, lane.evaluator.exports))
@@ -273,7 +274,11 @@ class Dispatcher(Router):
         lane.enter(stream.job.id_term)
         self._baton.let_go()
         try:
-            parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            try:
+                parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                evaluator = lane.evaluator
+                parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
             lane.leave(ended=parts is not None)
         finally:
             self._baton.take_back()
@@ -284,6 +289,7 @@ class Dispatcher(Router):
             self._channel.hold(parts)
             self.turns.end(stream.job)
             lane.cancelled.discard(stream.job.id_term)
+            lane.settle(stream.job.id_term, ended=True)
         elif stream.can_go_on:
             stream.ready = True
             ready.append(stream)
@@ -295,8 +301,6 @@ class Dispatcher(Router):
         kind = type(value)
         if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
             self._async.drive(job, value)
-            if job.id_term in self._lane.cancelled:  # while it ran in main
-                self._async.cancel(job.id_term)
             return
         job.elsewhere = True
         stream = self.streams[job.id_term] = Stream(job, value)

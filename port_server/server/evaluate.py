@@ -207,22 +207,34 @@ class Evaluator:
             if type(value) not in _PLAIN_TYPES and hasattr(type(value), "__await__"):
                 if len(self._awaited) < _MOST_LEARNED:
                     self._learn(code)
-                self.take_over(job or Job(frame, kind, id_term, at), value)
+                job = job or Job(frame, kind, id_term, at)
+                self.take_over(job, value)
             elif job is not None and job.stream:
                 self.take_over(job, value)
             else:
                 parts = self.reply(id_term, value, job, exports)
         except BaseException as error:
-            parts = self.failed(error, step, id_term, exports)
+            # Else somebody goes on with it: a signal has come just behind that.
+            if job is None or not job.elsewhere:
+                parts = self.failed(error, step, id_term, exports)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.
-        cyclic = getrefcount(values) > _ALONE and type(values) is dict
-        code = values = kwargs = value = None
-        # A session's namespace stays, and so does that of what goes on elsewhere.
-        if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
-            gc.collect(1)
+        try:
+            cyclic = getrefcount(values) > _ALONE and type(values) is dict
+            code = values = kwargs = value = None
+            # A session's namespace stays, and so does that of what goes on elsewhere.
+            if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
+                gc.collect(1)
+        except BaseException:  # noqa: S110  raised by a signal; the reply is there already
+            pass
         return parts
+
+    def interrupted(self, error: BaseException, id_term: bytes, exports: Exports) -> list[Part]:
+        """Write the reply for what a signal raised while another failure was being described."""
+        # That one's code is what could not be waited for: it must not be asked again.
+        error.__context__ = None
+        return self.failed(error, "run", id_term, exports)
 
     def reply(
         self,
@@ -243,7 +255,8 @@ class Evaluator:
             value, head=head + id_term, default=exports.export, max_bytes=self._max_bytes
         )
         if exports.ids:
-            parts = messages.with_objects(parts, exports.take())
+            parts = messages.with_objects(parts, exports.ids)
+            exports.ids = []  # a store: between this and the return no signal is handled
         return parts
 
     def failed(
@@ -317,7 +330,7 @@ class Evaluator:
         if isinstance(error, NotStreamedError):
             return failure.describe("protocol", "", str(error))
         if isinstance(error, Cancelled):
-            return failure.describe("cancelled", "", str(error) or "cancelled", begun=True)
+            return failure.describe_cancelled(error, self._settings)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
             kind = "protocol" if step in {"options", "code", "target"} else "decode"
             return failure.describe_value_error(kind, error.at(step))
@@ -335,6 +348,14 @@ class Evaluator:
         if str(self._max_bytes) in error.reason:
             error.remedy = "Return less at once, or start the server with a larger max_frame_bytes"
         return error.at("result")
+
+
+# What a signal may cut short: nothing is left half done, and a reply comes of it all the same.
+INTERRUPTIBLE: Final = (
+    Evaluator.reply,
+    Evaluator.failed,
+    Evaluator._description,  # noqa: SLF001  ours
+)
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:

@@ -14,7 +14,16 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.runtime.snippet import Snippet
+    from port_server.settings import Settings
 
+# What `init` may set, and how small it may be.
+_LEAST: Final = {
+    "max_frame_bytes": 1,
+    "max_depth": 1,
+    "max_objects": 0,
+    "heartbeat_interval_ms": 0,
+    "output_window_bytes": 0,
+}
 VERSION: Final = "0.1.0"
 FEATURES: Final = (
     "eval",
@@ -47,6 +56,22 @@ def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
     return RefusedError(
         failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
     )
+
+
+def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
+    """Give the settings with what `init` says of them.
+
+    Raises:
+        RefusedError: one is of the wrong type, or too small.
+    """
+    changes = {}
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if value is not None:
+            if type(value) is not int or value < least:
+                raise wrong_option(name, f"an integer of at least {least}", value)
+            changes[name] = value
+    return settings.replace(**changes)
 
 
 def init_snippet(code: Any) -> Snippet:

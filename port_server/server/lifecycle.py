@@ -20,16 +20,17 @@ from . import stdio as stdio_module
 from .async_lane import AsyncLane
 from .baton import Baton
 from .calls import Calls
+from .cancel import Cancels
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
 from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, info, init_snippet, wrong_option
+from .greeting import RefusedError, changed_settings, info, init_snippet, wrong_option
 from .heartbeat import Vitals
 from .lanes import MainLane
 from .reports import Reports
 from .turns import Turns
-from .window import Window, guard_signals
+from .window import OUTSIDE, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Server:
         "async_lane",
         "baton",
         "calls",
+        "cancels",
         "channel",
         "control",
         "dispatcher",
@@ -97,10 +99,11 @@ class Server:
         self.evaluator = Evaluator(stdio, channel, settings)
         turns = Turns()
         lane = MainLane(baton, stdio, self.evaluator, self.output, self.streams, turns, self.window)
-        self.async_lane = AsyncLane(channel, self.evaluator, self.output)
+        self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output)
+        self.cancels = Cancels(lane, stdio, self.window, settings)
+        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output, self.cancels)
         self.calls = Calls(
             baton, stdio, channel, lane, dispatcher, self.async_lane, self.control, settings
         )
@@ -108,8 +111,10 @@ class Server:
         self.evaluator.take_over = dispatcher.take_over
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
+        lane.cancel = dispatcher.cancel
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
+        dispatcher.cancels = self.cancels
         dispatcher.vitals = vitals
         self.lane = lane
         self.dispatcher = dispatcher
@@ -118,7 +123,7 @@ class Server:
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
         faulthandler.enable(2)
-        guard_signals(self.window)
+        self.cancels.install()
         for number in _OURS:
             signal.signal(number, self._on_signal)
         # A thread that computes hands the GIL over this soon to one that answers: 5 ms, the
@@ -170,7 +175,7 @@ class Server:
                 raise
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind.
-                self.window.open = self.window.inside = False
+                self.window.settle(alone=True)
                 self.baton.recover()
                 self.channel.recover()
                 self.dispatcher.recover(error)
@@ -246,20 +251,7 @@ class Server:
                 )
             )
         options = init.options
-        changes = {}
-        for name, least in (
-            ("max_frame_bytes", 1),
-            ("max_depth", 1),
-            ("max_objects", 0),
-            ("heartbeat_interval_ms", 0),
-            ("output_window_bytes", 0),
-        ):
-            value = options.get(name)
-            if value is not None:
-                if type(value) is not int or value < least:
-                    raise wrong_option(name, f"an integer of at least {least}", value)
-                changes[name] = value
-        self._settings = self._settings.replace(**changes)
+        self._settings = changed_settings(self._settings, options)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
@@ -302,8 +294,8 @@ class Server:
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and (self.window.open or self.window.inside):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
