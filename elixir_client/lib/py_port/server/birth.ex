@@ -35,7 +35,7 @@ defmodule PyPort.Server.Birth do
       liveness: nil,
       # What was last thought of Python, and since when: {verdict, monotonic ms}
       verdict: nil,
-      # Who is taking the stacks: {pid, reason, since}; what was taken last; and why the end follows when they are taken.
+      # Who is taking the stacks: {pid, reason, since, mark}; what was taken last; and why the end follows when they are taken.
       dump: nil,
       stack: nil,
       doom: nil,

@@ -173,11 +173,18 @@ defmodule PyPort.Server.Ladder do
   @spec fell(state()) :: state()
   def fell(state) do
     page = Pulse.page(state.pulse)
+    state = last_stack(state)
 
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, reduce: state do
       state -> answer(state, id, entry, begun(page, id), state.stack)
     end
   end
+
+  # A dump may still be under way.
+  defp last_stack(%{stack: nil, dump: {_pid, _reason, _at, mark}} = state),
+    do: %{state | stack: Stacks.since(state.handle, mark)}
+
+  defp last_stack(state), do: state
 
   # It stood on rung 2, so without a page it was the oldest one.
   defp begun(nil, _id), do: nil
@@ -187,18 +194,19 @@ defmodule PyPort.Server.Ladder do
 
   @doc "Has the stacks taken; `dumped/3` gets them."
   @spec dump(state(), reason :: atom()) :: state()
-  def dump(%{dump: {pid, _reason, _at}} = state, reason) do
+  def dump(%{dump: {pid, _reason, _at, _mark}} = state, reason) do
     if Process.alive?(pid), do: state, else: dump(%{state | dump: nil}, reason)
   end
 
   def dump(%{handle: handle} = state, reason) do
     server = self()
+    mark = Stacks.mark(handle)
     pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take(handle)}) end)
-    %{state | dump: {pid, reason, System.monotonic_time()}, stack: nil}
+    %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
   end
 
   @spec dumped(state(), pid(), {:ok, String.t()} | {:error, PyPort.Error.t()}) :: state()
-  def dumped(%{dump: {pid, reason, at}} = state, pid, result) do
+  def dumped(%{dump: {pid, reason, at, _mark}} = state, pid, result) do
     stack =
       case result do
         {:ok, stack} -> stack

@@ -37,6 +37,21 @@ defmodule PyPort.Server.Stacks do
     end
   end
 
+  @doc "How much has been written to stderr, before a dump."
+  @spec mark(Handle.t()) :: non_neg_integer()
+  def mark(handle), do: handle.dir |> StderrFile.path() |> size()
+
+  @doc "What has been written of a dump since then, whole or not."
+  @spec since(Handle.t(), mark :: non_neg_integer()) :: String.t() | nil
+  def since(handle, mark) do
+    path = StderrFile.path(handle.dir)
+
+    case read(path, mark, size(path)) do
+      {:ok, text} -> text
+      {:error, _none} -> nil
+    end
+  end
+
   defp await(path, before, last, quiet, waited) do
     Process.sleep(@step_ms)
     size = size(path)
