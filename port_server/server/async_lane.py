@@ -37,6 +37,7 @@ class AsyncLane:
     """Runs what is to be awaited.
 
     Attributes:
+        counted: called when the number of `jobs` has changed.
         ended: called in the loop's thread with a job that has ended.
         ident: of the loop's thread, 0 before there is one.
         jobs: what is under way, by id term.
@@ -55,6 +56,7 @@ class AsyncLane:
         "_making",
         "_output",
         "_tasks",
+        "counted",
         "ended",
         "ident",
         "jobs",
@@ -62,6 +64,7 @@ class AsyncLane:
         "resend_s",
     )
 
+    counted: Callable[[], None]
     ended: Callable[[Job], None]
     loop: asyncio.AbstractEventLoop
 
@@ -142,6 +145,7 @@ class AsyncLane:
                     self._make()
         job.elsewhere = True
         self.jobs[job.id_term] = job
+        self.counted()
 
     def _make(self) -> None:
         import asyncio  # noqa: PLC0415  see the top
@@ -277,6 +281,7 @@ class AsyncLane:
         self._cancelling.discard(job.id_term)
         self._credits.pop(job.id_term, None)
         self.jobs.pop(job.id_term, None)
+        self.counted()
         self._output.end(job.id_term)
         self._hold(parts)
         self.ended(job)

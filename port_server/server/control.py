@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .channel import Channel
     from .dispatcher import Dispatcher
     from .heartbeat import Vitals
+    from .page import Page
     from .stdio import Stdio
 
 TICK_S: Final = 0.005
@@ -74,6 +75,7 @@ class Control:
         "_next_beat",
         "_output",
         "_over",
+        "_page",
         "_serving",
         "_stdio",
         "_vitals",
@@ -89,6 +91,7 @@ class Control:
         vitals: Vitals,
         output: Output,
         cancels: Cancels,
+        page: Page,
     ) -> None:
         self.ident = 0
         self._baton = baton
@@ -97,6 +100,7 @@ class Control:
         self._channel = channel
         self._dispatcher = dispatcher
         self._output = output
+        self._page = page
         self._serving = False
         self._vitals = vitals
         self._beat_s = self._next_beat = _NEVER
@@ -218,6 +222,7 @@ class Control:
         return True
 
     def _beat(self, now: float) -> None:
+        self._page.beat(self._dispatcher.requests)
         if self._channel.writing.locked():
             # A frame is on its way, or the other side does not read: then no beat may be queued.
             self._next_beat = now + _BEAT_AGAIN_S

@@ -15,6 +15,7 @@ from port_server.runtime.beam import Cancelled
 
 from .evaluate import leave_child
 from .jobs import EMPTY_MAP, ExpiredError, Job, open_job
+from .page import USUAL_AT, USUAL_TERM_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .baton import Baton
     from .channel import Part
     from .evaluate import Evaluator
+    from .page import Page
     from .stdio import Stdio
     from .turns import Turns
     from .window import Window
@@ -45,6 +47,8 @@ class MainLane:
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
         main: the main thread's ident.
+        page: shows which request runs. It stays there until its reply is written, or another
+            begins.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
     """
@@ -67,6 +71,7 @@ class MainLane:
         "cancelled",
         "evaluator",
         "main",
+        "page",
         "running",
     )
 
@@ -82,11 +87,13 @@ class MainLane:
         streams: Streams,
         turns: Turns,
         window: Window,
+        page: Page,
     ) -> None:
         self.below: list[bytes] = []
         self.cancelled: set[bytes] = set()
         self.evaluator = evaluator
         self.main = get_ident()
+        self.page = page
         self.running: bytes | None = None
         self._baton = baton
         self._acquire = baton.lock.acquire
@@ -132,6 +139,12 @@ class MainLane:
                 return None
         output = self._output
         self.running = output.running = id_term
+        page = self.page.map
+        if page is not None:
+            if len(id_term) == USUAL_TERM_BYTES:
+                page[USUAL_AT] = id_term
+            else:
+                self.page.show(id_term)
         baton = self._baton
         baton.sequence += 1
         self._release()
@@ -169,6 +182,7 @@ class MainLane:
     def enter(self, id_term: bytes) -> None:
         """User code of that request runs from here on, until `leave`."""
         self.running = self._output.running = id_term
+        self.page.show(id_term)
 
     def leave(self, *, ended: bool = True) -> None:
         """Put in order what user code leaves behind; its output is handed on."""
@@ -224,6 +238,7 @@ class MainLane:
         """Go on with the request that `pause` left."""
         self.below.pop()
         self.running = self._output.running = running
+        self.page.show(running)
 
     def check(self) -> None:
         """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""

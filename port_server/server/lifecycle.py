@@ -28,6 +28,7 @@ from .evaluate import Evaluator, leave_child
 from .greeting import RefusedError, changed_settings, info, init_snippet, wrong_option
 from .heartbeat import Vitals
 from .lanes import MainLane
+from .page import DRAINING, SERVING, Page
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window
@@ -66,6 +67,7 @@ class Server:
         "lane",
         "output",
         "owner",
+        "page",
         "reports",
         "stdio",
         "streams",
@@ -98,17 +100,30 @@ class Server:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
         turns = Turns()
-        lane = MainLane(baton, stdio, self.evaluator, self.output, self.streams, turns, self.window)
+        self.page = Page(lambda: dispatcher.elsewhere)
+        lane = MainLane(
+            baton,
+            stdio,
+            self.evaluator,
+            self.output,
+            self.streams,
+            turns,
+            self.window,
+            self.page,
+        )
         self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
         self.cancels = Cancels(lane, stdio, self.window, settings)
-        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output, self.cancels)
+        self.control = Control(
+            baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
+        )
         self.calls = Calls(
             baton, stdio, channel, lane, dispatcher, self.async_lane, self.control, settings
         )
         # Those that know each other both ways.
         self.evaluator.take_over = dispatcher.take_over
+        self.async_lane.counted = self.page.count
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
         lane.cancel = dispatcher.cancel
@@ -184,6 +199,7 @@ class Server:
     def _finish(self) -> None:
         """Finish what was read: the tasks and streams that are still under way."""
         dispatcher = self.dispatcher
+        self.page.enter(DRAINING)
         reading = dispatcher.stopping and not self.channel.gone
         deadline = _NEVER
         if reading:
@@ -235,6 +251,7 @@ class Server:
         self.channel.hold([messages.hello(info())])
         self.reports.begin()
         self.channel.write_out()
+        self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
         self.dispatcher.dispatch(frames)
@@ -256,6 +273,11 @@ class Server:
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
         self.output.window_bytes = self._settings.output_window_bytes
+        page = options.get("status_page")
+        if page is not None:
+            if not isinstance(page, (str, bytes)):
+                raise wrong_option("status_page", "a path, a binary", page)
+            self.page.open(page)
         self.owner = options.get("owner")
         self.token = options.get("token")
         if not isinstance(self.token, (str, bytes, NoneType)):
@@ -322,6 +344,7 @@ class Server:
     def _in_child(self) -> None:
         self.output.disown()
         self.baton.after_fork()
+        self.page.close()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
