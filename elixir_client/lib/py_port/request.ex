@@ -228,7 +228,10 @@ defmodule PyPort.Request do
   defp timed_out(ref, handle, id, timeout) do
     Handle.command(handle, Wire.cancel(id))
     GenServer.cast(handle.owner, {:cancel, id, :timeout})
+    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), nil)
+  end
 
+  defp await_end(ref, handle, id, timeout, deadline, stack) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         forget(ref)
@@ -239,6 +242,10 @@ defmodule PyPort.Request do
         forget(ref)
         frame |> outcome() |> late(timeout)
 
+      # Where it is while it goes on; the answer is still to come.
+      {^ref, {:stack, stack}} ->
+        await_end(ref, handle, id, timeout, deadline, stack)
+
       {^ref, {:timed_out, begun, stack}} ->
         forget(ref)
         {:error, Error.timeout(timeout, begun, stack)}
@@ -246,12 +253,12 @@ defmodule PyPort.Request do
       {:DOWN, ^ref, :process, _owner, reason} ->
         {:error, Error.of_exit(reason, id)}
     after
-      max(handle.patience, @least_patience_ms) -> give_up(ref, handle, id, timeout)
+      remaining(deadline) -> give_up(ref, handle, id, timeout, stack)
     end
   end
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout) do
+  defp give_up(ref, handle, id, timeout, stack) do
     Process.demonitor(ref, [:flush])
 
     receive do
@@ -266,7 +273,7 @@ defmodule PyPort.Request do
       0 ->
         GenServer.cast(handle.owner, {:gave_up, id})
         drain(ref)
-        {:error, Error.timeout(timeout, nil, nil)}
+        {:error, Error.timeout(timeout, nil, stack)}
     end
   end
 

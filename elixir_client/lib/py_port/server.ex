@@ -272,7 +272,8 @@ defmodule PyPort.Server do
   defp carry_on({:exited, state}), do: died(Death.exited(state), state)
 
   defp carry_on({:kill, why, state}) do
-    {state, report} = state |> log_stderr() |> Death.kill(why)
+    {state, report} = Death.kill(state, why)
+    state = log_stderr(state)
     {:stop, Death.reason(state, report), %{state | phase: :dead}}
   end
 

@@ -23,9 +23,19 @@ defmodule PyPort.Telemetry do
   """
 
   @doc false
+  # To look for a module that is not there takes milliseconds, so it is looked for once, when the application starts.
+  @spec load() :: :ok
+  def load do
+    _ = Code.ensure_loaded?(:telemetry)
+    :ok
+  end
+
+  @doc false
   @spec execute([atom()], map(), map()) :: :ok
   def execute(event, measurements, metadata) do
-    if Code.ensure_loaded?(:telemetry), do: apply(:telemetry, :execute, [event, measurements, metadata])
+    if function_exported?(:telemetry, :execute, 3),
+      do: apply(:telemetry, :execute, [event, measurements, metadata])
+
     :ok
   end
 end

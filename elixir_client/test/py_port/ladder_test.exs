@@ -357,6 +357,7 @@ defmodule PyPort.LadderTest do
         os_pid = Server.os_pid(server)
         eval(server, "page(id)\nwhile True: pass", timeout: 100)
         assert gone?(os_pid)
+        assert eventually(fn -> Process.whereis(server) == nil end)
       end)
 
     assert log =~ ~r/request 2 goes on \d+ ms after it was cancelled \(its timeout has passed\)/

@@ -20,7 +20,7 @@ defmodule PyPort.VitalTest do
   defp spawn_eval(server, code, options \\ []),
     do: Task.async(fn -> PyPort.eval(code, %{}, [server: server, timeout: :infinity] ++ options) end)
 
-  test "code that holds the interpreter shows, with where it is, and is well again after its end" do
+  test "code that holds the interpreter shows, with where it is, and is ended when its time is up" do
     server = start_server(heartbeat_interval: 100)
     assert state(server) in [:idle, :busy]
 
@@ -34,6 +34,7 @@ defmodule PyPort.VitalTest do
         assert micros < 500_000
         assert {:error, %Error{kind: :timeout, begun: true} = error} = Task.await(task, 10_000)
         assert error.stack =~ "in heavy"
+        assert eventually(fn -> state(server) == :down end)
       end)
 
     assert log =~ "something holds the interpreter and computes"

@@ -82,9 +82,9 @@ defmodule PyPort.Server.Death do
       Map.put(Vital.about(state), :reason, why)
     )
 
-    Reaper.kill(self())
-    # The page holds still from here on.
+    # Those to whom it is due first, since a machine that needs this may be slow with all else.
     state = Ladder.fell(state)
+    Reaper.kill(self())
 
     {state,
      %Error{

@@ -221,6 +221,10 @@ defmodule PyPort.Server.Ladder do
       Map.merge(Vital.about(state), %{reason: reason, stack: stack})
     )
 
+    for {id, %{cancel: %{rung: 2}}} <- state.attached,
+        stack != nil,
+        do: tell_caller(state, id, {:stack, stack})
+
     %{state | dump: nil, stack: stack}
   end
 
@@ -231,10 +235,13 @@ defmodule PyPort.Server.Ladder do
   defp answer(state, _id, %{answered?: true}, _begun, _stack), do: state
 
   defp answer(state, id, entry, begun, stack) do
-    with [{_id, ref, _caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id),
-         do: send(ref, {ref, {:timed_out, begun, stack}})
-
+    tell_caller(state, id, {:timed_out, begun, stack})
     state |> put(id, %{entry | answered?: true}) |> silence(id)
+  end
+
+  defp tell_caller(state, id, news) do
+    with [{_id, ref, _caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id),
+         do: send(ref, {ref, news})
   end
 
   # What it still prints, and whom it still calls, has nobody to be for.
