@@ -82,7 +82,9 @@ defmodule PyPort.Server.Death do
       Map.put(Vital.about(state), :reason, why)
     )
 
-    # Those to whom it is due first, since a machine that needs this may be slow with all else.
+    # Nobody new comes; and whoever is told so may ask for the next Python at once.
+    Registry.delete(self())
+    # Before the kill, since a machine that needs this may be slow with all else.
     state = Ladder.fell(state)
     Reaper.kill(self())
 
