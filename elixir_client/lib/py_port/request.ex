@@ -228,10 +228,10 @@ defmodule PyPort.Request do
   defp timed_out(ref, handle, id, timeout) do
     Handle.command(handle, Wire.cancel(id))
     GenServer.cast(handle.owner, {:cancel, id, :timeout})
-    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), nil)
+    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil})
   end
 
-  defp await_end(ref, handle, id, timeout, deadline, stack) do
+  defp await_end(ref, handle, id, timeout, deadline, so_far) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         forget(ref)
@@ -243,8 +243,8 @@ defmodule PyPort.Request do
         frame |> outcome() |> late(timeout)
 
       # Where it is while it goes on; the answer is still to come.
-      {^ref, {:stack, stack}} ->
-        await_end(ref, handle, id, timeout, deadline, stack)
+      {^ref, {:so_far, begun, stack}} ->
+        await_end(ref, handle, id, timeout, deadline, {begun, stack})
 
       {^ref, {:timed_out, begun, stack}} ->
         forget(ref)
@@ -253,12 +253,12 @@ defmodule PyPort.Request do
       {:DOWN, ^ref, :process, _owner, reason} ->
         {:error, Error.of_exit(reason, id)}
     after
-      remaining(deadline) -> give_up(ref, handle, id, timeout, stack)
+      remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
     end
   end
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout, stack) do
+  defp give_up(ref, handle, id, timeout, {begun, stack}) do
     Process.demonitor(ref, [:flush])
 
     receive do
@@ -273,7 +273,7 @@ defmodule PyPort.Request do
       0 ->
         GenServer.cast(handle.owner, {:gave_up, id})
         drain(ref)
-        {:error, Error.timeout(timeout, nil, stack)}
+        {:error, Error.timeout(timeout, begun, stack)}
     end
   end
 

@@ -20,6 +20,7 @@ defmodule PyPort.TimeoutTest do
     eventually(fn -> match?([%{running: running}] when running != nil, PyPort.status(server)) end)
   end
 
+  # On time is before the second rung, at 1_300 ms: the graces are 1 s each. On an idle machine it takes some ms.
   describe "with the interpreter free a timeout is on time, and the server goes on" do
     for {what, code, where} <- [
           {"a loop", "def spin():\n    while True: pass\nspin()", "in spin"},
@@ -37,7 +38,7 @@ defmodule PyPort.TimeoutTest do
 
         assert error.stack =~ unquote(where)
         assert [%{file: _, line: _, function: _} | _] = error.frames
-        assert ms in 300..700
+        assert ms in 300..1_200
         assert {{:ok, 2}, _} = eval(server, "1 + 1")
         assert Server.os_pid(server) == os_pid
         assert nothing_left?(server)
@@ -49,7 +50,7 @@ defmodule PyPort.TimeoutTest do
       code = "import asyncio\nasync def nap(): await asyncio.sleep(60)\nawait nap()"
       assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(server, code, timeout: 300)
       assert error.begun in [true, nil]
-      assert ms in 300..700
+      assert ms in 300..1_200
       assert {{:ok, 2}, _} = eval(server, "1 + 1")
       assert nothing_left?(server)
     end
@@ -83,7 +84,7 @@ defmodule PyPort.TimeoutTest do
     for _ <- 1..5 do
       code = "import sys; sys.was_run = True"
       assert {{:error, %Error{kind: :timeout, begun: false}}, ms} = eval(server, code, timeout: 100)
-      assert ms in 100..300
+      assert ms in 100..900
     end
 
     assert {{:ok, "whole"}, _} = Task.await(blocker)
@@ -99,7 +100,7 @@ defmodule PyPort.TimeoutTest do
     assert {{:error, %Error{kind: :timeout, begun: false}}, ms} =
              eval(server, "import sys; sys.was_run = 1", timeout: 100)
 
-    assert ms in 100..500
+    assert ms in 100..900
     assert {{:ok, true}, _} = Task.await(blocker, 60_000)
     assert {{:ok, false}, _} = eval(server, "import sys; hasattr(sys, 'was_run')")
     assert Server.os_pid(server) == os_pid
@@ -210,8 +211,8 @@ defmodule PyPort.TimeoutTest do
         assert ms < 400 + 1_000 + 1_000 + 500
       end
 
-      # Nobody ran, and it took no requests: it was ended for those that waited.
-      assert gone?(os_pid)
+      # Nobody ran, and it took no requests: it is ended for those that waited.
+      assert eventually(fn -> not alive?(os_pid) end, 1_000)
     end
 
     test "with 200 MiB queued to a Python that computes in C, neither" do

@@ -105,7 +105,7 @@ defmodule PyPort.Server.Ladder do
     page = Pulse.page(state.pulse)
 
     case state |> place(page, id) |> blame(page, Vital.well?(state)) do
-      :it -> climb(state, id, entry)
+      :it -> climb(state, id, entry, Page.begun(page, id))
       :other -> {:ok, leave(state, id, entry, Page.begun(page, id))}
       :soon -> {:ok, leave_late(state, id, entry, Page.begun(page, id))}
     end
@@ -146,9 +146,9 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2}), do: {:kill, :request, state}
+  defp climb(state, _id, %{rung: 2}, _begun), do: {:kill, :request, state}
 
-  defp climb(%{options: options} = state, id, entry) do
+  defp climb(%{options: options} = state, id, entry, begun) do
     now = now()
     # One that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
@@ -157,6 +157,8 @@ defmodule PyPort.Server.Ladder do
     if left > 0 do
       {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
     else
+      {state, entry} = forewarn(state, id, entry, begun)
+
       Logger.warning(
         "PyPort #{state.who}: request #{number(id)} goes on #{now - entry.since} ms after it was cancelled " <>
           "(#{reason(entry.why)}); Python is killed if it has not ended in #{options.kill_grace} ms"
@@ -167,6 +169,16 @@ defmodule PyPort.Server.Ladder do
       state = state |> put(id, entry) |> dump(:request) |> wait(id, grace - min(@news_ms, div(grace, 2)))
       {:ok, state}
     end
+  end
+
+  # One that was never begun has nothing to wait for. To any other what is known so far is told, in case that its time is
+  # up before the end is here, on a crowded machine.
+  defp forewarn(state, id, entry, false),
+    do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
+
+  defp forewarn(state, id, entry, begun) do
+    tell_caller(state, id, {:so_far, begun, nil})
+    {state, entry}
   end
 
   @doc "Before its Python is killed: those who are to blame are told so, with where they were."

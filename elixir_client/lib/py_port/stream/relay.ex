@@ -225,7 +225,7 @@ defmodule PyPort.Stream.Relay do
       {^ref, items} when is_list(items) -> await_reply(ref)
       {^ref, frame} when is_binary(frame) -> {:frame, frame}
       {^ref, frame, _writer} -> {:frame, frame}
-      {^ref, {:stack, _stack}} -> await_reply(ref)
+      {^ref, {:so_far, _begun, _stack}} -> await_reply(ref)
       {^ref, {:timed_out, _begun, _stack} = ending} -> ending
       {:DOWN, ^ref, :process, _owner, reason} -> {:down, reason}
     end
