@@ -186,7 +186,8 @@ defmodule PyPort.Reaper do
   defp forget(state, owner) do
     {%{dir: dir}, state} = pop_in(state.watched[owner])
     Registry.delete(owner)
-    File.rm_rf(dir)
+    # It may take its time, and others wait here for a kill.
+    spawn(fn -> File.rm_rf(dir) end)
     state
   end
 

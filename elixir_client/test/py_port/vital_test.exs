@@ -21,7 +21,7 @@ defmodule PyPort.VitalTest do
     do: Task.async(fn -> PyPort.eval(code, %{}, [server: server, timeout: :infinity] ++ options) end)
 
   test "code that holds the interpreter shows, with where it is, and is ended when its time is up" do
-    server = start_server(heartbeat_interval: 100)
+    server = start_server(heartbeat_interval: 100, kill_grace: 2_000)
     assert state(server) in [:idle, :busy]
 
     log =
@@ -98,7 +98,7 @@ defmodule PyPort.VitalTest do
   end
 
   test "the same with a request open is stuck, and ended for the request's sake" do
-    server = start_server(heartbeat_interval: 100, cancel_grace: 500, kill_grace: 500)
+    server = start_server(heartbeat_interval: 100, cancel_grace: 500, kill_grace: 1_500)
     os_pid = Server.os_pid(server)
 
     # A lock that is its own owner's: no signal wakes it up, other than a sleep.

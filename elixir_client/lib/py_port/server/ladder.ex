@@ -158,15 +158,16 @@ defmodule PyPort.Server.Ladder do
       {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
     else
       {state, entry} = forewarn(state, id, entry, begun)
+      grace = options.kill_grace
+      state = state |> put(id, %{entry | blamed: blamed, rung: 2}) |> dump(:request)
+      state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
 
+      # Last, since Logger may make its callers wait.
       Logger.warning(
         "PyPort #{state.who}: request #{number(id)} goes on #{now - entry.since} ms after it was cancelled " <>
-          "(#{reason(entry.why)}); Python is killed if it has not ended in #{options.kill_grace} ms"
+          "(#{reason(entry.why)}); Python is killed if it has not ended in #{grace} ms"
       )
 
-      grace = options.kill_grace
-      entry = %{entry | blamed: blamed, rung: 2}
-      state = state |> put(id, entry) |> dump(:request) |> wait(id, grace - min(@news_ms, div(grace, 2)))
       {:ok, state}
     end
   end
@@ -222,7 +223,7 @@ defmodule PyPort.Server.Ladder do
     stack =
       case result do
         {:ok, stack} -> stack
-        {:error, _none} -> nil
+        {:error, error} -> Logger.warning("PyPort #{state.who}: no stacks: #{error.message}") && nil
       end
 
     duration = System.monotonic_time() - at
