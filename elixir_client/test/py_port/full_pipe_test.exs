@@ -51,7 +51,7 @@ defmodule PyPort.FullPipeTest do
 
     for {outcome, ms} <- server |> fill(25, 300) |> Task.await_many(20_000) do
       assert {:error, %Error{kind: :timeout, begun: false}} = outcome
-      assert ms < 300 + 1_500
+      assert ms < 300 + 1_000 + 1_000 + 500
     end
 
     assert {{:ok, true}, _} = Task.await(blocker, 60_000)

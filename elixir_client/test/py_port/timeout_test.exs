@@ -120,7 +120,11 @@ defmodule PyPort.TimeoutTest do
         ] do
       test what do
         name = :"server_#{System.unique_integer([:positive])}"
-        start_supervised!({Server, name: name, cancel_grace: 300, kill_grace: 1_500})
+
+        start_supervised!(
+          {Server, name: name, cancel_grace: 300, kill_grace: 1_500, init_code: "import asyncio, re, time"}
+        )
+
         assert {{:ok, 1}, _} = eval(name, "1")
         os_pid = Server.os_pid(name)
         assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(name, unquote(code), timeout: 700)
