@@ -120,6 +120,8 @@ class Dispatcher(Router):
                     parts = self._lane.answer(frame, kind, id_term, at, 0.0)
                     if parts is not None:
                         self._channel.send(parts)
+                    elif self._channel.held:  # by the control thread, while this ran
+                        self._channel.write_out()
                     self._lane.running = None
                     if self.queue or self.ready:  # read by the control thread meanwhile
                         self.work()

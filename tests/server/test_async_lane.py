@@ -95,6 +95,22 @@ def test_an_exception_is_an_error_with_the_users_frames_only(port):
     assert [frame["line"] for frame in error["frames"]] == [3]
 
 
+def test_what_was_answered_while_it_ran_in_main_leaves_when_it_goes_on_elsewhere(port):
+    """A pong of the control thread, which main takes the baton from before it is written."""
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    pong = port.new_id()
+    code = (
+        "import asyncio, gc\n"
+        "from port_server.protocol import messages\n"
+        "from port_server.server.channel import Channel\n"
+        "[channel] = [one for one in gc.get_objects() if type(one) is Channel]\n"
+        "channel.hold([messages.pong(messages.id_term_of(pong), {})])\n"
+        "asyncio.sleep(60)"
+    )
+    port.eval(code, {"pong": pong}, binary_as=Atom("bytes"))
+    assert port.reply(pong, timeout=2) == ("pong", {})
+
+
 def test_cancel_cancels_the_task(port):
     code = "import asyncio\ntry:\n  await asyncio.sleep(60)\nfinally:\n  print('closed')"
     name = port.eval(code)
