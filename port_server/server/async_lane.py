@@ -194,7 +194,7 @@ class AsyncLane:
             parts = self._evaluator.reply(job.id_term, value, job, self._exports)
         except BaseException as error:
             parts = self._failed(job, error, step)
-        value = None
+        value = job.namespace = None
         self._finish(job, parts)
 
     async def _drive_stream(self, job: Job, value: Any) -> None:

@@ -174,6 +174,8 @@ class Evaluator:
                     values = self.namespaces.fresh(entry, values)
                 else:
                     values = self.namespaces.of_session(job.session, entry, values)
+                if job is not None and job.returns == "globals":
+                    job.namespace, job.names = values, entry.names
                 if entry.kind is not PLAIN:
                     _check_yield(entry, job)
                 if self._channel.held and entry.suspect:
@@ -219,6 +221,8 @@ class Evaluator:
         # that would otherwise wait for the collector to come by.
         cyclic = getrefcount(values) > _ALONE and type(values) is dict
         code = values = kwargs = value = None
+        if job is not None and parts is not None:
+            job.namespace = None
         # A session's namespace stays, and so does that of what goes on elsewhere.
         if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
             gc.collect(1)
@@ -237,14 +241,42 @@ class Evaluator:
         Raises:
             EncodeError: it cannot be written.
         """
-        if job is not None and job.returns == "object":
-            value = exports.export(value)
-        parts: list[Part] = self._encode(
-            value, head=head + id_term, default=exports.export, max_bytes=self._max_bytes
-        )
+        if job is not None:
+            if job.returns == "object":
+                value = exports.export(value)
+            elif job.namespace is not None:
+                value = (value, _bindings(job.namespace, job.names))
+        head += id_term
+        export = exports.export
+        try:
+            parts: list[Part] = self._encode(
+                value, head=head, default=export, max_bytes=self._max_bytes
+            )
+        except EncodeError:
+            if job is None or job.namespace is None:
+                raise
+            exports.undo()
+            value = (value[0], self._writable(value[1], exports))
+            parts = self._encode(value, head=head, default=export, max_bytes=self._max_bytes)
         if exports.ids:
             parts = messages.with_objects(parts, exports.take())
         return parts
+
+    def _writable(self, bindings: dict[str, Any], exports: Exports) -> dict[str, Any]:
+        """Give what code has bound, with an object for each value that cannot be written.
+
+        Nobody has asked for any one of these values, so none of them is a reason to fail.
+        """
+        kept = {}
+        for name, value in bindings.items():
+            try:
+                self._encode(
+                    (None, {name: value}), default=exports.export, max_bytes=self._max_bytes
+                )
+            except EncodeError:
+                kept[name] = value
+            exports.undo()
+        return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
 
     def failed(
         self, error: BaseException, step: str, id_term: bytes, exports: Exports
@@ -347,6 +379,10 @@ def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
             )
         keywords[name] = value
     return keywords
+
+
+def _bindings(namespace: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: namespace[name] for name in sorted(names) if name in namespace}
 
 
 def _check_yield(snippet: Snippet, job: Job | None) -> None:
