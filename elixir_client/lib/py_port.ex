@@ -265,9 +265,11 @@ defmodule PyPort do
   end
 
   @doc """
-  Runs `fun`, and releases the objects that came to belong to the calling process meanwhile, through its own requests.
+  Runs `fun`, and releases the objects that came in meanwhile: by requests of the calling process, and by those of its
+  tasks that have brought them back before `fun` returns.
 
-  `transfer/2` keeps one; what it is that `fun` returns makes no difference.
+  `transfer/2` keeps one; what it is that `fun` returns makes no difference. Objects that were given to a process by
+  its name, with the option `:owner`, are kept as well, if it is not the calling one.
 
   ## Examples
 

@@ -78,7 +78,9 @@ defmodule PyPort.GlobalsTest do
     {:ok, {nil, %{"o" => object}}} =
       PyPort.with_objects(fn -> globals("o = object()", %{}, server: server) end)
 
-    assert {:error, %Error{}} = PyPort.eval("str(o)", %{o: object}, server: server)
+    assert eventually(fn ->
+             match?({:error, %Error{}}, PyPort.eval("str(o)", %{o: object}, server: server))
+           end)
   end
 
   test "an error is an error", %{server: server} do
