@@ -17,13 +17,13 @@ def port():
 
 def bound(port, code, given=None, **options):
     """Give the value and the globals; the objects among them as text, released."""
-    kind, (value, globals), *ids = port.reply(port.eval(code, given, **GLOBALS, **options))
+    kind, (value, names), *ids = port.reply(port.eval(code, given, **GLOBALS, **options))
     assert kind == "ok"
     if ids:
         port.tell(Atom("release"), ids[0])
     return value, {
         name.decode(): item["repr"].decode() if isinstance(item, dict) and "repr" in item else item
-        for name, item in globals.items()
+        for name, item in names.items()
     }
 
 
