@@ -7,12 +7,13 @@ carries what init_code defined.
 from __future__ import annotations
 
 import builtins
-from sys import getrefcount
+from sys import getrefcount, is_finalizing
 
 from port_server.etf.errors import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
     from .snippet import Snippet
@@ -79,7 +80,11 @@ class Closed:
                 own += getrefcount(value) == 4
         return getrefcount(namespace), own
 
-    def __del__(self) -> None:
+    def __del__(self, _leaving: Callable[[], bool] = is_finalizing) -> None:
+        # While Python tears itself down nothing else of this module can be relied on, and all
+        # namespaces go anyway.
+        if _leaving():
+            return
         everybody, own = self.references()
         if everybody == _nobody + own:
             self.namespace.clear()

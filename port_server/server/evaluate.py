@@ -56,6 +56,11 @@ _MOST_LINES: Final = 10_000_000
 _BINARY_EXT: Final = b"m"
 _MOST_LEARNED: Final = 4096
 DEFAULT_MAX_DEPTH: Final = 512  # the codec's
+# What to do about text that is none, where it is no value: the codec advises on values.
+_REMEDIES: Final = {
+    "code": "Python source is UTF-8 text; what is to be bytes is passed as a global",
+    "target": "Names of functions and attributes are UTF-8 text",
+}
 # What most requests give: none of these is to be awaited.
 _PLAIN_TYPES: Final = frozenset(
     (int, str, float, bool, type(None), list, dict, tuple, bytes, set, frozenset)
@@ -352,6 +357,8 @@ class Evaluator:
             return failure.describe("cancelled", "", str(error) or "cancelled", begun=True)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
             kind = "protocol" if step in {"options", "code", "target"} else "decode"
+            if "UTF-8" in error.reason:
+                error.remedy = _REMEDIES.get(step, error.remedy)
             return failure.describe_value_error(kind, error.at(step))
         if isinstance(error, TargetError):
             return failure.describe_value_error("protocol", error)
