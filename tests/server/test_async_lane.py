@@ -1,5 +1,6 @@
 """Code that awaits runs beside plain code, many at once."""
 
+import os
 import time
 
 import pytest
@@ -153,6 +154,46 @@ def test_requests_of_one_session_run_one_at_a_time_across_lanes(port):
     port.value(slow)
     port.value(slow_again)
     port.settled(tasks=0, queue=0)
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_no_request_of_a_session_overtakes_one_that_waits_for_the_main_lane(
+    port, tmp_path, handed_on
+):
+    """While main is busy the second could begin in the async lane, but what it needs is not there.
+
+    Both come while main is busy and their session is free; or they have waited for another request
+    of it, which ends while main is busy, and are handed on together.
+    """
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    done = tmp_path / "done"
+    holds = "import asyncio, os\nwhile not os.path.exists(done): await asyncio.sleep(0.001)"
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+
+    def send_both():
+        first = port.eval("x = ['first']", session=b"s")
+        return first, port.eval(
+            "import asyncio\nx.append('second')\nawait asyncio.sleep(0)\nx", session=b"s"
+        )
+
+    if handed_on:
+        holder = port.eval(holds, {"done": str(done)}, session=b"s")
+        port.settled(tasks=1)
+        both = send_both()
+        port.settled(queue=2)
+    busy = port.eval("open(gate).read()", {"gate": str(gate)})
+    port.settled(running=busy)
+    if handed_on:
+        done.touch()
+        port.value(holder)
+    else:
+        both = send_both()
+    port.settled(queue=2, tasks=0, running=busy)
+    gate.write_text("open")
+    assert port.value(busy) == b"open"
+    assert port.value(both[0]) is None
+    assert port.value(both[1]) == [b"first", b"second"]
 
 
 def test_a_request_that_waits_for_its_session_can_be_cancelled(port):
