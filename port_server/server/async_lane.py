@@ -140,7 +140,7 @@ class AsyncLane:
 
         self._asyncio = asyncio
         try:
-            import uvloop  # type: ignore[import-not-found]  # noqa: PLC0415  an option
+            import uvloop  # noqa: PLC0415  an option
         except ImportError:
             self.loop = asyncio.new_event_loop()
         else:

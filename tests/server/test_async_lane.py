@@ -11,10 +11,24 @@ from port_server.etf import Atom
 SLEEP = "import asyncio\nawait asyncio.sleep(seconds)\nseconds"
 
 
-@pytest.fixture
-def port():
-    with Port(init={"heartbeat_interval_ms": 0}) as port:
+NO_UVLOOP = "import sys; sys.modules['uvloop'] = None; "
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def port(request):
+    """A server whose loop is that of the standard library, or uvloop's."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    prelude = NO_UVLOOP if request.param == "asyncio" else ""
+    with Port(init={"heartbeat_interval_ms": 0}, prelude=prelude) as port:
+        port.loop = request.param
         yield port
+
+
+def test_the_loop_is_uvloops_where_the_environment_has_it(port):
+    code = "import asyncio\ntype(asyncio.get_running_loop()).__module__"
+    name = port.eval("async def f():\n  return 0\nawait f()\n" + code)
+    assert port.value(name).split(b".")[0] == port.loop.encode()
 
 
 def test_asyncio_is_not_imported_before_it_is_needed(port):
