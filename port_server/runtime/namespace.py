@@ -139,7 +139,7 @@ class Namespaces:
             SessionError: the name is taken.
         """
         if session in self._sessions:
-            raise SessionError(f"there is a session {show(session)} already; close it first")
+            raise SessionError(f"there is a session {_shown(session)} already; close it first")
         self._sessions[session] = self._base.copy()
 
     def close(self, session: bytes) -> Closed | None:
@@ -162,7 +162,7 @@ class Namespaces:
         namespace = self._sessions.get(session)
         if namespace is None:
             raise SessionError(
-                f"the session {show(session)} is not open: it was closed, or the process that "
+                f"the session {_shown(session)} is not open: it was closed, or the process that "
                 f"opened it has ended"
             )
         if values:
@@ -203,6 +203,13 @@ class Namespaces:
         if key == name and len(self._names) < _NAMES_LIMIT:
             self._names[name] = name
         return name
+
+
+def _shown(session: bytes) -> str:
+    try:
+        return show(session.decode())  # as who has opened it would write it
+    except UnicodeDecodeError:
+        return show(session)
 
 
 def _is_keyword(name: str) -> bool:
