@@ -184,13 +184,14 @@ class Channel:
         """
         if self.gone:
             return
-        size = sum(map(len, parts))
-        if len(parts) == 1 and size <= _JOINED_BYTES:
+        if len(parts) == 1 and (size := len(parts[0])) <= _JOINED_BYTES:
             self.held.append(header(size) + parts[0])
             self._held_bytes += size
             if self._held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
                 self.write_out()
-        elif self.silent or self._writer == get_ident():  # the latter in the midst of our writing
+            return
+        size = sum(map(len, parts))
+        if self.silent or self._writer == get_ident():  # the latter in the midst of our writing
             self.held.append([header(size), *map(bytes, parts)])
         else:
             self.held.append([header(size), *parts])
@@ -221,14 +222,19 @@ class Channel:
         try:
             while held and not self.gone:
                 parts: list[Part] = []
-                while held and len(parts) < _MOST_GATHERED:
+                small: list[bytes] = []
+                while held and len(small) < _MOST_GATHERED:
                     frame = held.popleft()
                     if type(frame) is bytes:
-                        parts.append(frame)
-                    else:
-                        parts += frame
+                        small.append(frame)
+                    else:  # with small frames before it, which it must not overtake
+                        parts = frame
+                        break
                 if not held:
                     self._held_bytes = 0
+                # Small ones as one: a buffer costs a writev more than copying it.
+                if small:
+                    parts = [b"".join(small), *parts]
                 self._write_rest(parts, 0)
             if self.gone:
                 held.clear()
