@@ -38,16 +38,17 @@ defmodule PyPort.CostsTest do
     items = 60_000
     stream = PyPort.stream("for n in range(limit): yield n", %{limit: items}, server: server)
     {wall, cpu} = best(server, items, 3.0, fn -> ^items = Enum.count(stream) end)
-    # Measured: 1.8 for Python and 1.0 for the BEAM, which work at the same time where there are two cores.
-    assert wall <= 3.0 or cpu <= 4.5, "#{wall} µs an item, #{cpu} µs of CPU time"
+    # Measured: 1.6 for Python and 1.0 for the BEAM, which work at the same time where there are two cores.
+    assert wall <= 3.0 or cpu <= 4.0, "#{wall} µs an item, #{cpu} µs of CPU time"
   end
 
   test "1,000 prints cost at most 5 ms", %{server: server} do
     {:ok, device} = StringIO.open("")
     code = "for n in range(1000): print(n)"
     run = fn -> for _ <- 1..20, do: {:ok, nil} = PyPort.eval(code, %{}, server: server, stdout: device) end
-    {wall, cpu} = best(server, 20_000, 5.0, run)
-    assert wall <= 5.0 or cpu <= 5.0, "#{wall} ms for 1,000 prints, #{cpu} ms of CPU time"
+    # Measured: 2.1. The limit lies below twice of that, and well within the promise.
+    {wall, cpu} = best(server, 20_000, 4.0, run)
+    assert wall <= 4.0 or cpu <= 4.0, "#{wall} ms for 1,000 prints, #{cpu} ms of CPU time"
     {_input, printed} = StringIO.contents(device)
     assert String.starts_with?(printed, "0\n1\n2\n")
   end
