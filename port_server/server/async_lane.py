@@ -152,7 +152,7 @@ class AsyncLane:
 
         self._asyncio = asyncio
         try:
-            import uvloop  # type: ignore[import-not-found]  # noqa: PLC0415  an option
+            import uvloop  # noqa: PLC0415  an option
         except ImportError:
             self.loop = asyncio.new_event_loop()
         else:
@@ -206,7 +206,7 @@ class AsyncLane:
             parts = self._evaluator.reply(job.id_term, value, job, self._exports)
         except BaseException as error:
             parts = self._failed(job, error, step)
-        value = None
+        value = job.namespace = None
         self._finish(job, parts)
 
     async def _drive_stream(self, job: Job, value: Any) -> None:

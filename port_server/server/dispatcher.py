@@ -126,6 +126,8 @@ class Dispatcher(Router):
                     parts = self._lane.answer(frame, kind, id_term, at, 0.0)
                     if parts is not None:
                         self._channel.send(parts)
+                    elif self._channel.held:  # by the control thread, while this ran
+                        self._channel.write_out()
                     lane = self._lane
                     lane.running = None
                     page = lane.page.map

@@ -56,6 +56,11 @@ _MOST_LINES: Final = 10_000_000
 _BINARY_EXT: Final = b"m"
 _MOST_LEARNED: Final = 4096
 DEFAULT_MAX_DEPTH: Final = 512  # the codec's
+# What to do about text that is none, where it is no value: the codec advises on values.
+_REMEDIES: Final = {
+    "code": "Python source is UTF-8 text; what is to be bytes is passed as a global",
+    "target": "Names of functions and attributes are UTF-8 text",
+}
 # What most requests give: none of these is to be awaited.
 _PLAIN_TYPES: Final = frozenset(
     (int, str, float, bool, type(None), list, dict, tuple, bytes, set, frozenset)
@@ -174,6 +179,8 @@ class Evaluator:
                     values = self.namespaces.fresh(entry, values)
                 else:
                     values = self.namespaces.of_session(job.session, entry, values)
+                if job is not None and job.returns == "globals":
+                    job.namespace, job.names = values, entry.names
                 if entry.kind is not PLAIN:
                     _check_yield(entry, job)
                 if self._channel.held and entry.suspect:
@@ -223,6 +230,8 @@ class Evaluator:
         try:
             cyclic = getrefcount(values) > _ALONE and type(values) is dict
             code = values = kwargs = value = None
+            if job is not None and parts is not None:
+                job.namespace = None
             # A session's namespace stays, and so does that of what goes on elsewhere.
             if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
                 gc.collect(1)
@@ -249,15 +258,43 @@ class Evaluator:
         Raises:
             EncodeError: it cannot be written.
         """
-        if job is not None and job.returns == "object":
-            value = exports.export(value)
-        parts: list[Part] = self._encode(
-            value, head=head + id_term, default=exports.export, max_bytes=self._max_bytes
-        )
+        if job is not None:
+            if job.returns == "object":
+                value = exports.export(value)
+            elif job.namespace is not None:
+                value = (value, _bindings(job.namespace, job.names))
+        head += id_term
+        export = exports.export
+        try:
+            parts: list[Part] = self._encode(
+                value, head=head, default=export, max_bytes=self._max_bytes
+            )
+        except EncodeError:
+            if job is None or job.namespace is None:
+                raise
+            exports.undo()
+            value = (value[0], self._writable(value[1], exports))
+            parts = self._encode(value, head=head, default=export, max_bytes=self._max_bytes)
         if exports.ids:
             parts = messages.with_objects(parts, exports.ids)
             exports.ids = []  # a store: between this and the return no signal is handled
         return parts
+
+    def _writable(self, bindings: dict[str, Any], exports: Exports) -> dict[str, Any]:
+        """Give what code has bound, with an object for each value that cannot be written.
+
+        Nobody has asked for any one of these values, so none of them is a reason to fail.
+        """
+        kept = {}
+        for name, value in bindings.items():
+            try:
+                self._encode(
+                    (None, {name: value}), default=exports.export, max_bytes=self._max_bytes
+                )
+            except EncodeError:
+                kept[name] = value
+            exports.undo()
+        return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
 
     def failed(
         self, error: BaseException, step: str, id_term: bytes, exports: Exports
@@ -333,6 +370,8 @@ class Evaluator:
             return failure.describe_cancelled(error, self._settings)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
             kind = "protocol" if step in {"options", "code", "target"} else "decode"
+            if "UTF-8" in error.reason:
+                error.remedy = _REMEDIES.get(step, error.remedy)
             return failure.describe_value_error(kind, error.at(step))
         if isinstance(error, TargetError):
             return failure.describe_value_error("protocol", error)
@@ -368,6 +407,10 @@ def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
             )
         keywords[name] = value
     return keywords
+
+
+def _bindings(namespace: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    return {name: namespace[name] for name in sorted(names) if name in namespace}
 
 
 def _check_yield(snippet: Snippet, job: Job | None) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EMPTY_MAP: Final = b"t\0\0\0\0"
 # Options that make a request more than plain.
 SPECIAL_OPTIONS: Final = ("session", "parent", "return", "stream", "credit")
-_RETURNS: Final = frozenset(("value", "object"))
+_RETURNS: Final = frozenset(("value", "object", "globals"))
 
 
 class ExpiredError(Exception):
@@ -33,7 +33,8 @@ class Job:
         binary_as: how its binaries are decoded.
         session: the name of its session, or None.
         parent: the id of the call into the BEAM that it was made by, or None.
-        returns: "value" or "object".
+        returns: "value", "object" or "globals".
+        namespace: what its code runs in, and `names` what it binds there; for "globals" only.
         stream: whether its value is sent item by item.
         credit: how many items may be sent to begin with.
         special: whether it asks for anything beyond being evaluated.
@@ -53,6 +54,8 @@ class Job:
         "frame",
         "id_term",
         "kind",
+        "names",
+        "namespace",
         "options_at",
         "parent",
         "returns",
@@ -70,6 +73,8 @@ class Job:
         self.session: bytes | None = None
         self.parent: bytes | None = None
         self.returns = "value"
+        self.namespace: dict[str, Any] | None = None
+        self.names: frozenset[str] = frozenset()
         self.stream = False
         self.credit = 0
         self.special = False
@@ -114,6 +119,8 @@ def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float)
         if name in options:
             job.special = True
             _heed(job, name, options[name])
+    if job.returns == "globals" and (kind != "eval" or job.stream):
+        raise ProtocolError("return => globals is for an eval that is no stream")
     return job
 
 
@@ -126,7 +133,7 @@ def _heed(job: Job, name: str, value: Any) -> None:
         setattr(job, name, value)
     elif name == "return":
         if _word(value) not in _RETURNS:
-            raise ProtocolError(f"return is value or object, not {named(value)}")
+            raise ProtocolError(f"return is value, object or globals, not {named(value)}")
         job.returns = _word(value)
     elif name == "stream":
         if type(value) is not bool:

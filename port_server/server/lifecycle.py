@@ -84,6 +84,7 @@ class Server:
         self.stdio = stdio_module.claim(settings.pipe_bytes)
         self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
+        self.channel.keep_silent()
         self.window = Window(self._log_stray)
         self.reports = Reports(settings, self.stdio, self.channel, self.window)
         self.output = self.reports.output
@@ -248,9 +249,8 @@ class Server:
             del frames[0]
         else:
             self.reports.take_logs(self._settings)
-        self.channel.hold([messages.hello(info())])
-        self.reports.begin()
-        self.channel.write_out()
+        # What init_code has sent and logged comes after it.
+        self.channel.begin(messages.hello(info()))
         self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
@@ -359,7 +359,11 @@ class Server:
     # --- ending ---------------------------------------------------------------------------------
 
     def _say_goodbye(self, reason: str | dict[str, Any]) -> None:
-        self.channel.hold([messages.goodbye(reason)])
+        goodbye = messages.goodbye(reason)
+        if self.channel.silent:  # instead of hello
+            self.channel.begin(goodbye, alone=True)
+            return
+        self.channel.hold([goodbye])
         self.channel.write_out()
 
 

@@ -1,5 +1,6 @@
 """Code that awaits runs beside plain code, many at once."""
 
+import os
 import time
 
 import pytest
@@ -10,10 +11,24 @@ from port_server.etf import Atom
 SLEEP = "import asyncio\nawait asyncio.sleep(seconds)\nseconds"
 
 
-@pytest.fixture
-def port():
-    with Port(init={"heartbeat_interval_ms": 0}) as port:
+NO_UVLOOP = "import sys; sys.modules['uvloop'] = None; "
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def port(request):
+    """A server whose loop is that of the standard library, or uvloop's."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    prelude = NO_UVLOOP if request.param == "asyncio" else ""
+    with Port(init={"heartbeat_interval_ms": 0}, prelude=prelude) as port:
+        port.loop = request.param
         yield port
+
+
+def test_the_loop_is_uvloops_where_the_environment_has_it(port):
+    code = "import asyncio\ntype(asyncio.get_running_loop()).__module__"
+    name = port.eval("async def f():\n  return 0\nawait f()\n" + code)
+    assert port.value(name).split(b".")[0] == port.loop.encode()
 
 
 def test_asyncio_is_not_imported_before_it_is_needed(port):
@@ -95,6 +110,22 @@ def test_an_exception_is_an_error_with_the_users_frames_only(port):
     assert [frame["line"] for frame in error["frames"]] == [3]
 
 
+def test_what_was_answered_while_it_ran_in_main_leaves_when_it_goes_on_elsewhere(port):
+    """A pong of the control thread, which main takes the baton from before it is written."""
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    pong = port.new_id()
+    code = (
+        "import asyncio, gc\n"
+        "from port_server.protocol import messages\n"
+        "from port_server.server.channel import Channel\n"
+        "[channel] = [one for one in gc.get_objects() if type(one) is Channel]\n"
+        "channel.hold([messages.pong(messages.id_term_of(pong), {})])\n"
+        "asyncio.sleep(60)"
+    )
+    port.eval(code, {"pong": pong}, binary_as=Atom("bytes"))
+    assert port.reply(pong, timeout=2) == ("pong", {})
+
+
 def test_cancel_cancels_the_task(port):
     code = "import asyncio\ntry:\n  await asyncio.sleep(60)\nfinally:\n  print('closed')"
     name = port.eval(code)
@@ -137,6 +168,46 @@ def test_requests_of_one_session_run_one_at_a_time_across_lanes(port):
     port.value(slow)
     port.value(slow_again)
     port.settled(tasks=0, queue=0)
+
+
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_no_request_of_a_session_overtakes_one_that_waits_for_the_main_lane(
+    port, tmp_path, handed_on
+):
+    """While main is busy the second could begin in the async lane, but what it needs is not there.
+
+    Both come while main is busy and their session is free; or they have waited for another request
+    of it, which ends while main is busy, and are handed on together.
+    """
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    done = tmp_path / "done"
+    holds = "import asyncio, os\nwhile not os.path.exists(done): await asyncio.sleep(0.001)"
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+
+    def send_both():
+        first = port.eval("x = ['first']", session=b"s")
+        return first, port.eval(
+            "import asyncio\nx.append('second')\nawait asyncio.sleep(0)\nx", session=b"s"
+        )
+
+    if handed_on:
+        holder = port.eval(holds, {"done": str(done)}, session=b"s")
+        port.settled(tasks=1)
+        both = send_both()
+        port.settled(queue=2)
+    busy = port.eval("open(gate).read()", {"gate": str(gate)})
+    port.settled(running=busy)
+    if handed_on:
+        done.touch()
+        port.value(holder)
+    else:
+        both = send_both()
+    port.settled(queue=2, tasks=0, running=busy)
+    gate.write_text("open")
+    assert port.value(busy) == b"open"
+    assert port.value(both[0]) is None
+    assert port.value(both[1]) == [b"first", b"second"]
 
 
 def test_a_request_that_waits_for_its_session_can_be_cancelled(port):

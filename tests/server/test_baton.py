@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 
@@ -11,6 +12,9 @@ from lanes_client import Port, atoms
 from port_server.etf import Atom, encode
 
 SLEEPS = "import time\ntime.sleep(seconds)\nname"
+# How hard it is hammered: PYPORT_HAMMER_SEEDS="1 2 3" PYPORT_HAMMER_REQUESTS=20000 for more of it.
+SEEDS = [int(seed) for seed in os.environ.get("PYPORT_HAMMER_SEEDS", "1 2").split()]
+REQUESTS = int(os.environ.get("PYPORT_HAMMER_REQUESTS", "3000"))
 SMALL_SWITCHES = "import sys; sys.setswitchinterval(1e-6); sys.setswitchinterval = lambda _: None; "
 
 
@@ -151,7 +155,7 @@ def test_a_signal_handler_that_raises_leaves_the_server_working():
 
 
 @pytest.mark.parametrize("prelude", ["", SMALL_SWITCHES], ids=["usual", "switching all the time"])
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", SEEDS)
 def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
     """Thousands of requests, pings, cancels and large frames, in bursts and one by one."""
     dice = random.Random(seed)
@@ -161,12 +165,12 @@ def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
         pings = []
         large = bytes(300_000)
         slept = 0.0
-        while len(expected) < 3000:
+        while len(expected) < REQUESTS:
             burst = []
             for _ in range(dice.choice((1, 1, 2, 5, 40))):
                 name = port.new_id()
                 shape = dice.random()
-                if shape < 0.03 and slept < 1.5:
+                if shape < 0.03 and slept < REQUESTS * 0.0005:
                     seconds = dice.choice((0.001, 0.004, 0.006, 0.012, 0.03, 0.1, 0.3))
                     slept += seconds
                     code, given = SLEEPS, {"seconds": seconds, "name": len(expected)}

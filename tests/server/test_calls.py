@@ -3,9 +3,10 @@
 import time
 
 import pytest
+from conftest import eval_
 from lanes_client import Port
 
-from port_server.etf import Atom, Struct
+from port_server.etf import Atom, Struct, decode, encode
 
 OK, ERROR = Atom("ok"), Atom("error")
 
@@ -253,13 +254,108 @@ def test_call_names_a_function_of_the_beam(port):
     assert port.value(name) == 3
 
 
-def test_send_sends(port):
-    owner = port.value(port.eval("import port_server; isinstance(port_server.send, object)"))
-    assert owner is True
-    assert (
-        port.error(port.eval("import port_server; port_server.send('x', 1)"))["type"]
-        == b"TypeError"
+PID = decode(b"\x83Xw\x0dnonode@nohost" + bytes((0, 0, 0, 85, 0, 0, 0, 0, 0, 0, 0, 0)))
+SEND = "from port_server import Atom, send\n"
+
+
+def sent(port):
+    """Wait for the next message for a process: who it is for, and what it is."""
+    kind, pid, term = port.others.get(timeout=5)
+    if kind != "send":
+        return sent(port)
+    return pid, term
+
+
+@pytest.mark.parametrize(
+    ("term", "arrives"),
+    [
+        ("1", 1),
+        ("(Atom('progress'), 0.5)", (Atom("progress"), 0.5)),
+        ("{'a': [None, 'é', b'\\xff']}", {b"a": [None, "é".encode(), b"\xff"]}),
+        ("to", PID),
+        ("'x' * 300_000", b"x" * 300_000),
+    ],
+)
+def test_a_message_arrives_as_it_was_sent(port, term, arrives):
+    name = port.eval(SEND + f"send(to, {term})", {"to": PID})
+    assert port.value(name) is None
+    assert sent(port) == (PID, arrives)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for n in range(500): send(to, n)",
+        "import asyncio\nfor n in range(500):\n  send(to, n)\n  await asyncio.sleep(0)",
+        """import threading
+def run():
+    for n in range(500): send(to, n)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()""",
+    ],
+    ids=["main", "async", "thread"],
+)
+def test_messages_arrive_in_order_wherever_they_are_sent(port, code):
+    assert port.value(port.eval(SEND + code, {"to": PID})) is None
+    assert [sent(port)[1] for _ in range(500)] == list(range(500))
+
+
+def test_messages_log_records_output_and_reply_keep_their_order(server):
+    """All of one thread, on one pipe: what was said first is read first."""
+    code = (
+        "from port_server import send\nimport logging\nfor n in range(3):\n  send(to, n)\n"
+        "  logging.warning('%d', n)\n  print(n, flush=True)"
     )
+    server.send(eval_(code, {"to": PID}))
+    said = [server.receive() for _ in range(10)]
+    assert [message[0] for message in said] == ["send", "log", "output"] * 3 + ["ok"]
+    texts = [message[3 if message[0] == "output" else 2] for message in said[:9]]
+    assert texts == [0, b"0", b"0\n", 1, b"1", b"1\n", 2, b"2", b"2\n"]
+
+
+def test_what_init_code_says_comes_after_hello(start):
+    """Hello is the first frame, whatever is sent before; from threads, and large, as well."""
+    code = (
+        "import logging, threading\nfrom port_server import *\nfrom port_server.etf import decode\n"
+        "to = decode(pid)\n"
+        "def run():\n  for n in range(100): send(to, 'x' * n * 500)\n"
+        "send(to, 1)\nlogging.warning('two')\n"
+        "thread = threading.Thread(target=run)\nthread.start()\nthread.join()\n"
+        "send(to, 'x' * 2_000_000)"
+    ).replace("pid", repr(encode(PID)))
+    init = {Atom("init_code"): code.encode(), Atom("heartbeat_interval_ms"): 0}
+    server = start(init=(Atom("init"), 1, init))
+    assert server.hello[0] == "hello"
+    said = [server.receive() for _ in range(103)]
+    assert [message[0] for message in said] == ["send", "log", *["send"] * 101]
+    assert [len(message[2]) for message in said[2:]] == [*range(0, 50_000, 500), 2_000_000]
+    assert server.value("1") == 1
+
+
+def test_nothing_is_said_of_init_code_that_fails_but_why(start):
+    code = "from port_server import *\nsend(decode(pid), 1)\n1 / 0".replace(
+        "decode(pid)", f"__import__('port_server.etf').etf.decode({encode(PID)!r})"
+    )
+    server = start(init=None)
+    server.send((Atom("init"), 1, {Atom("init_code"): code.encode()}))
+    [(kind, why)] = server.rest()
+    assert (kind, why["type"]) == ("goodbye", b"ZeroDivisionError")
+    assert server.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "type", "words"),
+    [
+        ("send('x', 1)", b"TypeError", b"the first is a pid, not str"),
+        ("send(to, [1, object()])", b"port_server.etf.errors.EncodeError", b"message[1]"),
+        ("x = []; x.append(x); send(to, x)", b"port_server.etf.errors.EncodeError", b"message[0]"),
+    ],
+)
+def test_a_message_that_cannot_be_sent_is_an_exception_in_the_code(port, code, type, words):
+    error = port.error(port.eval(SEND + code, {"to": PID}))
+    assert (error["kind"], error["type"]) == ("python", type)
+    assert words in error["message"]
 
 
 def test_main_waiting_answers_pings(port):
