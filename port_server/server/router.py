@@ -31,7 +31,7 @@ from port_server.protocol.messages import (
 from port_server.runtime import failure
 from port_server.runtime.namespace import SessionError
 
-from .jobs import EMPTY_MAP, open_job
+from .jobs import EMPTY_MAP, ExpiredError, open_job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class Router:
         if frame[at : at + 5] != EMPTY_MAP:
             try:
                 job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            except ValueError:  # main finds it again, and answers it
+            except (ExpiredError, ValueError):  # main finds it again, and answers it
                 self.queue.append(entry)
                 return
             call = None if job.parent is None else self.calls.pending.get(job.parent)

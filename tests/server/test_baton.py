@@ -203,3 +203,18 @@ def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
         status = port.status()
         assert status["queue"] == 0
         assert status["requests"] == len(expected) - cancelled
+
+
+def test_a_request_whose_time_is_up_costs_nobody_else_the_answer():
+    """Both are read in one go, while main runs code: the first has expired by then."""
+    with Port(init={"heartbeat_interval_ms": 0}) as port:
+        slow = port.eval("import time\nprint(1, flush=True)\ntime.sleep(0.3)")
+        assert port.reply(slow)[0] == "output"
+        expired, other = port.new_id(), port.new_id()
+        port.write(
+            encode((Atom("eval"), expired, {Atom("deadline_ms"): 0}, "1", {})),
+            encode((Atom("eval"), other, {Atom("deadline_ms"): 9000}, "2", {})),
+        )
+        assert port.error(expired)["kind"] == "timeout"
+        assert port.value(other) == 2
+        port.value(slow)
