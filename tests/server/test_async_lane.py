@@ -116,6 +116,27 @@ def test_no_exception_ends_the_lane(port, code):
     assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nasync def f(): sys.exit(3)\nawait asyncio.create_task(f())",
+        "async def f(): raise KeyboardInterrupt\nawait asyncio.gather(f())",
+        "def f(): raise SystemExit\nasyncio.get_running_loop().call_soon(f)\n"
+        "await asyncio.sleep(0.01)\nraise SystemExit",
+    ],
+)
+def test_no_exception_of_a_task_or_a_callback_ends_the_lane(port, code):
+    """asyncio lets these two kinds out of the loop itself."""
+    assert port.error(port.eval("import asyncio\n" + code))["kind"] == "python"
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+def test_code_that_stops_the_loop_stops_nobody_else(port):
+    code = "import asyncio\nasyncio.get_running_loop().stop()\nawait asyncio.sleep(0, 1)"
+    assert port.value(port.eval(code)) == 1
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
 def test_what_a_task_prints_comes_before_its_reply(port):
     name = port.eval("import asyncio\nprint('a')\nawait asyncio.sleep(0.01)\nprint('b')\n1")
     text = b""
