@@ -152,8 +152,8 @@ class AsyncLane:
             self.ident = get_ident()
             asyncio.set_event_loop(self.loop)
             self.loop.call_soon(running.release)
-            # It returns for a `stop()` of user code, and lets out what a task of user code raises as
-            # SystemExit or KeyboardInterrupt, which whoever awaits that task gets all the same.
+            # It returns for a `stop()` of user code, and lets out SystemExit and KeyboardInterrupt
+            # of a task of user code, which whoever awaits that task gets all the same.
             while not self.loop.is_closed():
                 try:  # noqa: SIM105  contextlib is an import
                     self.loop.run_forever()

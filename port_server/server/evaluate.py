@@ -254,7 +254,11 @@ class Evaluator:
             leave_child(error)
         if exports.ids:
             exports.undo()
-        return [messages.error(id_term, self._description(error, step))]
+        try:
+            return [messages.error(id_term, self._description(error, step))]
+        except BaseException:  # a `__class__` that raises: whatever it is, it has a reply
+            description = failure.describe_unseen(error)
+            return [messages.error(id_term, description)]
 
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.

@@ -184,7 +184,7 @@ def test_a_hostile_metaclass_is_survived(server):
         "  def __repr__(self): return 'fine'\n"
         "A()"
     )
-    assert (handle["type"], handle["repr"]) == (b"object", b"fine")
+    assert (handle["type"], handle["repr"]) == (b"A", b"fine")
 
 
 @pytest.mark.parametrize(

@@ -121,14 +121,23 @@ def test_no_exception_ends_the_lane(port, code):
     [
         "import sys\nasync def f(): sys.exit(3)\nawait asyncio.create_task(f())",
         "async def f(): raise KeyboardInterrupt\nawait asyncio.gather(f())",
-        "def f(): raise SystemExit\nasyncio.get_running_loop().call_soon(f)\n"
-        "await asyncio.sleep(0.01)\nraise SystemExit",
+        "def f(): raise SystemExit\nasyncio.get_running_loop().call_soon(f)\nawait f",
     ],
 )
 def test_no_exception_of_a_task_or_a_callback_ends_the_lane(port, code):
-    """asyncio lets these two kinds out of the loop itself."""
+    """These two kinds leave the loop itself, which then ends."""
     assert port.error(port.eval("import asyncio\n" + code))["kind"] == "python"
     assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+def test_an_exception_that_cannot_be_looked_at_is_an_error_all_the_same(port):
+    code = (
+        "import asyncio\nclass E(Exception):\n  __class__ = property(lambda self: 1 / 0)\n"
+        "await asyncio.sleep(0)\nraise E"
+    )
+    error = port.error(port.eval(code))
+    assert (error["kind"], error["type"]) == ("python", b"E")
+    port.settled(tasks=0)
 
 
 def test_code_that_stops_the_loop_stops_nobody_else(port):
