@@ -299,7 +299,8 @@ class Calls:
                 dispatcher.run_one(call.queue)
             elif call.streams:
                 dispatcher.advance(call.streams)
-            elif not dispatcher.read():
+            # For a session that another lane has: its end is to be heard as well.
+            elif not (dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()):
                 raise RuntimeError(GONE)
             else:
                 self._channel.write_out()  # a pong, an error: what routing has held

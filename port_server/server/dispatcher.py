@@ -144,15 +144,23 @@ class Dispatcher(Router):
                 break
         self._channel.write_out()
 
-    def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
-        """Wait for the port and for other threads to say something; False at the end of input."""
+    def wait(
+        self, seconds: float | None = None, *, reading: bool = True, call: Call | None = None
+    ) -> bool:
+        """Wait for the port and for other threads to say something; False at the end of input.
+
+        With `call`, for what was made from within it: main can run nothing else just now.
+        """
         waiting = waiter(self._waker.fd)
         if reading:
             waiting.register(self._stdio.reads, POLLIN)
         self.watching = True
         try:
             self.attend()
-            if self.queue or self.ready or not self.unfinished:
+            if call is not None:
+                if call.queue or call.streams or not self.turns.held:
+                    return True
+            elif self.queue or self.ready or not self.unfinished:
                 return True
             woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
         finally:

@@ -283,3 +283,20 @@ def test_the_end_of_input_ends_a_call(port):
         assert other.process.wait(3) == 0
     port.tell(Atom("cancel"), name)
     port.reply(name)
+
+
+def test_a_session_goes_from_lane_to_lane_within_a_call(port):
+    """Main waits for the call, and hears all the same that the async lane is done."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    for _ in range(3):
+        slow = port.eval("import asyncio\nawait asyncio.sleep(0.05)", session=b"s", parent=call)
+        quick = port.eval("7", session=b"s", parent=call)
+        assert port.value(slow, 3) is None
+        assert port.value(quick, 3) == 7
+        assert port.value(port.eval("8", session=b"s", parent=call), 3) == 8
+    unrelated = port.eval("9")
+    answer(port, call, 1)
+    assert port.value(name) == 1
+    assert port.value(unrelated) == 9
