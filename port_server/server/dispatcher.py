@@ -15,7 +15,6 @@ from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT
 from port_server.runtime.objects import Exports
 
 from .baton import Waker, waiter
-from .jobs import open_job
 from .router import BODY_AT, Router
 from .streams import Stream
 
@@ -172,7 +171,7 @@ class Dispatcher(Router):
         return True
 
     def job_ended(self, job: Job) -> None:
-        """Take note that a job has ended in another lane. For any thread."""
+        """Take note that a job has ended elsewhere than in main. For any thread."""
         if job.session is not None:
             self.turns.ended.append(job)
         else:
@@ -333,24 +332,22 @@ class Dispatcher(Router):
 
     def run_guest(self, entry: Queued) -> None:
         """Evaluate a request in the calling thread, which waits for the call that it came from."""
-        frame, kind, id_term, at, arrived = entry
+        frame, kind, id_term, _at, arrived = entry
         evaluator = self._lane.evaluator
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
         token = self._async.enter(id_term)
-        job = None
+        job = self.turns.jobs[id_term]  # begun where it was placed
         try:
-            job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            if job.special:
-                self.turns.jobs[id_term] = job
+            job.check_deadline((monotonic() - arrived) * 1000)
             parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
-            if job is not None and not job.elsewhere:
-                self.turns.jobs.pop(id_term, None)
+            if not job.elsewhere:
+                self.job_ended(job)
         if parts is not None:
             self._channel.hold(parts)
             self._channel.write_out()

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame
 
     from .async_lane import AsyncLane
-    from .calls import Calls
+    from .calls import Call, Calls
     from .channel import Channel
     from .heartbeat import Vitals
     from .jobs import Job
@@ -153,8 +153,9 @@ class Router:
                 return
             call = None if job.parent is None else self.calls.pending.get(job.parent)
             if call is not None and call.future is None:
-                call.queue.append(entry)
-                call.wake()
+                # Main takes its turn when it comes to it; a thread has not the baton for that.
+                if call.lock is None or self.turns.begin(job):
+                    self._hand_to(call, job, entry)
                 return
         body_at = at + 5 if job is None else job.at
         if not aside or not self._lane.evaluator.is_async(frame, kind, body_at):
@@ -168,6 +169,18 @@ class Router:
             job = open_job(frame, kind, id_term, at, 0.0)
         if self.turns.begin(job):
             self._async.evaluate(job)
+
+    def _hand_to(self, call: Call, job: Job, entry: Queued) -> None:
+        call.queue.append(entry)
+        call.wake()
+        if self.calls.pending.get(call.id) is not call and call.lock is not None:
+            # Its thread went on meanwhile, and may have looked into the queue for the last time.
+            try:
+                call.queue.remove(entry)
+            except ValueError:  # it has not
+                return
+            self.turns.end(job)
+            self.queue.append(entry)
 
     def _requeue(self, jobs: list[Job]) -> None:
         arrived = monotonic()
@@ -209,11 +222,18 @@ class Router:
     def _cancel(self, id_term: bytes) -> None:
         """Stop a request, wherever it is. An unknown one is ignored: it may just have ended."""
         for queue in (self.queue, *[call.queue for call in list(self.calls.pending.values())]):
-            for entry in queue:
-                if entry[2] == id_term:
+            for entry in tuple(queue):
+                if entry[2] != id_term:
+                    continue
+                try:
                     queue.remove(entry)
-                    self._say_cancelled(id_term)
+                except ValueError:  # a thread that waits for its call has just begun it
                     return
+                job = self.turns.jobs.get(id_term)
+                if job is not None:
+                    self.turns.end(job)
+                self._say_cancelled(id_term)
+                return
         if self.turns.drop(id_term):
             self._say_cancelled(id_term)
             return

@@ -300,3 +300,50 @@ def test_a_session_goes_from_lane_to_lane_within_a_call(port):
     answer(port, call, 1)
     assert port.value(name) == 1
     assert port.value(unrelated) == 9
+
+
+THREAD_OF_A_TASK = "import asyncio\nawait asyncio.to_thread(f, 1)"
+SLOW = "import time\nx = 1\nprint('began', flush=True)\ntime.sleep(0.3)\nx"
+
+
+def test_a_request_in_a_thread_waits_for_its_session_as_well(port):
+    """One at a time, wherever they run."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    slow = port.eval(SLOW, session=b"s")
+    assert port.reply(slow)[0] == "output"
+    inner = port.eval("x = 2", session=b"s", parent=call)
+    dropped = port.eval("x = 3", session=b"s", parent=call)
+    port.tell(Atom("cancel"), dropped)
+    assert port.error(dropped)["begun"] is False
+    assert port.value(slow) == 1
+    assert port.value(inner) is None
+    assert port.value(port.eval("x", session=b"s")) == 2
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_session_is_free_again_after_a_request_in_a_thread(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, session=b"s", parent=call)
+    assert port.reply(held)[0] == "output"
+    waiting = port.eval("x", session=b"s")
+    again = port.eval("x", session=b"s", parent=call)
+    assert [port.value(one) for one in (held, waiting, again)] == [1, 1, 1]
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, parent=call)
+    assert port.reply(held)[0] == "output"
+    late = port.eval("1", parent=call, deadline_ms=100)
+    assert port.value(held) == 1
+    assert port.error(late)["kind"] == "timeout"
+    answer(port, call, 7)
+    assert port.value(name) == 7
