@@ -302,8 +302,6 @@ class Dispatcher(Router):
         kind = type(value)
         if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
             self._async.drive(job, value)
-            if job.id_term in self._lane.cancelled:  # while it ran in main
-                self._async.cancel(job.id_term)
             return
         job.elsewhere = True
         stream = self.streams[job.id_term] = Stream(job, value)

@@ -39,6 +39,7 @@ class MainLane:
 
     Attributes:
         attend: called when a stream may have begun; the dispatcher's.
+        cancel_elsewhere: cancels a request that goes on as a task or a stream; the dispatcher's.
         below: the ids of the requests that wait while `running` runs on top of them.
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
@@ -61,6 +62,7 @@ class MainLane:
         "_window",
         "attend",
         "below",
+        "cancel_elsewhere",
         "cancelled",
         "evaluator",
         "main",
@@ -68,6 +70,7 @@ class MainLane:
     )
 
     attend: Callable[[], None]
+    cancel_elsewhere: Callable[[bytes], bool]
 
     def __init__(
         self,
@@ -149,6 +152,8 @@ class MainLane:
             elif job.stream:
                 self.attend()
         if self.cancelled:
+            if parts is None and id_term in self.cancelled:
+                self.cancel_elsewhere(id_term)
             self.cancelled.discard(id_term)
         return parts
 

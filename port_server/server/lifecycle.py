@@ -108,6 +108,7 @@ class Server:
         self.evaluator.take_over = dispatcher.take_over
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
+        lane.cancel_elsewhere = dispatcher.cancel_elsewhere
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
         dispatcher.vitals = vitals

@@ -237,17 +237,21 @@ class Router:
         if self.turns.drop(id_term):
             self._say_cancelled(id_term)
             return
-        if self._async.cancel(id_term):
-            return
-        stream = self.streams.get(id_term)
-        if stream is not None:
-            stream.job.cancelled = True
-            self._make_ready(stream)
+        self.cancel_elsewhere(id_term)
         lane = self._lane
         if id_term == lane.running or id_term in lane.below:
             lane.cancelled.add(id_term)
             lane.mute(id_term)
         self.calls.cancel(id_term)
+
+    def cancel_elsewhere(self, id_term: bytes) -> bool:
+        """Cancel a request that goes on as a task or a stream; tell whether it does."""
+        stream = self.streams.get(id_term)
+        if stream is None:
+            return self._async.cancel(id_term)
+        stream.job.cancelled = True
+        self._make_ready(stream)
+        return True
 
     def _say_cancelled(self, id_term: bytes) -> None:
         description = failure.describe("cancelled", "", "cancelled before it began", begun=False)
