@@ -295,3 +295,13 @@ def test_a_server_without_init_has_objects_as_well():
         handle = server.value("object()")
         assert (handle["token"], handle["server"]) == (b"", None)
         assert server.value("type(x).__name__", {"x": handle}) == b"object"
+
+
+def test_a_released_object_is_gone_when_its_method_was_the_last_that_was_called(server):
+    """Also when nobody asks for anything afterwards."""
+    code = "class C:\n  def m(self): pass\n  def __del__(self): print('gone')\nC()"
+    _ok, _id, handle, ids = server.eval(code)
+    server.call((handle, "m"))
+    server.tell(Atom("release"), ids)
+    server.status()
+    assert "gone" in server.stderr()
