@@ -220,7 +220,7 @@ class Evaluator:
         cyclic = getrefcount(values) > _ALONE and type(values) is dict
         code = values = kwargs = value = None
         # A session's namespace stays, and so does that of what goes on elsewhere.
-        if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
+        if cyclic and gc.isenabled() and parts is not None and (job is None or not job.session):
             gc.collect(1)
         return parts
 

@@ -116,6 +116,8 @@ def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float)
         if binary_as not in {"str", "bytes"}:
             raise ProtocolError(f"binary_as is str or bytes, not {named(binary_as)}")
         job.binary_as = str(binary_as)
+        # Told for the answers to its calls, which are read the same way.
+        job.special = binary_as != "str"
     for name in SPECIAL_OPTIONS:
         if name in options:
             job.special = True

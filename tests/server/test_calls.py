@@ -347,3 +347,9 @@ def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
     assert port.error(late)["kind"] == "timeout"
     answer(port, call, 7)
     assert port.value(name) == 7
+
+
+def test_binaries_of_an_answer_are_read_as_those_of_the_request(port):
+    name = port.eval("f(1)", {"f": callback()}, binary_as=Atom("bytes"))
+    answer(port, invoked(port)[1], b"\xff")
+    assert port.value(name) == b"\xff"
