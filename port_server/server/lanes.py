@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from .turns import Turns
     from .window import Window
 
+    # (id term, whether the window was open, the objects of the reply that is being encoded)
+    Paused = tuple[bytes, bool, list[int]]
+
 _NEVER: Final = float("inf")
 
 
@@ -204,7 +207,7 @@ class MainLane:
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
-    def pause(self) -> tuple[bytes, bool]:
+    def pause(self) -> Paused:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
         was_open = self._window.close_for_a_moment()
         running = self.running
@@ -212,11 +215,12 @@ class MainLane:
         self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
-        return running, was_open
+        # It may wait in the midst of being encoded, and those on top have their own objects.
+        return running, was_open, self.evaluator.exports.take()
 
-    def resume(self, paused: tuple[bytes, bool]) -> None:
+    def resume(self, paused: Paused) -> None:
         """Go on with the request that `pause` left."""
-        running, was_open = paused
+        running, was_open, self.evaluator.exports.ids = paused
         self.below.pop()
         self.running = self._output.running = running
         self._window.reopen(was_open)

@@ -353,3 +353,26 @@ def test_binaries_of_an_answer_are_read_as_those_of_the_request(port):
     name = port.eval("f(1)", {"f": callback()}, binary_as=Atom("bytes"))
     answer(port, invoked(port)[1], b"\xff")
     assert port.value(name) == b"\xff"
+
+
+WAITS_WHILE_ENCODED = """
+import dataclasses
+@dataclasses.dataclass
+class D:
+    x: int
+    def __getattribute__(self, name):
+        return f(1) if name == "x" else object.__getattribute__(self, name)
+[object(), D(1)]
+"""
+
+
+def test_the_objects_of_a_reply_are_not_those_of_a_request_on_top_of_it(port):
+    name = port.eval(WAITS_WHILE_ENCODED, {"f": callback()})
+    call = invoked(port)[1]
+    assert port.error(port.eval("1 / 0", parent=call))["type"] == b"ZeroDivisionError"
+    assert port.reply(port.eval("5", parent=call)) == ("ok", 5)
+    answer(port, call, 7)
+    kind, (handle, _fields), ids = port.reply(name)
+    assert (kind, [handle["id"]]) == ("ok", ids)
+    assert port.value(port.eval("type(x).__name__", {"x": handle})) == b"object"
+    port.tell(Atom("release"), ids)
