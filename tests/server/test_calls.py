@@ -376,3 +376,13 @@ def test_the_objects_of_a_reply_are_not_those_of_a_request_on_top_of_it(port):
     assert (kind, [handle["id"]]) == ("ok", ids)
     assert port.value(port.eval("type(x).__name__", {"x": handle})) == b"object"
     port.tell(Atom("release"), ids)
+
+
+@pytest.mark.parametrize("code", ["await f(1)", "await asyncio.to_thread(f, 1)"])
+def test_a_call_after_the_end_of_input_fails_at_once(code):
+    with Port() as other:
+        name = other.eval("import asyncio\nawait asyncio.sleep(0.2)\n" + code, {"f": callback()})
+        other.settled(tasks=1)
+        other.process.stdin.close()
+        assert b"is gone" in other.error(name)["message"]
+        assert other.process.wait(3) == 0
