@@ -94,8 +94,9 @@ class Dispatcher(Router):
         """Whether so much waits that no more is to be read ahead."""
         # Counted only here, while user code runs long, and not in the hot path. Never with a call
         # under way: its answer may stand behind the requests.
+        # Of a copy, because whoever reads the port adds to it meanwhile.
         return not self.calls.pending and (
-            sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+            sum([len(entry[0]) for entry in tuple(self.queue)]) > self._max_queue_bytes
         )
 
     @property

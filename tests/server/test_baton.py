@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import queue
 import random
 import time
+import types
 
 import pytest
 from lanes_client import Port, atoms
 
 from port_server.etf import Atom, encode
+from port_server.server.dispatcher import Dispatcher
 
 SLEEPS = "import time\ntime.sleep(seconds)\nname"
 SMALL_SWITCHES = "import sys; sys.setswitchinterval(1e-6); sys.setswitchinterval = lambda _: None; "
@@ -218,3 +221,18 @@ def test_a_request_whose_time_is_up_costs_nobody_else_the_answer():
         assert port.error(expired)["kind"] == "timeout"
         assert port.value(other) == 2
         port.value(slow)
+
+
+def test_the_queue_may_grow_while_it_is_measured():
+    """A print that waits for its reader measures it, and whoever reads the port fills it."""
+    waiting = collections.deque()
+
+    class Frame:
+        def __len__(self):
+            waiting.append((b"more",))
+            return 1
+
+    waiting.append((Frame(),))
+    calls = types.SimpleNamespace(pending={})
+    dispatcher = types.SimpleNamespace(calls=calls, queue=waiting, _max_queue_bytes=9)
+    assert not Dispatcher.full.fget(dispatcher)
