@@ -127,6 +127,11 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def after_fork(self) -> None:
+        """Let a child that was forked in the loop's thread end where it would wait in the loop."""
+        if get_ident() == self.ident:
+            self.loop.call_soon(self._evaluator.leave_if_forked)
+
     def _begin(self, job: Job) -> None:
         job.elsewhere = True
         self.jobs[job.id_term] = job
@@ -264,6 +269,7 @@ class AsyncLane:
             job.credit += count
 
     def _finish(self, job: Job, parts: list[Part]) -> None:
+        self._evaluator.leave_if_forked()
         self._tasks.pop(job.id_term, None)
         self._credits.pop(job.id_term, None)
         self.jobs.pop(job.id_term, None)

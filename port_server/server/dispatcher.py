@@ -130,6 +130,7 @@ class Dispatcher(Router):
             # What was released may have a __del__; it runs here and where a request ends.
             self._baton.let_go()
             objects.drop()
+            self._lane.evaluator.leave_if_forked()
             self._baton.take_back()
         self.work()
 
@@ -343,6 +344,7 @@ class Dispatcher(Router):
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
+            evaluator.leave_if_forked()
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
             if not job.elsewhere:

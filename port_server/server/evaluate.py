@@ -260,6 +260,11 @@ class Evaluator:
             description = failure.describe_unseen(error)
             return [messages.error(id_term, description)]
 
+    def leave_if_forked(self) -> None:
+        """End here in a forked child: its code has come to its end, and the loop is not its own."""
+        if self._stdio.forked:
+            leave_child(None)
+
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.
 

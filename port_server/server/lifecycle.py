@@ -331,6 +331,7 @@ class Server:
     def _in_child(self) -> None:
         self.output.disown()
         self.baton.after_fork()
+        self.async_lane.after_fork()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)

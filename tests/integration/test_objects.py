@@ -305,3 +305,11 @@ def test_a_released_object_is_gone_when_its_method_was_the_last_that_was_called(
     server.tell(Atom("release"), ids)
     server.status()
     assert "gone" in server.stderr()
+
+
+def test_a_child_that_is_forked_when_an_object_goes_ends_there(server):
+    """No request runs then, at whose end a child would be noticed."""
+    code = "import builtins, os\nclass C:\n  def __del__(self): builtins.child = os.fork()\nC()"
+    _ok, _id, _handle, ids = server.eval(code)
+    server.tell(Atom("release"), ids)
+    assert server.value("os.waitpid(child, 0)[1]", {"os": server.eval("import os\nos")[2]}) == 0

@@ -192,3 +192,14 @@ def test_the_end_of_an_owned_server_cancels_tasks(port):
     port.settled(tasks=1)
     port.process.stdin.close()
     assert port.process.wait(3) == 0
+
+
+@pytest.mark.parametrize(
+    "rest", ["pid", "if pid: await asyncio.sleep(0)\npid", "await asyncio.tasks.__sleep0()\npid"]
+)
+def test_a_child_that_is_forked_in_async_code_ends_with_it(port, rest):
+    """It shares the loop's descriptors: if it went on it would take what is meant for the loop."""
+    pid = port.value(
+        port.eval("import asyncio, os\nawait asyncio.sleep(0)\npid = os.fork()\n" + rest)
+    )
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0

@@ -386,3 +386,12 @@ def test_a_call_after_the_end_of_input_fails_at_once(code):
         other.process.stdin.close()
         assert b"is gone" in other.error(name)["message"]
         assert other.process.wait(3) == 0
+
+
+def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_request(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    pid = port.value(port.eval("import os\nos.fork()", parent=call))
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
+    answer(port, call, 7)
+    assert port.value(name) == 7
