@@ -179,6 +179,7 @@ class MainLane:
         objects = self.evaluator.objects
         if objects.dropped:  # released while this ran
             objects.drop()
+            output.running = None  # a __del__ that called into the BEAM has put it back
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)

@@ -395,3 +395,18 @@ def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_
     assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
     answer(port, call, 7)
     assert port.value(name) == 7
+
+
+def test_what_an_object_prints_after_a_request_is_not_of_that_request(port):
+    """Also when another object, which went as the request ended, called into the BEAM."""
+    calls = "import port_server\nclass C:\n  def __del__(self): port_server.call('A', 'b')\nC()"
+    prints = "class C:\n  def __del__(self): print('gone')\nC()"
+    ids = [port.reply(port.eval(code))[2] for code in (calls, prints)]
+    slow = port.eval(SLOW)
+    assert port.reply(slow)[0] == "output"
+    port.tell(Atom("release"), ids[0])
+    answer(port, invoked(port)[1], None)
+    assert port.value(slow) == 1
+    port.tell(Atom("release"), ids[1])
+    port.settled(objects=0)
+    port.nothing(slow)
