@@ -15,7 +15,6 @@ from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT
 from port_server.runtime.objects import Exports
 
 from .baton import Waker, waiter
-from .jobs import open_job
 from .page import LENGTH_AT
 from .router import BODY_AT, Router
 from .streams import Stream
@@ -96,8 +95,9 @@ class Dispatcher(Router):
         """Whether so much waits that no more is to be read ahead."""
         # Counted only here, while user code runs long, and not in the hot path. Never with a call
         # under way: its answer may stand behind the requests.
+        # Of a copy, because whoever reads the port adds to it meanwhile.
         return not self.calls.pending and (
-            sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+            sum([len(entry[0]) for entry in tuple(self.queue)]) > self._max_queue_bytes
         )
 
     @property
@@ -142,6 +142,7 @@ class Dispatcher(Router):
             # What was released may have a __del__; it runs here and where a request ends.
             self._baton.let_go()
             objects.drop()
+            self._lane.evaluator.leave_if_forked()
             self._baton.take_back()
         self.work()
 
@@ -157,15 +158,23 @@ class Dispatcher(Router):
         self._channel.write_out()
         self._lane.page.clear()
 
-    def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
-        """Wait for the port and for other threads to say something; False at the end of input."""
+    def wait(
+        self, seconds: float | None = None, *, reading: bool = True, call: Call | None = None
+    ) -> bool:
+        """Wait for the port and for other threads to say something; False at the end of input.
+
+        With `call`, for what was made from within it: main can run nothing else just now.
+        """
         waiting = waiter(self._waker.fd)
         if reading:
             waiting.register(self._stdio.reads, POLLIN)
         self.watching = True
         try:
             self.attend()
-            if self.queue or self.ready or not self.unfinished:
+            if call is not None:
+                if call.queue or call.streams or not self.turns.held:
+                    return True
+            elif self.queue or self.ready or not self.unfinished:
                 return True
             woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
         finally:
@@ -177,7 +186,7 @@ class Dispatcher(Router):
         return True
 
     def job_ended(self, job: Job) -> None:
-        """Take note that a job has ended in another lane. For any thread."""
+        """Take note that a job has ended elsewhere than in main. For any thread."""
         if job.session is not None:
             self.turns.ended.append(job)
         else:
@@ -345,26 +354,25 @@ class Dispatcher(Router):
 
     def run_guest(self, entry: Queued) -> None:
         """Evaluate a request in the calling thread, which waits for the call that it came from."""
-        frame, kind, id_term, at, arrived = entry
+        frame, kind, id_term, _at, arrived = entry
         evaluator = self._lane.evaluator
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
         self._lane.page.count()
         token = self._async.enter(id_term)
-        job = None
+        job = self.turns.jobs[id_term]  # begun where it was placed
         try:
-            job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            if job.special:
-                self.turns.jobs[id_term] = job
+            job.check_deadline((monotonic() - arrived) * 1000)
             parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
+            evaluator.leave_if_forked()
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
             self._lane.page.count()
-            if job is not None and not job.elsewhere:
-                self.turns.jobs.pop(id_term, None)
+            if not job.elsewhere:
+                self.job_ended(job)
         if parts is not None:
             self._channel.hold(parts)
             self._channel.write_out()

@@ -233,7 +233,7 @@ class Evaluator:
             if job is not None and parts is not None:
                 job.namespace = None
             # A session's namespace stays, and so does that of what goes on elsewhere.
-            if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
+            if cyclic and gc.isenabled() and parts is not None and (job is None or not job.session):
                 gc.collect(1)
         except BaseException:  # noqa: S110  raised by a signal; the reply is there already
             pass
@@ -304,7 +304,16 @@ class Evaluator:
             leave_child(error)
         if exports.ids:
             exports.undo()
-        return [messages.error(id_term, self._description(error, step))]
+        try:
+            return [messages.error(id_term, self._description(error, step))]
+        except BaseException:  # a `__class__` that raises: whatever it is, it has a reply
+            description = failure.describe_unseen(error)
+            return [messages.error(id_term, description)]
+
+    def leave_if_forked(self) -> None:
+        """End here in a forked child: its code has come to its end, and the loop is not its own."""
+        if self._stdio.forked:
+            leave_child(None)
 
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.

@@ -40,11 +40,10 @@ class Job:
         special: whether it asks for anything beyond being evaluated.
         cancelled: whether its cancel has come.
         elsewhere: whether another lane, or a stream, goes on with it.
-        arrived: when its frame was read, for one that is kept for later.
+        deadline_ms: how long it may wait before it begins, None for ever.
     """
 
     __slots__ = (
-        "arrived",
         "at",
         "binary_as",
         "cancelled",
@@ -80,9 +79,20 @@ class Job:
         self.special = False
         self.cancelled = False
         self.elsewhere = False
-        self.arrived = 0.0
         self.options_at = at
         self.deadline_ms: int | None = None
+
+    def check_deadline(self, waited_ms: float) -> None:
+        """Tell whether there is time left for it.
+
+        Raises:
+            ExpiredError: there is none.
+        """
+        if self.deadline_ms is not None and self.deadline_ms <= waited_ms:
+            raise ExpiredError(
+                f"the deadline passed before the request began: it had {self.deadline_ms} ms left "
+                f"and waited {waited_ms:.0f} ms in the queue"
+            )
 
 
 def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float) -> Job:
@@ -104,17 +114,15 @@ def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float)
     if deadline_ms is not None:
         if type(deadline_ms) is not int:
             raise ProtocolError(f"deadline_ms is an integer, not {named(deadline_ms)}")
-        if deadline_ms <= waited_ms:
-            raise ExpiredError(
-                f"the deadline passed before the request began: it had {deadline_ms} ms left "
-                f"and waited {waited_ms:.0f} ms in the queue"
-            )
         job.deadline_ms = deadline_ms
+        job.check_deadline(waited_ms)
     binary_as = _word(options.get("binary_as"))
     if binary_as is not None:
         if binary_as not in {"str", "bytes"}:
             raise ProtocolError(f"binary_as is str or bytes, not {named(binary_as)}")
         job.binary_as = str(binary_as)
+        # Told for the answers to its calls, which are read the same way.
+        job.special = binary_as != "str"
     for name in SPECIAL_OPTIONS:
         if name in options:
             job.special = True

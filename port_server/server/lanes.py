@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .turns import Turns
     from .window import Window
 
+    # (id term, whether the window was open, the objects of the reply that is being encoded)
+    Paused = tuple[bytes, list[int]]
+
 _NEVER: Final = float("inf")
 
 
@@ -42,7 +45,7 @@ class MainLane:
 
     Attributes:
         attend: called when a stream may have begun; the dispatcher's.
-        cancel: cancels a request that is in another lane; the dispatcher's.
+        cancel_elsewhere: cancels a request that goes on as a task or a stream; the dispatcher's.
         below: the ids of the requests that wait while `running` runs on top of them.
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
@@ -67,7 +70,7 @@ class MainLane:
         "_window",
         "attend",
         "below",
-        "cancel",
+        "cancel_elsewhere",
         "cancelled",
         "evaluator",
         "main",
@@ -76,7 +79,7 @@ class MainLane:
     )
 
     attend: Callable[[], None]
-    cancel: Callable[[bytes], None]
+    cancel_elsewhere: Callable[[bytes], bool]
 
     def __init__(
         self,
@@ -175,7 +178,7 @@ class MainLane:
         if id_term in self.cancelled:
             self.cancelled.discard(id_term)
             if not ended:  # it came while a lane took over
-                self.cancel(id_term)
+                self.cancel_elsewhere(id_term)
         if self.cancelled:
             self._window.alert = True
 
@@ -197,6 +200,7 @@ class MainLane:
         objects = self.evaluator.objects
         if objects.dropped:  # released while this ran
             objects.drop()
+            output.running = None  # a __del__ that called into the BEAM has put it back
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)
@@ -225,17 +229,19 @@ class MainLane:
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
-    def pause(self) -> bytes:
+    def pause(self) -> Paused:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
         running = self.running
         assert running is not None
         self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
-        return running
+        # It may wait in the midst of being encoded, and those on top have their own objects.
+        return running, self.evaluator.exports.take()
 
-    def resume(self, running: bytes) -> None:
+    def resume(self, paused: Paused) -> None:
         """Go on with the request that `pause` left."""
+        running, self.evaluator.exports.ids = paused
         self.below.pop()
         self.running = self._output.running = running
         self.page.show(running)

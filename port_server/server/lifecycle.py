@@ -127,7 +127,7 @@ class Server:
         self.async_lane.counted = self.page.count
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
-        lane.cancel = dispatcher.cancel
+        lane.cancel_elsewhere = dispatcher.cancel_elsewhere
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
         dispatcher.cancels = self.cancels
@@ -345,6 +345,7 @@ class Server:
         self.output.disown()
         self.baton.after_fork()
         self.page.close()
+        self.async_lane.after_fork()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)

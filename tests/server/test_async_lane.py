@@ -147,6 +147,36 @@ def test_no_exception_ends_the_lane(port, code):
     assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nasync def f(): sys.exit(3)\nawait asyncio.create_task(f())",
+        "async def f(): raise KeyboardInterrupt\nawait asyncio.gather(f())",
+        "def f(): raise SystemExit\nasyncio.get_running_loop().call_soon(f)\nawait f",
+    ],
+)
+def test_no_exception_of_a_task_or_a_callback_ends_the_lane(port, code):
+    """These two kinds leave the loop itself, which then ends."""
+    assert port.error(port.eval("import asyncio\n" + code))["kind"] == "python"
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+def test_an_exception_that_cannot_be_looked_at_is_an_error_all_the_same(port):
+    code = (
+        "import asyncio\nclass E(Exception):\n  __class__ = property(lambda self: 1 / 0)\n"
+        "await asyncio.sleep(0)\nraise E"
+    )
+    error = port.error(port.eval(code))
+    assert (error["kind"], error["type"]) == ("python", b"E")
+    port.settled(tasks=0)
+
+
+def test_code_that_stops_the_loop_stops_nobody_else(port):
+    code = "import asyncio\nasyncio.get_running_loop().stop()\nawait asyncio.sleep(0, 1)"
+    assert port.value(port.eval(code)) == 1
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
 def test_what_a_task_prints_comes_before_its_reply(port):
     name = port.eval("import asyncio\nprint('a')\nawait asyncio.sleep(0.01)\nprint('b')\n1")
     text = b""
@@ -233,3 +263,14 @@ def test_the_end_of_an_owned_server_cancels_tasks(port):
     port.settled(tasks=1)
     port.process.stdin.close()
     assert port.process.wait(3) == 0
+
+
+@pytest.mark.parametrize(
+    "rest", ["pid", "if pid: await asyncio.sleep(0)\npid", "await asyncio.tasks.__sleep0()\npid"]
+)
+def test_a_child_that_is_forked_in_async_code_ends_with_it(port, rest):
+    """It shares the loop's descriptors: if it went on it would take what is meant for the loop."""
+    pid = port.value(
+        port.eval("import asyncio, os\nawait asyncio.sleep(0)\npid = os.fork()\n" + rest)
+    )
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0

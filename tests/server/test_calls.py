@@ -379,3 +379,130 @@ def test_the_end_of_input_ends_a_call(port):
         assert other.process.wait(3) == 0
     port.tell(Atom("cancel"), name)
     port.reply(name)
+
+
+def test_a_session_goes_from_lane_to_lane_within_a_call(port):
+    """Main waits for the call, and hears all the same that the async lane is done."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    for _ in range(3):
+        slow = port.eval("import asyncio\nawait asyncio.sleep(0.05)", session=b"s", parent=call)
+        quick = port.eval("7", session=b"s", parent=call)
+        assert port.value(slow, 3) is None
+        assert port.value(quick, 3) == 7
+        assert port.value(port.eval("8", session=b"s", parent=call), 3) == 8
+    unrelated = port.eval("9")
+    answer(port, call, 1)
+    assert port.value(name) == 1
+    assert port.value(unrelated) == 9
+
+
+THREAD_OF_A_TASK = "import asyncio\nawait asyncio.to_thread(f, 1)"
+SLOW = "import time\nx = 1\nprint('began', flush=True)\ntime.sleep(0.3)\nx"
+
+
+def test_a_request_in_a_thread_waits_for_its_session_as_well(port):
+    """One at a time, wherever they run."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    slow = port.eval(SLOW, session=b"s")
+    assert port.reply(slow)[0] == "output"
+    inner = port.eval("x = 2", session=b"s", parent=call)
+    dropped = port.eval("x = 3", session=b"s", parent=call)
+    port.tell(Atom("cancel"), dropped)
+    assert port.error(dropped)["begun"] is False
+    assert port.value(slow) == 1
+    assert port.value(inner) is None
+    assert port.value(port.eval("x", session=b"s")) == 2
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_session_is_free_again_after_a_request_in_a_thread(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, session=b"s", parent=call)
+    assert port.reply(held)[0] == "output"
+    waiting = port.eval("x", session=b"s")
+    again = port.eval("x", session=b"s", parent=call)
+    assert [port.value(one) for one in (held, waiting, again)] == [1, 1, 1]
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, parent=call)
+    assert port.reply(held)[0] == "output"
+    late = port.eval("1", parent=call, deadline_ms=100)
+    assert port.value(held) == 1
+    assert port.error(late)["kind"] == "timeout"
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_binaries_of_an_answer_are_read_as_those_of_the_request(port):
+    name = port.eval("f(1)", {"f": callback()}, binary_as=Atom("bytes"))
+    answer(port, invoked(port)[1], b"\xff")
+    assert port.value(name) == b"\xff"
+
+
+WAITS_WHILE_ENCODED = """
+import dataclasses
+@dataclasses.dataclass
+class D:
+    x: int
+    def __getattribute__(self, name):
+        return f(1) if name == "x" else object.__getattribute__(self, name)
+[object(), D(1)]
+"""
+
+
+def test_the_objects_of_a_reply_are_not_those_of_a_request_on_top_of_it(port):
+    name = port.eval(WAITS_WHILE_ENCODED, {"f": callback()})
+    call = invoked(port)[1]
+    assert port.error(port.eval("1 / 0", parent=call))["type"] == b"ZeroDivisionError"
+    assert port.reply(port.eval("5", parent=call)) == ("ok", 5)
+    answer(port, call, 7)
+    kind, (handle, _fields), ids = port.reply(name)
+    assert (kind, [handle["id"]]) == ("ok", ids)
+    assert port.value(port.eval("type(x).__name__", {"x": handle})) == b"object"
+    port.tell(Atom("release"), ids)
+
+
+@pytest.mark.parametrize("code", ["await f(1)", "await asyncio.to_thread(f, 1)"])
+def test_a_call_after_the_end_of_input_fails_at_once(code):
+    with Port() as other:
+        name = other.eval("import asyncio\nawait asyncio.sleep(0.2)\n" + code, {"f": callback()})
+        other.settled(tasks=1)
+        other.process.stdin.close()
+        assert b"is gone" in other.error(name)["message"]
+        assert other.process.wait(3) == 0
+
+
+def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_request(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    pid = port.value(port.eval("import os\nos.fork()", parent=call))
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_what_an_object_prints_after_a_request_is_not_of_that_request(port):
+    """Also when another object, which went as the request ended, called into the BEAM."""
+    calls = "import port_server\nclass C:\n  def __del__(self): port_server.call('A', 'b')\nC()"
+    prints = "class C:\n  def __del__(self): print('gone')\nC()"
+    ids = [port.reply(port.eval(code))[2] for code in (calls, prints)]
+    slow = port.eval(SLOW)
+    assert port.reply(slow)[0] == "output"
+    port.tell(Atom("release"), ids[0])
+    answer(port, invoked(port)[1], None)
+    assert port.value(slow) == 1
+    port.tell(Atom("release"), ids[1])
+    port.settled(objects=0)
+    port.nothing(slow)
