@@ -145,7 +145,7 @@ def test_an_unknown_way_to_return_is_an_error(server):
     """It names the ones there are."""
     error = server.error("1", **{"return": Atom("handle")})
     assert error["kind"] == "protocol"
-    assert b"return is value or object" in error["message"]
+    assert b"return is value, object or globals" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,15 @@ defmodule PyPort.ObjectTest do
       assert message =~ "released"
     end
 
+    test "in the count of the status, until it is released" do
+      server = start_server(heartbeat_interval: 20)
+      counted = fn -> server |> PyPort.status() |> hd() |> Map.fetch!(:objects) end
+      objects = PyPort.eval!("[object(), object(), object()]", %{}, server: server)
+      assert eventually(fn -> counted.() == 3 end)
+      PyPort.release(objects)
+      assert eventually(fn -> counted.() == 0 end)
+    end
+
     test "for whom a task works", %{server: server} do
       object = Task.await(Task.async(fn -> object(server) end))
       assert lives?(object)
