@@ -20,6 +20,7 @@ class Settings:
         "cancel_resend_ms",
         "code_cache_entries",
         "exit_grace_ms",
+        "hangup_grace_ms",
         "heartbeat_interval_ms",
         "held_replies",
         "kept_buffer_bytes",
@@ -102,6 +103,11 @@ class Settings:
     """How long user threads and children may take to end when the server leaves; then it leaves
     without them. The owner of the port has a grace of its own, a second by default."""
 
+    hangup_grace_ms: int
+    """How long the server may take to leave by itself once the other side of the port has hung up;
+    then it is killed with its process group. Nobody is there to wait for it, and an orphan within
+    a second would be one too many."""
+
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
     and an idle server wakes up for nothing else."""
@@ -135,6 +141,7 @@ class Settings:
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
+        hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,

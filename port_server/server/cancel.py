@@ -20,7 +20,7 @@ from port_server.runtime import carry, failure, imports, objects, streams, targe
 from port_server.runtime.beam import Cancelled
 from port_server.runtime.snippet import Snippet
 
-from .evaluate import INTERRUPTIBLE, Evaluator
+from .evaluate import Evaluator
 from .streams import Stream
 from .window import SPARED, Window, guard_signals
 
@@ -61,7 +61,13 @@ class Cancels:
         window.cancels = self._raise
         window.know(
             borders=(Evaluator.evaluate, Stream.advance),
-            open=(*INTERRUPTIBLE, Snippet.run_parts, Stream.close),
+            open=(
+                Evaluator.reply,
+                Evaluator.failed,
+                Evaluator.description,
+                Snippet.run_parts,
+                Stream.close,
+            ),
             open_modules=(failure, targets),
             through_modules=(carry, imports, objects, streams),
         )

@@ -14,6 +14,7 @@ from time import monotonic
 from port_server.protocol import outgoing
 from port_server.protocol.framing import FramingError
 
+from . import hangup
 from .baton import waiter
 
 TYPE_CHECKING = False
@@ -133,10 +134,14 @@ class Control:
             try:
                 self._tick_on()
             except BaseException as error:
-                # Must not die: nobody would read while main runs code, and no beat would come.
-                from port_server import log  # noqa: PLC0415  structlog is not for the start path
+                # Must not die: nobody would read while main runs code, and no beat would come. Near
+                # a memory limit a log record may be too much as well.
+                try:
+                    from port_server import log  # noqa: PLC0415  structlog is not for the start path
 
-                log.error("control_thread", error=repr(error))
+                    log.error("control_thread", error=repr(error))
+                except BaseException:
+                    self._sleep(TICK_S)
 
     def _tick_on(self) -> None:
         baton = self._baton
@@ -201,7 +206,7 @@ class Control:
             for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:
-                        baton.waker.renew()
+                        self._renew()
                         return
                     baton.waker.clear()
                 elif not (baton.wanted or self._read()):
@@ -231,11 +236,16 @@ class Control:
         self._channel.hold([outgoing.heartbeat(self._vitals.beat())])
         self._channel.write_out()
 
+    def _renew(self) -> None:
+        """User code has closed our fds."""
+        self._baton.waker.renew()
+        hangup.watch_parent()
+
     def _sleep(self, seconds: float) -> None:
         waker = self._baton.waker
         for _fd, events in waiter(waker.fd).poll(_milliseconds(seconds)):
             if events & POLLNVAL:
-                waker.renew()
+                self._renew()
             else:
                 waker.clear()
 

@@ -29,6 +29,7 @@ from port_server.runtime.snippet import ASYNC_GENERATOR, GENERATOR, PLAIN, Snipp
 from port_server.runtime.targets import ObjectTarget, TargetError, Targets
 
 from .jobs import ExpiredError, Job, named
+from .memory import Memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class Evaluator:
 
     Attributes:
         exports: the codec's hook for values that stay here; the main thread's own.
+        memory: what the process is held to.
         namespaces: what requests run in.
         objects: what the other side has handles of.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
@@ -94,6 +96,7 @@ class Evaluator:
         "_stdio",
         "_targets",
         "exports",
+        "memory",
         "namespaces",
         "objects",
         "ran",
@@ -107,6 +110,7 @@ class Evaluator:
         self.objects = Objects(settings)
         self.objects.install()
         self.exports = Exports(self.objects)
+        self.memory = Memory()
         self.ran: Snippet | Target | ObjectTarget | None = None
         self._awaited: set[Any] = set()
         self._channel = channel
@@ -305,7 +309,13 @@ class Evaluator:
         if exports.ids:
             exports.undo()
         try:
-            return [messages.error(id_term, self._description(error, step))]
+            if isinstance(error, MemoryError):
+                return self.memory.lend(
+                    lambda: [messages.error(id_term, self.description(error, step))]
+                )
+            return [messages.error(id_term, self.description(error, step))]
+        except Cancelled:
+            raise  # the answer is that, then: see `interrupted`
         except BaseException:  # a `__class__` that raises: whatever it is, it has a reply
             description = failure.describe_unseen(error)
             return [messages.error(id_term, description)]
@@ -368,7 +378,8 @@ class Evaluator:
             _tag, text, file, line = code
             return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
 
-    def _description(self, error: BaseException, step: str) -> dict[str, Any]:
+    def description(self, error: BaseException, step: str) -> dict[str, Any]:
+        """Describe what went wrong at `step`."""
         if isinstance(error, ProtocolError):
             return failure.describe_value_error("protocol", error)
         if isinstance(error, ExpiredError):
@@ -396,14 +407,6 @@ class Evaluator:
         if str(self._max_bytes) in error.reason:
             error.remedy = "Return less at once, or start the server with a larger max_frame_bytes"
         return error.at("result")
-
-
-# What a signal may cut short: nothing is left half done, and a reply comes of it all the same.
-INTERRUPTIBLE: Final = (
-    Evaluator.reply,
-    Evaluator.failed,
-    Evaluator._description,  # noqa: SLF001  ours
-)
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:

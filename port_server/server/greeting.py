@@ -6,6 +6,8 @@ import os
 import sys
 
 from port_server.etf import Atom, codec_name
+from port_server.protocol import messages
+from port_server.protocol.messages import Init, ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.snippet import PLAIN, compile_snippet
 
@@ -13,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from port_server.protocol.framing import Frame
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
@@ -56,6 +59,21 @@ def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
     return RefusedError(
         failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
     )
+
+
+def as_init(frame: Frame) -> Init | None:
+    """Read the first frame, if it is an init.
+
+    Raises:
+        RefusedError: it is a wrong one.
+    """
+    try:
+        message = messages.parse(frame)
+    except ProtocolError as error:
+        if bytes(frame[:9]).endswith(b"init"):
+            raise RefusedError(failure.describe_value_error("protocol", error)) from None
+        return None
+    return message if type(message) is Init else None
 
 
 def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:

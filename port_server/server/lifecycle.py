@@ -6,16 +6,17 @@ import faulthandler
 import os
 import signal
 import sys
-from _thread import get_ident, start_new_thread
-from time import monotonic, sleep
+from _thread import get_ident
+from time import monotonic
 
 from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
+from port_server.protocol.messages import PROTOCOL_VERSION, Init
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
+from . import hangup
 from . import stdio as stdio_module
 from .async_lane import AsyncLane
 from .baton import Baton
@@ -25,7 +26,7 @@ from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
 from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, changed_settings, info, init_snippet, wrong_option
+from .greeting import RefusedError, as_init, changed_settings, info, init_snippet, wrong_option
 from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
@@ -243,7 +244,7 @@ class Server:
             frames = self.channel.read()
             if frames is None:
                 return False
-        first = _as_init(frames[0])
+        first = as_init(frames[0])
         if first is not None:
             self._heed(first)
             del frames[0]
@@ -273,11 +274,17 @@ class Server:
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
         self.output.window_bytes = self._settings.output_window_bytes
+        hangup.watch(self.stdio, self._settings.hangup_grace_ms)
         page = options.get("status_page")
         if page is not None:
             if not isinstance(page, (str, bytes)):
                 raise wrong_option("status_page", "a path, a binary", page)
             self.page.open(page)
+        most_bytes = options.get("memory_limit_bytes")
+        if most_bytes is not None:
+            if type(most_bytes) is not int:
+                raise wrong_option("memory_limit_bytes", "an integer", most_bytes)
+            self.evaluator.memory.limit(most_bytes)
         self.owner = options.get("owner")
         self.token = options.get("token")
         if not isinstance(self.token, (str, bytes, NoneType)):
@@ -382,28 +389,5 @@ def serve() -> int:
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms
-    _leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
+    hangup.leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
     return status
-
-
-def _as_init(frame: Frame) -> Init | None:
-    try:
-        message = messages.parse(frame)
-    except ProtocolError as error:
-        if bytes(frame[:9]).endswith(b"init"):
-            raise RefusedError(failure.describe_value_error("protocol", error)) from None
-        return None
-    return message if type(message) is Init else None
-
-
-def _leave_in_time(grace_ms: int, status: int) -> None:
-    """See to it that the process ends, whatever user code left running.
-
-    Python waits at its end for threads, and multiprocessing for children, without a limit.
-    """
-
-    def wait() -> None:
-        sleep(grace_ms / 1000)
-        os._exit(status)
-
-    start_new_thread(wait, ())
