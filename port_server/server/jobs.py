@@ -41,6 +41,7 @@ class Job:
         cancelled: whether its cancel has come.
         elsewhere: whether another lane, or a stream, goes on with it.
         deadline_ms: how long it may wait before it begins, None for ever.
+        waited_ms: how long it had waited when its options were read.
     """
 
     __slots__ = (
@@ -61,6 +62,7 @@ class Job:
         "session",
         "special",
         "stream",
+        "waited_ms",
     )
 
     def __init__(self, frame: Frame, kind: str, id_term: bytes, at: int) -> None:
@@ -81,6 +83,7 @@ class Job:
         self.elsewhere = False
         self.options_at = at
         self.deadline_ms: int | None = None
+        self.waited_ms = 0.0
 
     def check_deadline(self, waited_ms: float) -> None:
         """Tell whether there is time left for it.
@@ -110,6 +113,7 @@ def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float)
         raise ProtocolError(f"options are a map, not {named(options)}")
     job = Job(frame, kind, id_term, end)
     job.options_at = at
+    job.waited_ms = waited_ms
     deadline_ms = options.get("deadline_ms")
     if deadline_ms is not None:
         if type(deadline_ms) is not int:

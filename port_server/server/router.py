@@ -186,12 +186,11 @@ class Router:
             self.turns.end(job)
             self.queue.append(entry)
 
-    def _requeue(self, jobs: list[Job]) -> None:
-        arrived = monotonic()
+    def _requeue(self, jobs: list[tuple[Job, float]]) -> None:
         aside = bool(self._lane.below) or get_ident() != self._lane.main
         behind = list(self.queue)
         self.queue.clear()
-        for job in jobs:
+        for job, arrived in jobs:
             self._place((job.frame, job.kind, job.id_term, job.options_at, arrived), aside=aside)
         self.queue.extend(behind)
 

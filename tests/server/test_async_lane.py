@@ -274,3 +274,13 @@ def test_a_child_that_is_forked_in_async_code_ends_with_it(port, rest):
         port.eval("import asyncio, os\nawait asyncio.sleep(0)\npid = os.fork()\n" + rest)
     )
     assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
+
+
+def test_the_time_that_a_request_waits_for_its_session_counts(port):
+    port.value(port.eval(SLEEP, {"seconds": 0}))  # the lane is made, asyncio imported
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    slow = port.eval("import asyncio\nawait asyncio.sleep(0.3)", session=b"s")
+    late = port.eval("1", session=b"s", deadline_ms=100)
+    error = port.error(late)
+    assert (error["kind"], error["begun"]) == ("timeout", False)
+    assert port.value(slow) is None

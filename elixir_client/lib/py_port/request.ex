@@ -59,7 +59,7 @@ defmodule PyPort.Request do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
-        {:error, error} ->
+        {_error_or_unread, error} ->
           close_session(handle.owner, handle, name)
           {:error, error}
       end
