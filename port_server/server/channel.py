@@ -118,6 +118,16 @@ class Channel:
         self._drain()
         self.write_out()
 
+    def receive(self) -> bytes | None:
+        """Wait for bytes, between frames; give them as they came, and None at the end.
+
+        For main's loop, which may know what they are without `FrameReader.feed`.
+        """
+        try:
+            return os.read(self._stdio.reads, self._read_bytes) or None
+        except OSError as error:
+            return b"" if self._failed(error) else None
+
     def read(self) -> list[Frame] | None:
         """Wait for bytes; give the frames they complete, often none, and None at the end.
 
@@ -136,14 +146,18 @@ class Channel:
             count = os.readv(self._stdio.reads, (room,))
             return reader.filled(count) if count else None
         except OSError as error:
-            if _is_foreign(error):
-                raise
-            if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
-                self._wait(None)
-                return []
-            # User code closed the fd, or the other side reset: either way nothing more comes.
-            self.gone = True
-            return None
+            return [] if self._failed(error) else None
+
+    def _failed(self, error: OSError) -> bool:
+        """Cope with what a read raised; tell whether to read again."""
+        if _is_foreign(error):
+            raise error
+        if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
+            self._wait(None)
+            return True
+        # User code closed the fd, or the other side reset: either way nothing more comes.
+        self.gone = True
+        return False
 
     def readable(self) -> bool:
         """Tell whether `read` would return at once."""

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .async_lane import AsyncLane
     from .baton import Baton
     from .calls import Call
-    from .channel import Channel
+    from .channel import Channel, Part
     from .jobs import Job
     from .lanes import MainLane
     from .router import Queued
@@ -112,10 +112,23 @@ class Dispatcher(Router):
 
     # --- main's loop ------------------------------------------------------------------------------
 
+    def answered(self, lane: MainLane, parts: list[Part] | None) -> None:
+        """Write the reply of a request that came alone, and run what has come meanwhile."""
+        if parts is not None:
+            self._channel.send(parts)
+        elif self._channel.held:  # by the control thread, while this ran
+            self._channel.write_out()
+        lane.running = None
+        page = lane.page.map
+        if page is not None:
+            page[LENGTH_AT] = 0
+        if self.queue or self.ready:  # read by the control thread meanwhile
+            self.work()
+
     def dispatch(self, frames: list[Frame]) -> None:
         """Act on everything that one read brought, and write what came of it. For main."""
         if len(frames) == 1:
-            # The hot path: one request, nothing to put in order, no look at the clock.
+            # One request: nothing to put in order.
             frame = frames[0]
             start = frame[:ID_LENGTH_AT]
             kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
@@ -123,18 +136,8 @@ class Dispatcher(Router):
                 at = BODY_AT + frame[ID_LENGTH_AT]
                 if len(frame) > at:
                     id_term = bytes(frame[ID_TERM_AT:at])
-                    parts = self._lane.answer(frame, kind, id_term, at, 0.0)
-                    if parts is not None:
-                        self._channel.send(parts)
-                    elif self._channel.held:  # by the control thread, while this ran
-                        self._channel.write_out()
                     lane = self._lane
-                    lane.running = None
-                    page = lane.page.map
-                    if page is not None:
-                        page[LENGTH_AT] = 0
-                    if self.queue or self.ready:  # read by the control thread meanwhile
-                        self.work()
+                    self.answered(lane, lane.answer(frame, kind, id_term, at, 0.0))
                     return
         self.route(frames)
         objects = self._lane.evaluator.objects

@@ -54,6 +54,7 @@ class MainLane:
             begins.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
+        usual_options: the options that plain requests come with, as the bytes of their term.
     """
 
     __slots__ = (
@@ -65,8 +66,6 @@ class MainLane:
         "_streams",
         "_turns",
         "_usual_deadline_ms",
-        "_usual_options",
-        "_usual_size",
         "_window",
         "attend",
         "below",
@@ -76,6 +75,7 @@ class MainLane:
         "main",
         "page",
         "running",
+        "usual_options",
     )
 
     attend: Callable[[], None]
@@ -106,8 +106,7 @@ class MainLane:
         self._streams = streams
         self._turns = turns
         self._window = window
-        self._usual_options = EMPTY_MAP
-        self._usual_size = len(EMPTY_MAP)
+        self.usual_options = EMPTY_MAP
         self._usual_deadline_ms: float = _NEVER
 
     def answer(
@@ -126,20 +125,28 @@ class MainLane:
             The reply, in parts; or None if it comes later, from another lane, or because it is
             not the turn of the request.
         """
-        evaluator = self.evaluator
-        job: Job | None = None
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
-        end = at + self._usual_size
-        if frame[at:end] == self._usual_options and waited_ms < self._usual_deadline_ms:
-            at = end
-        else:
-            try:
-                job = self.open(frame, kind, id_term, at, waited_ms)
-            except (ProtocolError, ExpiredError, ValueError) as error:
-                return evaluator.failed(error, "options", id_term, evaluator.exports)
-            at = job.at
-            if job.special and not self._turns.begin(job):
-                return None
+        end = at + len(self.usual_options)
+        if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
+            return self.run(frame, kind, id_term, end, None)
+        evaluator = self.evaluator
+        try:
+            job = self.open(frame, kind, id_term, at, waited_ms)
+        except (ProtocolError, ExpiredError, ValueError) as error:
+            return evaluator.failed(error, "options", id_term, evaluator.exports)
+        if job.special and not self._turns.begin(job):
+            return None
+        return self.run(frame, kind, id_term, job.at, job)
+
+    def run(
+        self, frame: Frame, kind: str, id_term: bytes, at: int, job: Job | None
+    ) -> list[Part] | None:
+        """Evaluate a request, whose turn it is, with the baton let go; give its reply.
+
+        As `answer`, but `at` is where its code or target begins, and `job` is None where its
+        options are the usual ones.
+        """
+        evaluator = self.evaluator
         output = self._output
         self.running = output.running = id_term
         page = self.page.map
@@ -224,8 +231,7 @@ class MainLane:
         job = open_job(frame, kind, id_term, at, waited_ms)
         if not job.special and job.binary_as == "str":
             # A client sends the same options again and again.
-            self._usual_options = bytes(frame[at : job.at])
-            self._usual_size = job.at - at
+            self.usual_options = bytes(frame[at : job.at])
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 

@@ -30,6 +30,7 @@ from .greeting import RefusedError, as_init, changed_settings, info, init_snippe
 from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
+from .plain import PlainRequests
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window
@@ -171,10 +172,13 @@ class Server:
 
     def _loop(self) -> None:
         channel = self.channel
-        read = channel.read
+        reader = channel.reader
+        read, receive = channel.read, channel.receive
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
+        answer_plain = PlainRequests(reader, self.lane, dispatcher).answer
         held = dispatcher.turns.held
+        frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):
             try:
                 if held:  # for a session that another lane has: its end is to be heard as well
@@ -182,8 +186,14 @@ class Server:
                         return
                     dispatcher.work()
                     continue
-                frames = read()
-                if frames is None:
+                if reader.between:
+                    data = receive()
+                    if data is None:
+                        return
+                    if answer_plain(data):
+                        continue
+                    frames = reader.feed(data)
+                elif (frames := read()) is None:
                     return
                 dispatch(frames)
                 # Or their buffer would be in use during the next read, and not be used again.
