@@ -43,6 +43,7 @@ static void die_together(int grace_ms) {
 static void *watch(void *argument) {
     struct watched watched = *(struct watched *)argument;
     struct pollfd polled[2] = {{watched.fds[0], 0, 0}, {watched.fds[1], 0, 0}};
+    int hung_up = 0;
     free(argument);
     for (;;) {
         int blind = polled[0].fd < 0 && polled[1].fd < 0;
@@ -59,11 +60,15 @@ static void *watch(void *argument) {
         }
         for (int side = 0; side < 2 && found > 0; side++) {
             if (polled[side].revents & (POLLHUP | POLLERR)) {
-                die_together(watched.grace_ms);
+                hung_up = 1;
             }
-            if (polled[side].revents & POLLNVAL) {
-                polled[side].fd = -1; /* closed by user code: poll ignores it from now on */
+            if (polled[side].revents) { /* hung up, or closed by user code: poll ignores it from now on */
+                polled[side].fd = -1;
             }
+        }
+        /* Both: who closes its end of one pipe only still waits for the last replies on the other. */
+        if (hung_up && polled[0].fd < 0 && polled[1].fd < 0) {
+            die_together(watched.grace_ms);
         }
     }
 }
@@ -106,7 +111,7 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
 static PyMethodDef methods[] = {
     {"start", start, METH_VARARGS,
      "start($module, reads, writes, grace_ms, /)\n--\n\n"
-     "Watch the two fds from now on. When one hangs up, wait for `grace_ms` and kill the process group with\n"
+     "Watch the two fds from now on. When both have hung up, wait for `grace_ms` and kill the process group with\n"
      "SIGKILL, or this process alone where it does not lead one. With both -1 the parent is watched instead."},
     {NULL, NULL, 0, NULL},
 };
