@@ -7,7 +7,7 @@ import sys
 
 from port_server.etf import Atom, codec_name
 from port_server.protocol import messages
-from port_server.protocol.messages import Init, ProtocolError
+from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.snippet import PLAIN, compile_snippet
 
@@ -77,6 +77,23 @@ def as_init(frame: Frame) -> Init | None:
             raise RefusedError(failure.describe_value_error("protocol", error)) from None
         return None
     return message if type(message) is Init else None
+
+
+def check_version(init: Init) -> None:
+    """Refuse a client that speaks another version.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if init.version != PROTOCOL_VERSION:
+        raise RefusedError(
+            failure.describe(
+                "protocol",
+                "",
+                f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
+                f"{init.version}: let client and server be of the same release",
+            )
+        )
 
 
 def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:

@@ -13,9 +13,9 @@ from _thread import get_ident
 from port_server.protocol.messages import ProtocolError
 from port_server.runtime.beam import Cancelled
 
-from .evaluate import leave_child
 from .jobs import EMPTY_MAP, ExpiredError, Job, open_job
 from .page import USUAL_AT, USUAL_TERM_BYTES
+from .replies import leave_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

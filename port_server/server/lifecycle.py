@@ -12,7 +12,7 @@ from time import monotonic
 from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import PROTOCOL_VERSION, Init
+from port_server.protocol.messages import Init
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
@@ -25,12 +25,21 @@ from .cancel import Cancels
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
-from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, as_init, changed_settings, info, init_snippet, wrong_option
+from .evaluate import Evaluator
+from .greeting import (
+    RefusedError,
+    as_init,
+    changed_settings,
+    check_version,
+    info,
+    init_snippet,
+    wrong_option,
+)
 from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
 from .plain import PlainRequests
+from .replies import leave_child
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window
@@ -269,15 +278,7 @@ class Server:
         return True
 
     def _heed(self, init: Init) -> None:
-        if init.version != PROTOCOL_VERSION:
-            raise RefusedError(
-                failure.describe(
-                    "protocol",
-                    "",
-                    f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
-                    f"{init.version}: let client and server be of the same release",
-                )
-            )
+        check_version(init)
         options = init.options
         self._settings = changed_settings(self._settings, options)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
