@@ -9,10 +9,8 @@ import sys
 from _thread import get_ident
 from time import monotonic
 
-from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import Init
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
@@ -33,6 +31,8 @@ from .greeting import (
     check_version,
     info,
     init_snippet,
+    take_templates,
+    wants_logs,
     wrong_option,
 )
 from .heartbeat import Vitals
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
+    from port_server.protocol.messages import Init
 
 NoneType: Final = type(None)
 
@@ -301,16 +302,8 @@ class Server:
         if not isinstance(self.token, (str, bytes, NoneType)):
             raise wrong_option("token", "a binary", self.token)
         self.evaluator.objects.belong(self.owner, self.token or "")
-        templates = options.get("templates")
-        if templates is not None:
-            try:
-                set_templates(templates)
-            except (TypeError, AttributeError) as error:
-                raise wrong_option("templates", f"a map of structs ({error})", templates) from None
-        logging = options.get("logging", True)
-        if type(logging) is not bool:
-            raise wrong_option("logging", "true or false", logging)
-        if logging:
+        take_templates(options)
+        if wants_logs(options):
             self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
