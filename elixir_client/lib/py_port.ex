@@ -295,6 +295,23 @@ defmodule PyPort do
   def status(server \\ PyPort.Default), do: Status.of(server)
 
   @doc """
+  Where each thread of a server's Python is, as Python's `faulthandler` prints it: the innermost call first.
+
+  It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
+  An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+
+  ## Examples
+
+      iex> {:ok, stacks} = PyPort.stacks()
+      iex> stacks =~ "(most recent call first)"
+      true
+  """
+  @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
+  def stacks(server \\ PyPort.Default) do
+    with {:ok, handle} <- Reach.running(server), do: PyPort.Server.Stacks.take(handle)
+  end
+
+  @doc """
   Marks a binary as `bytes` for Python, whatever the option `:binary_as` says of the others.
 
   ## Examples

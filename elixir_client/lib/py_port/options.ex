@@ -22,6 +22,12 @@ defmodule PyPort.Options do
     allow: [],
     logger: true,
     heartbeat_interval: 1_000,
+    lost_after: 10_000,
+    gil_held_limit: :infinity,
+    cancel_grace: 1_000,
+    kill_grace: 1_000,
+    after_cancel: :keep,
+    memory_limit: nil,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
     max_queued_bytes: 67_108_864,
@@ -108,7 +114,7 @@ defmodule PyPort.Options do
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
-  defp valid?(name, value) when name in [:timeout, :init_timeout],
+  defp valid?(name, value) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
     do: value == :infinity or (is_integer(value) and value >= 0)
 
   defp valid?(name, value)
@@ -119,7 +125,12 @@ defmodule PyPort.Options do
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
-  defp valid?(:shutdown_grace, value), do: is_integer(value) and value >= 0
+
+  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: is_integer(value) and value >= 0
+
+  defp valid?(:after_cancel, value), do: value in [:keep, :restart]
+  defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
@@ -150,9 +161,16 @@ defmodule PyPort.Options do
   # What can be a server shows when it is used.
   defp valid?(_name, _value), do: true
 
-  defp expected(name) when name in [:timeout, :init_timeout], do: "milliseconds (0 or more) or :infinity"
+  defp expected(name) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
+    do: "milliseconds (0 or more) or :infinity"
+
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
-  defp expected(:shutdown_grace), do: "milliseconds (0 or more)"
+
+  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: "milliseconds (0 or more)"
+
+  defp expected(:after_cancel), do: ":keep or :restart"
+  defp expected(:memory_limit), do: "a number of bytes (1 or more), or nil for none"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_objects), do: "a number of objects (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
