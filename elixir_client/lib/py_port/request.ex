@@ -37,7 +37,7 @@ defmodule PyPort.Request do
 
   @spec call(target(), list(), map(), keyword()) :: outcome()
   def call(target, args, kwargs, options) do
-    options = Options.request!(options)
+    options = Options.call!(options)
 
     if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
       do: run_plain(:call, {nil, target, args, kwargs}, options),
@@ -59,7 +59,7 @@ defmodule PyPort.Request do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
-        {:error, error} ->
+        {_error_or_unread, error} ->
           close_session(handle.owner, handle, name)
           {:error, error}
       end
