@@ -252,7 +252,7 @@ defmodule PyPort.Server.Ladder do
 
     for {id, %{cancel: %{rung: 2}}} <- state.attached,
         stack != nil,
-        do: tell_caller(state, id, {:stack, stack})
+        do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
 
     %{state | dump: nil, stack: stack}
   end
