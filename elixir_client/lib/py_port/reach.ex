@@ -1,9 +1,10 @@
 defmodule PyPort.Reach do
-  # From what a request names (a server, a session, an object, nothing) to the handle of a server that can take it, and
+  # From what a request names (a server or pool, a session, an object, nothing) to the handle of a server that can take it, and
   # whether it may take one more frame now. Runs in the caller's process; sends nothing.
   @moduledoc false
 
   alias PyPort.{Error, Object, Registry, Server, Session}
+  alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
   # Below this a frame is not worth a look at the port's queue while nothing else is open.
@@ -27,9 +28,19 @@ defmodule PyPort.Reach do
     session
   end
 
-  def place(%{server: server}, target, _objects) do
-    same_server!(target, target && whereis(server), "server: #{inspect(server)}")
-    server
+  def place(%{server: server}, nil, []), do: server
+
+  # Of a pool an object knows the server.
+  def place(%{server: server}, target, objects) do
+    pid = whereis(server)
+    object = target || List.last(objects)
+
+    if pid != nil and Registry.pool_of(object.server) == pid do
+      object
+    else
+      same_server!(target, pid, "server: #{inspect(server)}")
+      server
+    end
   end
 
   defp same_server!(nil, _pid, _given), do: :ok
@@ -63,25 +74,89 @@ defmodule PyPort.Reach do
   defp of_owner(owner, deadline) do
     case Registry.fetch(owner) do
       {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
+      {:ok, %Members{} = members} -> of_pool(members, deadline)
       :not_started -> {:error, Error.not_started()}
       _starting -> await_ready(owner, deadline)
+    end
+  end
+
+  defp of_pool(members, deadline) do
+    case Members.pick(members) do
+      %Handle{} = handle -> {:ok, handle}
+      nil -> await_member(members, deadline)
+    end
+  end
+
+  defp await_member(%{pool: pool, keeper: keeper}, deadline) do
+    case Keeper.await(keeper, remaining(deadline)) do
+      :ok -> of_owner(pool, deadline)
+      {:error, error} -> {:error, error}
+      :timeout -> {:error, Registry.trouble(pool) || still_starting()}
+      :gone -> {:error, unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
+    end
+  end
+
+  defp still_starting do
+    %Error{kind: :timeout, begun: false, message: "no server of the pool was ready when the time was up"}
+  end
+
+  # How long a pool may take to hear that one of its servers has ended.
+  @pause_ms 1
+
+  @doc """
+  Whether a request that a server has not taken may be asked again at the same place, after a moment: where that is a
+  pool, and there is time left.
+  """
+  @spec again?(place(), integer() | :infinity) :: boolean()
+  def again?(%_session_or_object{}, _deadline), do: false
+
+  def again?(server, deadline) do
+    with pid when is_pid(pid) <- whereis(server),
+         {:ok, %Members{}} <- Registry.fetch(pid) do
+      Process.sleep(@pause_ms)
+      remaining(deadline) > 0
+    else
+      _no_pool -> false
+    end
+  end
+
+  @doc "What there is to say where a request was not taken, and cannot be asked again."
+  @spec not_taken(place()) :: {:error, Error.t()}
+  def not_taken(place) do
+    error = {:error, Error.of_exit(:noproc)}
+
+    case place do
+      %Session{} -> gone(error, "the session #{inspect(place)}")
+      %Object{} -> gone(error, "the object #{inspect(place)}")
+      _server -> error
     end
   end
 
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do
-    cond do
-      node(owner) != node() ->
-        raise ArgumentError,
-              "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
-                "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
+    if node(owner) != node() do
+      raise ArgumentError,
+            "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
+              "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
+    else
+      await_ready(:proc_lib.translate_initial_call(owner), owner, deadline)
+    end
+  end
 
-      Process.alive?(owner) and :proc_lib.translate_initial_call(owner) != {Server, :init, 1} ->
-        raise ArgumentError, "option :server must be a PyPort.Server, #{inspect(owner)} is none"
+  defp await_ready({Server, :init, 1}, owner, deadline), do: Server.await_ready(owner, remaining(deadline))
 
-      true ->
-        Server.await_ready(owner, remaining(deadline))
+  # It is known as one from its start to its end.
+  defp await_ready({:supervisor, PyPort.Pool, 1}, owner, _deadline),
+    do: {:error, unavailable("the pool #{inspect(owner)} is being stopped")}
+
+  defp await_ready(_other, owner, _deadline) do
+    # Of a process that has just ended nothing is known any more.
+    if Process.alive?(owner) do
+      raise ArgumentError,
+            "option :server must be a PyPort.Server or a PyPort.Pool, #{inspect(owner)} is none"
+    else
+      {:error, Error.of_exit(:noproc)}
     end
   end
 
@@ -118,7 +193,7 @@ defmodule PyPort.Reach do
   rescue
     error in [FunctionClauseError, ArgumentError] ->
       reraise ArgumentError,
-              "option :server must be a pid or the name of a PyPort.Server, got: #{inspect(server)} " <>
+              "option :server must be a pid or the name of a PyPort.Server or PyPort.Pool, got: #{inspect(server)} " <>
                 "(#{Exception.message(error) |> String.split("\n") |> hd()})",
               __STACKTRACE__
   end
@@ -126,7 +201,7 @@ defmodule PyPort.Reach do
   defp not_running(PyPort.Default) do
     if Process.whereis(PyPort.Supervisor) do
       unavailable(
-        "the default server is not running: it is switched off (config :py_port, server: false), or is just " <>
+        "the default pool is not running: it is switched off (config :py_port, pool: false), or is just " <>
           "being restarted. Name another one with the option :server"
       )
     else
@@ -136,7 +211,7 @@ defmodule PyPort.Reach do
 
   defp not_running(server) do
     unavailable(
-      "no PyPort.Server is running as #{inspect(server)}; it was not started, or is just being restarted"
+      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being restarted"
     )
   end
 

@@ -17,6 +17,7 @@ defmodule PyPort.Server do
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
+    * `:label` - what it is called in Logger. Default: its name, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
       `PYPORT_PYTHON`, else `python3`.
     * `:cd` - the working directory. Default: the BEAM's own.
@@ -233,6 +234,14 @@ defmodule PyPort.Server do
     end
   end
 
+  # Of a server that is taken out of service: nobody has anything here, and nobody will.
+  def handle_call(:retire, _from, %{phase: :ready} = state) do
+    idle? = Ownership.count(state.ownership) == 0 and Handle.close_intake(state.handle)
+    {:reply, if(idle?, do: :retired, else: :in_use), state}
+  end
+
+  def handle_call(:retire, _from, state), do: {:reply, :retired, state}
+
   def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
     {answer, state} = Property.transfer(state, ids, owner)
     {:reply, answer, state}
@@ -394,6 +403,7 @@ defmodule PyPort.Server do
   def terminate(_reason, %{phase: :ready} = state) do
     # An orderly stop: Python may finish what it is doing, within the grace.
     grace = state.options.shutdown_grace
+    Handle.refuse(state.handle)
     Handle.command(state.handle, Wire.shutdown(grace))
     await_exit(state.handle.port, System.monotonic_time(:millisecond) + grace, state)
   end
@@ -435,6 +445,7 @@ defmodule PyPort.Server do
   defp last_words(%{stderr: nil}), do: []
   defp last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
 
+  defp who(%{options: %{label: label}}) when label != nil, do: label
   defp who(%{options: %{name: nil}}), do: inspect(self())
   defp who(%{options: %{name: name}}), do: inspect(name)
 

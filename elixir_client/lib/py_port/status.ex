@@ -3,6 +3,8 @@ defmodule PyPort.Status do
   How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
 
     * `server` - the server's process, or the name under which none is running.
+    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
+      that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - `:idle`, `:busy`, `:starting`, or `:down` (not running, or Python could not be started).
     * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
       none.
@@ -25,6 +27,7 @@ defmodule PyPort.Status do
     :os_pid,
     :rss_bytes,
     :beat_age_ms,
+    :draining,
     pending: 0,
     queue: 0,
     requests: 0,
@@ -42,6 +45,7 @@ defmodule PyPort.Status do
           os_pid: pos_integer() | nil,
           rss_bytes: non_neg_integer() | nil,
           beat_age_ms: non_neg_integer() | nil,
+          draining: atom() | nil,
           pending: non_neg_integer(),
           queue: non_neg_integer(),
           requests: non_neg_integer(),
@@ -54,6 +58,7 @@ defmodule PyPort.Status do
   @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
   @type beat :: {map(), integer()}
 
+  alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Registry
   alias PyPort.Server.Handle
 
@@ -67,10 +72,28 @@ defmodule PyPort.Status do
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
     case GenServer.whereis(server) do
-      pid when is_pid(pid) -> [of_owner(pid)]
+      pid when is_pid(pid) -> of_pid(pid)
       _nobody -> [%__MODULE__{server: server, state: :down}]
     end
   end
+
+  defp of_pid(pid) do
+    case Registry.fetch(pid) do
+      {:ok, %Members{keeper: keeper}} ->
+        for {server, role} <- Keeper.overview(keeper), do: of_member(server, role, pid)
+
+      _server ->
+        [of_owner(pid)]
+    end
+  catch
+    # The pool is just being stopped.
+    :exit, _reason -> [%__MODULE__{server: pid, state: :down}]
+  end
+
+  # A place that waits for a new server.
+  defp of_member(nil, _role, pool), do: %__MODULE__{server: pool, state: :down}
+  defp of_member(server, {:draining, why}, _pool), do: %{of_owner(server) | draining: why}
+  defp of_member(server, _role, _pool), do: of_owner(server)
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do

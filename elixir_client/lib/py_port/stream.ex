@@ -30,7 +30,8 @@ defmodule PyPort.Stream do
          :ok <- Reach.admit(handle, frame) do
       servant = Request.servant(draft.found, handle)
       relay = Relay.start(handle, id, frame, options.credit, Request.extra(options, servant))
-      %{handle: handle, id: id, relay: relay, servant: servant, options: options, ended: nil}
+      again = {draft, place, options}
+      %{handle: handle, id: id, relay: relay, servant: servant, options: options, ended: nil, again: again}
     else
       {:error, error} -> raise error
     end
@@ -64,6 +65,17 @@ defmodule PyPort.Stream do
   end
 
   defp next(%{ended: {:down, reason}}), do: raise(Error.of_exit(reason))
+
+  # Asked of another server of the pool, if it was one.
+  defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
+    if Reach.again?(place, deadline(options.timeout)) do
+      stop(stream)
+      {[], start(draft, place, options)}
+    else
+      {:error, error} = Reach.not_taken(place)
+      raise error
+    end
+  end
 
   defp stop(stream) do
     if stream.servant, do: Callbacks.stop(stream.servant)

@@ -12,7 +12,8 @@ defmodule PyPort.Stream.Relay do
 
   @flush_ms 5_000
 
-  @type ending :: {:frame, binary()} | {:down, reason :: term()}
+  @typedoc "`:not_sent` where the server had just ended or was taken out, and Python was told nothing."
+  @type ending :: {:frame, binary()} | {:down, reason :: term()} | :not_sent
 
   @doc "Sends the request, for the calling process."
   @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra()) :: pid()
@@ -48,9 +49,12 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      Handle.insert(handle, {id, ref, self(), :infinity, extra})
-      Handle.command(handle, frame)
-      loop(state)
+      if Handle.insert(handle, {id, ref, self(), :infinity, extra}) do
+        Handle.command(handle, frame)
+        loop(state)
+      else
+        ended(state, :not_sent)
+      end
     end)
   end
 
