@@ -16,7 +16,10 @@ defmodule PyPort.Application do
 
     # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
     # again itself, for ever and at growing intervals, so nothing of it is counted here.
-    Supervisor.start_link([PyPort.Reaper | default_pool()], strategy: :one_for_one, name: PyPort.Supervisor)
+    # Pools that span nodes find each other in a scope of :pg.
+    cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
+    children = [PyPort.Reaper, cluster | default_pool()]
+    Supervisor.start_link(children, strategy: :one_for_one, name: PyPort.Supervisor)
   end
 
   defp default_pool do

@@ -143,7 +143,14 @@ defmodule PyPort.Error do
   @spec of_exit(term()) :: t()
   def of_exit({:shutdown, %__MODULE__{} = error}), do: error
 
-  def of_exit(reason) when reason in [:noproc, :noconnection] do
+  def of_exit(:noconnection) do
+    %__MODULE__{
+      kind: :unavailable,
+      message: "the node of the server went down, or cannot be reached any more, before there was an answer"
+    }
+  end
+
+  def of_exit(:noproc) do
     %__MODULE__{
       kind: :unavailable,
       begun: false,

@@ -48,7 +48,8 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object,
-          required(:owner) => pid() | nil,
+          # A pair of owner and heir where it is another node's process that asks.
+          required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
         }
 
@@ -75,6 +76,12 @@ defmodule PyPort.Options do
   @spec pool!(keyword()) :: map()
   def pool!(options) do
     valid = validate!(options, Map.new(@pool), @pool, "PyPort.Pool")
+
+    if valid.cluster and not (is_atom(valid.name) and valid.name != nil) do
+      raise ArgumentError,
+            "a pool with cluster: true needs a name that is an atom, by which the others find it, got: #{inspect(valid.name)}"
+    end
+
     if valid.size, do: valid, else: %{valid | size: System.schedulers_online()}
   end
 

@@ -3,7 +3,7 @@ defmodule PyPort.Reach do
   # whether it may take one more frame now. Runs in the caller's process; sends nothing.
   @moduledoc false
 
-  alias PyPort.{Error, Object, Registry, Server, Session}
+  alias PyPort.{Error, Object, Registry, Remote, Server, Session}
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
@@ -35,11 +35,17 @@ defmodule PyPort.Reach do
     pid = whereis(server)
     object = target || List.last(objects)
 
-    if pid != nil and Registry.pool_of(object.server) == pid do
-      object
-    else
-      same_server!(target, pid, "server: #{inspect(server)}")
-      server
+    cond do
+      # That is looked at there.
+      elsewhere?(pid) ->
+        server
+
+      pid != nil and Registry.pool_of(object.server) == pid ->
+        object
+
+      true ->
+        same_server!(target, pid, "server: #{inspect(server)}")
+        server
     end
   end
 
@@ -54,22 +60,32 @@ defmodule PyPort.Reach do
             "which is not that of #{given}. Leave the option away"
   end
 
+  defp elsewhere?({_name, _node}), do: true
+  defp elsewhere?(pid), do: pid != nil and node(pid) != node()
+
+  @typedoc "The node where a server lives, and what to name there: nothing where a session or an object leads the way."
+  @type elsewhere :: {:elsewhere, node(), GenServer.server() | nil}
+
   @doc "The handle of a server that is ready; one that is still starting is waited for until the deadline."
-  @spec handle(place(), integer() | :infinity) :: {:ok, Handle.t()} | {:error, Error.t()}
+  @spec handle(place(), integer() | :infinity) :: {:ok, Handle.t()} | {:error, Error.t()} | elsewhere()
   def handle(%Session{server: owner} = session, deadline) do
-    owner |> of_owner(deadline) |> gone("the session #{inspect(session)}")
+    owner |> of_owner(deadline) |> carried() |> gone("the session #{inspect(session)}")
   end
 
   def handle(%Object{server: owner} = object, deadline) do
-    owner |> of_owner(deadline) |> gone("the object #{inspect(object)}")
+    owner |> of_owner(deadline) |> carried() |> gone("the object #{inspect(object)}")
   end
 
   def handle(server, deadline) do
     case whereis(server) do
       pid when is_pid(pid) -> of_owner(pid, deadline)
-      nil -> {:error, not_running(server)}
+      {name, node} -> {:elsewhere, node, name}
+      nil -> stand_in(server) || {:error, not_running(server)}
     end
   end
+
+  defp carried({:elsewhere, node, _pid}), do: {:elsewhere, node, nil}
+  defp carried(result), do: result
 
   defp of_owner(owner, deadline) do
     case Registry.fetch(owner) do
@@ -82,10 +98,26 @@ defmodule PyPort.Reach do
 
   defp of_pool(members, deadline) do
     case Members.pick(members) do
-      %Handle{} = handle -> {:ok, handle}
-      nil -> await_member(members, deadline)
+      nil -> (members.cluster && stand_in(members.cluster)) || await_member(members, deadline)
+      %Handle{} = handle when members.cluster == nil -> {:ok, handle}
+      handle -> (Members.full?(handle) && stand_in(members.cluster)) || {:ok, handle}
     end
   end
+
+  # A pool of the same name on another node, any of those that have a server ready. Who came from another node does not
+  # go on to a third.
+  defp stand_in(name) when is_atom(name) do
+    case if(Remote.stands_in?(), do: [], else: Members.elsewhere(name)) do
+      [] ->
+        nil
+
+      pools ->
+        pool = Enum.random(pools)
+        {:elsewhere, node(pool), pool}
+    end
+  end
+
+  defp stand_in(_pid_or_tuple), do: nil
 
   defp await_member(%{pool: pool, keeper: keeper}, deadline) do
     case Keeper.await(keeper, remaining(deadline)) do
@@ -135,13 +167,9 @@ defmodule PyPort.Reach do
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do
-    if node(owner) != node() do
-      raise ArgumentError,
-            "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
-              "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
-    else
-      await_ready(:proc_lib.translate_initial_call(owner), owner, deadline)
-    end
+    if node(owner) != node(),
+      do: {:elsewhere, node(owner), owner},
+      else: await_ready(:proc_lib.translate_initial_call(owner), owner, deadline)
   end
 
   defp await_ready({Server, :init, 1}, owner, deadline), do: Server.await_ready(owner, remaining(deadline))
@@ -187,8 +215,8 @@ defmodule PyPort.Reach do
 
   defp whereis(server) do
     case GenServer.whereis(server) do
-      pid when is_pid(pid) -> pid
-      _nobody -> nil
+      nil -> nil
+      pid_or_remote -> pid_or_remote
     end
   rescue
     error in [FunctionClauseError, ArgumentError] ->

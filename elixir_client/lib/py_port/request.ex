@@ -8,7 +8,7 @@ defmodule PyPort.Request do
 
   import PyPort.Reach, only: [deadline: 1, remaining: 1]
 
-  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Values, Wire}
+  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Remote, Values, Wire}
   alias PyPort.Server.{Handle, Property}
 
   # An owner that has taken a row sends the reply next; it is waited for this long once the caller's time is up.
@@ -44,8 +44,23 @@ defmodule PyPort.Request do
 
   defp ask(asked, options, deadline) do
     case sent(asked, options, deadline) do
+      {:ok, _value} = outcome -> outcome
       {:not_sent, place} -> ask_again(place, asked, options, deadline)
+      {:elsewhere, node, server} -> ask_elsewhere(node, server, asked, options, deadline)
       outcome -> outcome
+    end
+  end
+
+  defp ask_elsewhere(node, server, asked, options, deadline) do
+    place = options.server || PyPort.Default
+
+    case Remote.ask(node, server, asked, options, deadline) do
+      # The pool that was to stand in has nobody ready, either: it takes a moment for all nodes to know.
+      {:error, %Error{kind: :unavailable, begun: false}} = outcome when is_pid(server) and server != place ->
+        if Reach.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
+
+      outcome ->
+        outcome
     end
   end
 
@@ -80,7 +95,7 @@ defmodule PyPort.Request do
       <<number::64>> = id = Handle.next_id(handle)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
-      GenServer.cast(handle.owner, {:property, {:session_opened, name, self()}})
+      GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
       case exchange(handle, id, Wire.open_session(id, name), deadline, timeout, nil) do
         {:ok, _nil} ->
@@ -97,6 +112,9 @@ defmodule PyPort.Request do
           close_session(handle.owner, handle, name)
           {:error, error}
       end
+    else
+      {:elsewhere, node, server} -> Remote.open_session(node, server, options, deadline)
+      {:error, error} -> {:error, error}
     end
   end
 
@@ -168,9 +186,9 @@ defmodule PyPort.Request do
   def extra(%{stdout: stdout, stderr: stderr}, servant), do: %{devices: {stdout, stderr}, servant: servant}
 
   @doc "The process that serves calls of the functions among its values; nil where there are none."
-  @spec servant(Values.found(), Handle.t()) :: pid() | nil
-  def servant(%{funs: []}, _handle), do: nil
-  def servant(%{funs: funs}, handle), do: Callbacks.start(handle, funs, self())
+  @spec servant(Values.found(), Handle.t(), caller :: pid()) :: pid() | nil
+  def servant(%{funs: []}, _handle, _caller), do: nil
+  def servant(%{funs: funs}, handle, caller), do: Callbacks.start(handle, funs, caller)
 
   # --- sending --------------------------------------------------------------------------------
 
@@ -202,7 +220,7 @@ defmodule PyPort.Request do
       frame = frame(draft, handle, id, options)
 
       with :ok <- Reach.admit(handle, frame) do
-        servant = servant(found, handle)
+        servant = servant(found, handle, self())
         outcome = exchange(handle, id, frame, deadline, timeout, extra(options, servant))
         if servant, do: Callbacks.stop(servant)
         mine(outcome, handle, id, options, place)

@@ -72,8 +72,17 @@ defmodule PyPort.Status do
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
     case GenServer.whereis(server) do
-      pid when is_pid(pid) -> of_pid(pid)
+      pid when is_pid(pid) and node(pid) == node() -> of_pid(pid)
+      pid when is_pid(pid) -> of_remote(node(pid), pid)
+      {name, node} when node != node() -> of_remote(node, name)
       _nobody -> [%__MODULE__{server: server, state: :down}]
+    end
+  end
+
+  defp of_remote(node, server) do
+    case PyPort.Remote.errand(node, :status, [server]) do
+      {:ok, list} -> list
+      {:error, _gone} -> [%__MODULE__{server: server, state: :down}]
     end
   end
 

@@ -85,7 +85,12 @@ defmodule PyPort.Pool.Keeper do
       draining: %{},
       # {GenServer.from(), deadline} of requests that found nobody
       waiting: [],
-      members: %Members{pool: pool, keeper: self(), turn: :atomics.new(1, signed: false)}
+      members: %Members{
+        pool: pool,
+        keeper: self(),
+        turn: :atomics.new(1, signed: false),
+        cluster: if(options.cluster, do: options.name)
+      }
     }
 
     # From now on the pool is known as one.
@@ -436,6 +441,7 @@ defmodule PyPort.Pool.Keeper do
     else
       members = %{members | handles: List.to_tuple(handles)}
       Registry.put_pool(members)
+      Members.announce(members, handles != [])
       %{state | members: members}
     end
   end

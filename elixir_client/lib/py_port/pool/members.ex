@@ -14,8 +14,8 @@ defmodule PyPort.Pool.Members do
           keeper: pid(),
           # Counts the picks: what is equally good is taken in turn.
           turn: :atomics.atomics_ref(),
-          # The group of :pg in which the pool is found by other nodes; nil where it is of this node alone.
-          cluster: term() | nil,
+          # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
+          cluster: atom() | nil,
           handles: tuple()
         }
 
@@ -75,6 +75,29 @@ defmodule PyPort.Pool.Members do
     case :ets.info(table, :size) do
       :undefined -> nil
       size -> size
+    end
+  end
+
+  @doc "The pools of that name on other nodes which have a server ready."
+  @spec elsewhere(atom()) :: [pid()]
+  def elsewhere(name) do
+    for pool <- :pg.get_members(PyPort.Cluster, {PyPort.Pool, name}), node(pool) != node(), do: pool
+  rescue
+    # The application is not started.
+    ArgumentError -> []
+  end
+
+  @doc "Lets other nodes know whether a pool has a server ready."
+  @spec announce(t(), boolean()) :: :ok
+  def announce(%{cluster: nil}, _ready?), do: :ok
+
+  def announce(%{cluster: name, pool: pool}, ready?) do
+    joined? = pool in :pg.get_local_members(PyPort.Cluster, {PyPort.Pool, name})
+
+    cond do
+      ready? and not joined? -> :pg.join(PyPort.Cluster, {PyPort.Pool, name}, pool)
+      joined? and not ready? -> :pg.leave(PyPort.Cluster, {PyPort.Pool, name}, pool)
+      true -> :ok
     end
   end
 

@@ -92,20 +92,30 @@ defmodule PyPort.Server.Property do
 
   # --- anywhere -------------------------------------------------------------------------------
 
-  @doc "The reader of a frame with handles says whose they are."
-  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | nil) :: :ok
+  @doc """
+  The reader of a frame with handles says whose they are: an owner's, or, where one is asked for on behalf of another
+  node's process, an owner's and after it an heir's.
+  """
+  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) :: :ok
+  def adopt(server, key, ids, {owner, heir}) do
+    GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
+    # Whether it is in scope is decided at home.
+    note_in_scope([{server, ids}])
+  end
+
   def adopt(server, key, ids, owner) do
     {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
     GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
-    if owner == self(), do: note_in_scope(server, ids)
+    if owner == self(), do: note_in_scope([{server, ids}])
     :ok
   end
 
   @spec disclaim(pid(), Ownership.claim_key()) :: :ok
   def disclaim(server, key), do: GenServer.cast(server, {:property, {:disclaim, key}})
 
-  # A task's objects are for whom it works; they stay its own if that one ends first.
-  defp default_owner do
+  @doc "Whose objects are, and whose after that: a task's are for whom it works, and stay its own if that one ends first."
+  @spec default_owner() :: {pid(), pid() | nil}
+  def default_owner do
     case Process.get(:"$callers") do
       [first | _rest] when is_pid(first) and first != self() -> {first, self()}
       _none -> {self(), nil}
@@ -135,8 +145,18 @@ defmodule PyPort.Server.Property do
     end
   end
 
-  defp note_in_scope(server, ids) do
-    with [scope | outer] <- Process.get(@scopes),
-         do: Process.put(@scopes, [[{server, ids} | scope] | outer])
+  @spec note_in_scope([{pid(), [pos_integer()]}]) :: :ok
+  def note_in_scope(adopted) do
+    with [scope | outer] <- Process.get(@scopes), do: Process.put(@scopes, [adopted ++ scope | outer])
+    :ok
+  end
+
+  @doc "Runs `fun`, and tells of the objects that were adopted meanwhile."
+  @spec collect((... -> result)) :: {result, [{pid(), [pos_integer()]}]} when result: var
+  def collect(fun) do
+    Process.put(@scopes, [[]])
+    result = fun.()
+    [adopted] = Process.delete(@scopes)
+    {result, adopted}
   end
 end
