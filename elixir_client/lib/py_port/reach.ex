@@ -90,6 +90,8 @@ defmodule PyPort.Reach do
   defp of_owner(owner, deadline) do
     case Registry.fetch(owner) do
       {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
+      # The default pool, mostly: one server, which costs what a server by itself does.
+      {:ok, %Members{handles: {handle}, cluster: nil}} -> {:ok, handle}
       {:ok, %Members{} = members} -> of_pool(members, deadline)
       :not_started -> {:error, Error.not_started()}
       _starting -> await_ready(owner, deadline)

@@ -290,6 +290,8 @@ defmodule PyPort.Pool.Keeper do
 
   def handle_info(:tick, state) do
     Process.send_after(self(), :tick, @tick_ms)
+    # A scope of :pg that was restarted knows nobody.
+    Members.announce(state.members, state.members.handles != {})
     {:noreply, state |> settle() |> forget_late() |> recycle()}
   end
 

@@ -41,9 +41,10 @@ defmodule PyPort.Pool.Members do
     if size <= @look_at_all do
       least(handles, size, rem(turn, size), size, nil, nil)
     else
-      # A hash of the turn is as good a die as any, costs a third of :rand, and leaves no seed in the caller.
-      one = :erlang.phash2(turn, size)
-      other = rem(one + 1 + :erlang.phash2({turn}, size - 1), size)
+      # A hash of the turn, taken for one of all pairs, is as good a die as :rand, and leaves no seed in the caller.
+      pair = :erlang.phash2(turn, size * (size - 1))
+      one = div(pair, size - 1)
+      other = rem(one + 1 + rem(pair, size - 1), size)
 
       case {load(elem(handles, one)), load(elem(handles, other))} do
         {nil, nil} -> least(handles, size, one, size, nil, nil)
@@ -99,6 +100,11 @@ defmodule PyPort.Pool.Members do
       joined? and not ready? -> :pg.leave(PyPort.Cluster, {PyPort.Pool, name}, pool)
       true -> :ok
     end
+  rescue
+    # The scope is just being restarted; the next time will do.
+    ArgumentError -> :ok
+  catch
+    :exit, _reason -> :ok
   end
 
   @doc "Whether a server would refuse one more request."
