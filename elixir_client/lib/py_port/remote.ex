@@ -172,17 +172,26 @@ defmodule PyPort.Remote do
     die_with(caller)
   end
 
+  # What is over by then is not worth a monitor across nodes, which costs two messages on the wire.
+  @short_ms 50
+
   # What nobody waits for any more ends here, and its request with it.
   defp die_with(process) do
     me = self()
 
     spawn(fn ->
-      theirs = Process.monitor(process)
       mine = Process.monitor(me)
 
       receive do
-        {:DOWN, ^theirs, :process, _pid, _reason} -> Process.exit(me, :kill)
         {:DOWN, ^mine, :process, _pid, _reason} -> :ok
+      after
+        @short_ms ->
+          theirs = Process.monitor(process)
+
+          receive do
+            {:DOWN, ^theirs, :process, _pid, _reason} -> Process.exit(me, :kill)
+            {:DOWN, ^mine, :process, _pid, _reason} -> :ok
+          end
       end
     end)
   end

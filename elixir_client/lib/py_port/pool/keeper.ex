@@ -11,42 +11,10 @@ defmodule PyPort.Pool.Keeper do
   require Logger
 
   alias PyPort.{Error, Options, Registry, Server}
-  alias PyPort.Pool.{Attendant, Members, Policy}
+  alias PyPort.Pool.{Attendant, Members, Policy, Slot}
   alias PyPort.Server.Handle
 
   @tick_ms 1_000
-  # After a replacement that could not start, the old server is good enough for this long.
-  @rest_ms 30_000
-
-  @typedoc """
-  One place for a server. `pid` without `handle` is starting; neither is waiting for `retry`. `successor` is a server
-  that starts in order to take over, `why` the reason; `error` is why the last start failed.
-  """
-  @type slot :: %{
-          pid: pid() | nil,
-          handle: Handle.t() | nil,
-          ready_at: integer() | nil,
-          crashes: non_neg_integer(),
-          retry: reference() | nil,
-          error: Error.t() | nil,
-          successor: pid() | nil,
-          why: atom() | nil,
-          rest_until: integer() | nil
-        }
-
-  @type role :: :serving | :starting | {:draining, atom()} | :down
-
-  @slot %{
-    pid: nil,
-    handle: nil,
-    ready_at: nil,
-    crashes: 0,
-    retry: nil,
-    error: nil,
-    successor: nil,
-    why: nil,
-    rest_until: nil
-  }
 
   @spec start_link({pid(), map()}) :: GenServer.on_start()
   def start_link({pool, options}), do: GenServer.start_link(__MODULE__, {pool, options})
@@ -62,7 +30,7 @@ defmodule PyPort.Pool.Keeper do
   end
 
   @doc "The servers of the pool, those that are being taken out included, and what each is doing in it."
-  @spec overview(pid()) :: [{pid() | nil, role()}]
+  @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
   def overview(keeper), do: GenServer.call(keeper, :overview)
 
   @spec resize(pid(), non_neg_integer()) :: :ok
@@ -125,7 +93,7 @@ defmodule PyPort.Pool.Keeper do
         state ->
           Process.monitor(pid)
           Attendant.announce(pid)
-          put_in(state.slots[index], %{@slot | pid: pid})
+          put_in(state.slots[index], %Slot{pid: pid})
       end
 
     for pid <- surplus, reduce: state do
@@ -141,13 +109,13 @@ defmodule PyPort.Pool.Keeper do
 
   defp add_slots(state, count) do
     index = Enum.find(1..(map_size(state.slots) + 1), &(not is_map_key(state.slots, &1)))
-    {slot, state} = start_in(@slot, index, state)
+    {slot, state} = start_in(%Slot{}, index, state)
     add_slots(put_in(state.slots[index], slot), count - 1)
   end
 
   defp start_in(slot, index, state) do
     case start_server(index, state) do
-      {:ok, pid} -> {%{slot | pid: pid, handle: nil, ready_at: nil, retry: nil}, state}
+      {:ok, pid} -> {Slot.starting(slot, pid), state}
       # Not a server that fails, which it does later: the application is on its way out.
       {:error, error} -> {%{slot | pid: nil, error: error_of(error), retry: retry(index, @tick_ms)}, state}
     end
@@ -184,7 +152,7 @@ defmodule PyPort.Pool.Keeper do
   end
 
   def handle_call(:overview, _from, state) do
-    slots = for {_index, slot} <- Enum.sort(state.slots), server <- slot_overview(slot), do: server
+    slots = for {_index, slot} <- Enum.sort(state.slots), server <- Slot.overview(slot), do: server
     draining = for {pid, %{why: why}} <- state.draining, do: {pid, {:draining, why}}
     {:reply, slots ++ draining, state}
   end
@@ -207,13 +175,6 @@ defmodule PyPort.Pool.Keeper do
     {:reply, :ok, publish(state)}
   end
 
-  defp slot_overview(%{pid: nil}), do: [{nil, :down}]
-
-  defp slot_overview(slot) do
-    role = if slot.handle, do: :serving, else: :starting
-    [{slot.pid, role} | if(slot.successor, do: [{slot.successor, :starting}], else: [])]
-  end
-
   # Why there is no point in waiting: every server has tried to start, and could not. One that is about to be started
   # again after a crash is waited for.
   defp hopeless(%{slots: slots}) when slots == %{},
@@ -231,13 +192,14 @@ defmodule PyPort.Pool.Keeper do
     state =
       case find(state, pid) do
         {:serves, index, slot} ->
-          put_in(state.slots[index], %{slot | handle: handle, ready_at: now(), error: nil})
+          put_in(state.slots[index], Slot.ready(slot, handle, now()))
 
         {:succeeds, index, slot} ->
-          old = slot.pid
-          slot = %{slot | pid: pid, handle: handle, ready_at: now(), error: nil, successor: nil, crashes: 0}
           # Out of the members before it is asked whether it has anything left.
-          state |> put_in([:slots, index], slot) |> publish() |> drain(index, old, slot.why)
+          state
+          |> put_in([:slots, index], Slot.succeeded(slot, handle, now()))
+          |> publish()
+          |> drain(index, slot.pid, slot.why)
 
         nil ->
           state
@@ -257,7 +219,7 @@ defmodule PyPort.Pool.Keeper do
             "one goes on: #{Exception.message(error)}"
         )
 
-        {:noreply, state |> put_in([:slots, index], keep_old(slot)) |> stop(index, pid)}
+        {:noreply, state |> put_in([:slots, index], Slot.keep_old(slot, now())) |> stop(index, pid)}
 
       nil ->
         {:noreply, state}
@@ -270,7 +232,7 @@ defmodule PyPort.Pool.Keeper do
     state =
       case find(state, pid) do
         {:serves, index, slot} -> ended(index, slot, reason, state)
-        {:succeeds, index, slot} -> put_in(state.slots[index], keep_old(slot))
+        {:succeeds, index, slot} -> put_in(state.slots[index], Slot.keep_old(slot, now()))
         nil -> %{state | draining: Map.delete(state.draining, pid)}
       end
 
@@ -310,16 +272,12 @@ defmodule PyPort.Pool.Keeper do
     end)
   end
 
-  defp keep_old(slot), do: %{slot | successor: nil, why: nil, rest_until: now() + @rest_ms}
-
   # Its successor is on its way already.
-  defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil do
-    put_in(state.slots[index], %{slot | pid: successor, handle: nil, ready_at: nil, successor: nil, why: nil})
-  end
+  defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil,
+    do: put_in(state.slots[index], Slot.left_to_successor(slot))
 
   defp ended(index, slot, reason, state) do
-    crashes = Policy.crashes(slot.crashes, lived(slot))
-    slot = %{slot | pid: nil, handle: nil, ready_at: nil, crashes: crashes}
+    %{crashes: crashes} = slot = Slot.crashed(slot, now())
 
     case Policy.backoff_ms(crashes) do
       0 ->
@@ -342,9 +300,6 @@ defmodule PyPort.Pool.Keeper do
     Registry.put_trouble(state.pool, unavailable(message))
     if crashes == 3, do: Logger.error("PyPort: " <> message)
   end
-
-  defp lived(%{ready_at: nil}), do: nil
-  defp lived(%{ready_at: ready_at}), do: now() - ready_at
 
   defp retry(index, after_ms), do: :erlang.start_timer(after_ms, self(), {:retry, index})
 
@@ -374,13 +329,8 @@ defmodule PyPort.Pool.Keeper do
 
   # --- once a second -----------------------------------------------------------------------------
 
-  # What has worked for a while has recovered.
   defp settle(state) do
-    slots =
-      Map.new(state.slots, fn {index, slot} ->
-        {index, if(slot.crashes > 0 and Policy.settled?(lived(slot)), do: %{slot | crashes: 0}, else: slot)}
-      end)
-
+    slots = Map.new(state.slots, fn {index, slot} -> {index, Slot.settle(slot, now())} end)
     if Enum.all?(slots, fn {_index, slot} -> slot.crashes == 0 end), do: Registry.delete_trouble(state.pool)
     %{state | slots: slots}
   end
@@ -412,21 +362,8 @@ defmodule PyPort.Pool.Keeper do
   end
 
   defp due(index, slot, state) do
-    resting? = slot.rest_until != nil and now() < slot.rest_until
-
-    unless resting? or Enum.any?(state.draining, fn {_pid, %{slot: of}} -> of == index end) do
-      Policy.due(facts(slot), state.options)
-    end
-  end
-
-  defp facts(%{pid: pid, handle: handle} = slot) do
-    rss =
-      case Registry.fetch_beat(pid) do
-        {%{rss_bytes: rss}, _at} when is_integer(rss) -> rss
-        _unknown -> nil
-      end
-
-    %{requests: Handle.requests(handle), age_ms: lived(slot), rss_bytes: rss}
+    predecessor? = Enum.any?(state.draining, fn {_pid, %{slot: of}} -> of == index end)
+    unless predecessor?, do: Slot.due(slot, state.options, now())
   end
 
   # --- what callers see ----------------------------------------------------------------------------
