@@ -230,7 +230,7 @@ defmodule PyPort do
   def release(%Object{} = object), do: release([object])
 
   def release(objects) when is_list(objects) do
-    for {server, objects} <- Enum.group_by(objects, & &1.server), do: release(server, objects)
+    for {server, objects} <- Enum.group_by(objects, &Object.server/1), do: release(server, objects)
     :ok
   end
 
@@ -256,14 +256,14 @@ defmodule PyPort do
       :ok
   """
   @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
-  def transfer(%Object{server: server, id: id} = object, owner) when is_pid(owner) do
+  def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
     case Reach.handle(object, :infinity) do
       {:error, error} ->
         {:error, error}
 
       # Here or elsewhere.
       _reachable ->
-        case GenServer.call(server, {:transfer, [id], owner}, :infinity) do
+        case GenServer.call(Object.server(object), {:transfer, [id], owner}, :infinity) do
           :ok -> :ok
           {:error, _ids} -> {:error, Error.released(object)}
         end

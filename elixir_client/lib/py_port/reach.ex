@@ -40,7 +40,7 @@ defmodule PyPort.Reach do
       elsewhere?(pid) ->
         server
 
-      pid != nil and Registry.pool_of(object.server) == pid ->
+      pid != nil and Registry.pool_of(Object.server(object)) == pid ->
         object
 
       true ->
@@ -50,14 +50,14 @@ defmodule PyPort.Reach do
   end
 
   defp same_server!(nil, _pid, _given), do: :ok
-  defp same_server!(%Object{server: pid}, pid, _given), do: :ok
   # Not running: that is an error of the world, which comes later.
   defp same_server!(_target, nil, _given), do: :ok
 
-  defp same_server!(target, _other, given) do
-    raise ArgumentError,
-          "an object carries its server, and #{inspect(target)} lives on #{inspect(target.server)}, " <>
-            "which is not that of #{given}. Leave the option away"
+  defp same_server!(target, pid, given) do
+    Object.server(target) == pid ||
+      raise ArgumentError,
+            "an object carries its server, and #{inspect(target)} lives on #{inspect(target.server)}, " <>
+              "which is not that of #{given}. Leave the option away"
   end
 
   defp elsewhere?({_name, _node}), do: true
@@ -72,8 +72,8 @@ defmodule PyPort.Reach do
     owner |> of_owner(deadline) |> carried() |> gone("the session #{inspect(session)}")
   end
 
-  def handle(%Object{server: owner} = object, deadline) do
-    owner |> of_owner(deadline) |> carried() |> gone("the object #{inspect(object)}")
+  def handle(%Object{} = object, deadline) do
+    object |> Object.server() |> of_owner(deadline) |> carried() |> gone("the object #{inspect(object)}")
   end
 
   def handle(server, deadline) do
@@ -200,7 +200,7 @@ defmodule PyPort.Reach do
   @doc "Objects among the values of a request, which must be of the server that it goes to."
   @spec belong([Object.t()], Handle.t()) :: :ok | {:error, Error.t()}
   def belong(objects, %Handle{owner: owner}) do
-    case Enum.find(objects, &(&1.server != owner)) do
+    case Enum.find(objects, &(Object.server(&1) != owner)) do
       nil ->
         :ok
 

@@ -311,6 +311,28 @@ defmodule PyPort.NodesTest do
     end
   end
 
+  test "objects made before their node had a name are of use after it, and released" do
+    node = start_node(name: :none)
+
+    answer =
+      on node, name: String.to_atom(new_name() <> "@127.0.0.1") do
+        before = PyPort.eval!("object()")
+        {:ok, _pid} = :net_kernel.start([name, :longnames])
+        later = PyPort.eval!("object()")
+        true = later.server != hd(PyPort.Pool.servers(PyPort.Default))
+        {:ok, "object"} = PyPort.eval("type(o).__name__", %{o: later})
+        {:ok, false} = PyPort.eval("a is b", %{a: before, b: later})
+        {:ok, true} = PyPort.call("operator:is_", [later, later], %{}, server: PyPort.Default)
+        :ok = PyPort.transfer(before, self())
+        :ok = PyPort.release([before, later])
+        {:error, %PyPort.Error{}} = PyPort.getattr(later, "__class__")
+        {node(), PyPort.Pool.servers(PyPort.Default) |> hd() |> PyPort.Test.Servers.held()}
+      end
+
+    assert {named, 0} = answer
+    assert named != :nonode@nohost
+  end
+
   describe "a pool that spans nodes" do
     @where "import os; os.getpid()"
 

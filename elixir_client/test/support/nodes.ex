@@ -39,25 +39,29 @@ defmodule PyPort.Test.Nodes do
     end
   end
 
+  @doc "A name that nobody has."
+  def new_name, do: "py_port_#{System.pid()}_#{System.unique_integer([:positive])}"
+
   @doc "A node with Elixir on it, and with PyPort as `options` say, which ends with the test."
   def start_node(options \\ []) do
-    name = ~c"py_port_#{System.pid()}_#{System.unique_integer([:positive])}"
+    named =
+      if options[:name] == :none,
+        do: %{},
+        else: %{name: String.to_charlist(new_name()), host: ~c"127.0.0.1", longnames: true}
 
-    {:ok, peer, node} =
-      :peer.start(%{
-        name: name,
-        host: ~c"127.0.0.1",
-        longnames: true,
-        connection: :standard_io,
-        args:
-          [
-            ~c"-setcookie",
-            Atom.to_charlist(@cookie),
-            ~c"-kernel",
-            ~c"prevent_overlapping_partitions",
-            ~c"false"
-          ] ++ code_paths(options)
-      })
+    # Otherwise those that still see a node that has gone down are cut off, too.
+    arguments = [
+      ~c"-setcookie",
+      Atom.to_charlist(@cookie),
+      ~c"-kernel",
+      ~c"prevent_overlapping_partitions",
+      ~c"false"
+    ]
+
+    start = Map.merge(named, %{connection: :standard_io, args: arguments ++ code_paths(options)})
+
+    {peer, node} =
+      with {:ok, peer, node} <- :peer.start(start), do: {peer, node}, else: ({:ok, peer} -> {peer, nil})
 
     ExUnit.Callbacks.on_exit(fn -> stop_node(%{peer: peer}) end)
     {:ok, _apps} = :peer.call(peer, :application, :ensure_all_started, [:elixir])

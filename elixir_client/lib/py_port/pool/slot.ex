@@ -37,7 +37,7 @@ defmodule PyPort.Pool.Slot do
   @doc "The successor is ready and takes over."
   @spec succeeded(t(), Handle.t(), integer()) :: t()
   def succeeded(%{successor: pid} = slot, handle, now),
-    do: ready(%{slot | pid: pid, successor: nil, crashes: 0}, handle, now)
+    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, handle, now)
 
   @doc "The successor is not going to be ready."
   @spec keep_old(t(), integer()) :: t()
