@@ -44,8 +44,8 @@ defmodule PyPort.NodesTest do
       pool = on(there, do: Process.whereis(Far))
       [server] = on(there, do: PyPort.Pool.servers(Far))
 
-      assert on(here, [pool: pool], do: PyPort.eval("[n] * 2", %{n: 'list'}, server: pool)) ==
-               {:ok, ['list', 'list']}
+      assert on(here, [pool: pool], do: PyPort.eval("[n] * 2", %{n: [1, 2]}, server: pool)) ==
+               {:ok, [[1, 2], [1, 2]]}
 
       assert on(here, [server: server], do: PyPort.eval("1", %{}, server: server)) == {:ok, 1}
       assert [%PyPort.Status{server: ^server}] = on(here, far, do: PyPort.status(far))
