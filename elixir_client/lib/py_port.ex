@@ -301,6 +301,28 @@ defmodule PyPort do
   def status(server \\ PyPort.Default), do: Status.of(server)
 
   @doc """
+  Where each thread of a server's Python is, as Python's `faulthandler` prints it: the innermost call first.
+
+  It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
+  An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+  Of a pool with several Pythons each has a heading.
+
+  ## Examples
+
+      iex> {:ok, stacks} = PyPort.stacks()
+      iex> stacks =~ "(most recent call first)"
+      true
+  """
+  @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
+  def stacks(server \\ PyPort.Default) do
+    case Reach.running(server) do
+      {:ok, handles} -> PyPort.Server.Stacks.take_all(handles)
+      {:elsewhere, node, there} -> with {:ok, stacks} <- Remote.errand(node, :stacks, [there]), do: stacks
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  @doc """
   Marks a binary as `bytes` for Python, whatever the option `:binary_as` says of the others.
 
   ## Examples

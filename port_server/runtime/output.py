@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from port_server.settings import Settings
 
     class Window(Protocol):
-        """When signal handlers of user code may raise; the server's."""
+        """When signals may raise in the main thread; the server's."""
 
-        def close_for_a_moment(self) -> bool:
-            """Close it; give what `reopen` takes."""
+        alert: bool
 
-        def reopen(self, was_open: bool, /) -> None:
-            """Open it again, if it was; raises what a handler wanted to raise meanwhile."""
+        def deliver(self) -> None:
+            """Raise what waits until the code of ours is left."""
 
     # (id term, stream name, text); True where it must leave now. Called in any thread.
     Emit = Callable[[bytes, str, bytes, bool], None]
@@ -113,8 +112,8 @@ class Output:
         running: the request that runs in the main thread, as the bytes of its id's term, or None.
         requests: those that have printed or started a thread, by id term.
         threads: the requests that threads belong to, by ident.
-        window: closed in the main thread while it hands on, so that no signal handler of user code
-            raises in the midst of that; None for none.
+        window: holds back what signals raise in the main thread while it prints, because a print
+            must not be cut short; None for none.
         window_bytes: how much of a request's output may be unacknowledged, 0 without a limit.
     """
 
@@ -239,12 +238,18 @@ class Output:
         # Whoever handed on, and why: slow prints leave by the clock and fill the window as well.
         if self._full(printed):
             self._wait(printed)
+        window = self.window
+        if window is not None and window.alert and get_ident() == self._thread:
+            window.deliver()
 
     def flush(self) -> None:
         """Hand on what the request of the code that asks printed, and have it leave now."""
         printed = self.current()
         if printed is not None:
             self._hand_on(printed, now=True)
+            window = self.window
+            if window is not None and window.alert and get_ident() == self._thread:
+                window.deliver()
 
     def flush_of(self, id_term: bytes) -> None:
         """Hand on what that request printed: something else that it sends comes after it."""
@@ -289,7 +294,10 @@ class Output:
 
     def _wait(self, printed: Printed) -> None:
         lock = None
+        window = self.window if get_ident() == self._thread else None
         while self._full(printed) and self.may_wait():
+            if window is not None and window.alert:  # `write` raises it
+                return
             if lock is None:
                 lock = allocate_lock()
                 lock.acquire()
@@ -302,19 +310,13 @@ class Output:
 
     def _hand_on(self, printed: Printed, *, now: bool, once: bool = False) -> None:
         """Emit what is collected, neighbours of one stream joined; with `now` it leaves at once."""
-        window = self.window if get_ident() == self._thread else None
-        was_open = window is not None and window.close_for_a_moment()
-        try:
-            while printed.parts and printed.busy.acquire(blocking=False):
-                try:
-                    self._empty(printed, now=now)
-                finally:
-                    printed.busy.release()
-                if once:
-                    break
-        finally:
-            if window is not None:
-                window.reopen(was_open)
+        while printed.parts and printed.busy.acquire(blocking=False):
+            try:
+                self._empty(printed, now=now)
+            finally:
+                printed.busy.release()
+            if once:
+                break
 
     def _empty(self, printed: Printed, *, now: bool) -> None:
         parts = printed.parts

@@ -84,11 +84,12 @@ class Snippet(Timed):
         self._body = body
         self._tail = tail
         self._function = function
-        self.run: Callable[[dict[str, Any]], Any] = self._run
+        self.run: Callable[[dict[str, Any]], Any] = self.run_parts
         if tail is not None and body is None:
             self.run = partial(eval, tail)  # an expression alone: no Python frame in between
 
-    def _run(self, namespace: dict[str, Any]) -> Any:
+    def run_parts(self, namespace: dict[str, Any]) -> Any:
+        """Run the statements, then the last expression."""
         if self._body is not None:
             exec(self._body, namespace)  # noqa: S102  it is what this is for
         if self._tail is not None:

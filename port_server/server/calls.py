@@ -287,6 +287,7 @@ class Calls:
                 self._baton.let_go()
         finally:
             lane.resume(paused)
+        lane.check()
         return self._result(call)
 
     def _pump(self, call: Call) -> None:

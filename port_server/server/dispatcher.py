@@ -16,6 +16,7 @@ from port_server.runtime.objects import Exports
 
 from .baton import Waker, waiter
 from .jobs import open_job
+from .page import LENGTH_AT
 from .router import BODY_AT, Router
 from .streams import Stream
 
@@ -100,6 +101,11 @@ class Dispatcher(Router):
         )
 
     @property
+    def elsewhere(self) -> int:
+        """How many requests are under way elsewhere than in main, or not at once."""
+        return len(self._async.jobs) + len(self.streams) + len(self.guests)
+
+    @property
     def unfinished(self) -> bool:
         """Whether something is under way that ends by itself, in another thread."""
         return bool(self._async.jobs or self.turns.waiting or self.guests)
@@ -120,7 +126,11 @@ class Dispatcher(Router):
                     parts = self._lane.answer(frame, kind, id_term, at, 0.0)
                     if parts is not None:
                         self._channel.send(parts)
-                    self._lane.running = None
+                    lane = self._lane
+                    lane.running = None
+                    page = lane.page.map
+                    if page is not None:
+                        page[LENGTH_AT] = 0
                     if self.queue or self.ready:  # read by the control thread meanwhile
                         self.work()
                     return
@@ -143,6 +153,7 @@ class Dispatcher(Router):
             elif not self.queue:
                 break
         self._channel.write_out()
+        self._lane.page.clear()
 
     def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
         """Wait for the port and for other threads to say something; False at the end of input."""
@@ -202,6 +213,7 @@ class Dispatcher(Router):
             self._channel.hold(parts)
         self._lane.running = None
         self._channel.write_out()
+        self._lane.page.clear()
 
     def _run(self) -> None:
         """Run the requests that are queued now, in order.
@@ -259,6 +271,7 @@ class Dispatcher(Router):
         lane = self._lane
         id_term, lane.running = lane.running, None
         lane.below.clear()
+        lane.cancelled.clear()
         lane.forget(id_term)
         if id_term is not None:
             self._channel.hold(lane.evaluator.failed(error, "run", id_term, lane.evaluator.exports))
@@ -273,7 +286,11 @@ class Dispatcher(Router):
         lane.enter(stream.job.id_term)
         self._baton.let_go()
         try:
-            parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            try:
+                parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                evaluator = lane.evaluator
+                parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
             lane.leave(ended=parts is not None)
         finally:
             self._baton.take_back()
@@ -281,13 +298,15 @@ class Dispatcher(Router):
         stream.ready = False
         if parts is not None:
             del self.streams[stream.job.id_term]
+            lane.page.count()
             self._channel.hold(parts)
             self.turns.end(stream.job)
-            lane.cancelled.discard(stream.job.id_term)
+            lane.settle(stream.job.id_term, ended=True)
         elif stream.can_go_on:
             stream.ready = True
             ready.append(stream)
         self._channel.write_out()
+        lane.page.clear()
 
     def take_over(self, job: Job, value: Any) -> None:
         """Go on with a request whose value is to be awaited or iterated. For any thread."""
@@ -295,11 +314,10 @@ class Dispatcher(Router):
         kind = type(value)
         if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
             self._async.drive(job, value)
-            if job.id_term in self._lane.cancelled:  # while it ran in main
-                self._async.cancel(job.id_term)
             return
         job.elsewhere = True
         stream = self.streams[job.id_term] = Stream(job, value)
+        self._lane.page.count()
         self._arrivals.append(stream)  # `attend` is called when main has the baton again
 
     def attend(self) -> None:
@@ -329,6 +347,7 @@ class Dispatcher(Router):
         evaluator = self._lane.evaluator
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
+        self._lane.page.count()
         token = self._async.enter(id_term)
         job = None
         try:
@@ -341,6 +360,7 @@ class Dispatcher(Router):
         finally:
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
+            self._lane.page.count()
             if job is not None and not job.elsewhere:
                 self.turns.jobs.pop(id_term, None)
         if parts is not None:

@@ -29,6 +29,7 @@ from port_server.runtime.snippet import ASYNC_GENERATOR, GENERATOR, PLAIN, Snipp
 from port_server.runtime.targets import ObjectTarget, TargetError, Targets
 
 from .jobs import ExpiredError, Job, named
+from .memory import Memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Evaluator:
 
     Attributes:
         exports: the codec's hook for values that stay here; the main thread's own.
+        memory: what the process is held to.
         namespaces: what requests run in.
         objects: what the other side has handles of.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
@@ -89,6 +91,7 @@ class Evaluator:
         "_stdio",
         "_targets",
         "exports",
+        "memory",
         "namespaces",
         "objects",
         "ran",
@@ -102,6 +105,7 @@ class Evaluator:
         self.objects = Objects(settings)
         self.objects.install()
         self.exports = Exports(self.objects)
+        self.memory = Memory()
         self.ran: Snippet | Target | ObjectTarget | None = None
         self._awaited: set[Any] = set()
         self._channel = channel
@@ -207,22 +211,34 @@ class Evaluator:
             if type(value) not in _PLAIN_TYPES and hasattr(type(value), "__await__"):
                 if len(self._awaited) < _MOST_LEARNED:
                     self._learn(code)
-                self.take_over(job or Job(frame, kind, id_term, at), value)
+                job = job or Job(frame, kind, id_term, at)
+                self.take_over(job, value)
             elif job is not None and job.stream:
                 self.take_over(job, value)
             else:
                 parts = self.reply(id_term, value, job, exports)
         except BaseException as error:
-            parts = self.failed(error, step, id_term, exports)
+            # Else somebody goes on with it: a signal has come just behind that.
+            if job is None or not job.elsewhere:
+                parts = self.failed(error, step, id_term, exports)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.
-        cyclic = getrefcount(values) > _ALONE and type(values) is dict
-        code = values = kwargs = value = None
-        # A session's namespace stays, and so does that of what goes on elsewhere.
-        if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
-            gc.collect(1)
+        try:
+            cyclic = getrefcount(values) > _ALONE and type(values) is dict
+            code = values = kwargs = value = None
+            # A session's namespace stays, and so does that of what goes on elsewhere.
+            if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
+                gc.collect(1)
+        except BaseException:  # noqa: S110  raised by a signal; the reply is there already
+            pass
         return parts
+
+    def interrupted(self, error: BaseException, id_term: bytes, exports: Exports) -> list[Part]:
+        """Write the reply for what a signal raised while another failure was being described."""
+        # That one's code is what could not be waited for: it must not be asked again.
+        error.__context__ = None
+        return self.failed(error, "run", id_term, exports)
 
     def reply(
         self,
@@ -243,7 +259,8 @@ class Evaluator:
             value, head=head + id_term, default=exports.export, max_bytes=self._max_bytes
         )
         if exports.ids:
-            parts = messages.with_objects(parts, exports.take())
+            parts = messages.with_objects(parts, exports.ids)
+            exports.ids = []  # a store: between this and the return no signal is handled
         return parts
 
     def failed(
@@ -254,7 +271,11 @@ class Evaluator:
             leave_child(error)
         if exports.ids:
             exports.undo()
-        return [messages.error(id_term, self._description(error, step))]
+        if isinstance(error, MemoryError):
+            return self.memory.lend(
+                lambda: [messages.error(id_term, self.description(error, step))]
+            )
+        return [messages.error(id_term, self.description(error, step))]
 
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.
@@ -309,7 +330,8 @@ class Evaluator:
             _tag, text, file, line = code
             return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
 
-    def _description(self, error: BaseException, step: str) -> dict[str, Any]:
+    def description(self, error: BaseException, step: str) -> dict[str, Any]:
+        """Describe what went wrong at `step`."""
         if isinstance(error, ProtocolError):
             return failure.describe_value_error("protocol", error)
         if isinstance(error, ExpiredError):
@@ -317,7 +339,7 @@ class Evaluator:
         if isinstance(error, NotStreamedError):
             return failure.describe("protocol", "", str(error))
         if isinstance(error, Cancelled):
-            return failure.describe("cancelled", "", str(error) or "cancelled", begun=True)
+            return failure.describe_cancelled(error, self._settings)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
             kind = "protocol" if step in {"options", "code", "target"} else "decode"
             return failure.describe_value_error(kind, error.at(step))

@@ -6,6 +6,8 @@ import os
 import sys
 
 from port_server.etf import Atom, codec_name
+from port_server.protocol import messages
+from port_server.protocol.messages import Init, ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.snippet import PLAIN, compile_snippet
 
@@ -13,8 +15,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from port_server.protocol.framing import Frame
     from port_server.runtime.snippet import Snippet
+    from port_server.settings import Settings
 
+# What `init` may set, and how small it may be.
+_LEAST: Final = {
+    "max_frame_bytes": 1,
+    "max_depth": 1,
+    "max_objects": 0,
+    "heartbeat_interval_ms": 0,
+    "output_window_bytes": 0,
+}
 VERSION: Final = "0.1.0"
 FEATURES: Final = (
     "eval",
@@ -23,6 +35,9 @@ FEATURES: Final = (
     "ping",
     "shutdown",
     "cancel_queued",
+    "cancel",
+    "status_page",
+    "memory_limit",
     "heartbeat",
     "objects",
     "sessions",
@@ -47,6 +62,37 @@ def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
     return RefusedError(
         failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
     )
+
+
+def as_init(frame: Frame) -> Init | None:
+    """Read the first frame, if it is an init.
+
+    Raises:
+        RefusedError: it is a wrong one.
+    """
+    try:
+        message = messages.parse(frame)
+    except ProtocolError as error:
+        if bytes(frame[:9]).endswith(b"init"):
+            raise RefusedError(failure.describe_value_error("protocol", error)) from None
+        return None
+    return message if type(message) is Init else None
+
+
+def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
+    """Give the settings with what `init` says of them.
+
+    Raises:
+        RefusedError: one is of the wrong type, or too small.
+    """
+    changes = {}
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if value is not None:
+            if type(value) is not int or value < least:
+                raise wrong_option(name, f"an integer of at least {least}", value)
+            changes[name] = value
+    return settings.replace(**changes)
 
 
 def init_snippet(code: Any) -> Snippet:

@@ -1,7 +1,8 @@
 """The main lane: requests in the main thread, one after another, or one on top of a waiting one.
 
 `MainLane.answer` is the one place where main enters and leaves user code: the baton is let go
-before and taken back after. The window for cancellation belongs inside.
+before and taken back after. What a signal raises is raised inside of `Evaluator.evaluate`, never
+here: see `window`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from port_server.runtime.beam import Cancelled
 
 from .evaluate import leave_child
 from .jobs import EMPTY_MAP, ExpiredError, Job, open_job
+from .page import USUAL_AT, USUAL_TERM_BYTES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from .baton import Baton
     from .channel import Part
     from .evaluate import Evaluator
+    from .page import Page
     from .stdio import Stdio
     from .turns import Turns
     from .window import Window
@@ -39,10 +42,13 @@ class MainLane:
 
     Attributes:
         attend: called when a stream may have begun; the dispatcher's.
+        cancel: cancels a request that is in another lane; the dispatcher's.
         below: the ids of the requests that wait while `running` runs on top of them.
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
         main: the main thread's ident.
+        page: shows which request runs. It stays there until its reply is written, or another
+            begins.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
     """
@@ -61,13 +67,16 @@ class MainLane:
         "_window",
         "attend",
         "below",
+        "cancel",
         "cancelled",
         "evaluator",
         "main",
+        "page",
         "running",
     )
 
     attend: Callable[[], None]
+    cancel: Callable[[bytes], None]
 
     def __init__(
         self,
@@ -78,11 +87,13 @@ class MainLane:
         streams: Streams,
         turns: Turns,
         window: Window,
+        page: Page,
     ) -> None:
         self.below: list[bytes] = []
         self.cancelled: set[bytes] = set()
         self.evaluator = evaluator
         self.main = get_ident()
+        self.page = page
         self.running: bytes | None = None
         self._baton = baton
         self._acquire = baton.lock.acquire
@@ -127,20 +138,26 @@ class MainLane:
             if job.special and not self._turns.begin(job):
                 return None
         output = self._output
-        window = self._window
         self.running = output.running = id_term
-        window.open = True
+        page = self.page.map
+        if page is not None:
+            if len(id_term) == USUAL_TERM_BYTES:
+                page[USUAL_AT] = id_term
+            else:
+                self.page.show(id_term)
         baton = self._baton
         baton.sequence += 1
         self._release()
         if baton.parked:
             baton.wake()
         try:
-            # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
-            parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+            try:
+                # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
+                parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                parts = evaluator.interrupted(error, id_term, evaluator.exports)
             self.leave(ended=parts is not None)
         finally:
-            window.open = False
             if not self._acquire(False):
                 baton.wait()
         if job is not None and job.special:
@@ -148,19 +165,28 @@ class MainLane:
                 self._turns.end(job)
             elif job.stream:
                 self.attend()
-        if self.cancelled:
-            self.cancelled.discard(id_term)
+        if self._window.alert:
+            self.settle(id_term, ended=parts is not None)
         return parts
+
+    def settle(self, id_term: bytes, *, ended: bool) -> None:
+        """Forget what was to be raised in a request that main is done with."""
+        self._window.settle(alone=not self.below)
+        if id_term in self.cancelled:
+            self.cancelled.discard(id_term)
+            if not ended:  # it came while a lane took over
+                self.cancel(id_term)
+        if self.cancelled:
+            self._window.alert = True
 
     def enter(self, id_term: bytes) -> None:
         """User code of that request runs from here on, until `leave`."""
         self.running = self._output.running = id_term
-        self._window.open = True
+        self.page.show(id_term)
 
     def leave(self, *, ended: bool = True) -> None:
         """Put in order what user code leaves behind; its output is handed on."""
         output = self._output
-        self._window.open = False
         running = self.running
         if output.requests and running is not None:
             if ended:
@@ -199,22 +225,20 @@ class MainLane:
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
-    def pause(self) -> tuple[bytes, bool]:
+    def pause(self) -> bytes:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
-        was_open = self._window.close_for_a_moment()
         running = self.running
         assert running is not None
         self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
-        return running, was_open
+        return running
 
-    def resume(self, paused: tuple[bytes, bool]) -> None:
+    def resume(self, running: bytes) -> None:
         """Go on with the request that `pause` left."""
-        running, was_open = paused
         self.below.pop()
         self.running = self._output.running = running
-        self._window.reopen(was_open)
+        self.page.show(running)
 
     def check(self) -> None:
         """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""

@@ -6,30 +6,33 @@ import faulthandler
 import os
 import signal
 import sys
-from _thread import get_ident, start_new_thread
-from time import monotonic, sleep
+from _thread import get_ident
+from time import monotonic
 
 from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
+from port_server.protocol.messages import PROTOCOL_VERSION, Init
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
+from . import hangup
 from . import stdio as stdio_module
 from .async_lane import AsyncLane
 from .baton import Baton
 from .calls import Calls
+from .cancel import Cancels
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
 from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, info, init_snippet, wrong_option
+from .greeting import RefusedError, as_init, changed_settings, info, init_snippet, wrong_option
 from .heartbeat import Vitals
 from .lanes import MainLane
+from .page import DRAINING, SERVING, Page
 from .reports import Reports
 from .turns import Turns
-from .window import Window, guard_signals
+from .window import OUTSIDE, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ class Server:
         "async_lane",
         "baton",
         "calls",
+        "cancels",
         "channel",
         "control",
         "dispatcher",
@@ -64,6 +68,7 @@ class Server:
         "lane",
         "output",
         "owner",
+        "page",
         "reports",
         "stdio",
         "streams",
@@ -96,20 +101,36 @@ class Server:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
         turns = Turns()
-        lane = MainLane(baton, stdio, self.evaluator, self.output, self.streams, turns, self.window)
-        self.async_lane = AsyncLane(channel, self.evaluator, self.output)
+        self.page = Page(lambda: dispatcher.elsewhere)
+        lane = MainLane(
+            baton,
+            stdio,
+            self.evaluator,
+            self.output,
+            self.streams,
+            turns,
+            self.window,
+            self.page,
+        )
+        self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output)
+        self.cancels = Cancels(lane, stdio, self.window, settings)
+        self.control = Control(
+            baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
+        )
         self.calls = Calls(
             baton, stdio, channel, lane, dispatcher, self.async_lane, self.control, settings
         )
         # Those that know each other both ways.
         self.evaluator.take_over = dispatcher.take_over
+        self.async_lane.counted = self.page.count
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
+        lane.cancel = dispatcher.cancel
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
+        dispatcher.cancels = self.cancels
         dispatcher.vitals = vitals
         self.lane = lane
         self.dispatcher = dispatcher
@@ -118,7 +139,7 @@ class Server:
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
         faulthandler.enable(2)
-        guard_signals(self.window)
+        self.cancels.install()
         for number in _OURS:
             signal.signal(number, self._on_signal)
         # A thread that computes hands the GIL over this soon to one that answers: 5 ms, the
@@ -170,7 +191,7 @@ class Server:
                 raise
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind.
-                self.window.open = self.window.inside = False
+                self.window.settle(alone=True)
                 self.baton.recover()
                 self.channel.recover()
                 self.dispatcher.recover(error)
@@ -179,6 +200,7 @@ class Server:
     def _finish(self) -> None:
         """Finish what was read: the tasks and streams that are still under way."""
         dispatcher = self.dispatcher
+        self.page.enter(DRAINING)
         reading = dispatcher.stopping and not self.channel.gone
         deadline = _NEVER
         if reading:
@@ -221,7 +243,7 @@ class Server:
             frames = self.channel.read()
             if frames is None:
                 return False
-        first = _as_init(frames[0])
+        first = as_init(frames[0])
         if first is not None:
             self._heed(first)
             del frames[0]
@@ -230,6 +252,7 @@ class Server:
         self.channel.hold([messages.hello(info())])
         self.reports.begin()
         self.channel.write_out()
+        self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
         self.dispatcher.dispatch(frames)
@@ -246,24 +269,22 @@ class Server:
                 )
             )
         options = init.options
-        changes = {}
-        for name, least in (
-            ("max_frame_bytes", 1),
-            ("max_depth", 1),
-            ("max_objects", 0),
-            ("heartbeat_interval_ms", 0),
-            ("output_window_bytes", 0),
-        ):
-            value = options.get(name)
-            if value is not None:
-                if type(value) is not int or value < least:
-                    raise wrong_option(name, f"an integer of at least {least}", value)
-                changes[name] = value
-        self._settings = self._settings.replace(**changes)
+        self._settings = changed_settings(self._settings, options)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
         self.output.window_bytes = self._settings.output_window_bytes
+        hangup.watch(self.stdio, self._settings.hangup_grace_ms)
+        page = options.get("status_page")
+        if page is not None:
+            if not isinstance(page, (str, bytes)):
+                raise wrong_option("status_page", "a path, a binary", page)
+            self.page.open(page)
+        most_bytes = options.get("memory_limit_bytes")
+        if most_bytes is not None:
+            if type(most_bytes) is not int:
+                raise wrong_option("memory_limit_bytes", "an integer", most_bytes)
+            self.evaluator.memory.limit(most_bytes)
         self.owner = options.get("owner")
         self.token = options.get("token")
         if not isinstance(self.token, (str, bytes, NoneType)):
@@ -302,8 +323,8 @@ class Server:
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and (self.window.open or self.window.inside):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
@@ -330,6 +351,7 @@ class Server:
     def _in_child(self) -> None:
         self.output.disown()
         self.baton.after_fork()
+        self.page.close()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
@@ -362,28 +384,5 @@ def serve() -> int:
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms
-    _leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
+    hangup.leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
     return status
-
-
-def _as_init(frame: Frame) -> Init | None:
-    try:
-        message = messages.parse(frame)
-    except ProtocolError as error:
-        if bytes(frame[:9]).endswith(b"init"):
-            raise RefusedError(failure.describe_value_error("protocol", error)) from None
-        return None
-    return message if type(message) is Init else None
-
-
-def _leave_in_time(grace_ms: int, status: int) -> None:
-    """See to it that the process ends, whatever user code left running.
-
-    Python waits at its end for threads, and multiprocessing for children, without a limit.
-    """
-
-    def wait() -> None:
-        sleep(grace_ms / 1000)
-        os._exit(status)
-
-    start_new_thread(wait, ())

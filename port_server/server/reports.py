@@ -43,6 +43,7 @@ class Reports:
         "_logs",
         "_main",
         "_stdio",
+        "_window",
         "hooks",
         "output",
         "streams",
@@ -55,6 +56,7 @@ class Reports:
         self._logs: Logs | None = None
         self._main = get_ident()
         self._stdio = stdio
+        self._window = window
         self.hooks = ImportHooks()
         self.output = Output(settings, self._emit)
         self.output.window = window
@@ -123,6 +125,9 @@ class Reports:
             self._early.append(record)
             return
         self._post(record, now=True)
+        window = self._window
+        if window.alert and get_ident() == self._main:
+            window.deliver()
 
     # --- both -----------------------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from .async_lane import AsyncLane
     from .calls import Calls
+    from .cancel import Cancels
     from .channel import Channel
     from .heartbeat import Vitals
     from .jobs import Job
@@ -59,6 +60,7 @@ class Router:
 
     Attributes:
         calls: calls of Python into the BEAM.
+        cancels: cancels of what runs in main.
         grace_ms: how long the owner waits after its shutdown, None without one.
         queue: requests that wait for the main lane.
         ready: streams of the main lane that can go on.
@@ -73,6 +75,7 @@ class Router:
         "_channel",
         "_lane",
         "calls",
+        "cancels",
         "grace_ms",
         "queue",
         "ready",
@@ -83,6 +86,7 @@ class Router:
     )
 
     calls: Calls
+    cancels: Cancels
     vitals: Vitals
 
     def __init__(
@@ -181,7 +185,7 @@ class Router:
     def _control(self, message: messages.Message) -> None:
         channel = self._channel
         if type(message) is Cancel:
-            self._cancel(message.id_term)
+            self.cancel(message.id_term)
         elif type(message) is Credit:
             stream = self.streams.get(message.id_term)
             if stream is not None:
@@ -206,7 +210,7 @@ class Router:
         elif type(message) is Init:
             self._complain(ProtocolError("init is the first frame or none at all; ignored"))
 
-    def _cancel(self, id_term: bytes) -> None:
+    def cancel(self, id_term: bytes) -> None:
         """Stop a request, wherever it is. An unknown one is ignored: it may just have ended."""
         for queue in (self.queue, *[call.queue for call in list(self.calls.pending.values())]):
             for entry in queue:
@@ -225,7 +229,7 @@ class Router:
             self._make_ready(stream)
         lane = self._lane
         if id_term == lane.running or id_term in lane.below:
-            lane.cancelled.add(id_term)
+            self.cancels.add(id_term)
             lane.mute(id_term)
         self.calls.cancel(id_term)
 

@@ -97,14 +97,14 @@ class Stream:
             raise Cancelled(f"cancelled after {self.sent} items")
         except BaseException as error:
             try:
-                self._close()
+                self.close()
             except BaseException as second:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
             return evaluator.failed(error, step, id_term, exports)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
         close = getattr(items, "close", None)

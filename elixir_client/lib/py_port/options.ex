@@ -23,6 +23,12 @@ defmodule PyPort.Options do
     allow: [],
     logger: true,
     heartbeat_interval: 1_000,
+    lost_after: 10_000,
+    gil_held_limit: :infinity,
+    cancel_grace: 1_000,
+    kill_grace: 1_000,
+    after_cancel: :keep,
+    memory_limit: nil,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
     max_queued_bytes: 67_108_864,
@@ -121,8 +127,9 @@ defmodule PyPort.Options do
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
-  defp valid?(name, value) when name in [:timeout, :init_timeout, :drain_timeout],
-    do: value == :infinity or (is_integer(value) and value >= 0)
+  defp valid?(name, value)
+       when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
+       do: value == :infinity or (is_integer(value) and value >= 0)
 
   defp valid?(name, value) when name in [:max_requests, :max_age, :max_rss],
     do: value == :infinity or (is_integer(value) and value > 0)
@@ -138,7 +145,12 @@ defmodule PyPort.Options do
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
-  defp valid?(:shutdown_grace, value), do: is_integer(value) and value >= 0
+
+  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: is_integer(value) and value >= 0
+
+  defp valid?(:after_cancel, value), do: value in [:keep, :restart]
+  defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
   defp valid?(:return, value), do: value in [:value, :object]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
@@ -169,11 +181,16 @@ defmodule PyPort.Options do
   # What can be a server shows when it is used.
   defp valid?(_name, _value), do: true
 
-  defp expected(name) when name in [:timeout, :init_timeout, :drain_timeout],
+  defp expected(name) when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
     do: "milliseconds (0 or more) or :infinity"
 
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
-  defp expected(:shutdown_grace), do: "milliseconds (0 or more)"
+
+  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: "milliseconds (0 or more)"
+
+  defp expected(:after_cancel), do: ":keep or :restart"
+  defp expected(:memory_limit), do: "a number of bytes (1 or more), or nil for none"
   defp expected(:size), do: "a number of servers (0 or more)"
   defp expected(:label), do: "a string"
   defp expected(:max_requests), do: "a number of requests (1 or more) or :infinity"

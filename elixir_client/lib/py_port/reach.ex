@@ -166,6 +166,26 @@ defmodule PyPort.Reach do
     end
   end
 
+  @doc "The handles of a server, or of those of a pool, that has a Python now, ready or not; nobody is waited for."
+  @spec running(GenServer.server()) :: {:ok, [Handle.t()]} | {:error, Error.t()} | elsewhere()
+  def running(server) do
+    case whereis(server) do
+      nil -> {:error, not_running(server)}
+      {name, node} -> {:elsewhere, node, name}
+      pid when node(pid) != node() -> {:elsewhere, node(pid), pid}
+      pid -> running(Registry.fetch(pid), server)
+    end
+  end
+
+  defp running({:ok, %Members{handles: handles}}, _server) when handles != {},
+    do: {:ok, Tuple.to_list(handles)}
+
+  defp running({:ok, %Handle{} = handle}, _server), do: {:ok, [handle]}
+  defp running(:not_started, _server), do: {:error, Error.not_started()}
+
+  defp running(_none, server),
+    do: {:error, unavailable("the server #{inspect(server)} has no Python running at the moment")}
+
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do

@@ -5,7 +5,15 @@ defmodule PyPort.Status do
     * `server` - the server's process, or the name under which none is running.
     * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
       that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
-    * `state` - `:idle`, `:busy`, `:starting`, or `:down` (not running, or Python could not be started).
+    * `state` - one of
+      * `:idle`, `:busy` - heard of lately; whether it runs anything;
+      * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
+      * `:stuck` - silent, not computing, with requests open: code holds the interpreter and waits;
+      * `:stopped` - the process is stopped (SIGSTOP, a debugger);
+      * `:lost` - silent without any reason; it is killed after `:lost_after`;
+      * `:unknown` - silent, and there is no `/proc` here to see why;
+      * `:starting`, `:down` - not running yet; not running, or Python could not be started.
+    * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
     * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
       none.
     * `queue` - how many requests wait in Python for their turn.
@@ -28,6 +36,7 @@ defmodule PyPort.Status do
     :rss_bytes,
     :beat_age_ms,
     :draining,
+    restarts: 0,
     pending: 0,
     queue: 0,
     requests: 0,
@@ -37,9 +46,13 @@ defmodule PyPort.Status do
     calls: 0
   ]
 
+  @type state ::
+          :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :starting | :down
+
   @type t :: %__MODULE__{
           server: GenServer.server(),
-          state: :idle | :busy | :starting | :down,
+          state: state(),
+          restarts: non_neg_integer(),
           running: pos_integer() | nil,
           running_ms: non_neg_integer() | nil,
           os_pid: pos_integer() | nil,
@@ -72,10 +85,10 @@ defmodule PyPort.Status do
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
     case GenServer.whereis(server) do
-      pid when is_pid(pid) and node(pid) == node() -> of_pid(pid)
+      pid when is_pid(pid) and node(pid) == node() -> of_pid(pid, restarts(server))
       pid when is_pid(pid) -> of_remote(node(pid), pid)
       {name, node} when node != node() -> of_remote(node, name)
-      _nobody -> [%__MODULE__{server: server, state: :down}]
+      _nobody -> [%__MODULE__{server: server, state: :down, restarts: restarts(server)}]
     end
   end
 
@@ -86,13 +99,13 @@ defmodule PyPort.Status do
     end
   end
 
-  defp of_pid(pid) do
+  defp of_pid(pid, restarts) do
     case Registry.fetch(pid) do
       {:ok, %Members{keeper: keeper}} ->
         for {server, role} <- Keeper.overview(keeper), do: of_member(server, role, pid)
 
       _server ->
-        [of_owner(pid)]
+        [%{of_owner(pid) | restarts: restarts}]
     end
   catch
     # The pool is just being stopped.
@@ -106,11 +119,25 @@ defmodule PyPort.Status do
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} -> heard(handle, Registry.fetch_beat(owner))
-      {:ok, %Handle{os_pid: os_pid}} -> %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
-      _none -> %__MODULE__{server: owner, state: :down}
+      {:ok, %Handle{ready: true} = handle} ->
+        handle |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
+
+      {:ok, %Handle{os_pid: os_pid}} ->
+        %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
+
+      _none ->
+        %__MODULE__{server: owner, state: :down}
     end
   end
+
+  defp restarts(pid) when is_pid(pid) do
+    case Process.info(pid, :registered_name) do
+      {:registered_name, name} -> Registry.restarts(name)
+      _none -> 0
+    end
+  end
+
+  defp restarts(name), do: Registry.restarts(name)
 
   # Until the first beat its requests tell whether it is busy.
   defp heard(handle, nil) do
@@ -134,6 +161,11 @@ defmodule PyPort.Status do
       numbers
     )
   end
+
+  # Of one that is well its last beat says more than the server's last look at it.
+  defp judged(status, verdict) when verdict in [nil, :idle, :busy], do: status
+  defp judged(status, :exited), do: %{status | state: :down}
+  defp judged(status, verdict), do: %{status | state: verdict}
 
   defp number(<<number::64>>), do: number
   defp number(_none), do: nil
