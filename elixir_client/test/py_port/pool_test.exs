@@ -224,7 +224,9 @@ defmodule PyPort.PoolTest do
           pool = start_pool(size: 1, max_age: 1_500, init_code: code)
           [before] = os_pids(pool)
           File.rm!(file)
-          Process.sleep(3_500)
+          # It has been tried, and given up for a while.
+          keeper = pool |> Supervisor.which_children() |> List.keyfind(:keeper, 0) |> elem(1)
+          assert eventually(fn -> :sys.get_state(keeper).slots[1].rest_until != nil end, 3_000)
           assert PyPort.eval(@pid, %{}, server: pool) == {:ok, before}
         end)
 
