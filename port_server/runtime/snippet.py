@@ -141,8 +141,8 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
     source = source_of(file)
     try:
         tree: Any = compile(padded, file, "exec", _ONLY_AST, dont_inherit=True)
-        if rewrite.LOOPS_NEED_A_STEP and "while" in text and "try" in text:
-            rewrite.put_step_before_loops(tree)
+        if "while" in text and ("try" in text or "with" in text):
+            rewrite.let_loops_be_interrupted(tree)
         snippet = None
         if any(word in text for word in ("return", "yield", "await", "async")):
             scope = rewrite.Scope(tree.body)

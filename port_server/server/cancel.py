@@ -22,7 +22,7 @@ from port_server.runtime.snippet import Snippet
 
 from .evaluate import Evaluator
 from .streams import Stream
-from .window import SPARED, Window, guard_signals
+from .window import DESCRIBING, SPARED, Window, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ STACKS_SIGNAL: Final = signal.SIGUSR2
 STDERR_FD: Final = 2
 # So many tries spare code whose locks leak. Then a leak is better than a request without an end.
 SPARING_TRIES: Final = 5
+# So many let it be said where the code was: a busy machine takes longer than one try for importing
+# traceback. More would wait for a `__str__` without an end.
+DESCRIBING_TRIES: Final = 20
 _NEVER: Final = float("inf")
 # What a handler raised while main was in our code waits for the next try: soon, as it meant now.
 _DELIVER_S: Final = 0.005
@@ -70,6 +73,7 @@ class Cancels:
             ),
             open_modules=(failure, targets),
             through_modules=(carry, imports, objects, streams),
+            describing=(failure.describe_cancelled,),
         )
 
     def install(self) -> None:
@@ -123,6 +127,8 @@ class Cancels:
         if not cancelled or cancelled.isdisjoint((lane.running, *lane.below)):
             return
         if place is SPARED and self._tries <= SPARING_TRIES:
+            return
+        if place is DESCRIBING and self._tries <= DESCRIBING_TRIES:
             return
         raise Cancelled("cancelled")
 

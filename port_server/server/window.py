@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], Any]
 
-# Where main is: in user code; there, but in a library whose locks leak when they are cut short; in
-# ours with user code below on the stack; in ours alone.
+# Where main is: in user code; there, but in a library whose locks leak when they are cut short;
+# where what was cut short is described; in ours with user code below on the stack; in ours alone.
 OPEN: Final = "open"
 SPARED: Final = "spared"
+DESCRIBING: Final = "describing"
 INSIDE: Final = "inside"
 OUTSIDE: Final = "outside"
 
@@ -50,6 +51,7 @@ class Window:
 
     __slots__ = (
         "_borders",
+        "_describing",
         "_open",
         "_open_files",
         "_report",
@@ -65,6 +67,7 @@ class Window:
         self.cancels: Callable[[str], None] = _nothing
         self.waiting: list[BaseException] = []
         self._borders: frozenset[CodeType] = frozenset()
+        self._describing: frozenset[CodeType] = frozenset()
         self._open: frozenset[CodeType] = frozenset()
         self._open_files: frozenset[str] = frozenset()
         self._through_files: frozenset[str] = frozenset()
@@ -77,6 +80,7 @@ class Window:
         open: Iterable[Any] = (),
         open_modules: Iterable[Any] = (),
         through_modules: Iterable[Any] = (),
+        describing: Iterable[Any] = (),
     ) -> None:
         """Learn what of ours is not to be protected.
 
@@ -86,7 +90,9 @@ class Window:
             open_modules: modules of such functions.
             through_modules: modules whose functions call user code and cope with what it raises,
                 but not with being cut short themselves.
+            describing: functions that describe what was cut short.
         """
+        self._describing = frozenset(function.__code__ for function in describing)
         self._borders = frozenset(function.__code__ for function in borders)
         self._open = frozenset(function.__code__ for function in open) | self._borders
         self._open_files = frozenset([module.__file__ for module in open_modules])
@@ -100,7 +106,9 @@ class Window:
             code = frame.f_code
             if code in self._borders:
                 return place
-            if place is not INSIDE:
+            if code in self._describing:
+                place = DESCRIBING if place is not INSIDE else INSIDE
+            elif place is not INSIDE:
                 file = code.co_filename
                 if file.startswith(_OWN_DIRECTORY):
                     if not (
@@ -113,7 +121,7 @@ class Window:
                     foreign = True
                     module = frame.f_globals.get("__name__")
                     if type(module) is str and module.partition(".")[0] in _SPARED_PACKAGES:
-                        place = SPARED
+                        place = SPARED if place is OPEN else place
             frame = frame.f_back
         return OUTSIDE
 
@@ -126,9 +134,9 @@ class Window:
 
     def strike(self, place: str) -> None:
         """Raise what waits, if this is the place for it. For main."""
-        if place is OPEN or place is SPARED:
+        if place is not INSIDE and place is not OUTSIDE:
             self.cancels(place)
-            if self.waiting:
+            if self.waiting and place is not DESCRIBING:
                 raise self.waiting.pop(0)
 
     def settle(self, *, alone: bool) -> None:
@@ -141,7 +149,7 @@ class Window:
 
     def take(self, error: BaseException, place: str) -> None:
         """Take what a handler raised where it must not be raised."""
-        if place is INSIDE:
+        if place is INSIDE or place is DESCRIBING:
             self.waiting.append(error)
             self.alert = True
         else:

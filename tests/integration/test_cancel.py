@@ -125,6 +125,43 @@ def test_the_error_says_where_the_code_was():
         assert b"cancel.py" not in error["traceback"]
 
 
+def test_what_takes_long_to_describe_is_described():
+    """Later tries leave the description alone, for a second."""
+    with Port() as port:
+        name = begin(
+            port,
+            "import time\n"
+            "class Slow(Exception):\n"
+            "    def __str__(self):\n"
+            "        time.sleep(0.1)\n"
+            "        return 'slow'\n"
+            "try: raise Slow\n"
+            "except Slow:\n"
+            "    while True: pass",
+        )
+        cancel(port, name)
+        error = cancelled(port, name)
+        assert error["frames"][-1]["line"] in {8, 9}
+        assert b"Slow: slow" in error["traceback"]
+
+
+def test_what_takes_for_ever_to_describe_is_not():
+    """The reply comes all the same."""
+    with Port() as port:
+        name = begin(
+            port,
+            "class Endless(Exception):\n"
+            "    def __str__(self):\n"
+            "        while True: pass\n"
+            "try: raise Endless\n"
+            "except Endless:\n"
+            "    while True: pass",
+        )
+        cancel(port, name)
+        cancelled(port, name, timeout=10)
+        is_well(port)
+
+
 def test_cleaning_up_is_done():
     """`finally` and `with` run, and may take longer than nothing."""
     with Port() as port:

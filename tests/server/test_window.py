@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from port_server.server import window as window_module
-from port_server.server.window import INSIDE, OPEN, OUTSIDE, SPARED, Guarded, Window
+from port_server.server.window import DESCRIBING, INSIDE, OPEN, OUTSIDE, SPARED, Guarded, Window
 
 
 class RingError(Exception):
@@ -18,6 +18,11 @@ def ring(*_):
 
 def border(code):
     """Run user code, as `Evaluator.evaluate` does."""
+    return code()
+
+
+def describe(code):
+    """Run code as `describe_cancelled` does."""
     return code()
 
 
@@ -74,6 +79,14 @@ def test_what_has_locks_that_leak_is_told_apart(window, module):
     assert border(lambda: library(here(window), module)) is SPARED
     assert border(lambda: library(lambda: library(here(window), "json"), module)) is SPARED
     assert border(lambda: library(lambda: ours(here(window)), module)) is INSIDE
+
+
+def test_describing_what_was_cut_short_is_told_apart(window):
+    """Else the next try would cost the traceback."""
+    window.know(borders=(border,), describing=(describe,))
+    assert border(lambda: describe(here(window))) is DESCRIBING
+    assert border(lambda: describe(lambda: library(here(window), "threading"))) is DESCRIBING
+    assert border(lambda: describe(lambda: ours(here(window)))) is INSIDE
 
 
 def test_a_handler_raises_in_user_code(window):

@@ -68,7 +68,19 @@ defmodule PyPort.Server do
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
 
-  @type option :: {atom(), term()}
+  @type option ::
+          {:name, GenServer.name()}
+          | {:python | :cd, String.t() | nil}
+          | {:env, [{String.t(), String.t() | nil | false}]}
+          | {:init_code, String.t() | PyPort.Code.t() | nil}
+          | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
+          | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
+          | {:logger, boolean()}
+          | {:heartbeat_interval, pos_integer()}
+          | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
+          | {:after_cancel, :keep | :restart}
+          | {:memory_limit, pos_integer() | nil}
+          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
