@@ -104,8 +104,6 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
-        collect: called in the main thread when a request has ended, before its reply: what other
-            threads have emitted is to leave first.
         begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
@@ -123,7 +121,6 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
-        "collect",
         "may_wait",
         "requests",
         "running",
@@ -136,7 +133,6 @@ class Output:
         self.running: bytes | None = None
         self.requests: dict[bytes, Printed] = {}
         self.threads: dict[int, Printed] = {}
-        self.collect: Callable[[], None] | None = None
         self.begun: Callable[[], None] | None = None
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
@@ -195,8 +191,6 @@ class Output:
         printed.wake()
         if printed.parts:
             _lose(printed)
-        if self.collect is not None and get_ident() == self._thread:
-            self.collect()
 
     def disown(self) -> None:
         """Become a forked child: nothing printed here is any request's."""

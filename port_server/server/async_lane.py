@@ -138,6 +138,11 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def after_fork(self) -> None:
+        """Let a child that was forked in the loop's thread end where it would wait in the loop."""
+        if get_ident() == self.ident:
+            self.loop.call_soon(self._evaluator.leave_if_forked)
+
     def _begin(self, job: Job) -> None:
         if not self.ident:
             with self._making:
@@ -152,7 +157,7 @@ class AsyncLane:
 
         self._asyncio = asyncio
         try:
-            import uvloop  # type: ignore[import-not-found]  # noqa: PLC0415  an option
+            import uvloop  # noqa: PLC0415  an option
         except ImportError:
             self.loop = asyncio.new_event_loop()
         else:
@@ -164,7 +169,13 @@ class AsyncLane:
             self.ident = get_ident()
             asyncio.set_event_loop(self.loop)
             self.loop.call_soon(running.release)
-            self.loop.run_forever()
+            # It returns for a `stop()` of user code, and lets out SystemExit and KeyboardInterrupt
+            # of a task of user code, which whoever awaits that task gets all the same.
+            while not self.loop.is_closed():
+                try:  # noqa: SIM105  contextlib is an import
+                    self.loop.run_forever()
+                except BaseException:  # noqa: S110
+                    pass
 
         start_thread(run)
         running.acquire()
@@ -206,7 +217,7 @@ class AsyncLane:
             parts = self._evaluator.reply(job.id_term, value, job, self._exports)
         except BaseException as error:
             parts = self._failed(job, error, step)
-        value = None
+        value = job.namespace = None
         self._finish(job, parts)
 
     async def _drive_stream(self, job: Job, value: Any) -> None:
@@ -277,6 +288,7 @@ class AsyncLane:
             job.credit += count
 
     def _finish(self, job: Job, parts: list[Part]) -> None:
+        self._evaluator.leave_if_forked()
         self._tasks.pop(job.id_term, None)
         self._cancelling.discard(job.id_term)
         self._credits.pop(job.id_term, None)

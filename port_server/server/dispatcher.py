@@ -15,7 +15,6 @@ from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT
 from port_server.runtime.objects import Exports
 
 from .baton import Waker, waiter
-from .jobs import open_job
 from .page import LENGTH_AT
 from .router import BODY_AT, Router
 from .streams import Stream
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from .async_lane import AsyncLane
     from .baton import Baton
     from .calls import Call
-    from .channel import Channel
+    from .channel import Channel, Part
     from .jobs import Job
     from .lanes import MainLane
     from .router import Queued
@@ -96,8 +95,9 @@ class Dispatcher(Router):
         """Whether so much waits that no more is to be read ahead."""
         # Counted only here, while user code runs long, and not in the hot path. Never with a call
         # under way: its answer may stand behind the requests.
+        # Of a copy, because whoever reads the port adds to it meanwhile.
         return not self.calls.pending and (
-            sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+            sum([len(entry[0]) for entry in tuple(self.queue)]) > self._max_queue_bytes
         )
 
     @property
@@ -112,10 +112,23 @@ class Dispatcher(Router):
 
     # --- main's loop ------------------------------------------------------------------------------
 
+    def answered(self, lane: MainLane, parts: list[Part] | None) -> None:
+        """Write the reply of a request that came alone, and run what has come meanwhile."""
+        if parts is not None:
+            self._channel.send(parts)
+        elif self._channel.held:  # by the control thread, while this ran
+            self._channel.write_out()
+        lane.running = None
+        page = lane.page.map
+        if page is not None:
+            page[LENGTH_AT] = 0
+        if self.queue or self.ready:  # read by the control thread meanwhile
+            self.work()
+
     def dispatch(self, frames: list[Frame]) -> None:
         """Act on everything that one read brought, and write what came of it. For main."""
         if len(frames) == 1:
-            # The hot path: one request, nothing to put in order, no look at the clock.
+            # One request: nothing to put in order.
             frame = frames[0]
             start = frame[:ID_LENGTH_AT]
             kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
@@ -123,16 +136,8 @@ class Dispatcher(Router):
                 at = BODY_AT + frame[ID_LENGTH_AT]
                 if len(frame) > at:
                     id_term = bytes(frame[ID_TERM_AT:at])
-                    parts = self._lane.answer(frame, kind, id_term, at, 0.0)
-                    if parts is not None:
-                        self._channel.send(parts)
                     lane = self._lane
-                    lane.running = None
-                    page = lane.page.map
-                    if page is not None:
-                        page[LENGTH_AT] = 0
-                    if self.queue or self.ready:  # read by the control thread meanwhile
-                        self.work()
+                    self.answered(lane, lane.answer(frame, kind, id_term, at, 0.0))
                     return
         self.route(frames)
         objects = self._lane.evaluator.objects
@@ -140,6 +145,7 @@ class Dispatcher(Router):
             # What was released may have a __del__; it runs here and where a request ends.
             self._baton.let_go()
             objects.drop()
+            self._lane.evaluator.leave_if_forked()
             self._baton.take_back()
         self.work()
 
@@ -155,15 +161,23 @@ class Dispatcher(Router):
         self._channel.write_out()
         self._lane.page.clear()
 
-    def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
-        """Wait for the port and for other threads to say something; False at the end of input."""
+    def wait(
+        self, seconds: float | None = None, *, reading: bool = True, call: Call | None = None
+    ) -> bool:
+        """Wait for the port and for other threads to say something; False at the end of input.
+
+        With `call`, for what was made from within it: main can run nothing else just now.
+        """
         waiting = waiter(self._waker.fd)
         if reading:
             waiting.register(self._stdio.reads, POLLIN)
         self.watching = True
         try:
             self.attend()
-            if self.queue or self.ready or not self.unfinished:
+            if call is not None:
+                if call.queue or call.streams or not self.turns.held:
+                    return True
+            elif self.queue or self.ready or not self.unfinished:
                 return True
             woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
         finally:
@@ -175,7 +189,7 @@ class Dispatcher(Router):
         return True
 
     def job_ended(self, job: Job) -> None:
-        """Take note that a job has ended in another lane. For any thread."""
+        """Take note that a job has ended elsewhere than in main. For any thread."""
         if job.session is not None:
             self.turns.ended.append(job)
         else:
@@ -343,26 +357,25 @@ class Dispatcher(Router):
 
     def run_guest(self, entry: Queued) -> None:
         """Evaluate a request in the calling thread, which waits for the call that it came from."""
-        frame, kind, id_term, at, arrived = entry
+        frame, kind, id_term, _at, arrived = entry
         evaluator = self._lane.evaluator
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
         self._lane.page.count()
         token = self._async.enter(id_term)
-        job = None
+        job = self.turns.jobs[id_term]  # begun where it was placed
         try:
-            job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            if job.special:
-                self.turns.jobs[id_term] = job
+            job.check_deadline((monotonic() - arrived) * 1000)
             parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
+            evaluator.leave_if_forked()
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
             self._lane.page.count()
-            if job is not None and not job.elsewhere:
-                self.turns.jobs.pop(id_term, None)
+            if not job.elsewhere:
+                self.job_ended(job)
         if parts is not None:
             self._channel.hold(parts)
             self._channel.write_out()

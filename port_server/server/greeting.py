@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, codec_name
+from port_server.etf import Atom, codec_name, set_templates
 from port_server.protocol import messages
-from port_server.protocol.messages import Init, ProtocolError
+from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.snippet import PLAIN, compile_snippet
 
@@ -79,6 +79,23 @@ def as_init(frame: Frame) -> Init | None:
     return message if type(message) is Init else None
 
 
+def check_version(init: Init) -> None:
+    """Refuse a client that speaks another version.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if init.version != PROTOCOL_VERSION:
+        raise RefusedError(
+            failure.describe(
+                "protocol",
+                "",
+                f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
+                f"{init.version}: let client and server be of the same release",
+            )
+        )
+
+
 def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
     """Give the settings with what `init` says of them.
 
@@ -109,6 +126,32 @@ def init_snippet(code: Any) -> Snippet:
             "init_code", "plain code, without top-level yield or await", snippet.kind
         )
     return snippet
+
+
+def take_templates(options: dict[Any, Any]) -> None:
+    """Learn the exact shapes of structs that differ between versions of Elixir.
+
+    Raises:
+        RefusedError: they are no structs.
+    """
+    templates = options.get("templates")
+    if templates is not None:
+        try:
+            set_templates(templates)
+        except (TypeError, AttributeError) as error:
+            raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+
+
+def wants_logs(options: dict[Any, Any]) -> bool:
+    """Tell whether log records are to be sent.
+
+    Raises:
+        RefusedError: the option is of the wrong type.
+    """
+    logging = options.get("logging", True)
+    if type(logging) is not bool:
+        raise wrong_option("logging", "true or false", logging)
+    return logging
 
 
 def info() -> dict[str, Any]:

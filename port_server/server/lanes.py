@@ -13,9 +13,9 @@ from _thread import get_ident
 from port_server.protocol.messages import ProtocolError
 from port_server.runtime.beam import Cancelled
 
-from .evaluate import leave_child
 from .jobs import EMPTY_MAP, ExpiredError, Job, open_job
 from .page import USUAL_AT, USUAL_TERM_BYTES
+from .replies import leave_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .turns import Turns
     from .window import Window
 
+    # (id term, whether the window was open, the objects of the reply that is being encoded)
+    Paused = tuple[bytes, list[int]]
+
 _NEVER: Final = float("inf")
 
 
@@ -42,7 +45,7 @@ class MainLane:
 
     Attributes:
         attend: called when a stream may have begun; the dispatcher's.
-        cancel: cancels a request that is in another lane; the dispatcher's.
+        cancel_elsewhere: cancels a request that goes on as a task or a stream; the dispatcher's.
         below: the ids of the requests that wait while `running` runs on top of them.
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
@@ -51,6 +54,7 @@ class MainLane:
             begins.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
+        usual_options: the options that plain requests come with, as the bytes of their term.
     """
 
     __slots__ = (
@@ -62,21 +66,20 @@ class MainLane:
         "_streams",
         "_turns",
         "_usual_deadline_ms",
-        "_usual_options",
-        "_usual_size",
         "_window",
         "attend",
         "below",
-        "cancel",
+        "cancel_elsewhere",
         "cancelled",
         "evaluator",
         "main",
         "page",
         "running",
+        "usual_options",
     )
 
     attend: Callable[[], None]
-    cancel: Callable[[bytes], None]
+    cancel_elsewhere: Callable[[bytes], bool]
 
     def __init__(
         self,
@@ -103,8 +106,7 @@ class MainLane:
         self._streams = streams
         self._turns = turns
         self._window = window
-        self._usual_options = EMPTY_MAP
-        self._usual_size = len(EMPTY_MAP)
+        self.usual_options = EMPTY_MAP
         self._usual_deadline_ms: float = _NEVER
 
     def answer(
@@ -123,20 +125,28 @@ class MainLane:
             The reply, in parts; or None if it comes later, from another lane, or because it is
             not the turn of the request.
         """
-        evaluator = self.evaluator
-        job: Job | None = None
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
-        end = at + self._usual_size
-        if frame[at:end] == self._usual_options and waited_ms < self._usual_deadline_ms:
-            at = end
-        else:
-            try:
-                job = self.open(frame, kind, id_term, at, waited_ms)
-            except (ProtocolError, ExpiredError, ValueError) as error:
-                return evaluator.failed(error, "options", id_term, evaluator.exports)
-            at = job.at
-            if job.special and not self._turns.begin(job):
-                return None
+        end = at + len(self.usual_options)
+        if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
+            return self.run(frame, kind, id_term, end, None)
+        evaluator = self.evaluator
+        try:
+            job = self.open(frame, kind, id_term, at, waited_ms)
+        except (ProtocolError, ExpiredError, ValueError) as error:
+            return evaluator.failed(error, "options", id_term, evaluator.exports)
+        if job.special and not self._turns.begin(job):
+            return None
+        return self.run(frame, kind, id_term, job.at, job)
+
+    def run(
+        self, frame: Frame, kind: str, id_term: bytes, at: int, job: Job | None
+    ) -> list[Part] | None:
+        """Evaluate a request, whose turn it is, with the baton let go; give its reply.
+
+        As `answer`, but `at` is where its code or target begins, and `job` is None where its
+        options are the usual ones.
+        """
+        evaluator = self.evaluator
         output = self._output
         self.running = output.running = id_term
         page = self.page.map
@@ -175,7 +185,7 @@ class MainLane:
         if id_term in self.cancelled:
             self.cancelled.discard(id_term)
             if not ended:  # it came while a lane took over
-                self.cancel(id_term)
+                self.cancel_elsewhere(id_term)
         if self.cancelled:
             self._window.alert = True
 
@@ -197,6 +207,7 @@ class MainLane:
         objects = self.evaluator.objects
         if objects.dropped:  # released while this ran
             objects.drop()
+            output.running = None  # a __del__ that called into the BEAM has put it back
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)
@@ -220,22 +231,23 @@ class MainLane:
         job = open_job(frame, kind, id_term, at, waited_ms)
         if not job.special and job.binary_as == "str":
             # A client sends the same options again and again.
-            self._usual_options = bytes(frame[at : job.at])
-            self._usual_size = job.at - at
+            self.usual_options = bytes(frame[at : job.at])
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
-    def pause(self) -> bytes:
+    def pause(self) -> Paused:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
         running = self.running
         assert running is not None
         self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
-        return running
+        # It may wait in the midst of being encoded, and those on top have their own objects.
+        return running, self.evaluator.exports.take()
 
-    def resume(self, running: bytes) -> None:
+    def resume(self, paused: Paused) -> None:
         """Go on with the request that `pause` left."""
+        running, self.evaluator.exports.ids = paused
         self.below.pop()
         self.running = self._output.running = running
         self.page.show(running)

@@ -9,10 +9,8 @@ import sys
 from _thread import get_ident
 from time import monotonic
 
-from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import PROTOCOL_VERSION, Init
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
@@ -25,11 +23,23 @@ from .cancel import Cancels
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
-from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, as_init, changed_settings, info, init_snippet, wrong_option
+from .evaluate import Evaluator
+from .greeting import (
+    RefusedError,
+    as_init,
+    changed_settings,
+    check_version,
+    info,
+    init_snippet,
+    take_templates,
+    wants_logs,
+    wrong_option,
+)
 from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
+from .plain import PlainRequests
+from .replies import leave_child
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window
@@ -40,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
+    from port_server.protocol.messages import Init
 
 NoneType: Final = type(None)
 
@@ -85,6 +96,7 @@ class Server:
         self.stdio = stdio_module.claim(settings.pipe_bytes)
         self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
+        self.channel.keep_silent()
         self.window = Window(self._log_stray)
         self.reports = Reports(settings, self.stdio, self.channel, self.window)
         self.output = self.reports.output
@@ -127,7 +139,7 @@ class Server:
         self.async_lane.counted = self.page.count
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
-        lane.cancel = dispatcher.cancel
+        lane.cancel_elsewhere = dispatcher.cancel_elsewhere
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
         dispatcher.cancels = self.cancels
@@ -170,10 +182,13 @@ class Server:
 
     def _loop(self) -> None:
         channel = self.channel
-        read = channel.read
+        reader = channel.reader
+        read, receive = channel.read, channel.receive
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
+        answer_plain = PlainRequests(reader, self.lane, dispatcher).answer
         held = dispatcher.turns.held
+        frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):
             try:
                 if held:  # for a session that another lane has: its end is to be heard as well
@@ -181,8 +196,14 @@ class Server:
                         return
                     dispatcher.work()
                     continue
-                frames = read()
-                if frames is None:
+                if reader.between:
+                    data = receive()
+                    if data is None:
+                        return
+                    if answer_plain(data):
+                        continue
+                    frames = reader.feed(data)
+                elif (frames := read()) is None:
                     return
                 dispatch(frames)
                 # Or their buffer would be in use during the next read, and not be used again.
@@ -249,9 +270,8 @@ class Server:
             del frames[0]
         else:
             self.reports.take_logs(self._settings)
-        self.channel.hold([messages.hello(info())])
-        self.reports.begin()
-        self.channel.write_out()
+        # What init_code has sent and logged comes after it.
+        self.channel.begin(messages.hello(info()))
         self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
@@ -259,15 +279,7 @@ class Server:
         return True
 
     def _heed(self, init: Init) -> None:
-        if init.version != PROTOCOL_VERSION:
-            raise RefusedError(
-                failure.describe(
-                    "protocol",
-                    "",
-                    f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
-                    f"{init.version}: let client and server be of the same release",
-                )
-            )
+        check_version(init)
         options = init.options
         self._settings = changed_settings(self._settings, options)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
@@ -290,16 +302,8 @@ class Server:
         if not isinstance(self.token, (str, bytes, NoneType)):
             raise wrong_option("token", "a binary", self.token)
         self.evaluator.objects.belong(self.owner, self.token or "")
-        templates = options.get("templates")
-        if templates is not None:
-            try:
-                set_templates(templates)
-            except (TypeError, AttributeError) as error:
-                raise wrong_option("templates", f"a map of structs ({error})", templates) from None
-        logging = options.get("logging", True)
-        if type(logging) is not bool:
-            raise wrong_option("logging", "true or false", logging)
-        if logging:
+        take_templates(options)
+        if wants_logs(options):
             self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
@@ -352,6 +356,7 @@ class Server:
         self.output.disown()
         self.baton.after_fork()
         self.page.close()
+        self.async_lane.after_fork()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
@@ -366,7 +371,11 @@ class Server:
     # --- ending ---------------------------------------------------------------------------------
 
     def _say_goodbye(self, reason: str | dict[str, Any]) -> None:
-        self.channel.hold([messages.goodbye(reason)])
+        goodbye = messages.goodbye(reason)
+        if self.channel.silent:  # instead of hello
+            self.channel.begin(goodbye, alone=True)
+            return
+        self.channel.hold([goodbye])
         self.channel.write_out()
 
 

@@ -94,7 +94,7 @@ class Stream:
             if not job.cancelled:
                 return None
             step = "run"
-            raise Cancelled(f"cancelled after {self.sent} items")
+            raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")
         except BaseException as error:
             try:
                 self.close()

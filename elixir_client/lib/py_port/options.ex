@@ -53,7 +53,7 @@ defmodule PyPort.Options do
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
-          required(:return) => :value | :object,
+          required(:return) => :value | :object | :globals,
           # A pair of owner and heir where it is another node's process that asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -67,9 +67,16 @@ defmodule PyPort.Options do
     options |> validate!(@request_defaults, @request, "PyPort.eval/3 and PyPort.call/4") |> one_server!()
   end
 
+  @spec call!(keyword()) :: request()
+  def call!([]), do: @request_defaults
+  def call!(options), do: options |> request!() |> no_globals!("PyPort.call/4")
+
   @spec stream!(keyword()) :: request()
   def stream!(options) do
-    options |> validate!(Map.new(@stream), @stream, "PyPort.stream/3") |> one_server!()
+    options
+    |> validate!(Map.new(@stream), @stream, "PyPort.stream/3")
+    |> one_server!()
+    |> no_globals!("PyPort.stream/3")
   end
 
   @spec session!(keyword()) :: map()
@@ -101,6 +108,14 @@ defmodule PyPort.Options do
   end
 
   defp one_server!(options), do: options
+
+  defp no_globals!(%{return: :globals}, whose) do
+    raise ArgumentError,
+          "option :return is :globals, which is for PyPort.eval/3: #{whose} has no names to give. " <>
+            "It takes :value or :object"
+  end
+
+  defp no_globals!(options, _whose), do: options
 
   defp validate!(options, defaults, known, whose) do
     unless Keyword.keyword?(options) do
@@ -152,7 +167,7 @@ defmodule PyPort.Options do
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
   defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
-  defp valid?(:return, value), do: value in [:value, :object]
+  defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
   defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
@@ -203,7 +218,7 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
-  defp expected(:return), do: ":value or :object"
+  defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "what PyPort.open_session/1 gave"
   defp expected(:owner), do: "a pid"
   defp expected(name) when name in [:logger, :cluster], do: "true or false"

@@ -33,7 +33,9 @@ defmodule PyPort.Remote do
     options = options |> there(server, deadline) |> Map.put(:owner, {owner, heir})
 
     with {:ok, {outcome, adopted}} <- call(node, :serve, [asked, options, home()], remaining(deadline)) do
-      if owner == self(), do: Property.note_in_scope(adopted)
+      if heir || owner == self(),
+        do: Enum.each(adopted, fn {whose, ids} -> Property.note_in_scope(whose, ids) end)
+
       outcome
     end
   end
@@ -144,7 +146,7 @@ defmodule PyPort.Remote do
   # --- on the other node ----------------------------------------------------------------------------
 
   @doc false
-  @spec serve(Request.asked(), map(), home()) :: {Request.outcome(), [{pid(), [pos_integer()]}]}
+  @spec serve(Request.asked(), map(), home()) :: {Request.outcome(), [{{pid(), pid()}, [pos_integer()]}]}
   def serve(asked, options, home) do
     stand_in(home)
     Property.collect(fn -> Request.ask(asked, options) end)

@@ -35,7 +35,7 @@ defmodule PyPort.Request do
 
   @spec call(target(), list(), map(), keyword()) :: outcome()
   def call(target, args, kwargs, options) do
-    ask({:call, target, args, kwargs}, Options.request!(options))
+    ask({:call, target, args, kwargs}, Options.call!(options))
   end
 
   @doc "Asks for what the caller wrote, with options that are valid."
@@ -108,7 +108,7 @@ defmodule PyPort.Request do
             do: open_session(options, deadline),
             else: Reach.not_taken(place)
 
-        {:error, error} ->
+        {_error_or_unread, error} ->
           close_session(handle.owner, handle, name)
           {:error, error}
       end

@@ -3,7 +3,7 @@ defmodule PyPort.OutputTest do
   # to print.
   use ExUnit.Case, async: true
 
-  import ExUnit.CaptureLog
+  import ExUnit.{CaptureIO, CaptureLog}
   import PyPort.Test.{FakePython, Processes, Servers}
 
   alias PyPort.Error
@@ -49,6 +49,30 @@ defmodule PyPort.OutputTest do
     send(device, :take)
     assert Task.await(task) == {:ok, [false, [5, 3]]}
     assert nothing_left?(server)
+  end
+
+  test "bytes that are no UTF-8 are shown, and cost nothing of what is printed around them", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    {:ok, device} = StringIO.open("")
+
+    code = ~S"""
+    text = b"gr\xc3\xbcn \xff\xc3"
+    send(A("output"), id, A("stdout"), text)
+    send(A("ok"), id, [recv()[2], len(text)])
+    """
+
+    assert {:ok, [size, size]} = PyPort.eval(code, %{}, server: server, stdout: device)
+    assert StringIO.contents(device) == {"", "grün \\xff\\xc3"}
+  end
+
+  test ":stdio is the caller's group leader", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    code = "send(A('output'), id, A('stdout'), b'here'); recv(); send(A('ok'), id, 1)"
+
+    for name <- [:stdio, :standard_io] do
+      printed = capture_io(fn -> assert {:ok, 1} = PyPort.eval(code, %{}, server: server, stdout: name) end)
+      assert printed == "here"
+    end
   end
 
   test "a device that dies, refuses, or has never been there takes everything", %{tmp_dir: dir} do
