@@ -17,6 +17,7 @@ defmodule PyPort.Server do
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
+    * `:label` - what it is called in Logger. Default: its name, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
       `PYPORT_PYTHON`, else `python3`.
     * `:cd` - the working directory. Default: the BEAM's own.
@@ -243,6 +244,14 @@ defmodule PyPort.Server do
       %{phase: :starting} -> {:noreply, %{state | waiting: [from | state.waiting]}}
     end
   end
+
+  # Of a server that is taken out of service: nobody has anything here, and nobody will.
+  def handle_call(:retire, _from, %{phase: :ready} = state) do
+    idle? = PyPort.Server.Ownership.count(state.ownership) == 0 and Handle.close_intake(state.handle)
+    {:reply, if(idle?, do: :retired, else: :in_use), state}
+  end
+
+  def handle_call(:retire, _from, state), do: {:reply, :retired, state}
 
   def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
     {answer, state} = Property.transfer(state, ids, owner)
