@@ -13,6 +13,7 @@ defmodule PyPort.Application do
     Enum.each(@struct_modules, &Code.ensure_loaded/1)
     # The process that runs this function lives as long as the application, and so does its table.
     PyPort.Registry.create()
+    PyPort.Env.start()
 
     # Callers' own bad luck (a few segfaults in a row) must not end their whole application: the
     # default server may restart often, and each of its starts is guarded by its own back-off.
@@ -27,7 +28,28 @@ defmodule PyPort.Application do
   defp default_server do
     case Application.get_env(:py_port, :server, []) do
       false -> []
-      options -> [{PyPort.Server, Keyword.put(options, :name, PyPort.Default)}]
+      options -> [{PyPort.Server, options |> in_environment() |> Keyword.put(:name, PyPort.Default)}]
     end
+  end
+
+  # Whoever configures an environment means the default server to run in it.
+  defp in_environment(options) do
+    if options[:python] || options[:python_env] || not PyPort.Env.default?(),
+      do: options,
+      else: Keyword.put(options, :python_env, :default)
+  end
+
+  @doc false
+  # After the environment `:default` has been built anew: the default server starts again in it.
+  @spec restart_default() :: :ok
+  def restart_default do
+    for child <- default_server() do
+      %{id: id} = spec = Supervisor.child_spec(child, [])
+      Supervisor.terminate_child(PyPort.Supervisor, id)
+      Supervisor.delete_child(PyPort.Supervisor, id)
+      {:ok, _pid} = Supervisor.start_child(PyPort.Supervisor, spec)
+    end
+
+    :ok
   end
 end

@@ -19,6 +19,7 @@ defmodule PyPort.Server do
     * `:name` - the name to register, as with `GenServer`.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
       `PYPORT_PYTHON`, else `python3`.
+    * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
     * `:init_code` - Python source run once at start; the names it defines are seen by every request.
@@ -46,7 +47,7 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
   alias PyPort.Server.{Handle, Launch, Mail, Ownership, Property, Traffic}
 
   @stderr_lines 20
@@ -264,9 +265,12 @@ defmodule PyPort.Server do
 
   defp hello(frame, %{phase: :starting} = state) do
     case Wire.decode_hello(frame) do
-      {:ok, version, _info} ->
+      {:ok, version, info} ->
         if version == Wire.protocol_version() do
-          {:noreply, ready(state)}
+          case Env.running(state.options.python_env, info) do
+            :ok -> {:noreply, ready(state)}
+            {:error, error} -> {:noreply, boot_failed(state, error)}
+          end
         else
           ours = Wire.protocol_version()
 
@@ -311,11 +315,12 @@ defmodule PyPort.Server do
     end
   end
 
-  # The options that Python is started with came with 3.11; an older one complains of the first.
+  # What a Python that cannot start says is seldom what a person should do about it.
   defp boot_hint(stderr) do
-    if Enum.any?(stderr, &(&1 =~ "option: -P" or &1 =~ "option -P")),
-      do: "; is it older than Python 3.11, the oldest that will do?",
-      else: ""
+    case Env.Advice.python(stderr) do
+      nil -> ""
+      advice -> ". " <> advice
+    end
   end
 
   defp boot_message(%Error{kind: :python} = error),
