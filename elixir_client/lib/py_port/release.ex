@@ -28,10 +28,20 @@ defmodule PyPort.Release do
   """
 
   alias PyPort.Env
-  alias PyPort.Env.{Build, Config, Elf, Stamp}
+  alias PyPort.Env.{Build, Config, Elf, Inventory, Stamp}
 
-  # Compiled files that are not checked against their source's time: copies and image layers do not keep it.
-  @compileall ["-m", "compileall", "-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash"]
+  # Of the standard library, for a Python that comes along; its own tests are nobody's.
+  @compileall [
+    "-m",
+    "compileall",
+    "-q",
+    "-j",
+    "0",
+    "--invalidation-mode",
+    "unchecked-hash",
+    "-x",
+    "site-packages|/tests?/"
+  ]
 
   # What nobody needs to run a release.
   @left_behind ["include", "share", "lib/pkgconfig"]
@@ -57,10 +67,11 @@ defmodule PyPort.Release do
     {:ok, stamp} = Stamp.read(Env.base(), name)
     source = Path.join(Env.base(), stamp.dir)
     dir = Path.join(target, to_string(name))
+    original_packages_dir = stamp.python.packages_dir
     IO.puts("* copying the Python environment #{inspect(name)}")
 
     stamp = if carry?(carry, stamp), do: carry!(stamp, source, dir), else: refer!(stamp, source, dir)
-    compile(Path.join(dir, stamp.python.executable), Path.join(dir, stamp.python.packages_dir))
+    seal(Path.join(source, original_packages_dir), Path.join(dir, stamp.python.packages_dir))
     Stamp.write!(target, %{stamp | dir: to_string(name)} |> Map.drop([:lock_path]))
   end
 
@@ -99,10 +110,11 @@ defmodule PyPort.Release do
     # Scripts of packages call it so.
     File.ln_s(name, Path.join(python, "bin/python"))
     moved = Path.join("python/bin", name)
-    binaries = Build.binaries(python) ++ interpreter(Path.join(dir, moved))
+    compile_library(Path.join(dir, moved), Path.dirname(Path.join(python, library)))
+    binaries = Inventory.binaries(python) ++ interpreter(Path.join(dir, moved))
     packages_dir = Path.join("python", library)
     facts = %{stamp.python | executable: moved, packages_dir: packages_dir, base_prefix: "python"}
-    %{stamp | kind: :carried, needs: Build.needs(binaries), python: facts}
+    %{stamp | kind: :carried, needs: Inventory.needs(binaries), python: facts}
   end
 
   # Of the Python's own: not the packages that somebody has put into it, nor the programs they brought.
@@ -146,8 +158,40 @@ defmodule PyPort.Release do
 
   defp directory?(path), do: match?({:ok, %{type: :directory}}, File.lstat(path))
 
-  # Some packages ship files that are no Python of this version; those stay uncompiled, and nothing is lost.
-  defp compile(python, packages) do
-    System.cmd(python, ["-I" | @compileall] ++ [packages], stderr_to_stdout: true, env: [{"PYTHONHOME", nil}])
+  # The time stamps that compiled files are checked against get lost by copies and in image layers. So what was compiled
+  # at the build becomes "by hash, unchecked" (PEP 552): 12 bytes behind the magic number say so. Only where the stamp
+  # still is its source's; anything else is left for Python to judge.
+  defp seal(from, to) do
+    for path <- Path.wildcard(Path.join(from, "**/__pycache__/*.pyc")) do
+      with {:ok, <<magic::binary-size(4), 0::32, mtime::little-32, size::little-32>>} <- head(path),
+           {:ok, %{mtime: ^mtime, size: ^size}} <- path |> source() |> File.stat(time: :posix) do
+        write_head(Path.join(to, Path.relative_to(path, from)), <<magic::binary, 1::little-32, 0::64>>)
+      end
+    end
+  end
+
+  defp head(path),
+    do: with({:ok, file} <- File.open(path, [:read, :raw, :binary]), do: and_close(file, &:file.read(&1, 16)))
+
+  defp write_head(path, head) do
+    with {:ok, file} <- File.open(path, [:read, :write, :raw, :binary]),
+         do: and_close(file, &:file.pwrite(&1, 0, head))
+  end
+
+  defp and_close(file, fun) do
+    fun.(file)
+  after
+    File.close(file)
+  end
+
+  # pkg/__pycache__/name.cpython-312.pyc is compiled from pkg/name.py
+  defp source(path) do
+    name = path |> Path.basename() |> String.split(".") |> hd()
+    Path.join([Path.dirname(path), "..", name <> ".py"])
+  end
+
+  # Some files there are no Python of this version; those stay uncompiled, and nothing is lost.
+  defp compile_library(python, library) do
+    System.cmd(python, ["-I" | @compileall] ++ [library], stderr_to_stdout: true, env: [{"PYTHONHOME", nil}])
   end
 end

@@ -27,7 +27,7 @@ defmodule PyPort.Env.Advice do
        "builds from uv's cache alone."},
     {~r/was not found in the package registry|not found in the package registry|HTTP status client error \(404/,
      "No package of that name is on the index: check its spelling in pyproject.toml, and index: if it is a private one."},
-    {~r/No interpreter found|No download found|Python downloads are|No compatible interpreter|no Python installation/i,
+    {~r/No interpreter found|No download found|Python downloads are|No compatible interpreter|no Python installation|incompatible with the project's Python requirement/i,
      "No Python that fits requires-python is here, and uv did not download one. Install one, name one with python:, or " <>
        "allow the download (unset UV_PYTHON_DOWNLOADS and offline:)."},
     {~r/No solution found when resolving|requirements are unsatisfiable/,

@@ -3,7 +3,7 @@ defmodule PyPort.Env.Build do
   # uv doing the work. What is asked for is PyPort.Env.Config's, what was built PyPort.Env.Stamp's.
   @moduledoc false
 
-  alias PyPort.Env.{Advice, BuildLock, Config, Elf, Package, Platform, Specifier, Stamp}
+  alias PyPort.Env.{Advice, BuildLock, Config, Inventory, Package, Platform, Specifier, Stamp}
   alias PyPort.Uv
 
   @facts """
@@ -21,9 +21,6 @@ defmodule PyPort.Env.Build do
   }.items():
       print(f"{name}={value}")
   """
-
-  # These are libc itself, under its several names.
-  @libc ~r/^(ld-linux|ld64|ld-musl|libc\.|libm\.so|libpthread|libdl\.so|librt\.so|libutil\.so|libresolv|libnsl)/
 
   @doc "Whether what is built is what is asked for, on this machine."
   @spec current?(Path.t(), Config.t()) :: boolean()
@@ -179,7 +176,7 @@ defmodule PyPort.Env.Build do
          {:ok, python} <- facts(venv),
          :ok <- check_python(config, project, python),
          :ok <- Package.install(uv, config, python, dir, print),
-         {:ok, codec} <- codec(python) do
+         {:ok, codec} <- finish(python, print) do
       tidy(dir)
       {:ok, stamp(uv, config, dir, project, python, codec)}
     end
@@ -237,9 +234,8 @@ defmodule PyPort.Env.Build do
     # Without --python uv replaces an environment whose Python is not the one it would choose.
     python = ["--python", Path.join(venv, "bin/python")]
 
-    # Bytecode now: else the first request pays for it (seconds, for pandas), and on a read-only disk every one does.
     args =
-      ["sync", "--locked", "--no-dev", "--no-editable", "--compile-bytecode"] ++
+      ["sync", "--locked", "--no-dev", "--no-editable"] ++
         python ++ Config.index_args(config) ++ config.extra_args
 
     with {:ok, _said} <- Uv.run(uv, config, args, cd: project, env: env, print: print), do: :ok
@@ -304,11 +300,21 @@ defmodule PyPort.Env.Build do
     end
   end
 
-  defp codec(python) do
-    code = "from port_server.etf import codec_name; print(codec_name)"
+  # Bytecode now: else the first request pays for it (seconds, for pandas), and on a read-only disk every one does. Not
+  # uv's --compile-bytecode, because packages' own tests are half of what it compiles. A file that is no Python of this
+  # version stays uncompiled, and nothing is lost. The last line says which codec the server has.
+  @finish """
+  import compileall, re, sys
+  compileall.compile_dir(sys.argv[1], quiet=2, workers=0, rx=re.compile("/tests?/"))
+  from port_server.etf import codec_name
+  print("\\ncodec", codec_name)
+  """
 
-    case System.cmd(python.executable, ["-I", "-c", code], stderr_to_stdout: true) do
-      {said, 0} -> {:ok, String.trim(said)}
+  defp finish(python, print) do
+    print.("==> PyPort: compiling bytecode\n")
+
+    case System.cmd(python.executable, ["-I", "-c", @finish, python.purelib], stderr_to_stdout: true) do
+      {said, 0} -> {:ok, said |> String.split() |> List.last()}
       {said, _status} -> {:error, "the port server does not work in the new environment:\n#{said}"}
     end
   end
@@ -320,7 +326,6 @@ defmodule PyPort.Env.Build do
   # --- the record -------------------------------------------------------------------------------
 
   defp stamp(uv, config, dir, project, python, codec) do
-    binaries = binaries(python.purelib)
     platform = Platform.here()
 
     %{
@@ -334,7 +339,7 @@ defmodule PyPort.Env.Build do
       os: platform.os,
       machine: platform.machine,
       libc: platform.libc,
-      needs: needs(binaries),
+      needs: python.purelib |> Inventory.binaries() |> Inventory.needs(),
       requires_python: requires_python(project),
       codec: codec,
       python: %{
@@ -345,54 +350,7 @@ defmodule PyPort.Env.Build do
         base_prefix: python.base_prefix,
         packages_dir: Path.relative_to(python.purelib, dir)
       },
-      packages: packages(python.purelib)
-    }
-  end
-
-  @doc "The installed packages: name, version and a fingerprint of the list of their files."
-  @spec packages(Path.t()) :: [%{name: String.t(), version: String.t(), record: String.t()}]
-  def packages(purelib) do
-    for dir <- purelib |> Path.join("*.dist-info") |> Path.wildcard() |> Enum.sort() do
-      [name, version] = dir |> Path.basename(".dist-info") |> String.split("-", parts: 2)
-      %{name: name, version: version, record: record(dir)}
-    end
-  end
-
-  @doc false
-  def record(dist_info) do
-    case File.read(Path.join(dist_info, "RECORD")) do
-      {:ok, text} -> Config.fingerprint(text)
-      {:error, _none} -> ""
-    end
-  end
-
-  @doc "Every shared library and extension of a directory, read."
-  @spec binaries(Path.t()) :: [{Path.t(), Elf.t()}]
-  def binaries(dir) do
-    for path <- Path.wildcard(Path.join(dir, "**/*.so*")), {:ok, elf} <- [Elf.read(path)] do
-      {Path.relative_to(path, dir), elf}
-    end
-  end
-
-  @doc "What binaries need of a system: the oldest glibc, and the libraries that none of them brings."
-  @spec needs([{Path.t(), Elf.t()}]) :: %{glibc: String.t() | nil, libraries: [{String.t(), String.t()}]}
-  def needs(binaries) do
-    own = MapSet.new(binaries, fn {path, _elf} -> Path.basename(path) end)
-
-    libraries =
-      for {path, elf} <- binaries,
-          soname <- elf.needed,
-          not MapSet.member?(own, soname),
-          not (soname =~ @libc),
-          uniq: true do
-        {soname, path |> Path.split() |> hd()}
-      end
-
-    glibc = for({_path, %{glibc: version}} when is_binary(version) <- binaries, do: version)
-
-    %{
-      glibc: Enum.max_by(glibc, &Elf.numbers/1, fn -> nil end),
-      libraries: Enum.uniq_by(libraries, &elem(&1, 0))
+      packages: Inventory.packages(python.purelib)
     }
   end
 end

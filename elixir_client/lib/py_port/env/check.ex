@@ -3,7 +3,7 @@ defmodule PyPort.Env.Check do
   # finding has its own words, and they end with the way out. Looks at files; runs nothing.
   @moduledoc false
 
-  alias PyPort.Env.{Build, Elf, Platform, Specifier, Stamp}
+  alias PyPort.Env.{Elf, Inventory, Platform, Specifier, Stamp}
 
   @type finding :: {:refuse | :warn, atom(), String.t()}
 
@@ -96,7 +96,7 @@ defmodule PyPort.Env.Check do
 
     changed =
       for %{name: name, version: version, record: record} <- stamp.packages,
-          Build.record(Path.join(purelib, "#{name}-#{version}.dist-info")) != record,
+          Inventory.record(Path.join(purelib, "#{name}-#{version}.dist-info")) != record,
           do: "#{name} #{version}"
 
     if changed == [] do

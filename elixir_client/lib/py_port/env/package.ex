@@ -64,7 +64,17 @@ defmodule PyPort.Env.Package do
   end
 
   defp install_wheel(uv, config, python, wheel, print) do
-    args = ["pip", "install", "--quiet", "--python", python.executable, "--no-deps", wheel]
+    args = [
+      "pip",
+      "install",
+      "--quiet",
+      "--python",
+      python.executable,
+      "--no-deps",
+      "--compile-bytecode",
+      wheel
+    ]
+
     with {:ok, _said} <- Uv.run(uv, config, args, print: print), do: :ok
   end
 

@@ -41,12 +41,18 @@ defmodule PyPort.Env.BuildLockTest do
       Task.async(fn ->
         run(path, fn ->
           send(parent, :held)
-          Process.sleep(100)
+          assert_receive :enough, 5_000
         end)
       end)
 
     assert_receive :held, 5_000
-    run(path, fn -> :ok end)
+
+    waiting = fn words ->
+      send(parent, {:waiting, words})
+      send(holder.pid, :enough)
+    end
+
+    BuildLock.run(path, waiting, fn -> :ok end)
     assert_received {:waiting, words}
     assert words =~ "process #{System.pid()}"
     Task.await(holder)

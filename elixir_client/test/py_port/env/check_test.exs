@@ -1,7 +1,7 @@
 defmodule PyPort.Env.CheckTest do
   use ExUnit.Case, async: true
 
-  alias PyPort.Env.{Build, Check}
+  alias PyPort.Env.{Check, Inventory}
 
   @moduletag :tmp_dir
   @here %{os: "linux", machine: "x86_64", libc: {:glibc, "2.36"}}
@@ -21,7 +21,7 @@ defmodule PyPort.Env.CheckTest do
       libc: {:glibc, "2.36"},
       needs: %{glibc: "2.28", libraries: []},
       requires_python: "==3.12.*",
-      packages: [%{name: "thing", version: "1.0", record: Build.record(info)}],
+      packages: [%{name: "thing", version: "1.0", record: Inventory.record(info)}],
       python: %{
         version: "3.12.4",
         executable: "venv/bin/python",
