@@ -49,7 +49,7 @@ class Host:
         (self.path / "config").mkdir(exist_ok=True)
         config = self.path / "config/config.exs"
         config.write_text(f"import Config\n{elixir}\n")
-        # To Mix a younger configuration is a reason to compile everything again, which shows nothing here.
+        # To Mix a younger configuration is a reason to compile everything again.
         os.utime(config, (0, 0))
 
     def uv_init(self, toml=SMALL, **options):

@@ -28,15 +28,8 @@ defmodule PyPort.Application do
   defp default_server do
     case Application.get_env(:py_port, :server, []) do
       false -> []
-      options -> [{PyPort.Server, options |> in_environment() |> Keyword.put(:name, PyPort.Default)}]
+      options -> [{PyPort.Server, options |> PyPort.Env.put_default() |> Keyword.put(:name, PyPort.Default)}]
     end
-  end
-
-  # Whoever configures an environment means the default server to run in it.
-  defp in_environment(options) do
-    if options[:python] || options[:python_env] || not PyPort.Env.default?(),
-      do: options,
-      else: Keyword.put(options, :python_env, :default)
   end
 
   @doc false

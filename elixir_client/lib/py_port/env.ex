@@ -58,11 +58,16 @@ defmodule PyPort.Env do
   # The one place that turns the option `python_env:` into an interpreter.
   @spec interpreter(atom()) :: {:ok, Path.t()} | {:error, Error.t()}
   def interpreter(name) do
-    case fetch(name) do
-      {:ok, stamp, dir} -> checked(stamp, dir)
-      :error -> {:error, unavailable(missing(name))}
+    case {failure(name), fetch(name)} do
+      {nil, {:ok, stamp, dir}} -> checked(stamp, dir)
+      {nil, :error} -> {:error, unavailable(missing(name))}
+      # What an earlier build has left is not what is asked for now.
+      {words, _earlier} -> {:error, unavailable(words)}
     end
   end
+
+  # Why the build of an environment of the configuration has failed in this VM.
+  defp failure(name), do: :persistent_term.get({__MODULE__, :failure, name}, nil)
 
   defp checked(stamp, dir) do
     # What can change under a running VM is looked at every time, the rest once.
@@ -149,13 +154,9 @@ defmodule PyPort.Env do
   def release?, do: Path.basename(lib_dir()) != "py_port"
 
   defp missing(name) do
-    failure = :persistent_term.get({__MODULE__, :failure, name}, nil)
     known = for %Config{name: known} <- configured(), do: known
 
     cond do
-      failure != nil ->
-        failure
-
       release?() ->
         "this release carries no Python environment #{inspect(name)} (looked for #{Stamp.path(base(), name)}). Add the " <>
           "step to mix.exs: releases: [my_app: [steps: [:assemble, &PyPort.Release.copy_environments/1]]]"
@@ -183,16 +184,15 @@ defmodule PyPort.Env do
 
   # What the Mix compiler has just tried and failed at is not tried again in the same VM.
   defp ensure(config) do
-    unless :persistent_term.get({__MODULE__, :failure, config.name}, nil) do
+    unless failure(config.name) do
       with {:error, words} <- build(config), do: warn(words)
     end
   end
 
   @doc false
-  @spec build(Config.t(), Path.t() | nil, PyPort.Uv.print()) ::
-          {:ok, :built | :unchanged} | {:error, String.t()}
-  def build(config, base \\ nil, print \\ &IO.write/1) do
-    result = Build.run(config, base || base(), print)
+  @spec build(Config.t()) :: {:ok, :built | :unchanged} | {:error, String.t()}
+  def build(config) do
+    result = Build.run(config, base(), &IO.write/1)
     note(config.name, result)
     result
   end
@@ -217,9 +217,15 @@ defmodule PyPort.Env do
   end
 
   @doc false
-  # Whether the default server has an environment to run in.
-  @spec default?() :: boolean()
-  def default? do
+  # Whoever configures an environment means the default server to run in it.
+  @spec put_default(keyword()) :: keyword()
+  def put_default(options) do
+    if options[:python] || options[:python_env] || not default?(),
+      do: options,
+      else: Keyword.put(options, :python_env, :default)
+  end
+
+  defp default? do
     registered(:default) != nil or List.keymember?(named_places(), :default, 0) or
       (release?() and match?({:ok, _stamp, _dir}, fetch(:default))) or
       Enum.any?(configured(), &(&1.name == :default))
@@ -240,7 +246,7 @@ defmodule PyPort.Env do
     # A script has no `priv` to commit from: the lock lives with what it locked.
     config = %{config | host_dir: Path.join(base, "lock")}
 
-    case build(config, base) do
+    case Build.run(config, base, &IO.write/1) do
       {:ok, what} ->
         known? = registered(name) == base
         :persistent_term.put({__MODULE__, :place, name}, base)

@@ -92,7 +92,8 @@ defmodule PyPort.Env.Build do
   defp guarded(config, fun) do
     fun.() |> explain(config)
   rescue
-    error in [File.Error, File.CopyError, File.RenameError] ->
+    # ErlangError is what System.cmd/3 makes of a program that cannot be started.
+    error in [File.Error, File.CopyError, File.RenameError, ErlangError] ->
       explain({:error, Exception.message(error) <> posix_hint(error)}, config)
   end
 

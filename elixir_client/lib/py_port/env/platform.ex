@@ -7,11 +7,15 @@ defmodule PyPort.Env.Platform do
   @type libc :: {:glibc | :musl, String.t()} | :unknown
   @type t :: %{os: String.t(), machine: String.t(), libc: libc()}
 
-  @doc "What runs here."
+  @doc "What runs here; asked once, since it does not change under a running VM."
   @spec here() :: t()
   def here do
-    {_family, name} = :os.type()
-    %{os: to_string(name), machine: machine(), libc: libc(name)}
+    with nil <- :persistent_term.get(__MODULE__, nil) do
+      {_family, name} = :os.type()
+      here = %{os: to_string(name), machine: machine(), libc: libc(name)}
+      :persistent_term.put(__MODULE__, here)
+      here
+    end
   end
 
   @doc "The machine as `uname -m` calls it, of the BEAM that runs: on some systems 32 bits on a 64-bit kernel."
