@@ -3,7 +3,7 @@ defmodule PyPort.Env.Check do
   # finding has its own words, and they end with the way out. Looks at files; runs nothing.
   @moduledoc false
 
-  alias PyPort.Env.{Elf, Inventory, Platform, Specifier, Stamp}
+  alias PyPort.Env.{Advice, Elf, Inventory, Platform, Specifier, Stamp}
 
   @type finding :: {:refuse | :warn, atom(), String.t()}
 
@@ -118,6 +118,28 @@ defmodule PyPort.Env.Check do
        "The Python package #{package} needs the shared library #{soname}, which was not found on this system. If importing " <>
          "it fails, install the system's package with it (Debian: apt-file search #{soname}; Alpine: apk search so:#{soname})"}
     end
+  end
+
+  @doc "What is wrong with an interpreter that has said its version (`Python 3.12.4`)."
+  @spec answers(Stamp.t(), String.t()) :: [finding()]
+  def answers(stamp, said) do
+    with [_, version] <- Regex.run(~r/^Python (\S+)/, said),
+         {:error, words} <- running(stamp, version) do
+      [{:refuse, :python_replaced, words}]
+    else
+      _fine_or_unknown -> []
+    end
+  end
+
+  @doc "What is wrong with an interpreter that cannot even do that."
+  @spec fails(Stamp.t(), String.t()) :: [finding()]
+  def fails(stamp, said) do
+    advice = Advice.python(said) || "Build it again: mix py_port.sync --force"
+
+    words =
+      "has a Python that does not start (#{stamp.python.base_executable}): #{String.trim(said)}. #{advice}"
+
+    [refuse(:python_broken, stamp, String.trim_trailing(words, "."))]
   end
 
   @doc "Whether the Python that answers is the one that was meant, by what its `hello` says."

@@ -76,6 +76,39 @@ defmodule PyPort.EnvTest do
     assert words =~ "needs Python #{stamp.python.version}" and words =~ "mix py_port.sync --force"
   end
 
+  test "an interpreter that does not start is refused with what to do", %{name: name, options: options} do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+
+    File.write!(
+      link,
+      "#!/bin/sh\necho 'python: error while loading shared libraries: libffi.so.8: no such file' >&2\nexit 127\n"
+    )
+
+    File.chmod!(link, 0o755)
+    words = unavailable(name)
+
+    assert words =~ "a Python that does not start" and
+             words =~ "The shared library libffi.so.8 is missing here"
+  end
+
+  test "an interpreter of another version is refused before it looks for its packages", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+    File.write!(link, "#!/bin/sh\necho Python 3.99.1\n")
+    File.chmod!(link, 0o755)
+
+    assert unavailable(name) =~
+             "Python 3.99.1 runs, and the packages of the environment #{inspect(name)} are for Python 3."
+  end
+
   test "a record of another libc refuses the environment before anything runs", %{
     name: name,
     options: options
@@ -94,6 +127,12 @@ defmodule PyPort.EnvTest do
     change(name, &%{&1 | requires_python: "==3.99.*"})
     words = unavailable(name)
     assert words =~ "Python #{version} runs" and words =~ "==3.99.*"
+
+    # And by what the Python that was started says of itself.
+    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{"python" => version})
+    change(name, &%{&1 | requires_python: ">=3.11"})
+    assert Env.running(name, %{"python" => version}) == :ok
+    assert {:error, _error} = Env.running(name, %{"python" => "3.99.1"})
   end
 
   test "another node is told the same environments by variables and paths", %{name: name, options: options} do
