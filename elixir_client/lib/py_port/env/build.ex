@@ -237,9 +237,21 @@ defmodule PyPort.Env.Build do
 
     args =
       ["sync", "--locked", "--no-dev", "--no-editable"] ++
-        python ++ Config.index_args(config) ++ config.extra_args
+        python ++ own_packages(config, project) ++ Config.index_args(config) ++ config.extra_args
 
     with {:ok, _said} <- Uv.run(uv, config, args, cd: project, env: env, print: print), do: :ok
+  end
+
+  # uv keeps the wheel it has built of a directory until that directory's pyproject.toml changes; that something else in
+  # it has changed may be why we are here.
+  defp own_packages(%Config{project: nil}, _project), do: []
+
+  defp own_packages(_config, project) do
+    lock = File.read!(Path.join(project, "uv.lock"))
+
+    for [_, name] <-
+          Regex.scan(~r/\nname = "([^"]+)"\n(?:version = .*\n)?source = \{ (?:editable|directory) =/, lock),
+        do: "--reinstall-package=#{name}"
   end
 
   defp python_args(%Config{python: nil}), do: []
