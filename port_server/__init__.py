@@ -19,7 +19,7 @@ Calls into the BEAM, from code that runs in a server that Elixir started:
     send(pid, {"progress": 0.5})        # like Kernel.send/2
 
 A call that fails raises `ElixirError`. An Elixir function among the globals of a request is a
-`Callback`; a request that is cancelled where it waits gets `Cancelled`, a KeyboardInterrupt.
+`Callback`; a request that is cancelled gets `Cancelled`, a KeyboardInterrupt.
 """
 
 from __future__ import annotations

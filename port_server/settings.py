@@ -17,8 +17,10 @@ class Settings:
     """
 
     __slots__ = (
+        "cancel_resend_ms",
         "code_cache_entries",
         "exit_grace_ms",
+        "hangup_grace_ms",
         "heartbeat_interval_ms",
         "held_replies",
         "kept_buffer_bytes",
@@ -77,6 +79,11 @@ class Settings:
     owner has passed some on. 0 is no limit, and the default, because only an owner that says how
     much it takes is known to acknowledge."""
 
+    cancel_resend_ms: int
+    """Time between two tries to stop a request that was cancelled. Code may catch what is raised,
+    and what is raised in a `__del__` is lost. Long enough for a short `finally`, and some tries
+    within any grace."""
+
     code_cache_entries: int
     """Code objects kept. A host program has some hundreds of snippets; code built from data would
     grow without end."""
@@ -95,6 +102,11 @@ class Settings:
     exit_grace_ms: int
     """How long user threads and children may take to end when the server leaves; then it leaves
     without them. The owner of the port has a grace of its own, a second by default."""
+
+    hangup_grace_ms: int
+    """How long the server may take to leave by itself once the other side of the port has hung up;
+    then it is killed with its process group. Nobody is there to wait for it, and an orphan within
+    a second would be one too many."""
 
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
@@ -123,11 +135,13 @@ class Settings:
         output_batch_bytes: int = 8192,
         output_delay_ms: int = 20,
         output_window_bytes: int = 0,
+        cancel_resend_ms: int = 50,
         code_cache_entries: int = 1024,
         max_objects: int = 100_000,
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
+        hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,

@@ -149,13 +149,14 @@ class Port:
                 self.others.put(message)
 
     def _exactly(self, count):
-        data = b""
-        while len(data) < count:
+        data = bytearray(count)  # not joined: a frame may be 100 MiB
+        left = memoryview(data)
+        while left:
             try:
-                more = self.process.stdout.read(count - len(data))
+                more = self.process.stdout.readinto(left)
             except (OSError, ValueError):
                 return None
             if not more:
                 return None
-            data += more
-        return data
+            left = left[more:]
+        return bytes(data)

@@ -34,6 +34,8 @@ class Done:
 
     def __init__(self, process, said):
         self.status, self.said = process.returncode, said
+        # Without the records of Logger's that nobody wants to see but at the level debug.
+        self.plain = re.sub(r"\s*[\d:.]+ \[debug\] [^\n]*\n?", "", said)
 
     def __repr__(self):
         return f"status {self.status}\n{self.said}"

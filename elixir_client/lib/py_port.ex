@@ -25,7 +25,8 @@ defmodule PyPort do
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
       `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
-    * `:return` - `:value`, or `:object` for a `PyPort.Object` of whatever the value is. Default: `:value`.
+    * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
+      see `eval/3`. Default: `:value`.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
 
@@ -48,7 +49,7 @@ defmodule PyPort do
           | {:timeout, timeout()}
           | {:binary_as, :str | :bytes}
           | {:session, Session.t()}
-          | {:return, :value | :object}
+          | {:return, :value | :object | :globals}
           | {:owner, pid()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
@@ -62,6 +63,11 @@ defmodule PyPort do
   `globals` become the global names of the code; each request has a namespace of its own. Code that ends in a
   statement gives `nil`. `return` at the top level works.
 
+  `return: :globals` gives `{value, globals}`: a map of the names that the code has bound at its top level, by whatever
+  statement, with strings as keys. What has no counterpart in Elixir is a `PyPort.Object` there, as are the modules, functions
+  and classes that it imports and defines: passed to another request as globals they are what they were. Names that are only
+  read, deleted again, or brought by `import *` are not in it.
+
   ## Examples
 
       iex> PyPort.eval("x * 2", %{x: 21})
@@ -71,6 +77,9 @@ defmodule PyPort do
       {:ok, "positive"}
 
       iex> {:error, %PyPort.Error{kind: :python, type: "ZeroDivisionError"}} = PyPort.eval("1 / 0")
+
+      iex> PyPort.eval("total = sum(data); len(data)", %{data: [1, 2]}, return: :globals)
+      {:ok, {2, %{"total" => 3}}}
   """
   @spec eval(code(), globals(), [option()]) :: {:ok, term()} | {:error, Error.t()}
   def eval(code, globals \\ %{}, options \\ []) do
@@ -256,9 +265,11 @@ defmodule PyPort do
   end
 
   @doc """
-  Runs `fun`, and releases the objects that came to belong to the calling process meanwhile.
+  Runs `fun`, and releases the objects that came in meanwhile: by requests of the calling process, and by those of its
+  tasks that have brought them back before `fun` returns.
 
-  `transfer/2` keeps one; what it is that `fun` returns makes no difference.
+  `transfer/2` keeps one; what it is that `fun` returns makes no difference. Objects that were given to a process by
+  its name, with the option `:owner`, are kept as well, if it is not the calling one.
 
   ## Examples
 
@@ -282,6 +293,23 @@ defmodule PyPort do
   """
   @spec status(GenServer.server()) :: [Status.t()]
   def status(server \\ PyPort.Default), do: Status.of(server)
+
+  @doc """
+  Where each thread of a server's Python is, as Python's `faulthandler` prints it: the innermost call first.
+
+  It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
+  An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+
+  ## Examples
+
+      iex> {:ok, stacks} = PyPort.stacks()
+      iex> stacks =~ "(most recent call first)"
+      true
+  """
+  @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
+  def stacks(server \\ PyPort.Default) do
+    with {:ok, handle} <- Reach.running(server), do: PyPort.Server.Stacks.take(handle)
+  end
 
   @doc """
   Marks a binary as `bytes` for Python, whatever the option `:binary_as` says of the others.

@@ -92,6 +92,12 @@ defmodule PyPortTest do
       assert message =~ "binary_as" or message =~ "bytes"
     end
 
+    test "says of code that is no text what code is" do
+      assert {:error, %Error{kind: :protocol, message: message}} = PyPort.eval(<<255>>)
+      assert message =~ "UTF-8 text"
+      refute message =~ "binary_as"
+    end
+
     test "says that a value cannot be sent, and the server goes on" do
       assert {:error, %Error{kind: :encode}} = PyPort.eval("x = []; x.append(x); x")
       assert PyPort.eval("1") == {:ok, 1}

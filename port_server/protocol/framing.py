@@ -22,7 +22,7 @@ HEADER_BYTES = 4
 # Struct rather than int.from_bytes and to_bytes: half the time, once a message each way.
 _HEADER = Struct(">I")
 header = _HEADER.pack
-_length_at = _HEADER.unpack_from
+length_at = _HEADER.unpack_from
 # What `mmap` is for: above, the kernel hands out pages as data arrives, so that a header that
 # promises 900 MB costs nothing; below, a bytearray is cheaper.
 SMALL_BODY_BYTES = 1 << 16
@@ -80,7 +80,7 @@ class FrameReader:
         size = len(data)
         # One whole frame and nothing else: what a client that waits for its answer sends.
         if self.between and size >= HEADER_BYTES:
-            (length,) = _length_at(data)
+            (length,) = length_at(data)
             if length + HEADER_BYTES == size and length <= limit:
                 return [data[HEADER_BYTES:]]
         frames: list[Frame] = []
@@ -94,7 +94,7 @@ class FrameReader:
                 self._head = data[at:]
                 self.between = False
                 return frames
-            (length,) = _length_at(data, at)
+            (length,) = length_at(data, at)
             if length > limit:
                 self._refuse(length)
                 return frames

@@ -1,8 +1,9 @@
 """Messages <-> terms. No I/O and no running of anything; what a message does stands in `server`.
 
-A frame is looked at in two steps. `envelope` tells what it is and whose, for eval and call by
-comparing thirteen fixed bytes; nothing is built. The body is read when its turn comes, because its
-options say how, and because a request that was cancelled in the queue needs no reading at all.
+A frame is looked at in two steps. Its envelope tells what it is and whose: of eval and call it is
+thirteen fixed bytes, which the router compares; of anything else `parse` reads it. The body is read
+when its turn comes, because its options say how, and because a request that was cancelled in the
+queue needs no reading at all.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from port_server.etf import Atom, encode
+from port_server.etf import encode
 
 from .messages import atom_keys, id_term_of
 
@@ -20,7 +20,8 @@ def invoke_head(id_term: bytes, call_id: bytes, function: Any) -> bytes:
 
 def send(pid: Any, term: Any) -> bytes:
     """Write `{send, Pid, Term}`."""
-    return encode((Atom("send"), pid, term))
+    # The term by itself, so that an error names its place in it.
+    return encode(term, head=encode(pid, head=b"\x83h\x03w\x04send"))
 
 
 def heartbeat(status: Mapping[str, Any]) -> bytes:

@@ -40,6 +40,8 @@ class Cancelled(KeyboardInterrupt):
     asyncio does not swallow.
     """
 
+    __module__ = "port_server"  # where user code finds it
+
 
 class ElixirError(Exception):
     """What went wrong in a call into the BEAM.

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120  start path
 
 _PYTHON: Final = Atom("python")
+_MODULE: Final[Any] = type.__dict__["__module__"]
+_QUALNAME: Final[Any] = type.__dict__["__qualname__"]
 
 
 def describe(kind: str, type: str, message: str, **more: Any) -> dict[str, Any]:
@@ -43,6 +45,11 @@ def describe_value_error(kind: str, error: EtfError | ValueError) -> dict[str, A
     return describe(kind, type_name(error), str(error))
 
 
+def describe_cancelled(error: BaseException, settings: Settings) -> dict[str, Any]:
+    """Describe a request that was cancelled: where it was, as a traceback says it."""
+    return {**describe_exception(error, settings), "kind": Atom("cancelled"), "begun": True}
+
+
 def describe_exception(error: BaseException, settings: Settings) -> dict[str, Any]:
     """Describe an exception of user code: `traceback` is what Python itself would print."""
     try:
@@ -51,17 +58,38 @@ def describe_exception(error: BaseException, settings: Settings) -> dict[str, An
         try:
             message = f"{_text(error)} (its traceback could not be made: {type_name(second)})"
         except BaseException:
-            message = "the exception could not be described"
+            return describe_unseen(error)
         return describe("python", type_name(error), message)
 
 
+def describe_unseen(error: BaseException) -> dict[str, Any]:
+    """Describe an exception that raises when it is looked at."""
+    return describe("python", type_name(error), "the exception could not be described")
+
+
 def type_name(error: BaseException) -> str:
-    """Name the exception's class as Python prints it: builtins and `__main__` without a module."""
-    kind = type(error)
-    module = kind.__module__
-    if module in {"builtins", "__main__"} or not isinstance(module, str):
-        return kind.__qualname__
-    return f"{module}.{kind.__qualname__}"
+    """Name the exception's class; see `class_name`."""
+    return class_name(type(error))
+
+
+def class_name(kind: type) -> str:
+    """Name a class as Python prints it: those of builtins and `__main__` without a module.
+
+    By the attributes that every class has, whatever its metaclass makes of their names.
+    """
+    name = _plain(_QUALNAME.__get__(kind))
+    try:
+        module = _MODULE.__get__(kind)
+    except AttributeError:  # deleted
+        return name
+    if not isinstance(module, str) or module in {"builtins", "__main__"}:
+        return name
+    return f"{_plain(module)}.{name}"
+
+
+def _plain(text: str) -> str:
+    # Of a subclass, any method may be user code.
+    return valid(str.__str__(text))
 
 
 def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:

@@ -7,12 +7,13 @@ carries what init_code defined.
 from __future__ import annotations
 
 import builtins
-from sys import getrefcount
+from sys import getrefcount, is_finalizing
 
 from port_server.etf.errors import show
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
     from .snippet import Snippet
@@ -79,7 +80,11 @@ class Closed:
                 own += getrefcount(value) == 4
         return getrefcount(namespace), own
 
-    def __del__(self) -> None:
+    def __del__(self, _leaving: Callable[[], bool] = is_finalizing) -> None:
+        # While Python tears itself down nothing else of this module can be relied on, and all
+        # namespaces go anyway.
+        if _leaving():
+            return
         everybody, own = self.references()
         if everybody == _nobody + own:
             self.namespace.clear()
@@ -134,7 +139,7 @@ class Namespaces:
             SessionError: the name is taken.
         """
         if session in self._sessions:
-            raise SessionError(f"there is a session {show(session)} already; close it first")
+            raise SessionError(f"there is a session {_shown(session)} already; close it first")
         self._sessions[session] = self._base.copy()
 
     def close(self, session: bytes) -> Closed | None:
@@ -157,7 +162,7 @@ class Namespaces:
         namespace = self._sessions.get(session)
         if namespace is None:
             raise SessionError(
-                f"the session {show(session)} is not open: it was closed, or the process that "
+                f"the session {_shown(session)} is not open: it was closed, or the process that "
                 f"opened it has ended"
             )
         if values:
@@ -198,6 +203,13 @@ class Namespaces:
         if key == name and len(self._names) < _NAMES_LIMIT:
             self._names[name] = name
         return name
+
+
+def _shown(session: bytes) -> str:
+    try:
+        return show(session.decode())  # as who has opened it would write it
+    except UnicodeDecodeError:
+        return show(session)
 
 
 def _is_keyword(name: str) -> bool:

@@ -10,6 +10,8 @@ from itertools import count
 
 from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
 
+from . import failure
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -175,27 +177,14 @@ def describe(value: Any) -> tuple[str, str]:
 
     Only KeyboardInterrupt passes, because that is how a running request is stopped.
     """
-    try:
-        name = class_name(type(value))
-    except KeyboardInterrupt:
-        raise
-    except BaseException:  # a metaclass may do what it likes
-        name = "object"
+    name = _cut(failure.class_name(type(value)), LONGEST_TYPE)
     try:
         text = _cut(_show(value, 0), LONGEST_REPR)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        text = f"<{name} whose repr fails: {type(error).__name__}>"
+        text = _cut(f"<{name} whose repr fails: {failure.type_name(error)}>", LONGEST_REPR)
     return name, text
-
-
-def class_name(kind: type) -> str:
-    """Name a class as Python prints it: those of builtins and `__main__` without a module."""
-    module, name = kind.__module__, kind.__qualname__
-    if isinstance(module, str) and module not in {"builtins", "__main__"}:
-        name = f"{module}.{name}"
-    return _cut(name, LONGEST_TYPE)
 
 
 def _show(value: Any, depth: int) -> str:

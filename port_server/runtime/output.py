@@ -28,13 +28,12 @@ if TYPE_CHECKING:
     from port_server.settings import Settings
 
     class Window(Protocol):
-        """When signal handlers of user code may raise; the server's."""
+        """When signals may raise in the main thread; the server's."""
 
-        def close_for_a_moment(self) -> bool:
-            """Close it; give what `reopen` takes."""
+        alert: bool
 
-        def reopen(self, was_open: bool, /) -> None:
-            """Open it again, if it was; raises what a handler wanted to raise meanwhile."""
+        def deliver(self) -> None:
+            """Raise what waits until the code of ours is left."""
 
     # (id term, stream name, text); True where it must leave now. Called in any thread.
     Emit = Callable[[bytes, str, bytes, bool], None]
@@ -105,16 +104,14 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
-        collect: called in the main thread when a request has ended, before its reply: what other
-            threads have emitted is to leave first.
         begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
         running: the request that runs in the main thread, as the bytes of its id's term, or None.
         requests: those that have printed or started a thread, by id term.
         threads: the requests that threads belong to, by ident.
-        window: closed in the main thread while it hands on, so that no signal handler of user code
-            raises in the midst of that; None for none.
+        window: holds back what signals raise in the main thread while it prints, because a print
+            must not be cut short; None for none.
         window_bytes: how much of a request's output may be unacknowledged, 0 without a limit.
     """
 
@@ -124,7 +121,6 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
-        "collect",
         "may_wait",
         "requests",
         "running",
@@ -137,7 +133,6 @@ class Output:
         self.running: bytes | None = None
         self.requests: dict[bytes, Printed] = {}
         self.threads: dict[int, Printed] = {}
-        self.collect: Callable[[], None] | None = None
         self.begun: Callable[[], None] | None = None
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
@@ -196,8 +191,6 @@ class Output:
         printed.wake()
         if printed.parts:
             _lose(printed)
-        if self.collect is not None and get_ident() == self._thread:
-            self.collect()
 
     def disown(self) -> None:
         """Become a forked child: nothing printed here is any request's."""
@@ -239,12 +232,18 @@ class Output:
         # Whoever handed on, and why: slow prints leave by the clock and fill the window as well.
         if self._full(printed):
             self._wait(printed)
+        window = self.window
+        if window is not None and window.alert and get_ident() == self._thread:
+            window.deliver()
 
     def flush(self) -> None:
         """Hand on what the request of the code that asks printed, and have it leave now."""
         printed = self.current()
         if printed is not None:
             self._hand_on(printed, now=True)
+            window = self.window
+            if window is not None and window.alert and get_ident() == self._thread:
+                window.deliver()
 
     def flush_of(self, id_term: bytes) -> None:
         """Hand on what that request printed: something else that it sends comes after it."""
@@ -289,7 +288,10 @@ class Output:
 
     def _wait(self, printed: Printed) -> None:
         lock = None
+        window = self.window if get_ident() == self._thread else None
         while self._full(printed) and self.may_wait():
+            if window is not None and window.alert:  # `write` raises it
+                return
             if lock is None:
                 lock = allocate_lock()
                 lock.acquire()
@@ -302,19 +304,13 @@ class Output:
 
     def _hand_on(self, printed: Printed, *, now: bool, once: bool = False) -> None:
         """Emit what is collected, neighbours of one stream joined; with `now` it leaves at once."""
-        window = self.window if get_ident() == self._thread else None
-        was_open = window is not None and window.close_for_a_moment()
-        try:
-            while printed.parts and printed.busy.acquire(blocking=False):
-                try:
-                    self._empty(printed, now=now)
-                finally:
-                    printed.busy.release()
-                if once:
-                    break
-        finally:
-            if window is not None:
-                window.reopen(was_open)
+        while printed.parts and printed.busy.acquire(blocking=False):
+            try:
+                self._empty(printed, now=now)
+            finally:
+                printed.busy.release()
+            if once:
+                break
 
     def _empty(self, printed: Printed, *, now: bool) -> None:
         parts = printed.parts

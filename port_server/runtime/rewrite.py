@@ -19,10 +19,12 @@ _FUNCTIONS: Final = (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)
 _COMPREHENSIONS: Final = (_ast.ListComp, _ast.SetComp, _ast.DictComp, _ast.GeneratorExp)
 _TRIES: Final = (_ast.Try, _ast.TryStar)
 
-# On 3.11 and 3.12 an exception that a signal handler raises at the jump back of a `while` loop
-# counts as raised by the instruction before the loop. Where the loop is the first statement of a
-# `try`, that is outside of the `try`: its handlers are skipped.
-LOOPS_NEED_A_STEP: Final = sys.version_info < (3, 13)
+# An exception that a signal handler raises at the jump back of a `while` loop may miss the `try`
+# that the loop stands in, and with it `except`, `finally` and `with`:
+# - On 3.11 and 3.12 it counts as raised by the instruction before the loop. Where the loop is the
+#   first statement of the `try`, on the same line as its `while`, that is outside.
+# - On 3.13 the jump back of a loop with a condition, `while n: ...`, belongs to no `try` at all.
+_JUMPS_BEFORE_LOOP: Final = sys.version_info < (3, 13)
 
 
 def children(node: _ast.AST) -> Iterator[_ast.AST]:
@@ -175,16 +177,43 @@ def _without_annotation(statement: Any) -> Any:
     return statement
 
 
-def put_step_before_loops(tree: Any) -> None:
-    """Put something that does nothing before each `while` that is the first statement of a `try`.
+def let_loops_be_interrupted(tree: Any) -> None:
+    """Change `while` loops so that what a signal raises in them is caught around them."""
+    stack: list[Any] = [tree]
+    while stack:
+        node = stack.pop()
+        if _JUMPS_BEFORE_LOOP:
+            if isinstance(node, _TRIES) and isinstance(node.body[0], _ast.While):
+                _put_step(node.body)
+        elif (
+            isinstance(node, _ast.While)
+            and not node.orelse
+            and not isinstance(node.test, _ast.Constant)
+        ):
+            _move_condition(node)
+        stack.extend(children(node))
+
+
+def _put_step(body: list[Any]) -> None:
+    """Put something that does nothing before the loop.
 
     An empty list, because the compiler drops `pass` and constants.
     """
-    stack: list[_ast.AST] = [tree]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, _TRIES) and isinstance(node.body[0], _ast.While):
-            loop = node.body[0]
-            nothing = placed(_ast.List(elts=[], ctx=_ast.Load()), loop)
-            node.body.insert(0, placed(_ast.Expr(value=nothing), loop))
-        stack.extend(children(node))
+    loop = body[0]
+    nothing = placed(_ast.List(elts=[], ctx=_ast.Load()), loop)
+    body.insert(0, placed(_ast.Expr(value=nothing), loop))
+
+
+def _move_condition(loop: Any) -> None:
+    """Make `while True: if not condition: break` of it.
+
+    Not where there is an `else`: a `break` of its own would then belong to another loop.
+    """
+    test = loop.test
+    leave = _ast.If(
+        test=placed(_ast.UnaryOp(op=_ast.Not(), operand=test), test),
+        body=[placed(_ast.Break(), test)],
+        orelse=[],
+    )
+    loop.body.insert(0, placed(leave, test))
+    loop.test = placed(_ast.Constant(value=True), test)

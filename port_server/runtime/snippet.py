@@ -45,6 +45,7 @@ class Snippet(Timed):
         kind: PLAIN, COROUTINE, GENERATOR or ASYNC_GENERATOR: what `run` gives.
         source: the file it belongs to, for tracebacks; `__loader__` of its namespaces.
         line: where it begins there.
+        names: what its top level binds; see the property.
         text: its source.
         run: takes a namespace and gives the value or, unless it is plain, what is to be driven to
             get one.
@@ -54,6 +55,7 @@ class Snippet(Timed):
     __slots__ = (
         "_body",
         "_function",
+        "_names",
         "_tail",
         "kind",
         "line",
@@ -84,11 +86,27 @@ class Snippet(Timed):
         self._body = body
         self._tail = tail
         self._function = function
-        self.run: Callable[[dict[str, Any]], Any] = self._run
+        self._names: frozenset[str] | None = None
+        self.run: Callable[[dict[str, Any]], Any] = self.run_parts
         if tail is not None and body is None:
             self.run = partial(eval, tail)  # an expression alone: no Python frame in between
 
-    def _run(self, namespace: dict[str, Any]) -> Any:
+    @property
+    def names(self) -> frozenset[str]:
+        """What its top level binds, by whatever statement; not what `import *` and exec() bring.
+
+        Looked for when it is asked for, which is seldom. Names like `__this__` are Python's own.
+        """
+        if self._names is None:
+            tree: Any = compile(self.text, self.source.file, "exec", _ONLY_AST, dont_inherit=True)
+            names = rewrite.Scope(tree.body).names
+            self._names = frozenset(
+                name for name in names if not (name.startswith("__") and name.endswith("__"))
+            )
+        return self._names
+
+    def run_parts(self, namespace: dict[str, Any]) -> Any:
+        """Run the statements, then the last expression."""
         if self._body is not None:
             exec(self._body, namespace)  # noqa: S102  it is what this is for
         if self._tail is not None:
@@ -140,8 +158,8 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
     source = source_of(file)
     try:
         tree: Any = compile(padded, file, "exec", _ONLY_AST, dont_inherit=True)
-        if rewrite.LOOPS_NEED_A_STEP and "while" in text and "try" in text:
-            rewrite.put_step_before_loops(tree)
+        if "while" in text and ("try" in text or "with" in text):
+            rewrite.let_loops_be_interrupted(tree)
         snippet = None
         if any(word in text for word in ("return", "yield", "await", "async")):
             scope = rewrite.Scope(tree.body)

@@ -76,7 +76,8 @@ class ObjectTarget(Timed):
         Raises:
             AttributeError: the object has no such attribute.
         """
-        found = self._object
+        # Given away, because who timed the target last keeps it, and would keep the object alive.
+        found, self._object = self._object, None
         for name in self._names:
             found = getattr(found, name)
         return found

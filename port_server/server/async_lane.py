@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from port_server.runtime.output import Output
+    from port_server.settings import Settings
 
     from .channel import Channel, Part
     from .evaluate import Evaluator
@@ -36,14 +37,17 @@ class AsyncLane:
     """Runs what is to be awaited.
 
     Attributes:
+        counted: called when the number of `jobs` has changed.
         ended: called in the loop's thread with a job that has ended.
         ident: of the loop's thread, 0 before there is one.
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
+        resend_s: the time between two cancellations of a task that does not end.
     """
 
     __slots__ = (
         "_asyncio",
+        "_cancelling",
         "_channel",
         "_credits",
         "_evaluator",
@@ -52,19 +56,26 @@ class AsyncLane:
         "_making",
         "_output",
         "_tasks",
+        "counted",
         "ended",
         "ident",
         "jobs",
         "loop",
+        "resend_s",
     )
 
+    counted: Callable[[], None]
     ended: Callable[[Job], None]
     loop: asyncio.AbstractEventLoop
 
-    def __init__(self, channel: Channel, evaluator: Evaluator, output: Output) -> None:
+    def __init__(
+        self, channel: Channel, evaluator: Evaluator, output: Output, settings: Settings
+    ) -> None:
         self.ident = 0
         self.jobs: dict[bytes, Job] = {}
+        self.resend_s = settings.cancel_resend_ms / 1000
         self._asyncio: Any = None
+        self._cancelling: set[bytes] = set()
         self._channel = channel
         self._credits: dict[bytes, _Credit] = {}
         self._evaluator = evaluator
@@ -127,20 +138,26 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def after_fork(self) -> None:
+        """Let a child that was forked in the loop's thread end where it would wait in the loop."""
+        if get_ident() == self.ident:
+            self.loop.call_soon(self._evaluator.leave_if_forked)
+
     def _begin(self, job: Job) -> None:
-        job.elsewhere = True
-        self.jobs[job.id_term] = job
         if not self.ident:
             with self._making:
                 if not self.ident:
                     self._make()
+        job.elsewhere = True
+        self.jobs[job.id_term] = job
+        self.counted()
 
     def _make(self) -> None:
         import asyncio  # noqa: PLC0415  see the top
 
         self._asyncio = asyncio
         try:
-            import uvloop  # type: ignore[import-not-found]  # noqa: PLC0415  an option
+            import uvloop  # noqa: PLC0415  an option
         except ImportError:
             self.loop = asyncio.new_event_loop()
         else:
@@ -152,7 +169,13 @@ class AsyncLane:
             self.ident = get_ident()
             asyncio.set_event_loop(self.loop)
             self.loop.call_soon(running.release)
-            self.loop.run_forever()
+            # It returns for a `stop()` of user code, and lets out SystemExit and KeyboardInterrupt
+            # of a task of user code, which whoever awaits that task gets all the same.
+            while not self.loop.is_closed():
+                try:  # noqa: SIM105  contextlib is an import
+                    self.loop.run_forever()
+                except BaseException:  # noqa: S110
+                    pass
 
         start_thread(run)
         running.acquire()
@@ -194,7 +217,7 @@ class AsyncLane:
             parts = self._evaluator.reply(job.id_term, value, job, self._exports)
         except BaseException as error:
             parts = self._failed(job, error, step)
-        value = None
+        value = job.namespace = None
         self._finish(job, parts)
 
     async def _drive_stream(self, job: Job, value: Any) -> None:
@@ -238,14 +261,21 @@ class AsyncLane:
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
-            error = Cancelled("cancelled")
+            error = Cancelled("cancelled").with_traceback(error.__traceback__)
         return self._evaluator.failed(error, step, job.id_term, self._exports)
 
     def _cancel(self, id_term: bytes) -> None:
+        if id_term in self._tasks and id_term not in self._cancelling:
+            self._cancelling.add(id_term)
+            # Not at once: cancelled before its first step it would never begin, so never end.
+            self.loop.call_soon(self._cancel_again, id_term)
+
+    def _cancel_again(self, id_term: bytes) -> None:
         task = self._tasks.get(id_term)
         if task is not None:
-            # Not at once: cancelled before its first step it would never begin, so never end.
-            self.loop.call_soon(_cancel_once, task)
+            task.cancel()
+            # It may swallow that, as code in main may.
+            self.loop.call_later(self.resend_s, self._cancel_again, id_term)
 
     def _grant(self, id_term: bytes, count: int) -> None:
         credit = self._credits.get(id_term)
@@ -258,9 +288,12 @@ class AsyncLane:
             job.credit += count
 
     def _finish(self, job: Job, parts: list[Part]) -> None:
+        self._evaluator.leave_if_forked()
         self._tasks.pop(job.id_term, None)
+        self._cancelling.discard(job.id_term)
         self._credits.pop(job.id_term, None)
         self.jobs.pop(job.id_term, None)
+        self.counted()
         self._output.end(job.id_term)
         self._hold(parts)
         self.ended(job)
@@ -274,11 +307,6 @@ class AsyncLane:
     def _flush(self) -> None:
         self._flushing = False
         self._channel.write_out()
-
-
-def _cancel_once(task: asyncio.Task[None]) -> None:
-    if not task.cancelling():
-        task.cancel()
 
 
 class _Credit:

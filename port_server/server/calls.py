@@ -126,6 +126,7 @@ class Calls:
         "_channel",
         "_control",
         "_dispatcher",
+        "_gone",
         "_lane",
         "_numbers",
         "_settings",
@@ -146,6 +147,7 @@ class Calls:
     ) -> None:
         self.pending: dict[bytes, Call] = {}
         self._async = async_lane
+        self._gone = False
         self._baton = baton
         self._channel = channel
         self._control = control
@@ -236,7 +238,8 @@ class Calls:
                 call.wake()
 
     def fail_all(self) -> None:
-        """Let everyone who waits know that no answer comes."""
+        """Let everyone who waits know that no answer comes, and whoever calls from now on."""
+        self._gone = True
         for call in list(self.pending.values()):
             call.failure = RuntimeError(GONE)
             call.wake()
@@ -261,6 +264,8 @@ class Calls:
         if exports.ids:
             parts = messages.with_objects(parts, exports.take())
         self.pending[call.id] = call
+        if self._gone:  # looked at once the call can be seen: nobody is missed
+            raise RuntimeError(GONE)
         self._channel.hold(parts)
         self._channel.write_out()
 
@@ -287,6 +292,7 @@ class Calls:
                 self._baton.let_go()
         finally:
             lane.resume(paused)
+        lane.check()
         return self._result(call)
 
     def _pump(self, call: Call) -> None:
@@ -299,7 +305,8 @@ class Calls:
                 dispatcher.run_one(call.queue)
             elif call.streams:
                 dispatcher.advance(call.streams)
-            elif not dispatcher.read():
+            # For a session that another lane has: its end is to be heard as well.
+            elif not (dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()):
                 raise RuntimeError(GONE)
             else:
                 self._channel.write_out()  # a pong, an error: what routing has held

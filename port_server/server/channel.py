@@ -63,6 +63,7 @@ class Channel:
             happen inside of a print of user code; whoever runs the loop looks here.
         held: frames that wait to be written, each as bytes or as a list of parts.
         reader: cuts what comes into frames.
+        silent: whether nothing is written yet, see `keep_silent`.
         writing: the lock that a writer holds.
     """
 
@@ -79,6 +80,7 @@ class Channel:
         "gone",
         "held",
         "reader",
+        "silent",
         "writing",
     )
 
@@ -86,6 +88,7 @@ class Channel:
         self.gone = False
         self.held: deque[bytes | list[Part]] = deque()
         self.reader = FrameReader(settings.max_frame_bytes, settings.kept_buffer_bytes)
+        self.silent = False
         self.writing = allocate_lock()
         self._acquire = self.writing.acquire
         self._release = self.writing.release
@@ -96,6 +99,34 @@ class Channel:
         self._read_bytes = settings.read_bytes
         self._stdio = stdio
         self._poll: poll | None = None
+
+    def keep_silent(self) -> None:
+        """Hold whatever is to be written until `begin`. For the main thread.
+
+        To have the lock is all it takes: who finds it taken leaves writing to who has it.
+        """
+        self._acquire()
+        self._writer = self._main
+        self.silent = True
+
+    def begin(self, frame: bytes, *, alone: bool = False) -> None:
+        """Write the first frame of all, and then, unless it is to be alone, what was held."""
+        if alone:
+            self.held.clear()
+        self.held.appendleft(header(len(frame)) + frame)
+        self.silent = False
+        self._drain()
+        self.write_out()
+
+    def receive(self) -> bytes | None:
+        """Wait for bytes, between frames; give them as they came, and None at the end.
+
+        For main's loop, which may know what they are without `FrameReader.feed`.
+        """
+        try:
+            return os.read(self._stdio.reads, self._read_bytes) or None
+        except OSError as error:
+            return b"" if self._failed(error) else None
 
     def read(self) -> list[Frame] | None:
         """Wait for bytes; give the frames they complete, often none, and None at the end.
@@ -115,14 +146,18 @@ class Channel:
             count = os.readv(self._stdio.reads, (room,))
             return reader.filled(count) if count else None
         except OSError as error:
-            if _is_foreign(error):
-                raise
-            if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
-                self._wait(None)
-                return []
-            # User code closed the fd, or the other side reset: either way nothing more comes.
-            self.gone = True
-            return None
+            return [] if self._failed(error) else None
+
+    def _failed(self, error: OSError) -> bool:
+        """Cope with what a read raised; tell whether to read again."""
+        if _is_foreign(error):
+            raise error
+        if type(error) is BlockingIOError:  # who shares the pipe made it non-blocking
+            self._wait(None)
+            return True
+        # User code closed the fd, or the other side reset: either way nothing more comes.
+        self.gone = True
+        return False
 
     def readable(self) -> bool:
         """Tell whether `read` would return at once."""
@@ -163,13 +198,14 @@ class Channel:
         """
         if self.gone:
             return
-        size = sum(map(len, parts))
-        if len(parts) == 1 and size <= _JOINED_BYTES:
+        if len(parts) == 1 and (size := len(parts[0])) <= _JOINED_BYTES:
             self.held.append(header(size) + parts[0])
             self._held_bytes += size
             if self._held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
                 self.write_out()
-        elif self._writer == get_ident():  # printed by what interrupted our own writing
+            return
+        size = sum(map(len, parts))
+        if self.silent or self._writer == get_ident():  # the latter in the midst of our writing
             self.held.append([header(size), *map(bytes, parts)])
         else:
             self.held.append([header(size), *parts])
@@ -181,7 +217,8 @@ class Channel:
         """Write everything that is held, or leave it to the thread that is writing just now."""
         while self.held:
             if not self._acquire(blocking=False):
-                if self._held_bytes < _MOST_UNWRITTEN_BYTES or self._writer == get_ident():
+                few = self._held_bytes < _MOST_UNWRITTEN_BYTES
+                if few or self.silent or self._writer == get_ident():
                     return
                 self._acquire()
             self._drain()
@@ -199,14 +236,19 @@ class Channel:
         try:
             while held and not self.gone:
                 parts: list[Part] = []
-                while held and len(parts) < _MOST_GATHERED:
+                small: list[bytes] = []
+                while held and len(small) < _MOST_GATHERED:
                     frame = held.popleft()
                     if type(frame) is bytes:
-                        parts.append(frame)
-                    else:
-                        parts += frame
+                        small.append(frame)
+                    else:  # with small frames before it, which it must not overtake
+                        parts = frame
+                        break
                 if not held:
                     self._held_bytes = 0
+                # Small ones as one: a buffer costs a writev more than copying it.
+                if small:
+                    parts = [b"".join(small), *parts]
                 self._write_rest(parts, 0)
             if self.gone:
                 held.clear()

@@ -14,6 +14,7 @@ from time import monotonic
 from port_server.protocol import outgoing
 from port_server.protocol.framing import FramingError
 
+from . import hangup
 from .baton import waiter
 
 TYPE_CHECKING = False
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
     from port_server.settings import Settings
 
     from .baton import Baton
+    from .cancel import Cancels
     from .channel import Channel
     from .dispatcher import Dispatcher
     from .heartbeat import Vitals
+    from .page import Page
     from .stdio import Stdio
 
 TICK_S: Final = 0.005
@@ -67,11 +70,13 @@ class Control:
     __slots__ = (
         "_baton",
         "_beat_s",
+        "_cancels",
         "_channel",
         "_dispatcher",
         "_next_beat",
         "_output",
         "_over",
+        "_page",
         "_serving",
         "_stdio",
         "_vitals",
@@ -86,13 +91,17 @@ class Control:
         dispatcher: Dispatcher,
         vitals: Vitals,
         output: Output,
+        cancels: Cancels,
+        page: Page,
     ) -> None:
         self.ident = 0
         self._baton = baton
+        self._cancels = cancels
         self._stdio = stdio
         self._channel = channel
         self._dispatcher = dispatcher
         self._output = output
+        self._page = page
         self._serving = False
         self._vitals = vitals
         self._beat_s = self._next_beat = _NEVER
@@ -125,10 +134,14 @@ class Control:
             try:
                 self._tick_on()
             except BaseException as error:
-                # Must not die: nobody would read while main runs code, and no beat would come.
-                from port_server import log  # noqa: PLC0415  structlog is not for the start path
+                # Must not die: nobody would read while main runs code, and no beat would come. Near
+                # a memory limit a log record may be too much as well.
+                try:
+                    from port_server import log  # noqa: PLC0415  structlog is not for the start path
 
-                log.error("control_thread", error=repr(error))
+                    log.error("control_thread", error=repr(error))
+                except BaseException:
+                    self._sleep(TICK_S)
 
     def _tick_on(self) -> None:
         baton = self._baton
@@ -142,6 +155,8 @@ class Control:
                 self._output.tick(now)
             if now >= self._next_beat:
                 self._beat(now)
+            if self._cancels.tick() < _NEVER:
+                quiet = 0
             if quiet < QUIET_TICKS:
                 self._sleep(min(TICK_S, self._next_beat - now))
             else:
@@ -187,10 +202,11 @@ class Control:
             wait_s = self._next_beat - now
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
+            wait_s = min(wait_s, self._cancels.tick())
             for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:
-                        baton.waker.renew()
+                        self._renew()
                         return
                     baton.waker.clear()
                 elif not (baton.wanted or self._read()):
@@ -211,6 +227,7 @@ class Control:
         return True
 
     def _beat(self, now: float) -> None:
+        self._page.beat(self._dispatcher.requests)
         if self._channel.writing.locked():
             # A frame is on its way, or the other side does not read: then no beat may be queued.
             self._next_beat = now + _BEAT_AGAIN_S
@@ -219,11 +236,16 @@ class Control:
         self._channel.hold([outgoing.heartbeat(self._vitals.beat())])
         self._channel.write_out()
 
+    def _renew(self) -> None:
+        """User code has closed our fds."""
+        self._baton.waker.renew()
+        hangup.watch_parent()
+
     def _sleep(self, seconds: float) -> None:
         waker = self._baton.waker
         for _fd, events in waiter(waker.fd).poll(_milliseconds(seconds)):
             if events & POLLNVAL:
-                waker.renew()
+                self._renew()
             else:
                 waker.clear()
 

@@ -15,7 +15,7 @@ from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT
 from port_server.runtime.objects import Exports
 
 from .baton import Waker, waiter
-from .jobs import open_job
+from .page import LENGTH_AT
 from .router import BODY_AT, Router
 from .streams import Stream
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .async_lane import AsyncLane
     from .baton import Baton
     from .calls import Call
-    from .channel import Channel
+    from .channel import Channel, Part
     from .jobs import Job
     from .lanes import MainLane
     from .router import Queued
@@ -95,9 +95,15 @@ class Dispatcher(Router):
         """Whether so much waits that no more is to be read ahead."""
         # Counted only here, while user code runs long, and not in the hot path. Never with a call
         # under way: its answer may stand behind the requests.
+        # Of a copy, because whoever reads the port adds to it meanwhile.
         return not self.calls.pending and (
-            sum([len(entry[0]) for entry in self.queue]) > self._max_queue_bytes
+            sum([len(entry[0]) for entry in tuple(self.queue)]) > self._max_queue_bytes
         )
+
+    @property
+    def elsewhere(self) -> int:
+        """How many requests are under way elsewhere than in main, or not at once."""
+        return len(self._async.jobs) + len(self.streams) + len(self.guests)
 
     @property
     def unfinished(self) -> bool:
@@ -106,10 +112,23 @@ class Dispatcher(Router):
 
     # --- main's loop ------------------------------------------------------------------------------
 
+    def answered(self, lane: MainLane, parts: list[Part] | None) -> None:
+        """Write the reply of a request that came alone, and run what has come meanwhile."""
+        if parts is not None:
+            self._channel.send(parts)
+        elif self._channel.held:  # by the control thread, while this ran
+            self._channel.write_out()
+        lane.running = None
+        page = lane.page.map
+        if page is not None:
+            page[LENGTH_AT] = 0
+        if self.queue or self.ready:  # read by the control thread meanwhile
+            self.work()
+
     def dispatch(self, frames: list[Frame]) -> None:
         """Act on everything that one read brought, and write what came of it. For main."""
         if len(frames) == 1:
-            # The hot path: one request, nothing to put in order, no look at the clock.
+            # One request: nothing to put in order.
             frame = frames[0]
             start = frame[:ID_LENGTH_AT]
             kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
@@ -117,12 +136,8 @@ class Dispatcher(Router):
                 at = BODY_AT + frame[ID_LENGTH_AT]
                 if len(frame) > at:
                     id_term = bytes(frame[ID_TERM_AT:at])
-                    parts = self._lane.answer(frame, kind, id_term, at, 0.0)
-                    if parts is not None:
-                        self._channel.send(parts)
-                    self._lane.running = None
-                    if self.queue or self.ready:  # read by the control thread meanwhile
-                        self.work()
+                    lane = self._lane
+                    self.answered(lane, lane.answer(frame, kind, id_term, at, 0.0))
                     return
         self.route(frames)
         objects = self._lane.evaluator.objects
@@ -130,6 +145,7 @@ class Dispatcher(Router):
             # What was released may have a __del__; it runs here and where a request ends.
             self._baton.let_go()
             objects.drop()
+            self._lane.evaluator.leave_if_forked()
             self._baton.take_back()
         self.work()
 
@@ -143,16 +159,25 @@ class Dispatcher(Router):
             elif not self.queue:
                 break
         self._channel.write_out()
+        self._lane.page.clear()
 
-    def wait(self, seconds: float | None = None, *, reading: bool = True) -> bool:
-        """Wait for the port and for other threads to say something; False at the end of input."""
+    def wait(
+        self, seconds: float | None = None, *, reading: bool = True, call: Call | None = None
+    ) -> bool:
+        """Wait for the port and for other threads to say something; False at the end of input.
+
+        With `call`, for what was made from within it: main can run nothing else just now.
+        """
         waiting = waiter(self._waker.fd)
         if reading:
             waiting.register(self._stdio.reads, POLLIN)
         self.watching = True
         try:
             self.attend()
-            if self.queue or self.ready or not self.unfinished:
+            if call is not None:
+                if call.queue or call.streams or not self.turns.held:
+                    return True
+            elif self.queue or self.ready or not self.unfinished:
                 return True
             woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
         finally:
@@ -164,7 +189,7 @@ class Dispatcher(Router):
         return True
 
     def job_ended(self, job: Job) -> None:
-        """Take note that a job has ended in another lane. For any thread."""
+        """Take note that a job has ended elsewhere than in main. For any thread."""
         if job.session is not None:
             self.turns.ended.append(job)
         else:
@@ -202,6 +227,7 @@ class Dispatcher(Router):
             self._channel.hold(parts)
         self._lane.running = None
         self._channel.write_out()
+        self._lane.page.clear()
 
     def _run(self) -> None:
         """Run the requests that are queued now, in order.
@@ -259,6 +285,7 @@ class Dispatcher(Router):
         lane = self._lane
         id_term, lane.running = lane.running, None
         lane.below.clear()
+        lane.cancelled.clear()
         lane.forget(id_term)
         if id_term is not None:
             self._channel.hold(lane.evaluator.failed(error, "run", id_term, lane.evaluator.exports))
@@ -273,7 +300,11 @@ class Dispatcher(Router):
         lane.enter(stream.job.id_term)
         self._baton.let_go()
         try:
-            parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            try:
+                parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                evaluator = lane.evaluator
+                parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
             lane.leave(ended=parts is not None)
         finally:
             self._baton.take_back()
@@ -281,13 +312,15 @@ class Dispatcher(Router):
         stream.ready = False
         if parts is not None:
             del self.streams[stream.job.id_term]
+            lane.page.count()
             self._channel.hold(parts)
             self.turns.end(stream.job)
-            lane.cancelled.discard(stream.job.id_term)
+            lane.settle(stream.job.id_term, ended=True)
         elif stream.can_go_on:
             stream.ready = True
             ready.append(stream)
         self._channel.write_out()
+        lane.page.clear()
 
     def take_over(self, job: Job, value: Any) -> None:
         """Go on with a request whose value is to be awaited or iterated. For any thread."""
@@ -295,11 +328,10 @@ class Dispatcher(Router):
         kind = type(value)
         if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
             self._async.drive(job, value)
-            if job.id_term in self._lane.cancelled:  # while it ran in main
-                self._async.cancel(job.id_term)
             return
         job.elsewhere = True
         stream = self.streams[job.id_term] = Stream(job, value)
+        self._lane.page.count()
         self._arrivals.append(stream)  # `attend` is called when main has the baton again
 
     def attend(self) -> None:
@@ -325,24 +357,25 @@ class Dispatcher(Router):
 
     def run_guest(self, entry: Queued) -> None:
         """Evaluate a request in the calling thread, which waits for the call that it came from."""
-        frame, kind, id_term, at, arrived = entry
+        frame, kind, id_term, _at, arrived = entry
         evaluator = self._lane.evaluator
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
+        self._lane.page.count()
         token = self._async.enter(id_term)
-        job = None
+        job = self.turns.jobs[id_term]  # begun where it was placed
         try:
-            job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            if job.special:
-                self.turns.jobs[id_term] = job
+            job.check_deadline((monotonic() - arrived) * 1000)
             parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
+            evaluator.leave_if_forked()
             self._async.leave(token, id_term)
             self.guests.discard(id_term)
-            if job is not None and not job.elsewhere:
-                self.turns.jobs.pop(id_term, None)
+            self._lane.page.count()
+            if not job.elsewhere:
+                self.job_ended(job)
         if parts is not None:
             self._channel.hold(parts)
             self._channel.write_out()

@@ -1,26 +1,22 @@
 """One request, from the bytes of its body to those of its reply, in whatever thread it runs.
 
 User code is run in here and nowhere else: decoding, running, encoding, dropping and describing a
-failure may all be its doing. Locks, the baton and whose turn it is are for the lanes. What has no
-value at once, because it is to be awaited or iterated, is handed to `take_over`.
+failure may all be its doing. What becomes the reply, and how, stands in `replies`. Locks, the baton
+and whose turn it is are for the lanes. What has no value at once, because it is to be awaited or
+iterated, is handed to `take_over`.
 """
 
 from __future__ import annotations
 
 import gc
-import os
 from _thread import allocate_lock
 from sys import getrefcount
 
-from port_server.etf import DecodeError, EncodeError, Struct, encode_parts, read_term
-from port_server.protocol import messages
-from port_server.protocol.messages import OK_HEAD, ProtocolError
-from port_server.runtime import failure
-from port_server.runtime.beam import Cancelled
+from port_server.etf import Struct, read_term
+from port_server.protocol.messages import ProtocolError
 from port_server.runtime.namespace import (
     NamespaceError,
     Namespaces,
-    SessionError,
     exact_key,
 )
 from port_server.runtime.objects import MODULE as OBJECT_MODULE
@@ -28,14 +24,14 @@ from port_server.runtime.objects import Exports, Objects
 from port_server.runtime.snippet import ASYNC_GENERATOR, GENERATOR, PLAIN, Snippet, Snippets
 from port_server.runtime.targets import ObjectTarget, TargetError, Targets
 
-from .jobs import ExpiredError, Job, named
+from .jobs import Job, named
+from .replies import DEFAULT_MAX_DEPTH, NotStreamedError, Replies
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Final, NoReturn
+    from typing import Any, Final
 
-    from port_server.etf import EtfError
     from port_server.protocol.framing import Frame
     from port_server.runtime.targets import Target
     from port_server.settings import Settings
@@ -55,18 +51,13 @@ _ALONE: Final = _references_of_a_local()
 _MOST_LINES: Final = 10_000_000
 _BINARY_EXT: Final = b"m"
 _MOST_LEARNED: Final = 4096
-DEFAULT_MAX_DEPTH: Final = 512  # the codec's
 # What most requests give: none of these is to be awaited.
 _PLAIN_TYPES: Final = frozenset(
     (int, str, float, bool, type(None), list, dict, tuple, bytes, set, frozenset)
 )
 
 
-class NotStreamedError(Exception):
-    """A top-level `yield` in a request that is no stream."""
-
-
-class Evaluator:
+class Evaluator(Replies):
     """Evaluates requests.
 
     Attributes:
@@ -81,12 +72,8 @@ class Evaluator:
         "_awaited",
         "_channel",
         "_compiling",
-        "_encode",
-        "_max_bytes",
         "_read",
-        "_settings",
         "_snippets",
-        "_stdio",
         "_targets",
         "exports",
         "namespaces",
@@ -98,6 +85,7 @@ class Evaluator:
     take_over: Callable[[Job, Any], None]
 
     def __init__(self, stdio: Stdio, channel: Channel, settings: Settings) -> None:
+        super().__init__(stdio)
         self.namespaces = Namespaces()
         self.objects = Objects(settings)
         self.objects.install()
@@ -107,22 +95,18 @@ class Evaluator:
         self._channel = channel
         self._compiling = allocate_lock()
         self._snippets = Snippets(settings.code_cache_entries)
-        self._stdio = stdio
         self._targets = Targets()
         self.limit(settings)
 
     def limit(self, settings: Settings) -> None:
         """Hold later requests to other settings; `init` brings them."""
-        self._settings = settings
-        self._max_bytes = settings.max_frame_bytes
+        super().limit(settings)
         self.objects.limit = settings.max_objects
         self._read = read_term
-        self._encode = encode_parts
         depth = settings.max_depth
         # Else not passed on: an argument costs as much as a small value.
         if depth != DEFAULT_MAX_DEPTH:
             self._read = lambda *where, **how: read_term(*where, **how, max_depth=depth)
-            self._encode = lambda value, **how: encode_parts(value, **how, max_depth=depth)
 
     def evaluate(
         self,
@@ -174,6 +158,8 @@ class Evaluator:
                     values = self.namespaces.fresh(entry, values)
                 else:
                     values = self.namespaces.of_session(job.session, entry, values)
+                if job is not None and job.returns == "globals":
+                    job.namespace, job.names = values, entry.names
                 if entry.kind is not PLAIN:
                     _check_yield(entry, job)
                 if self._channel.held and entry.suspect:
@@ -207,54 +193,30 @@ class Evaluator:
             if type(value) not in _PLAIN_TYPES and hasattr(type(value), "__await__"):
                 if len(self._awaited) < _MOST_LEARNED:
                     self._learn(code)
-                self.take_over(job or Job(frame, kind, id_term, at), value)
+                job = job or Job(frame, kind, id_term, at)
+                self.take_over(job, value)
             elif job is not None and job.stream:
                 self.take_over(job, value)
             else:
                 parts = self.reply(id_term, value, job, exports)
         except BaseException as error:
-            parts = self.failed(error, step, id_term, exports)
+            # Else somebody goes on with it: a signal has come just behind that.
+            if job is None or not job.elsewhere:
+                parts = self.failed(error, step, id_term, exports)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.
-        cyclic = getrefcount(values) > _ALONE and type(values) is dict
-        code = values = kwargs = value = None
-        # A session's namespace stays, and so does that of what goes on elsewhere.
-        if cyclic and gc.isenabled() and parts is not None and (job is None or not job.special):
-            gc.collect(1)
+        try:
+            cyclic = getrefcount(values) > _ALONE and type(values) is dict
+            code = values = kwargs = value = None
+            if job is not None and parts is not None:
+                job.namespace = None
+            # A session's namespace stays, and so does that of what goes on elsewhere.
+            if cyclic and gc.isenabled() and parts is not None and (job is None or not job.session):
+                gc.collect(1)
+        except BaseException:  # noqa: S110  raised by a signal; the reply is there already
+            pass
         return parts
-
-    def reply(
-        self,
-        id_term: bytes,
-        value: Any,
-        job: Job | None,
-        exports: Exports,
-        head: bytes = OK_HEAD,
-    ) -> list[Part]:
-        """Write the reply that carries `value`.
-
-        Raises:
-            EncodeError: it cannot be written.
-        """
-        if job is not None and job.returns == "object":
-            value = exports.export(value)
-        parts: list[Part] = self._encode(
-            value, head=head + id_term, default=exports.export, max_bytes=self._max_bytes
-        )
-        if exports.ids:
-            parts = messages.with_objects(parts, exports.take())
-        return parts
-
-    def failed(
-        self, error: BaseException, step: str, id_term: bytes, exports: Exports
-    ) -> list[Part]:
-        """Write the reply for what went wrong at `step`."""
-        if self._stdio.forked:
-            leave_child(error)
-        if exports.ids:
-            exports.undo()
-        return [messages.error(id_term, self._description(error, step))]
 
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.
@@ -309,33 +271,6 @@ class Evaluator:
             _tag, text, file, line = code
             return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
 
-    def _description(self, error: BaseException, step: str) -> dict[str, Any]:
-        if isinstance(error, ProtocolError):
-            return failure.describe_value_error("protocol", error)
-        if isinstance(error, ExpiredError):
-            return failure.describe("timeout", "", str(error), begun=False)
-        if isinstance(error, NotStreamedError):
-            return failure.describe("protocol", "", str(error))
-        if isinstance(error, Cancelled):
-            return failure.describe("cancelled", "", str(error) or "cancelled", begun=True)
-        if isinstance(error, DecodeError) and step not in {"run", "result"}:
-            kind = "protocol" if step in {"options", "code", "target"} else "decode"
-            return failure.describe_value_error(kind, error.at(step))
-        if isinstance(error, TargetError):
-            return failure.describe_value_error("protocol", error)
-        if isinstance(error, SessionError):
-            return failure.describe("unavailable", "", str(error), begun=False)
-        if isinstance(error, NamespaceError):
-            return failure.describe_value_error("decode", error)
-        if isinstance(error, EncodeError) and step == "result":
-            return failure.describe_value_error("encode", self._about_size(error))
-        return failure.describe_exception(error, self._settings)
-
-    def _about_size(self, error: EncodeError) -> EtfError:
-        if str(self._max_bytes) in error.reason:
-            error.remedy = "Return less at once, or start the server with a larger max_frame_bytes"
-        return error.at("result")
-
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
     keywords: dict[str, Any] = {}
@@ -359,17 +294,3 @@ def _check_yield(snippet: Snippet, job: Job | None) -> None:
 
 def _trailing(frame: Frame, at: int, kind: str) -> ProtocolError:
     return ProtocolError(f"{len(frame) - at} bytes stand behind the {kind}")
-
-
-def leave_child(error: BaseException | None) -> NoReturn:
-    """End a forked child whose code has come to its end, as Python ends a script."""
-    status = 0
-    if isinstance(error, SystemExit):
-        status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        status = 1
-        try:
-            failure.print_to_stderr(error)
-        except BaseException:
-            os._exit(status)
-    os._exit(status & 0xFF)

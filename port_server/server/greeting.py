@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, codec_name
+from port_server.etf import Atom, codec_name, set_templates
+from port_server.protocol import messages
+from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.snippet import PLAIN, compile_snippet
 
@@ -13,8 +15,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
+    from port_server.protocol.framing import Frame
     from port_server.runtime.snippet import Snippet
+    from port_server.settings import Settings
 
+# What `init` may set, and how small it may be.
+_LEAST: Final = {
+    "max_frame_bytes": 1,
+    "max_depth": 1,
+    "max_objects": 0,
+    "heartbeat_interval_ms": 0,
+    "output_window_bytes": 0,
+}
 VERSION: Final = "0.1.0"
 FEATURES: Final = (
     "eval",
@@ -23,6 +35,7 @@ FEATURES: Final = (
     "ping",
     "shutdown",
     "cancel_queued",
+    "cancel",
     "heartbeat",
     "objects",
     "sessions",
@@ -49,6 +62,54 @@ def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
     )
 
 
+def as_init(frame: Frame) -> Init | None:
+    """Read the first frame, if it is an init.
+
+    Raises:
+        RefusedError: it is a wrong one.
+    """
+    try:
+        message = messages.parse(frame)
+    except ProtocolError as error:
+        if bytes(frame[:9]).endswith(b"init"):
+            raise RefusedError(failure.describe_value_error("protocol", error)) from None
+        return None
+    return message if type(message) is Init else None
+
+
+def check_version(init: Init) -> None:
+    """Refuse a client that speaks another version.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if init.version != PROTOCOL_VERSION:
+        raise RefusedError(
+            failure.describe(
+                "protocol",
+                "",
+                f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
+                f"{init.version}: let client and server be of the same release",
+            )
+        )
+
+
+def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
+    """Give the settings with what `init` says of them.
+
+    Raises:
+        RefusedError: one is of the wrong type, or too small.
+    """
+    changes = {}
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if value is not None:
+            if type(value) is not int or value < least:
+                raise wrong_option(name, f"an integer of at least {least}", value)
+            changes[name] = value
+    return settings.replace(**changes)
+
+
 def init_snippet(code: Any) -> Snippet:
     """Compile init_code, in either of its forms."""
     if type(code) is str:
@@ -63,6 +124,32 @@ def init_snippet(code: Any) -> Snippet:
             "init_code", "plain code, without top-level yield or await", snippet.kind
         )
     return snippet
+
+
+def take_templates(options: dict[Any, Any]) -> None:
+    """Learn the exact shapes of structs that differ between versions of Elixir.
+
+    Raises:
+        RefusedError: they are no structs.
+    """
+    templates = options.get("templates")
+    if templates is not None:
+        try:
+            set_templates(templates)
+        except (TypeError, AttributeError) as error:
+            raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+
+
+def wants_logs(options: dict[Any, Any]) -> bool:
+    """Tell whether log records are to be sent.
+
+    Raises:
+        RefusedError: the option is of the wrong type.
+    """
+    logging = options.get("logging", True)
+    if type(logging) is not bool:
+        raise wrong_option("logging", "true or false", logging)
+    return logging
 
 
 def info() -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 EMPTY_MAP: Final = b"t\0\0\0\0"
 # Options that make a request more than plain.
 SPECIAL_OPTIONS: Final = ("session", "parent", "return", "stream", "credit")
-_RETURNS: Final = frozenset(("value", "object"))
+_RETURNS: Final = frozenset(("value", "object", "globals"))
 
 
 class ExpiredError(Exception):
@@ -33,17 +33,18 @@ class Job:
         binary_as: how its binaries are decoded.
         session: the name of its session, or None.
         parent: the id of the call into the BEAM that it was made by, or None.
-        returns: "value" or "object".
+        returns: "value", "object" or "globals".
+        namespace: what its code runs in, and `names` what it binds there; for "globals" only.
         stream: whether its value is sent item by item.
         credit: how many items may be sent to begin with.
         special: whether it asks for anything beyond being evaluated.
         cancelled: whether its cancel has come.
         elsewhere: whether another lane, or a stream, goes on with it.
-        arrived: when its frame was read, for one that is kept for later.
+        deadline_ms: how long it may wait before it begins, None for ever.
+        waited_ms: how long it had waited when its options were read.
     """
 
     __slots__ = (
-        "arrived",
         "at",
         "binary_as",
         "cancelled",
@@ -53,12 +54,15 @@ class Job:
         "frame",
         "id_term",
         "kind",
+        "names",
+        "namespace",
         "options_at",
         "parent",
         "returns",
         "session",
         "special",
         "stream",
+        "waited_ms",
     )
 
     def __init__(self, frame: Frame, kind: str, id_term: bytes, at: int) -> None:
@@ -70,14 +74,28 @@ class Job:
         self.session: bytes | None = None
         self.parent: bytes | None = None
         self.returns = "value"
+        self.namespace: dict[str, Any] | None = None
+        self.names: frozenset[str] = frozenset()
         self.stream = False
         self.credit = 0
         self.special = False
         self.cancelled = False
         self.elsewhere = False
-        self.arrived = 0.0
         self.options_at = at
         self.deadline_ms: int | None = None
+        self.waited_ms = 0.0
+
+    def check_deadline(self, waited_ms: float) -> None:
+        """Tell whether there is time left for it.
+
+        Raises:
+            ExpiredError: there is none.
+        """
+        if self.deadline_ms is not None and self.deadline_ms <= waited_ms:
+            raise ExpiredError(
+                f"the deadline passed before the request began: it had {self.deadline_ms} ms left "
+                f"and waited {waited_ms:.0f} ms in the queue"
+            )
 
 
 def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float) -> Job:
@@ -95,25 +113,26 @@ def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float)
         raise ProtocolError(f"options are a map, not {named(options)}")
     job = Job(frame, kind, id_term, end)
     job.options_at = at
+    job.waited_ms = waited_ms
     deadline_ms = options.get("deadline_ms")
     if deadline_ms is not None:
         if type(deadline_ms) is not int:
             raise ProtocolError(f"deadline_ms is an integer, not {named(deadline_ms)}")
-        if deadline_ms <= waited_ms:
-            raise ExpiredError(
-                f"the deadline passed before the request began: it had {deadline_ms} ms left "
-                f"and waited {waited_ms:.0f} ms in the queue"
-            )
         job.deadline_ms = deadline_ms
+        job.check_deadline(waited_ms)
     binary_as = _word(options.get("binary_as"))
     if binary_as is not None:
         if binary_as not in {"str", "bytes"}:
             raise ProtocolError(f"binary_as is str or bytes, not {named(binary_as)}")
         job.binary_as = str(binary_as)
+        # Told for the answers to its calls, which are read the same way.
+        job.special = binary_as != "str"
     for name in SPECIAL_OPTIONS:
         if name in options:
             job.special = True
             _heed(job, name, options[name])
+    if job.returns == "globals" and (kind != "eval" or job.stream):
+        raise ProtocolError("return => globals is for an eval that is no stream")
     return job
 
 
@@ -126,7 +145,7 @@ def _heed(job: Job, name: str, value: Any) -> None:
         setattr(job, name, value)
     elif name == "return":
         if _word(value) not in _RETURNS:
-            raise ProtocolError(f"return is value or object, not {named(value)}")
+            raise ProtocolError(f"return is value, object or globals, not {named(value)}")
         job.returns = _word(value)
     elif name == "stream":
         if type(value) is not bool:

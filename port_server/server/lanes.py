@@ -1,7 +1,8 @@
 """The main lane: requests in the main thread, one after another, or one on top of a waiting one.
 
 `MainLane.answer` is the one place where main enters and leaves user code: the baton is let go
-before and taken back after. The window for cancellation belongs inside.
+before and taken back after. What a signal raises is raised inside of `Evaluator.evaluate`, never
+here: see `window`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from _thread import get_ident
 from port_server.protocol.messages import ProtocolError
 from port_server.runtime.beam import Cancelled
 
-from .evaluate import leave_child
 from .jobs import EMPTY_MAP, ExpiredError, Job, open_job
+from .page import USUAL_AT, USUAL_TERM_BYTES
+from .replies import leave_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,9 +29,13 @@ if TYPE_CHECKING:
     from .baton import Baton
     from .channel import Part
     from .evaluate import Evaluator
+    from .page import Page
     from .stdio import Stdio
     from .turns import Turns
     from .window import Window
+
+    # (id term, whether the window was open, the objects of the reply that is being encoded)
+    Paused = tuple[bytes, list[int]]
 
 _NEVER: Final = float("inf")
 
@@ -39,12 +45,16 @@ class MainLane:
 
     Attributes:
         attend: called when a stream may have begun; the dispatcher's.
+        cancel_elsewhere: cancels a request that goes on as a task or a stream; the dispatcher's.
         below: the ids of the requests that wait while `running` runs on top of them.
         cancelled: the ids of those of `below` and `running` whose cancel has come.
         evaluator: what evaluates.
         main: the main thread's ident.
+        page: shows which request runs. It stays there until its reply is written, or another
+            begins.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
+        usual_options: the options that plain requests come with, as the bytes of their term.
     """
 
     __slots__ = (
@@ -56,18 +66,20 @@ class MainLane:
         "_streams",
         "_turns",
         "_usual_deadline_ms",
-        "_usual_options",
-        "_usual_size",
         "_window",
         "attend",
         "below",
+        "cancel_elsewhere",
         "cancelled",
         "evaluator",
         "main",
+        "page",
         "running",
+        "usual_options",
     )
 
     attend: Callable[[], None]
+    cancel_elsewhere: Callable[[bytes], bool]
 
     def __init__(
         self,
@@ -78,11 +90,13 @@ class MainLane:
         streams: Streams,
         turns: Turns,
         window: Window,
+        page: Page,
     ) -> None:
         self.below: list[bytes] = []
         self.cancelled: set[bytes] = set()
         self.evaluator = evaluator
         self.main = get_ident()
+        self.page = page
         self.running: bytes | None = None
         self._baton = baton
         self._acquire = baton.lock.acquire
@@ -92,8 +106,7 @@ class MainLane:
         self._streams = streams
         self._turns = turns
         self._window = window
-        self._usual_options = EMPTY_MAP
-        self._usual_size = len(EMPTY_MAP)
+        self.usual_options = EMPTY_MAP
         self._usual_deadline_ms: float = _NEVER
 
     def answer(
@@ -112,35 +125,49 @@ class MainLane:
             The reply, in parts; or None if it comes later, from another lane, or because it is
             not the turn of the request.
         """
-        evaluator = self.evaluator
-        job: Job | None = None
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
-        end = at + self._usual_size
-        if frame[at:end] == self._usual_options and waited_ms < self._usual_deadline_ms:
-            at = end
-        else:
-            try:
-                job = self.open(frame, kind, id_term, at, waited_ms)
-            except (ProtocolError, ExpiredError, ValueError) as error:
-                return evaluator.failed(error, "options", id_term, evaluator.exports)
-            at = job.at
-            if job.special and not self._turns.begin(job):
-                return None
+        end = at + len(self.usual_options)
+        if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
+            return self.run(frame, kind, id_term, end, None)
+        evaluator = self.evaluator
+        try:
+            job = self.open(frame, kind, id_term, at, waited_ms)
+        except (ProtocolError, ExpiredError, ValueError) as error:
+            return evaluator.failed(error, "options", id_term, evaluator.exports)
+        if job.special and not self._turns.begin(job):
+            return None
+        return self.run(frame, kind, id_term, job.at, job)
+
+    def run(
+        self, frame: Frame, kind: str, id_term: bytes, at: int, job: Job | None
+    ) -> list[Part] | None:
+        """Evaluate a request, whose turn it is, with the baton let go; give its reply.
+
+        As `answer`, but `at` is where its code or target begins, and `job` is None where its
+        options are the usual ones.
+        """
+        evaluator = self.evaluator
         output = self._output
-        window = self._window
         self.running = output.running = id_term
-        window.open = True
+        page = self.page.map
+        if page is not None:
+            if len(id_term) == USUAL_TERM_BYTES:
+                page[USUAL_AT] = id_term
+            else:
+                self.page.show(id_term)
         baton = self._baton
         baton.sequence += 1
         self._release()
         if baton.parked:
             baton.wake()
         try:
-            # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
-            parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+            try:
+                # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
+                parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                parts = evaluator.interrupted(error, id_term, evaluator.exports)
             self.leave(ended=parts is not None)
         finally:
-            window.open = False
             if not self._acquire(False):
                 baton.wait()
         if job is not None and job.special:
@@ -148,19 +175,28 @@ class MainLane:
                 self._turns.end(job)
             elif job.stream:
                 self.attend()
-        if self.cancelled:
-            self.cancelled.discard(id_term)
+        if self._window.alert:
+            self.settle(id_term, ended=parts is not None)
         return parts
+
+    def settle(self, id_term: bytes, *, ended: bool) -> None:
+        """Forget what was to be raised in a request that main is done with."""
+        self._window.settle(alone=not self.below)
+        if id_term in self.cancelled:
+            self.cancelled.discard(id_term)
+            if not ended:  # it came while a lane took over
+                self.cancel_elsewhere(id_term)
+        if self.cancelled:
+            self._window.alert = True
 
     def enter(self, id_term: bytes) -> None:
         """User code of that request runs from here on, until `leave`."""
         self.running = self._output.running = id_term
-        self._window.open = True
+        self.page.show(id_term)
 
     def leave(self, *, ended: bool = True) -> None:
         """Put in order what user code leaves behind; its output is handed on."""
         output = self._output
-        self._window.open = False
         running = self.running
         if output.requests and running is not None:
             if ended:
@@ -171,6 +207,7 @@ class MainLane:
         objects = self.evaluator.objects
         if objects.dropped:  # released while this ran
             objects.drop()
+            output.running = None  # a __del__ that called into the BEAM has put it back
         # -- user code is left -------------------------------------------------------------------
         if self._stdio.forked:
             leave_child(None)
@@ -194,27 +231,26 @@ class MainLane:
         job = open_job(frame, kind, id_term, at, waited_ms)
         if not job.special and job.binary_as == "str":
             # A client sends the same options again and again.
-            self._usual_options = bytes(frame[at : job.at])
-            self._usual_size = job.at - at
+            self.usual_options = bytes(frame[at : job.at])
             self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
-    def pause(self) -> tuple[bytes, bool]:
+    def pause(self) -> Paused:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
-        was_open = self._window.close_for_a_moment()
         running = self.running
         assert running is not None
         self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
-        return running, was_open
+        # It may wait in the midst of being encoded, and those on top have their own objects.
+        return running, self.evaluator.exports.take()
 
-    def resume(self, paused: tuple[bytes, bool]) -> None:
+    def resume(self, paused: Paused) -> None:
         """Go on with the request that `pause` left."""
-        running, was_open = paused
+        running, self.evaluator.exports.ids = paused
         self.below.pop()
         self.running = self._output.running = running
-        self._window.reopen(was_open)
+        self.page.show(running)
 
     def check(self) -> None:
         """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""

@@ -6,30 +6,43 @@ import faulthandler
 import os
 import signal
 import sys
-from _thread import get_ident, start_new_thread
-from time import monotonic, sleep
+from _thread import get_ident
+from time import monotonic
 
-from port_server.etf import set_templates
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
+from . import hangup
 from . import stdio as stdio_module
 from .async_lane import AsyncLane
 from .baton import Baton
 from .calls import Calls
+from .cancel import Cancels
 from .channel import Channel
 from .control import Control
 from .dispatcher import Dispatcher
-from .evaluate import Evaluator, leave_child
-from .greeting import RefusedError, info, init_snippet, wrong_option
+from .evaluate import Evaluator
+from .greeting import (
+    RefusedError,
+    as_init,
+    changed_settings,
+    check_version,
+    info,
+    init_snippet,
+    take_templates,
+    wants_logs,
+    wrong_option,
+)
 from .heartbeat import Vitals
 from .lanes import MainLane
+from .page import DRAINING, SERVING, Page
+from .plain import PlainRequests
+from .replies import leave_child
 from .reports import Reports
 from .turns import Turns
-from .window import Window, guard_signals
+from .window import OUTSIDE, Window
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
+    from port_server.protocol.messages import Init
 
 NoneType: Final = type(None)
 
@@ -57,6 +71,7 @@ class Server:
         "async_lane",
         "baton",
         "calls",
+        "cancels",
         "channel",
         "control",
         "dispatcher",
@@ -64,6 +79,7 @@ class Server:
         "lane",
         "output",
         "owner",
+        "page",
         "reports",
         "stdio",
         "streams",
@@ -80,6 +96,7 @@ class Server:
         self.stdio = stdio_module.claim(settings.pipe_bytes)
         self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
+        self.channel.keep_silent()
         self.window = Window(self._log_stray)
         self.reports = Reports(settings, self.stdio, self.channel, self.window)
         self.output = self.reports.output
@@ -96,20 +113,36 @@ class Server:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
         turns = Turns()
-        lane = MainLane(baton, stdio, self.evaluator, self.output, self.streams, turns, self.window)
-        self.async_lane = AsyncLane(channel, self.evaluator, self.output)
+        self.page = Page(lambda: dispatcher.elsewhere)
+        lane = MainLane(
+            baton,
+            stdio,
+            self.evaluator,
+            self.output,
+            self.streams,
+            turns,
+            self.window,
+            self.page,
+        )
+        self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        self.control = Control(baton, stdio, channel, dispatcher, vitals, self.output)
+        self.cancels = Cancels(lane, stdio, self.window, settings)
+        self.control = Control(
+            baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
+        )
         self.calls = Calls(
             baton, stdio, channel, lane, dispatcher, self.async_lane, self.control, settings
         )
         # Those that know each other both ways.
         self.evaluator.take_over = dispatcher.take_over
+        self.async_lane.counted = self.page.count
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
+        lane.cancel_elsewhere = dispatcher.cancel_elsewhere
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
+        dispatcher.cancels = self.cancels
         dispatcher.vitals = vitals
         self.lane = lane
         self.dispatcher = dispatcher
@@ -118,7 +151,7 @@ class Server:
     def run(self) -> int:
         """Serve until there is nothing more to do; give the exit status."""
         faulthandler.enable(2)
-        guard_signals(self.window)
+        self.cancels.install()
         for number in _OURS:
             signal.signal(number, self._on_signal)
         # A thread that computes hands the GIL over this soon to one that answers: 5 ms, the
@@ -149,10 +182,13 @@ class Server:
 
     def _loop(self) -> None:
         channel = self.channel
-        read = channel.read
+        reader = channel.reader
+        read, receive = channel.read, channel.receive
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
+        answer_plain = PlainRequests(reader, self.lane, dispatcher).answer
         held = dispatcher.turns.held
+        frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):
             try:
                 if held:  # for a session that another lane has: its end is to be heard as well
@@ -160,8 +196,14 @@ class Server:
                         return
                     dispatcher.work()
                     continue
-                frames = read()
-                if frames is None:
+                if reader.between:
+                    data = receive()
+                    if data is None:
+                        return
+                    if answer_plain(data):
+                        continue
+                    frames = reader.feed(data)
+                elif (frames := read()) is None:
                     return
                 dispatch(frames)
                 # Or their buffer would be in use during the next read, and not be used again.
@@ -170,7 +212,7 @@ class Server:
                 raise
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind.
-                self.window.open = self.window.inside = False
+                self.window.settle(alone=True)
                 self.baton.recover()
                 self.channel.recover()
                 self.dispatcher.recover(error)
@@ -179,6 +221,7 @@ class Server:
     def _finish(self) -> None:
         """Finish what was read: the tasks and streams that are still under way."""
         dispatcher = self.dispatcher
+        self.page.enter(DRAINING)
         reading = dispatcher.stopping and not self.channel.gone
         deadline = _NEVER
         if reading:
@@ -221,64 +264,46 @@ class Server:
             frames = self.channel.read()
             if frames is None:
                 return False
-        first = _as_init(frames[0])
+        first = as_init(frames[0])
         if first is not None:
             self._heed(first)
             del frames[0]
         else:
             self.reports.take_logs(self._settings)
-        self.channel.hold([messages.hello(info())])
-        self.reports.begin()
-        self.channel.write_out()
+        # What init_code has sent and logged comes after it.
+        self.channel.begin(messages.hello(info()))
+        self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
         self.dispatcher.dispatch(frames)
         return True
 
     def _heed(self, init: Init) -> None:
-        if init.version != PROTOCOL_VERSION:
-            raise RefusedError(
-                failure.describe(
-                    "protocol",
-                    "",
-                    f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
-                    f"{init.version}: let client and server be of the same release",
-                )
-            )
+        check_version(init)
         options = init.options
-        changes = {}
-        for name, least in (
-            ("max_frame_bytes", 1),
-            ("max_depth", 1),
-            ("max_objects", 0),
-            ("heartbeat_interval_ms", 0),
-            ("output_window_bytes", 0),
-        ):
-            value = options.get(name)
-            if value is not None:
-                if type(value) is not int or value < least:
-                    raise wrong_option(name, f"an integer of at least {least}", value)
-                changes[name] = value
-        self._settings = self._settings.replace(**changes)
+        self._settings = changed_settings(self._settings, options)
         self.channel.reader.max_frame_bytes = self._settings.max_frame_bytes
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
         self.output.window_bytes = self._settings.output_window_bytes
+        hangup.watch(self.stdio, self._settings.hangup_grace_ms)
+        page = options.get("status_page")
+        if page is not None:
+            if not isinstance(page, (str, bytes)):
+                raise wrong_option("status_page", "a path, a binary", page)
+            self.page.open(page)
+        most_bytes = options.get("memory_limit_bytes")
+        if most_bytes is not None:
+            if type(most_bytes) is not int:
+                raise wrong_option("memory_limit_bytes", "an integer", most_bytes)
+            self.evaluator.memory.limit(most_bytes)
         self.owner = options.get("owner")
         self.token = options.get("token")
         if not isinstance(self.token, (str, bytes, NoneType)):
             raise wrong_option("token", "a binary", self.token)
         self.evaluator.objects.belong(self.owner, self.token or "")
-        templates = options.get("templates")
-        if templates is not None:
-            try:
-                set_templates(templates)
-            except (TypeError, AttributeError) as error:
-                raise wrong_option("templates", f"a map of structs ({error})", templates) from None
-        logging = options.get("logging", True)
-        if type(logging) is not bool:
-            raise wrong_option("logging", "true or false", logging)
-        if logging:
+        take_templates(options)
+        if wants_logs(options):
             self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
@@ -302,8 +327,8 @@ class Server:
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
-    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and (self.window.open or self.window.inside):
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = signal.Signals(number).name.lower()
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
@@ -330,6 +355,8 @@ class Server:
     def _in_child(self) -> None:
         self.output.disown()
         self.baton.after_fork()
+        self.page.close()
+        self.async_lane.after_fork()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
@@ -344,7 +371,11 @@ class Server:
     # --- ending ---------------------------------------------------------------------------------
 
     def _say_goodbye(self, reason: str | dict[str, Any]) -> None:
-        self.channel.hold([messages.goodbye(reason)])
+        goodbye = messages.goodbye(reason)
+        if self.channel.silent:  # instead of hello
+            self.channel.begin(goodbye, alone=True)
+            return
+        self.channel.hold([goodbye])
         self.channel.write_out()
 
 
@@ -362,28 +393,5 @@ def serve() -> int:
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms
-    _leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
+    hangup.leave_in_time(settings.exit_grace_ms if grace_ms is None else grace_ms, status)
     return status
-
-
-def _as_init(frame: Frame) -> Init | None:
-    try:
-        message = messages.parse(frame)
-    except ProtocolError as error:
-        if bytes(frame[:9]).endswith(b"init"):
-            raise RefusedError(failure.describe_value_error("protocol", error)) from None
-        return None
-    return message if type(message) is Init else None
-
-
-def _leave_in_time(grace_ms: int, status: int) -> None:
-    """See to it that the process ends, whatever user code left running.
-
-    Python waits at its end for threads, and multiprocessing for children, without a limit.
-    """
-
-    def wait() -> None:
-        sleep(grace_ms / 1000)
-        os._exit(status)
-
-    start_new_thread(wait, ())

@@ -39,10 +39,10 @@ class Reports:
 
     __slots__ = (
         "_channel",
-        "_early",
         "_logs",
         "_main",
         "_stdio",
+        "_window",
         "hooks",
         "output",
         "streams",
@@ -50,11 +50,10 @@ class Reports:
 
     def __init__(self, settings: Settings, stdio: Stdio, channel: Channel, window: Window) -> None:
         self._channel = channel
-        # Log records of init_code: hello is the first frame.
-        self._early: list[bytes] | None = []
         self._logs: Logs | None = None
         self._main = get_ident()
         self._stdio = stdio
+        self._window = window
         self.hooks = ImportHooks()
         self.output = Output(settings, self._emit)
         self.output.window = window
@@ -94,12 +93,6 @@ class Reports:
         self.hooks.add("logging", lambda module: logs().change_logging(module))
         self.hooks.add("structlog", lambda module: logs().change_structlog(module))
 
-    def begin(self) -> None:
-        """Let log records leave: hello is on its way."""
-        early, self._early = self._early or (), None
-        for record in early:
-            self._channel.hold([record])
-
     # --- output ---------------------------------------------------------------------------------
 
     def _emit(self, id_term: bytes, stream: str, text: bytes, now: bool) -> None:
@@ -119,10 +112,10 @@ class Reports:
         except ValueError:  # a cycle, a lone surrogate, ...
             shown = {failure.valid(key): _shown(value) for key, value in extra.items()}
             record = messages.log(level, message, known, shown, _shown)
-        if self._early is not None:
-            self._early.append(record)
-            return
         self._post(record, now=True)
+        window = self._window
+        if window.alert and get_ident() == self._main:
+            window.deliver()
 
     # --- both -----------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from port_server.protocol.messages import (
 from port_server.runtime import failure
 from port_server.runtime.namespace import SessionError
 
-from .jobs import EMPTY_MAP, open_job
+from .jobs import EMPTY_MAP, ExpiredError, open_job
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame
 
     from .async_lane import AsyncLane
-    from .calls import Calls
+    from .calls import Call, Calls
+    from .cancel import Cancels
     from .channel import Channel
     from .heartbeat import Vitals
     from .jobs import Job
@@ -59,6 +60,7 @@ class Router:
 
     Attributes:
         calls: calls of Python into the BEAM.
+        cancels: cancels of what runs in main.
         grace_ms: how long the owner waits after its shutdown, None without one.
         queue: requests that wait for the main lane.
         ready: streams of the main lane that can go on.
@@ -73,6 +75,7 @@ class Router:
         "_channel",
         "_lane",
         "calls",
+        "cancels",
         "grace_ms",
         "queue",
         "ready",
@@ -83,6 +86,7 @@ class Router:
     )
 
     calls: Calls
+    cancels: Cancels
     vitals: Vitals
 
     def __init__(
@@ -148,13 +152,14 @@ class Router:
         if frame[at : at + 5] != EMPTY_MAP:
             try:
                 job = open_job(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-            except ValueError:  # main finds it again, and answers it
+            except (ExpiredError, ValueError):  # main finds it again, and answers it
                 self.queue.append(entry)
                 return
             call = None if job.parent is None else self.calls.pending.get(job.parent)
             if call is not None and call.future is None:
-                call.queue.append(entry)
-                call.wake()
+                # Main takes its turn when it comes to it; a thread has not the baton for that.
+                if call.lock is None or self.turns.begin(job):
+                    self._hand_to(call, job, entry)
                 return
         body_at = at + 5 if job is None else job.at
         if not aside or not self._lane.evaluator.is_async(frame, kind, body_at):
@@ -169,19 +174,30 @@ class Router:
         if self.turns.begin(job):
             self._async.evaluate(job)
 
-    def _requeue(self, jobs: list[Job]) -> None:
-        arrived = monotonic()
+    def _hand_to(self, call: Call, job: Job, entry: Queued) -> None:
+        call.queue.append(entry)
+        call.wake()
+        if self.calls.pending.get(call.id) is not call and call.lock is not None:
+            # Its thread went on meanwhile, and may have looked into the queue for the last time.
+            try:
+                call.queue.remove(entry)
+            except ValueError:  # it has not
+                return
+            self.turns.end(job)
+            self.queue.append(entry)
+
+    def _requeue(self, jobs: list[tuple[Job, float]]) -> None:
         aside = bool(self._lane.below) or get_ident() != self._lane.main
         behind = list(self.queue)
         self.queue.clear()
-        for job in jobs:
+        for job, arrived in jobs:
             self._place((job.frame, job.kind, job.id_term, job.options_at, arrived), aside=aside)
         self.queue.extend(behind)
 
     def _control(self, message: messages.Message) -> None:
         channel = self._channel
         if type(message) is Cancel:
-            self._cancel(message.id_term)
+            self.cancel(message.id_term)
         elif type(message) is Credit:
             stream = self.streams.get(message.id_term)
             if stream is not None:
@@ -206,28 +222,39 @@ class Router:
         elif type(message) is Init:
             self._complain(ProtocolError("init is the first frame or none at all; ignored"))
 
-    def _cancel(self, id_term: bytes) -> None:
+    def cancel(self, id_term: bytes) -> None:
         """Stop a request, wherever it is. An unknown one is ignored: it may just have ended."""
         for queue in (self.queue, *[call.queue for call in list(self.calls.pending.values())]):
-            for entry in queue:
-                if entry[2] == id_term:
+            for entry in tuple(queue):
+                if entry[2] != id_term:
+                    continue
+                try:
                     queue.remove(entry)
-                    self._say_cancelled(id_term)
+                except ValueError:  # a thread that waits for its call has just begun it
                     return
+                job = self.turns.jobs.get(id_term)
+                if job is not None:
+                    self.turns.end(job)
+                self._say_cancelled(id_term)
+                return
         if self.turns.drop(id_term):
             self._say_cancelled(id_term)
             return
-        if self._async.cancel(id_term):
-            return
-        stream = self.streams.get(id_term)
-        if stream is not None:
-            stream.job.cancelled = True
-            self._make_ready(stream)
+        self.cancel_elsewhere(id_term)
         lane = self._lane
         if id_term == lane.running or id_term in lane.below:
-            lane.cancelled.add(id_term)
+            self.cancels.add(id_term)
             lane.mute(id_term)
         self.calls.cancel(id_term)
+
+    def cancel_elsewhere(self, id_term: bytes) -> bool:
+        """Cancel a request that goes on as a task or a stream; tell whether it does."""
+        stream = self.streams.get(id_term)
+        if stream is None:
+            return self._async.cancel(id_term)
+        stream.job.cancelled = True
+        self._make_ready(stream)
+        return True
 
     def _say_cancelled(self, id_term: bytes) -> None:
         description = failure.describe("cancelled", "", "cancelled before it began", begun=False)

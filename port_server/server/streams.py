@@ -94,17 +94,17 @@ class Stream:
             if not job.cancelled:
                 return None
             step = "run"
-            raise Cancelled(f"cancelled after {self.sent} items")
+            raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")
         except BaseException as error:
             try:
-                self._close()
+                self.close()
             except BaseException as second:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
             return evaluator.failed(error, step, id_term, exports)
 
-    def _close(self) -> None:
+    def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
         close = getattr(items, "close", None)

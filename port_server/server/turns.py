@@ -6,6 +6,7 @@ Changed by whoever holds the baton.
 from __future__ import annotations
 
 from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from time import monotonic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,19 +23,19 @@ class Turns:
         held: the jobs that wait, by session.
         jobs: the special requests under way, by id term.
         maker_of: tells which request made a call into the BEAM, by the call's id.
-        resume: takes jobs whose turn it is now.
+        resume: takes jobs whose turn it is now, each with the time at which it arrived.
     """
 
     __slots__ = ("_taken", "ended", "held", "jobs", "maker_of", "resume")
 
     maker_of: Callable[[bytes], bytes | None]
-    resume: Callable[[list[Job]], None]
+    resume: Callable[[list[tuple[Job, float]]], None]
 
     def __init__(self) -> None:
         self.ended: deque[Job] = deque()
         self.jobs: dict[bytes, Job] = {}
         self._taken: dict[bytes, list[Job]] = {}
-        self.held: dict[bytes, deque[Job]] = {}
+        self.held: dict[bytes, deque[tuple[Job, float]]] = {}
 
     @property
     def waiting(self) -> int:
@@ -47,7 +48,8 @@ class Turns:
         if session is not None:
             holders = self._taken.get(session)
             if holders and not self._within(job, holders[0]):
-                self.held.setdefault(session, deque()).append(job)
+                arrived = monotonic() - job.waited_ms / 1000
+                self.held.setdefault(session, deque()).append((job, arrived))
                 return False
             self._taken.setdefault(session, []).append(job)
         self.jobs[job.id_term] = job
@@ -71,9 +73,9 @@ class Turns:
     def drop(self, id_term: bytes) -> bool:
         """Forget a job that waits, and tell whether there was one."""
         for session, waiting in self.held.items():
-            for job in waiting:
-                if job.id_term == id_term:
-                    waiting.remove(job)
+            for entry in waiting:
+                if entry[0].id_term == id_term:
+                    waiting.remove(entry)
                     if not waiting:
                         del self.held[session]
                     return True

@@ -1,70 +1,178 @@
-"""The window: whether a signal handler of user code may raise where the main thread is just now.
+"""The window: whether an exception may be raised where the main thread is just now.
 
-Python runs handlers between any two bytecodes. One that raises while a request's code runs does
-what its author meant; one that raises in the server's own code would lose bytes that were just
-read, or the count of those just written, and with it the stream's step. So `signal.signal` wraps
-what it is given: outside of the window a handler still runs, but what it raises is kept, or logged.
+Python runs signal handlers between any two bytecodes. One that raises while a request's code runs
+does what its author meant; one that raises in the server's own code would lose bytes that were
+just read, or the count of those just written, and with it the stream's step. So what is to be
+raised is decided by the stack: nothing of the fast path pays for it. Going outward from where the
+signal hit, the first border (the functions that run user code and answer for what it raises) is
+reached, with no frame of ours before it: then it is raised. Else it waits until such a frame is
+left, or is logged where no request is to blame.
+
+Tried and rejected: a flag that is set and reset around user code. It costs every request, it is
+wrong for the few bytecodes before and after it is set, and it knows nothing of the objects,
+threads and namespaces that user code reaches into ours through.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from types import FrameType
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from types import CodeType, FrameType
+    from typing import Any, Final
 
     Handler = Callable[[int, FrameType | None], Any]
 
+# Where main is: in user code; there, but in a library whose locks leak when they are cut short;
+# where what was cut short is described; in ours with user code below on the stack; in ours alone.
+OPEN: Final = "open"
+SPARED: Final = "spared"
+DESCRIBING: Final = "describing"
+INSIDE: Final = "inside"
+OUTSIDE: Final = "outside"
+
+_OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120  start path
+# `acquire(); try:` and `with lock:` in Python code: between the two nobody lets go.
+_SPARED_PACKAGES: Final = frozenset(("logging", "threading"))
+
 
 class Window:
-    """Open while user code runs.
+    """Where main is, and what waits to be raised there.
 
     Attributes:
-        open: whether a handler may raise.
-        inside: whether it is closed for a moment only, with user code below on the stack.
+        alert: whether anything waits: a cancel or what a handler raised. All that others look at.
+        cancels: raises Cancelled if the request that runs is cancelled; set by who knows that.
+        waiting: what handlers raised in our code, with user code below on the stack.
     """
 
-    __slots__ = ("_report", "_reporting", "_waiting", "inside", "open")
+    __slots__ = (
+        "_borders",
+        "_describing",
+        "_open",
+        "_open_files",
+        "_report",
+        "_reporting",
+        "_through_files",
+        "alert",
+        "cancels",
+        "waiting",
+    )
 
     def __init__(self, report: Callable[[BaseException], None]) -> None:
-        self.open = False
-        self.inside = False
-        self._waiting: list[BaseException] = []
+        self.alert = False
+        self.cancels: Callable[[str], None] = _nothing
+        self.waiting: list[BaseException] = []
+        self._borders: frozenset[CodeType] = frozenset()
+        self._describing: frozenset[CodeType] = frozenset()
+        self._open: frozenset[CodeType] = frozenset()
+        self._open_files: frozenset[str] = frozenset()
+        self._through_files: frozenset[str] = frozenset()
         self._report = report
         self._reporting = False
 
-    def close_for_a_moment(self) -> bool:
-        """Close it for something that must not be cut short; give what `reopen` takes."""
-        was_open, self.open = self.open, False
-        self.inside = was_open
-        return was_open
+    def know(
+        self,
+        borders: Iterable[Any],
+        open: Iterable[Any] = (),
+        open_modules: Iterable[Any] = (),
+        through_modules: Iterable[Any] = (),
+        describing: Iterable[Any] = (),
+    ) -> None:
+        """Learn what of ours is not to be protected.
 
-    def reopen(self, was_open: bool) -> None:
-        """Open it again, if it was; what a handler wanted to raise meanwhile is raised now."""
-        self.inside = False
-        self.open = was_open
-        if self._waiting:
-            raise self._waiting.pop()
+        Args:
+            borders: functions that run user code, and make a reply of whatever is raised in them.
+            open: functions called by those that leave nothing half done wherever they are cut.
+            open_modules: modules of such functions.
+            through_modules: modules whose functions call user code and cope with what it raises,
+                but not with being cut short themselves.
+            describing: functions that describe what was cut short.
+        """
+        self._describing = frozenset(function.__code__ for function in describing)
+        self._borders = frozenset(function.__code__ for function in borders)
+        self._open = frozenset(function.__code__ for function in open) | self._borders
+        self._open_files = frozenset([module.__file__ for module in open_modules])
+        self._through_files = frozenset([module.__file__ for module in through_modules])
 
-    def take(self, error: BaseException) -> None:
-        """Take what a handler raised while the window was closed."""
-        if self.inside:
-            self._waiting.append(error)
-        elif not self._reporting:  # one that rings meanwhile finds the logger half way through
-            self._reporting = True
-            try:
-                self._report(error)
-            except BaseException:  # noqa: S110  a failing report must not do what is prevented here
-                pass
-            finally:
-                self._reporting = False
+    def place(self, frame: FrameType | None) -> str:
+        """Tell where main is whose innermost frame this is."""
+        place = OPEN
+        foreign = False
+        while frame is not None:
+            code = frame.f_code
+            if code in self._borders:
+                return place
+            if code in self._describing:
+                place = DESCRIBING if place is not INSIDE else INSIDE
+            elif place is not INSIDE:
+                file = code.co_filename
+                if file.startswith(_OWN_DIRECTORY):
+                    if not (
+                        code in self._open
+                        or file in self._open_files
+                        or (foreign and file in self._through_files)
+                    ):
+                        place = INSIDE
+                else:
+                    foreign = True
+                    module = frame.f_globals.get("__name__")
+                    if type(module) is str and module.partition(".")[0] in _SPARED_PACKAGES:
+                        place = SPARED if place is OPEN else place
+            frame = frame.f_back
+        return OUTSIDE
+
+    def deliver(self) -> None:
+        """Raise what waits, if the code of ours that calls this is left to user code. For main."""
+        frame = sys._getframe(1)  # noqa: SLF001  there is no other
+        while frame is not None and frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
+            frame = frame.f_back  # type: ignore[assignment]
+        self.strike(self.place(frame))
+
+    def strike(self, place: str) -> None:
+        """Raise what waits, if this is the place for it. For main."""
+        if place is not INSIDE and place is not OUTSIDE:
+            self.cancels(place)
+            if self.waiting and place is not DESCRIBING:
+                raise self.waiting.pop(0)
+
+    def settle(self, *, alone: bool) -> None:
+        """Note that a request has ended; with `alone` nobody is left to raise anything in."""
+        self.alert = False
+        while alone and self.waiting:
+            self._tell(self.waiting.pop(0))
+        if self.waiting:
+            self.alert = True
+
+    def take(self, error: BaseException, place: str) -> None:
+        """Take what a handler raised where it must not be raised."""
+        if place is INSIDE or place is DESCRIBING:
+            self.waiting.append(error)
+            self.alert = True
+        else:
+            self._tell(error)
+
+    def _tell(self, error: BaseException) -> None:
+        if self._reporting:  # one that rings meanwhile finds the logger half way through
+            return
+        self._reporting = True
+        try:
+            self._report(error)
+        except BaseException:  # noqa: S110  a failing report must not do what is prevented here
+            pass
+        finally:
+            self._reporting = False
+
+
+def _nothing(_place: str) -> None:
+    pass
 
 
 class Guarded:
-    """A handler of user code, kept from raising outside of the window."""
+    """A handler of user code, kept from raising where it must not."""
 
     __slots__ = ("_window", "handler")
 
@@ -73,25 +181,44 @@ class Guarded:
         self.handler = handler
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self._window.open:
+        place = self._window.place(frame)
+        if place is OPEN or place is SPARED:
             self.handler(number, frame)
             return
         try:
             self.handler(number, frame)
         except BaseException as error:
-            self._window.take(error)
+            self._window.take(error, place)
 
 
-def guard_signals(window: Window) -> None:
-    """Let `signal.signal` wrap handlers, and `signal.getsignal` give them back unwrapped."""
+def guard_signals(window: Window, taken: dict[int, Callable[[Any], Any]]) -> None:
+    """Let `signal.signal` wrap handlers, and `signal.getsignal` give them back unwrapped.
+
+    Args:
+        window: where they may raise.
+        taken: what to call instead of `signal.signal` for the signals that the server needs
+            itself; takes the handler, and gives the one before.
+    """
     set_handler, get_handler = signal.signal, signal.getsignal
+    # What user code believes to be in place.
+    believed: dict[int, Any] = {}
 
     def guarded_signal(signalnum: int, handler: Any) -> Any:
         if callable(handler) and type(handler) is not Guarded:
             handler = Guarded(window, handler)
-        return _unwrapped(set_handler(signalnum, handler))
+        take = taken.get(signalnum)
+        if take is None:
+            return _unwrapped(set_handler(signalnum, handler))
+        if not callable(handler) and handler not in _NO_HANDLERS:
+            set_handler(signalnum, handler)  # raises what it raises
+        take(handler)
+        before = believed.get(signalnum, signal.SIG_DFL)
+        believed[signalnum] = handler
+        return _unwrapped(before)
 
     def guarded_getsignal(signalnum: int) -> Any:
+        if signalnum in taken:
+            return _unwrapped(believed.get(signalnum, signal.SIG_DFL))
         return _unwrapped(get_handler(signalnum))
 
     for function, original in ((guarded_signal, set_handler), (guarded_getsignal, get_handler)):
@@ -100,6 +227,9 @@ def guard_signals(window: Window) -> None:
         function.__module__ = original.__module__
     signal.signal = guarded_signal
     signal.getsignal = guarded_getsignal
+
+
+_NO_HANDLERS: Final = (signal.SIG_DFL, signal.SIG_IGN)
 
 
 def _unwrapped(handler: Any) -> Any:

@@ -43,7 +43,7 @@ def test_nothing_changed_is_nothing_done(app):
 def test_numpy_and_pandas_from_elixir(app):
     """The command of the page, and the answer of the page."""
     answer = app.run("sh", "-c", commands("And use it:"))
-    assert (answer.status, answer.said) == (0, "3.0\n")
+    assert (answer.status, answer.plain) == (0, "3.0\n")
     assert "{:ok, 499500}" in app.eval("import numpy as np; np.arange(1000).sum()").said
 
 

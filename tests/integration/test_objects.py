@@ -145,7 +145,7 @@ def test_an_unknown_way_to_return_is_an_error(server):
     """It names the ones there are."""
     error = server.error("1", **{"return": Atom("handle")})
     assert error["kind"] == "protocol"
-    assert b"return is value or object" in error["message"]
+    assert b"return is value, object or globals" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_hostile_metaclass_is_survived(server):
         "  def __repr__(self): return 'fine'\n"
         "A()"
     )
-    assert (handle["type"], handle["repr"]) == (b"object", b"fine")
+    assert (handle["type"], handle["repr"]) == (b"A", b"fine")
 
 
 @pytest.mark.parametrize(
@@ -295,3 +295,21 @@ def test_a_server_without_init_has_objects_as_well():
         handle = server.value("object()")
         assert (handle["token"], handle["server"]) == (b"", None)
         assert server.value("type(x).__name__", {"x": handle}) == b"object"
+
+
+def test_a_released_object_is_gone_when_its_method_was_the_last_that_was_called(server):
+    """Also when nobody asks for anything afterwards."""
+    code = "class C:\n  def m(self): pass\n  def __del__(self): print('gone')\nC()"
+    _ok, _id, handle, ids = server.eval(code)
+    server.call((handle, "m"))
+    server.tell(Atom("release"), ids)
+    server.status()
+    assert "gone" in server.stderr()
+
+
+def test_a_child_that_is_forked_when_an_object_goes_ends_there(server):
+    """No request runs then, at whose end a child would be noticed."""
+    code = "import builtins, os\nclass C:\n  def __del__(self): builtins.child = os.fork()\nC()"
+    _ok, _id, _handle, ids = server.eval(code)
+    server.tell(Atom("release"), ids)
+    assert server.value("os.waitpid(child, 0)[1]", {"os": server.eval("import os\nos")[2]}) == 0

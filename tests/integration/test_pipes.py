@@ -427,6 +427,29 @@ def test_a_value_that_cannot_be_read_is_named_by_its_path(server, data, path):
     assert server.value("1") == 1
 
 
+@pytest.mark.parametrize(
+    ("code", "path"),
+    [
+        (b"x = '\xff'", "code: "),
+        ((Atom("code"), b"\xff", b"a.ex", 1), "code[1]: "),
+        ((Atom("code"), b"1", b"\xff.ex", 1), "code[2]: "),
+    ],
+)
+def test_code_that_is_no_text_has_advice_of_its_own(server, code, path):
+    """The ways out for values are none for code."""
+    message = server.error((Atom("eval"), b"1", {}, code, {}))["message"]
+    assert message.startswith(path)
+    assert "Python source is UTF-8 text" in message
+    assert "binary_as" not in message
+
+
+def test_a_target_that_is_no_text_has_advice_of_its_own(server):
+    """Likewise."""
+    message = server.error((Atom("call"), b"1", {}, b"math:\xff", [], {}))["message"]
+    assert "Names of functions and attributes are UTF-8 text" in message
+    assert "binary_as" not in message
+
+
 def test_trailing_bytes_are_a_protocol_error(server):
     """Behind the term nothing may stand."""
     server.send_raw(framed(encode(eval_("1")) + b"x"))

@@ -85,6 +85,14 @@ HOSTILE = {
     "module is a number": "class E(Exception): __module__ = 3\nraise E",
     "strange notes": "e = ValueError()\ne.__notes__ = 3\nraise e",
     "cyclic cause": "a = ValueError()\nb = ValueError()\na.__cause__ = b\nb.__cause__ = a\nraise a",
+    "its module raises": "class M(type):\n    __module__ = property(lambda cls: 1 / 0)\n"
+    "class E(Exception, metaclass=M): pass\nraise E",
+    "its class hides all": "class M(type):\n    def __getattribute__(cls, name): 1 / 0\n"
+    "class E(Exception, metaclass=M): pass\nraise E",
+    "its class raises": "class E(Exception):\n    __class__ = property(lambda e: 1 / 0)\nraise E",
+    "its name is no text": "class E(Exception): pass\nE.__qualname__ = '\\udcff'\nraise E",
+    "its name is strange": "class N(str):\n    def __format__(self, how): 1 / 0\n"
+    "class E(Exception): pass\nE.__module__ = N('a')\nraise E",
     "str exits": "class E(Exception):\n    def __str__(self): raise SystemExit\nraise E",
     "file name with surrogates": "exec(compile('1/0', '\\udcff', 'exec'))",
 }

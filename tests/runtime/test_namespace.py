@@ -2,6 +2,8 @@
 
 import inspect
 import linecache
+import subprocess
+import sys
 import traceback
 
 import pytest
@@ -88,3 +90,16 @@ def test_a_keyword_is_refused_by_name():
     """A value that no code could reach is a mistake, and is called one."""
     with pytest.raises(NamespaceError, match="class"):
         Namespaces().fresh(compile_snippet("1"), {"class": 1})
+
+
+def test_a_closed_session_that_outlives_its_module_says_nothing():
+    """Python takes modules apart when it ends, and drops what is left of a session after that."""
+    code = (
+        "import sys\n"
+        "from port_server.runtime import namespace\n"
+        "sys.kept = namespace\n"
+        "namespace.kept = namespace.Closed({'x': 1})\n"
+        "print('left')"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("left\n", "")

@@ -169,9 +169,71 @@ def test_lines_are_those_of_the_file():
     assert (frame.tb_frame.f_code.co_filename, frame.tb_lineno) == ("lib/a.ex", 18)
 
 
-@pytest.mark.parametrize("end", ["", "\nreturn 1"])
-def test_a_signal_in_a_loop_that_opens_a_try_is_caught_by_it(end):
-    """On 3.11 and 3.12 the handlers of such a `try` would be skipped."""
+LOOP = "while True:\n    pass"
+CAUGHT = "\nexcept Interrupted:\n    caught = True"
+
+
+def indented(text, levels=1):
+    return "\n".join(" " * 4 * levels + line for line in text.split("\n"))
+
+
+LOOPS = {
+    "on one line": f"try:\n    while True: pass{CAUGHT}",
+    "on one line, finally": "try:\n    while True: pass\nfinally:\n    caught = True",
+    "that counts": f"n = 1\ntry:\n    while n:\n        n += 1{CAUGHT}",
+    "that counts, in with": (
+        "import contextlib\n"
+        "n = 1\n"
+        "with contextlib.suppress(Interrupted):\n"
+        "    while n: n += 1\n"
+        "caught = True"
+    ),
+    "that calls": f"try:\n    while not int():\n        int(){CAUGHT}",
+    "except": f"try:\n{indented(LOOP)}{CAUGHT}",
+    "finally": (
+        f"try:\n    try:\n{indented(LOOP, 2)}\n    finally:\n        cleaned = True{CAUGHT}\n"
+        f"caught = cleaned"
+    ),
+    "a nested try": (
+        f"try:\n    try:\n{indented(LOOP, 2)}\n    except ValueError:\n        pass{CAUGHT}"
+    ),
+    "with": (
+        "class Caught:\n"
+        "    def __enter__(self): pass\n"
+        "    def __exit__(self, *error):\n"
+        "        global caught\n"
+        "        caught = True\n"
+        "        return True\n"
+        f"with Caught():\n{indented(LOOP)}"
+    ),
+    "with in a try": (
+        f"import threading\ntry:\n    with threading.Lock():\n{indented(LOOP, 2)}{CAUGHT}"
+    ),
+    "in an if that is no question": f"try:\n    if True:\n{indented(LOOP, 2)}{CAUGHT}",
+    "a loop in a loop": f"try:\n    while True:\n{indented(LOOP, 2)}{CAUGHT}",
+    "behind a pass": f"try:\n    pass\n{indented(LOOP)}{CAUGHT}",
+    "behind a text": f"try:\n    'text'\n{indented(LOOP)}{CAUGHT}",
+    "with a condition": f"n = 1\ntry:\n    while n:\n        pass{CAUGHT}",
+    "a for loop": f"try:\n    for _ in iter(int, 1):\n        pass{CAUGHT}",
+    "in a function": (
+        f"def f():\n    global caught\n    try:\n{indented(LOOP, 2)}\n"
+        f"    except Interrupted:\n        caught = True\nf()"
+    ),
+    "in a handler": (
+        f"try:\n    try:\n        1 / 0\n    except ZeroDivisionError:\n{indented(LOOP, 2)}{CAUGHT}"
+    ),
+    "in a finally": f"try:\n    try:\n        n = 1\n    finally:\n{indented(LOOP, 2)}{CAUGHT}",
+    "in an else": (
+        f"try:\n    try:\n        n = 1\n    except ValueError:\n        pass\n    else:\n"
+        f"{indented(LOOP, 2)}{CAUGHT}"
+    ),
+}
+
+
+@pytest.mark.parametrize("end", ["", "\nreturn 1"], ids=["module", "function"])
+@pytest.mark.parametrize("where", LOOPS)
+def test_a_signal_in_a_loop_that_opens_a_try_is_caught_by_it(where, end):
+    """As Python compiles some of them, and others on other versions, it would be missed."""
 
     class RingError(Exception):
         pass
@@ -181,15 +243,37 @@ def test_a_signal_in_a_loop_that_opens_a_try_is_caught_by_it(end):
 
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        text = "try:\n    while True:\n        pass\nexcept Interrupted:\n    caught = True"
         namespace = {"Interrupted": RingError}
-        snippet = compile_snippet(text + end)
+        snippet = compile_snippet(LOOPS[where] + end)
         signal.setitimer(signal.ITIMER_REAL, 0.02)
-        snippet.run(namespace)
+        with contextlib.suppress(RingError):
+            snippet.run(namespace)
         assert namespace["caught"]
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_a_loop_that_is_changed_for_that_does_the_same():
+    """Its `else`, `break` and `continue` included."""
+    text = (
+        "seen = []\n"
+        "try:\n"
+        "    n = 0\n"
+        "    while n < 6:\n"
+        "        n += 1\n"
+        "        if n == 2: continue\n"
+        "        if n == 5: break\n"
+        "        seen.append(n)\n"
+        "    while n:\n"
+        "        n -= 1\n"
+        "    else:\n"
+        "        seen.append('else')\n"
+        "    while n > 0: seen.append('never')\n"
+        "finally: pass\n"
+        "seen"
+    )
+    assert compile_snippet(text).run({}) == [1, 3, 4, "else"]
 
 
 def test_the_cache_is_bounded_and_forgets_the_sources_too():

@@ -1,5 +1,6 @@
 """Code that awaits runs beside plain code, many at once."""
 
+import os
 import time
 
 import pytest
@@ -10,10 +11,24 @@ from port_server.etf import Atom
 SLEEP = "import asyncio\nawait asyncio.sleep(seconds)\nseconds"
 
 
-@pytest.fixture
-def port():
-    with Port(init={"heartbeat_interval_ms": 0}) as port:
+NO_UVLOOP = "import sys; sys.modules['uvloop'] = None; "
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def port(request):
+    """A server whose loop is that of the standard library, or uvloop's."""
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop")
+    prelude = NO_UVLOOP if request.param == "asyncio" else ""
+    with Port(init={"heartbeat_interval_ms": 0}, prelude=prelude) as port:
+        port.loop = request.param
         yield port
+
+
+def test_the_loop_is_uvloops_where_the_environment_has_it(port):
+    code = "import asyncio\ntype(asyncio.get_running_loop()).__module__"
+    name = port.eval("async def f():\n  return 0\nawait f()\n" + code)
+    assert port.value(name).split(b".")[0] == port.loop.encode()
 
 
 def test_asyncio_is_not_imported_before_it_is_needed(port):
@@ -95,6 +110,22 @@ def test_an_exception_is_an_error_with_the_users_frames_only(port):
     assert [frame["line"] for frame in error["frames"]] == [3]
 
 
+def test_what_was_answered_while_it_ran_in_main_leaves_when_it_goes_on_elsewhere(port):
+    """A pong of the control thread, which main takes the baton from before it is written."""
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    pong = port.new_id()
+    code = (
+        "import asyncio, gc\n"
+        "from port_server.protocol import messages\n"
+        "from port_server.server.channel import Channel\n"
+        "[channel] = [one for one in gc.get_objects() if type(one) is Channel]\n"
+        "channel.hold([messages.pong(messages.id_term_of(pong), {})])\n"
+        "asyncio.sleep(60)"
+    )
+    port.eval(code, {"pong": pong}, binary_as=Atom("bytes"))
+    assert port.reply(pong, timeout=2) == ("pong", {})
+
+
 def test_cancel_cancels_the_task(port):
     code = "import asyncio\ntry:\n  await asyncio.sleep(60)\nfinally:\n  print('closed')"
     name = port.eval(code)
@@ -113,6 +144,36 @@ def test_cancel_cancels_the_task(port):
 def test_no_exception_ends_the_lane(port, code):
     error = port.error(port.eval("import asyncio\nawait asyncio.sleep(0)\n" + code))
     assert error["kind"] == "python"
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import sys\nasync def f(): sys.exit(3)\nawait asyncio.create_task(f())",
+        "async def f(): raise KeyboardInterrupt\nawait asyncio.gather(f())",
+        "def f(): raise SystemExit\nasyncio.get_running_loop().call_soon(f)\nawait f",
+    ],
+)
+def test_no_exception_of_a_task_or_a_callback_ends_the_lane(port, code):
+    """These two kinds leave the loop itself, which then ends."""
+    assert port.error(port.eval("import asyncio\n" + code))["kind"] == "python"
+    assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
+
+
+def test_an_exception_that_cannot_be_looked_at_is_an_error_all_the_same(port):
+    code = (
+        "import asyncio\nclass E(Exception):\n  __class__ = property(lambda self: 1 / 0)\n"
+        "await asyncio.sleep(0)\nraise E"
+    )
+    error = port.error(port.eval(code))
+    assert (error["kind"], error["type"]) == ("python", b"E")
+    port.settled(tasks=0)
+
+
+def test_code_that_stops_the_loop_stops_nobody_else(port):
+    code = "import asyncio\nasyncio.get_running_loop().stop()\nawait asyncio.sleep(0, 1)"
+    assert port.value(port.eval(code)) == 1
     assert port.value(port.eval(SLEEP, {"seconds": 0})) == 0
 
 
@@ -139,6 +200,46 @@ def test_requests_of_one_session_run_one_at_a_time_across_lanes(port):
     port.settled(tasks=0, queue=0)
 
 
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_no_request_of_a_session_overtakes_one_that_waits_for_the_main_lane(
+    port, tmp_path, handed_on
+):
+    """While main is busy the second could begin in the async lane, but what it needs is not there.
+
+    Both come while main is busy and their session is free; or they have waited for another request
+    of it, which ends while main is busy, and are handed on together.
+    """
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    done = tmp_path / "done"
+    holds = "import asyncio, os\nwhile not os.path.exists(done): await asyncio.sleep(0.001)"
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+
+    def send_both():
+        first = port.eval("x = ['first']", session=b"s")
+        return first, port.eval(
+            "import asyncio\nx.append('second')\nawait asyncio.sleep(0)\nx", session=b"s"
+        )
+
+    if handed_on:
+        holder = port.eval(holds, {"done": str(done)}, session=b"s")
+        port.settled(tasks=1)
+        both = send_both()
+        port.settled(queue=2)
+    busy = port.eval("open(gate).read()", {"gate": str(gate)})
+    port.settled(running=busy)
+    if handed_on:
+        done.touch()
+        port.value(holder)
+    else:
+        both = send_both()
+    port.settled(queue=2, tasks=0, running=busy)
+    gate.write_text("open")
+    assert port.value(busy) == b"open"
+    assert port.value(both[0]) is None
+    assert port.value(both[1]) == [b"first", b"second"]
+
+
 def test_a_request_that_waits_for_its_session_can_be_cancelled(port):
     port.tell(Atom("open_session"), port.new_id(), b"s")
     slow = port.eval("import asyncio\nawait asyncio.sleep(0.3)", session=b"s")
@@ -162,3 +263,24 @@ def test_the_end_of_an_owned_server_cancels_tasks(port):
     port.settled(tasks=1)
     port.process.stdin.close()
     assert port.process.wait(3) == 0
+
+
+@pytest.mark.parametrize(
+    "rest", ["pid", "if pid: await asyncio.sleep(0)\npid", "await asyncio.tasks.__sleep0()\npid"]
+)
+def test_a_child_that_is_forked_in_async_code_ends_with_it(port, rest):
+    """It shares the loop's descriptors: if it went on it would take what is meant for the loop."""
+    pid = port.value(
+        port.eval("import asyncio, os\nawait asyncio.sleep(0)\npid = os.fork()\n" + rest)
+    )
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
+
+
+def test_the_time_that_a_request_waits_for_its_session_counts(port):
+    port.value(port.eval(SLEEP, {"seconds": 0}))  # the lane is made, asyncio imported
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    slow = port.eval("import asyncio\nawait asyncio.sleep(0.3)", session=b"s")
+    late = port.eval("1", session=b"s", deadline_ms=100)
+    error = port.error(late)
+    assert (error["kind"], error["begun"]) == ("timeout", False)
+    assert port.value(slow) is None

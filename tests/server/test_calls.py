@@ -3,9 +3,10 @@
 import time
 
 import pytest
+from conftest import eval_
 from lanes_client import Port
 
-from port_server.etf import Atom, Struct
+from port_server.etf import Atom, Struct, decode, encode
 
 OK, ERROR = Atom("ok"), Atom("error")
 
@@ -253,13 +254,108 @@ def test_call_names_a_function_of_the_beam(port):
     assert port.value(name) == 3
 
 
-def test_send_sends(port):
-    owner = port.value(port.eval("import port_server; isinstance(port_server.send, object)"))
-    assert owner is True
-    assert (
-        port.error(port.eval("import port_server; port_server.send('x', 1)"))["type"]
-        == b"TypeError"
+PID = decode(b"\x83Xw\x0dnonode@nohost" + bytes((0, 0, 0, 85, 0, 0, 0, 0, 0, 0, 0, 0)))
+SEND = "from port_server import Atom, send\n"
+
+
+def sent(port):
+    """Wait for the next message for a process: who it is for, and what it is."""
+    kind, pid, term = port.others.get(timeout=5)
+    if kind != "send":
+        return sent(port)
+    return pid, term
+
+
+@pytest.mark.parametrize(
+    ("term", "arrives"),
+    [
+        ("1", 1),
+        ("(Atom('progress'), 0.5)", (Atom("progress"), 0.5)),
+        ("{'a': [None, 'é', b'\\xff']}", {b"a": [None, "é".encode(), b"\xff"]}),
+        ("to", PID),
+        ("'x' * 300_000", b"x" * 300_000),
+    ],
+)
+def test_a_message_arrives_as_it_was_sent(port, term, arrives):
+    name = port.eval(SEND + f"send(to, {term})", {"to": PID})
+    assert port.value(name) is None
+    assert sent(port) == (PID, arrives)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "for n in range(500): send(to, n)",
+        "import asyncio\nfor n in range(500):\n  send(to, n)\n  await asyncio.sleep(0)",
+        """import threading
+def run():
+    for n in range(500): send(to, n)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()""",
+    ],
+    ids=["main", "async", "thread"],
+)
+def test_messages_arrive_in_order_wherever_they_are_sent(port, code):
+    assert port.value(port.eval(SEND + code, {"to": PID})) is None
+    assert [sent(port)[1] for _ in range(500)] == list(range(500))
+
+
+def test_messages_log_records_output_and_reply_keep_their_order(server):
+    """All of one thread, on one pipe: what was said first is read first."""
+    code = (
+        "from port_server import send\nimport logging\nfor n in range(3):\n  send(to, n)\n"
+        "  logging.warning('%d', n)\n  print(n, flush=True)"
     )
+    server.send(eval_(code, {"to": PID}))
+    said = [server.receive() for _ in range(10)]
+    assert [message[0] for message in said] == ["send", "log", "output"] * 3 + ["ok"]
+    texts = [message[3 if message[0] == "output" else 2] for message in said[:9]]
+    assert texts == [0, b"0", b"0\n", 1, b"1", b"1\n", 2, b"2", b"2\n"]
+
+
+def test_what_init_code_says_comes_after_hello(start):
+    """Hello is the first frame, whatever is sent before; from threads, and large, as well."""
+    code = (
+        "import logging, threading\nfrom port_server import *\nfrom port_server.etf import decode\n"
+        "to = decode(pid)\n"
+        "def run():\n  for n in range(100): send(to, 'x' * n * 500)\n"
+        "send(to, 1)\nlogging.warning('two')\n"
+        "thread = threading.Thread(target=run)\nthread.start()\nthread.join()\n"
+        "send(to, 'x' * 2_000_000)"
+    ).replace("pid", repr(encode(PID)))
+    init = {Atom("init_code"): code.encode(), Atom("heartbeat_interval_ms"): 0}
+    server = start(init=(Atom("init"), 1, init))
+    assert server.hello[0] == "hello"
+    said = [server.receive() for _ in range(103)]
+    assert [message[0] for message in said] == ["send", "log", *["send"] * 101]
+    assert [len(message[2]) for message in said[2:]] == [*range(0, 50_000, 500), 2_000_000]
+    assert server.value("1") == 1
+
+
+def test_nothing_is_said_of_init_code_that_fails_but_why(start):
+    code = "from port_server import *\nsend(decode(pid), 1)\n1 / 0".replace(
+        "decode(pid)", f"__import__('port_server.etf').etf.decode({encode(PID)!r})"
+    )
+    server = start(init=None)
+    server.send((Atom("init"), 1, {Atom("init_code"): code.encode()}))
+    [(kind, why)] = server.rest()
+    assert (kind, why["type"]) == ("goodbye", b"ZeroDivisionError")
+    assert server.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "type", "words"),
+    [
+        ("send('x', 1)", b"TypeError", b"the first is a pid, not str"),
+        ("send(to, [1, object()])", b"port_server.etf.errors.EncodeError", b"message[1]"),
+        ("x = []; x.append(x); send(to, x)", b"port_server.etf.errors.EncodeError", b"message[0]"),
+    ],
+)
+def test_a_message_that_cannot_be_sent_is_an_exception_in_the_code(port, code, type, words):
+    error = port.error(port.eval(SEND + code, {"to": PID}))
+    assert (error["kind"], error["type"]) == ("python", type)
+    assert words in error["message"]
 
 
 def test_main_waiting_answers_pings(port):
@@ -283,3 +379,130 @@ def test_the_end_of_input_ends_a_call(port):
         assert other.process.wait(3) == 0
     port.tell(Atom("cancel"), name)
     port.reply(name)
+
+
+def test_a_session_goes_from_lane_to_lane_within_a_call(port):
+    """Main waits for the call, and hears all the same that the async lane is done."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval("f(1)", {"f": callback()})
+    call = invoked(port)[1]
+    for _ in range(3):
+        slow = port.eval("import asyncio\nawait asyncio.sleep(0.05)", session=b"s", parent=call)
+        quick = port.eval("7", session=b"s", parent=call)
+        assert port.value(slow, 3) is None
+        assert port.value(quick, 3) == 7
+        assert port.value(port.eval("8", session=b"s", parent=call), 3) == 8
+    unrelated = port.eval("9")
+    answer(port, call, 1)
+    assert port.value(name) == 1
+    assert port.value(unrelated) == 9
+
+
+THREAD_OF_A_TASK = "import asyncio\nawait asyncio.to_thread(f, 1)"
+SLOW = "import time\nx = 1\nprint('began', flush=True)\ntime.sleep(0.3)\nx"
+
+
+def test_a_request_in_a_thread_waits_for_its_session_as_well(port):
+    """One at a time, wherever they run."""
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    slow = port.eval(SLOW, session=b"s")
+    assert port.reply(slow)[0] == "output"
+    inner = port.eval("x = 2", session=b"s", parent=call)
+    dropped = port.eval("x = 3", session=b"s", parent=call)
+    port.tell(Atom("cancel"), dropped)
+    assert port.error(dropped)["begun"] is False
+    assert port.value(slow) == 1
+    assert port.value(inner) is None
+    assert port.value(port.eval("x", session=b"s")) == 2
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_session_is_free_again_after_a_request_in_a_thread(port):
+    port.tell(Atom("open_session"), port.new_id(), b"s")
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, session=b"s", parent=call)
+    assert port.reply(held)[0] == "output"
+    waiting = port.eval("x", session=b"s")
+    again = port.eval("x", session=b"s", parent=call)
+    assert [port.value(one) for one in (held, waiting, again)] == [1, 1, 1]
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    held = port.eval(SLOW, parent=call)
+    assert port.reply(held)[0] == "output"
+    late = port.eval("1", parent=call, deadline_ms=100)
+    assert port.value(held) == 1
+    assert port.error(late)["kind"] == "timeout"
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_binaries_of_an_answer_are_read_as_those_of_the_request(port):
+    name = port.eval("f(1)", {"f": callback()}, binary_as=Atom("bytes"))
+    answer(port, invoked(port)[1], b"\xff")
+    assert port.value(name) == b"\xff"
+
+
+WAITS_WHILE_ENCODED = """
+import dataclasses
+@dataclasses.dataclass
+class D:
+    x: int
+    def __getattribute__(self, name):
+        return f(1) if name == "x" else object.__getattribute__(self, name)
+[object(), D(1)]
+"""
+
+
+def test_the_objects_of_a_reply_are_not_those_of_a_request_on_top_of_it(port):
+    name = port.eval(WAITS_WHILE_ENCODED, {"f": callback()})
+    call = invoked(port)[1]
+    assert port.error(port.eval("1 / 0", parent=call))["type"] == b"ZeroDivisionError"
+    assert port.reply(port.eval("5", parent=call)) == ("ok", 5)
+    answer(port, call, 7)
+    kind, (handle, _fields), ids = port.reply(name)
+    assert (kind, [handle["id"]]) == ("ok", ids)
+    assert port.value(port.eval("type(x).__name__", {"x": handle})) == b"object"
+    port.tell(Atom("release"), ids)
+
+
+@pytest.mark.parametrize("code", ["await f(1)", "await asyncio.to_thread(f, 1)"])
+def test_a_call_after_the_end_of_input_fails_at_once(code):
+    with Port() as other:
+        name = other.eval("import asyncio\nawait asyncio.sleep(0.2)\n" + code, {"f": callback()})
+        other.settled(tasks=1)
+        other.process.stdin.close()
+        assert b"is gone" in other.error(name)["message"]
+        assert other.process.wait(3) == 0
+
+
+def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_request(port):
+    name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
+    call = invoked(port)[1]
+    pid = port.value(port.eval("import os\nos.fork()", parent=call))
+    assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
+    answer(port, call, 7)
+    assert port.value(name) == 7
+
+
+def test_what_an_object_prints_after_a_request_is_not_of_that_request(port):
+    """Also when another object, which went as the request ended, called into the BEAM."""
+    calls = "import port_server\nclass C:\n  def __del__(self): port_server.call('A', 'b')\nC()"
+    prints = "class C:\n  def __del__(self): print('gone')\nC()"
+    ids = [port.reply(port.eval(code))[2] for code in (calls, prints)]
+    slow = port.eval(SLOW)
+    assert port.reply(slow)[0] == "output"
+    port.tell(Atom("release"), ids[0])
+    answer(port, invoked(port)[1], None)
+    assert port.value(slow) == 1
+    port.tell(Atom("release"), ids[1])
+    port.settled(objects=0)
+    port.nothing(slow)

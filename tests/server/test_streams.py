@@ -71,6 +71,20 @@ def test_cancel_lets_finally_run(port, head):
     assert port.error(name)["kind"] == "cancelled"
 
 
+@pytest.mark.parametrize("value", ["iter(int, 1)", "asyncio.sleep(60, [])", "agen()"])
+def test_a_cancel_while_the_value_is_made_ends_the_stream(port, value):
+    """Nobody takes its items: it must not wait for credit for ever."""
+    code = (
+        "import asyncio, time\nasync def agen():\n  while True: yield 1\n"
+        "print('began', flush=True)\ntime.sleep(0.2)\n"
+    )
+    name = port.eval(code + value, stream=True, credit=5)
+    assert port.reply(name)[0] == "output"
+    port.tell(Atom("cancel"), name)
+    _got, (_kind, error) = items(port, name)
+    assert error["kind"] == "cancelled"
+
+
 def test_a_running_stream_gives_way_to_requests(port):
     code = (
         "import time\nwhile True:\n  end = time.monotonic() + 0.001\n"

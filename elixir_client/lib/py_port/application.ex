@@ -11,6 +11,7 @@ defmodule PyPort.Application do
   @impl true
   def start(_type, _args) do
     Enum.each(@struct_modules, &Code.ensure_loaded/1)
+    PyPort.Telemetry.load()
     # The process that runs this function lives as long as the application, and so does its table.
     PyPort.Registry.create()
     PyPort.Env.start()

@@ -7,19 +7,38 @@ defmodule PyPort.Error do
   | kind | what happened |
   | --- | --- |
   | `:python` | the code raised; `type`, `message`, `traceback` and `frames` are Python's own report |
-  | `:timeout` | no answer within `timeout:` |
+  | `:timeout` | no answer within `timeout:`; the request was ended in Python, too. `stack` says where it was |
   | `:cancelled` | the request was cancelled |
   | `:exited` | the Python process ended; `exit_status` and `stderr` say how |
-  | `:killed` | the Python process was ended by a signal; `signal` names it |
+  | `:killed` | the Python process was ended by a signal; `signal` names it, `message` says who sent it if it was PyPort |
   | `:overloaded` | too much is waiting already; nothing was sent |
   | `:encode` | the result has no counterpart in Elixir, or is too large or too deep |
   | `:decode` | an argument or a reply could not be read |
   | `:protocol` | the two sides did not understand each other |
   | `:unavailable` | no server is running under that name, or it could not be started |
 
-  `begun` tells a caller who wants to repeat a request that was lost: `false` where it is certain that
-  its code never started, `nil` where nobody can tell.
+  ## What is known of a request that has no answer
+
+  Nothing is ever sent twice. `begun` tells a caller who wants to repeat a request what became of the first one:
+
+    * `false` - its code was never started;
+    * `true` - it was, and was ended on its way;
+    * `nil` - nobody can tell.
+
+  Where Python can still speak, it is Python's word. Else it is read from a page of memory that Python keeps up to date and
+  that outlives it: it shows which request the main lane runs, and how many are under way elsewhere (those that await,
+  streams, those made by a function that Python calls). So when a Python has died, or cannot be reached, `begun` is `true` for
+  the request on that page; `false` for those that were sent after it, if nothing is under way elsewhere; and `nil` for
+  all others, since one that was sent before it may have ended, its answer not yet written. With no request on the page and
+  none under way elsewhere it is `false` for all.
+
+  `stack` is where Python was, as text: the traceback of a request that was interrupted, the stacks of all threads where
+  it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
+  frame by frame, outermost first. `stderr` has the last lines that a Python that has ended wrote there, `exit_status` or
+  `signal` how it ended.
   """
+
+  alias PyPort.Server.Page
 
   @type kind ::
           :python
@@ -139,11 +158,41 @@ defmodule PyPort.Error do
   end
 
   @doc false
-  # What a caller makes of the reason for which its server ended.
-  @spec of_exit(term()) :: t()
-  def of_exit({:shutdown, %__MODULE__{} = error}), do: error
+  # No answer in time: what the server knows of it.
+  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
+  def timeout(timeout, begun, stack) do
+    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: timeout_message(timeout, begun, stack)}
+  end
 
-  def of_exit(reason) when reason in [:noproc, :noconnection] do
+  @doc false
+  # No answer in time: what Python says of the request that it was told to end.
+  @spec timeout(timeout(), t()) :: t()
+  def timeout(timeout, %__MODULE__{begun: begun} = cancelled) do
+    stack = cancelled.traceback || cancelled.stack
+    %{cancelled | kind: :timeout, stack: stack, message: timeout_message(timeout, begun, stack)}
+  end
+
+  defp timeout_message(timeout, begun, stack) do
+    "no answer within #{timeout} ms: " <>
+      case {begun, stack} do
+        {false, _none} -> "the request was still waiting for its turn, and was never begun"
+        {_begun, nil} -> "the server was busy with this request, or with others"
+        {_begun, _stack} -> "the request was ended where it was"
+      end <> ". Give it more time with the option :timeout"
+  end
+
+  @doc false
+  # What a caller makes of the reason for which its server ended; its request's own `id` tells whether it had begun.
+  @spec of_exit(term(), PyPort.Wire.id() | nil) :: t()
+  def of_exit(reason, id \\ nil)
+
+  def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
+    do: %{error | begun: Page.begun(page, id)}
+
+  def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
+  def of_exit(reason, _id), do: of_owner(reason)
+
+  defp of_owner(reason) when reason in [:noproc, :noconnection] do
     %__MODULE__{
       kind: :unavailable,
       begun: false,
@@ -151,13 +200,13 @@ defmodule PyPort.Error do
     }
   end
 
-  def of_exit(reason) when reason in [:normal, :shutdown] do
+  defp of_owner(reason) when reason in [:normal, :shutdown] do
     %__MODULE__{kind: :exited, message: "the server was stopped before it answered"}
   end
 
-  def of_exit({:shutdown, _reason}), do: of_exit(:shutdown)
+  defp of_owner({:shutdown, _reason}), do: of_owner(:shutdown)
 
-  def of_exit(reason) do
+  defp of_owner(reason) do
     %__MODULE__{
       kind: :exited,
       message: "the process that owns the port ended: #{Exception.format_exit(reason)}"

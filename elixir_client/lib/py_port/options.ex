@@ -23,6 +23,12 @@ defmodule PyPort.Options do
     allow: [],
     logger: true,
     heartbeat_interval: 1_000,
+    lost_after: 10_000,
+    gil_held_limit: :infinity,
+    cancel_grace: 1_000,
+    kill_grace: 1_000,
+    after_cancel: :keep,
+    memory_limit: nil,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
     max_queued_bytes: 67_108_864,
@@ -37,7 +43,7 @@ defmodule PyPort.Options do
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
-          required(:return) => :value | :object,
+          required(:return) => :value | :object | :globals,
           required(:owner) => pid() | nil,
           optional(:credit) => pos_integer()
         }
@@ -50,9 +56,16 @@ defmodule PyPort.Options do
     options |> validate!(@request_defaults, @request, "PyPort.eval/3 and PyPort.call/4") |> one_server!()
   end
 
+  @spec call!(keyword()) :: request()
+  def call!([]), do: @request_defaults
+  def call!(options), do: options |> request!() |> no_globals!("PyPort.call/4")
+
   @spec stream!(keyword()) :: request()
   def stream!(options) do
-    options |> validate!(Map.new(@stream), @stream, "PyPort.stream/3") |> one_server!()
+    options
+    |> validate!(Map.new(@stream), @stream, "PyPort.stream/3")
+    |> one_server!()
+    |> no_globals!("PyPort.stream/3")
   end
 
   @spec session!(keyword()) :: map()
@@ -79,6 +92,14 @@ defmodule PyPort.Options do
 
   defp one_server!(options), do: options
 
+  defp no_globals!(%{return: :globals}, whose) do
+    raise ArgumentError,
+          "option :return is :globals, which is for PyPort.eval/3: #{whose} has no names to give. " <>
+            "It takes :value or :object"
+  end
+
+  defp no_globals!(options, _whose), do: options
+
   defp validate!(options, defaults, known, whose) do
     unless Keyword.keyword?(options) do
       raise ArgumentError, "options must be a keyword list, got: #{inspect(options)}"
@@ -104,7 +125,7 @@ defmodule PyPort.Options do
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
-  defp valid?(name, value) when name in [:timeout, :init_timeout],
+  defp valid?(name, value) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
     do: value == :infinity or (is_integer(value) and value >= 0)
 
   defp valid?(name, value)
@@ -115,9 +136,14 @@ defmodule PyPort.Options do
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
-  defp valid?(:shutdown_grace, value), do: is_integer(value) and value >= 0
+
+  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: is_integer(value) and value >= 0
+
+  defp valid?(:after_cancel, value), do: value in [:keep, :restart]
+  defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
-  defp valid?(:return, value), do: value in [:value, :object]
+  defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
   defp valid?(:logger, value), do: is_boolean(value)
@@ -147,9 +173,16 @@ defmodule PyPort.Options do
   # What can be a server shows when it is used.
   defp valid?(_name, _value), do: true
 
-  defp expected(name) when name in [:timeout, :init_timeout], do: "milliseconds (0 or more) or :infinity"
+  defp expected(name) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
+    do: "milliseconds (0 or more) or :infinity"
+
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
-  defp expected(:shutdown_grace), do: "milliseconds (0 or more)"
+
+  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+    do: "milliseconds (0 or more)"
+
+  defp expected(:after_cancel), do: ":keep or :restart"
+  defp expected(:memory_limit), do: "a number of bytes (1 or more), or nil for none"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_objects), do: "a number of objects (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
@@ -157,7 +190,7 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
-  defp expected(:return), do: ":value or :object"
+  defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "what PyPort.open_session/1 gave"
   defp expected(:owner), do: "a pid"
   defp expected(:logger), do: "true or false"

@@ -30,11 +30,15 @@ defmodule PyPort.Output do
         handle: handle,
         id: id,
         owner: Process.monitor(owner),
-        stdout: stdout || group_leader,
-        stderr: stderr || group_leader
+        stdout: device(stdout, group_leader),
+        stderr: device(stderr, group_leader)
       })
     end)
   end
+
+  # What these names mean depends on who says them, and here it is the caller who does.
+  defp device(name, group_leader) when name in [nil, :stdio, :standard_io], do: group_leader
+  defp device(device, _group_leader), do: device
 
   @spec write(pid(), binary()) :: :ok
   def write(writer, frame) do
@@ -91,7 +95,7 @@ defmodule PyPort.Output do
   defp chunk(frame, state) do
     case Wire.decode(frame) do
       {:ok, {:output, _id, stream, text}} when stream in [:stdout, :stderr] and is_binary(text) ->
-        with :ok <- put(Map.fetch!(state, stream), text, state) do
+        with :ok <- put(Map.fetch!(state, stream), printable(text), state) do
           acknowledge(state, byte_size(text))
           :ok
         end
@@ -100,6 +104,17 @@ defmodule PyPort.Output do
         :ok
     end
   end
+
+  # Code may write any bytes to `sys.stdout.buffer`. A device would refuse the whole chunk for one that is no UTF-8, and
+  # with it what was printed before and after; so these are shown as Python shows them in text.
+  defp printable(text),
+    do: if(String.valid?(text), do: text, else: text |> shown([]) |> IO.iodata_to_binary())
+
+  defp shown("", done), do: Enum.reverse(done)
+  defp shown(<<letter::utf8, rest::binary>>, done), do: shown(rest, [<<letter::utf8>> | done])
+
+  defp shown(<<byte, rest::binary>>, done),
+    do: shown(rest, ["\\x" <> Base.encode16(<<byte>>, case: :lower) | done])
 
   defp acknowledge(state, bytes), do: Handle.command(state.handle, Wire.ack(state.id, bytes))
 
@@ -131,7 +146,6 @@ defmodule PyPort.Output do
     end
   end
 
-  defp whereis(:stdio), do: Process.group_leader()
   defp whereis(:stderr), do: Process.whereis(:standard_error)
   defp whereis(name) when is_atom(name), do: Process.whereis(name)
   defp whereis(pid) when is_pid(pid), do: pid

@@ -68,6 +68,19 @@ defmodule PyPort.Reach do
     end
   end
 
+  @doc "The handle of a server that has a Python now, ready or not; nobody is waited for."
+  @spec running(GenServer.server()) :: {:ok, Handle.t()} | {:error, Error.t()}
+  def running(server) do
+    with pid when is_pid(pid) <- whereis(server),
+         {:ok, handle} <- Registry.fetch(pid) do
+      {:ok, handle}
+    else
+      nil -> {:error, not_running(server)}
+      :not_started -> {:error, Error.not_started()}
+      :error -> {:error, unavailable("the server #{inspect(server)} has no Python running at the moment")}
+    end
+  end
+
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do

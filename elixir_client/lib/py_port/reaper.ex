@@ -41,6 +41,19 @@ defmodule PyPort.Reaper do
     kill -KILL "-$1" 2>/dev/null
     return 0
   }
+  # The leader alone: to its children the signal would be the end.
+  dump() {
+    IFS= read -r stat 2>/dev/null < "/proc/$1/stat" || return 0
+    pid=$1 start=$2
+    IFS=' '
+    set -- ${stat##*")" }
+    IFS=$newline
+    [ $# -ge 20 ] || return 0
+    shift 19
+    [ "$start" = 0 ] || [ "$1" = "$start" ] || return 0
+    kill -USR2 "$pid" 2>/dev/null
+    return 0
+  }
   while IFS=' ' read -r verb pid start dir; do
     case $verb in
       watch) known="$known$newline$pid $start $dir" ;;
@@ -53,6 +66,7 @@ defmodule PyPort.Reaper do
         known=$rest
         # The VM may have gone meanwhile.
         echo "kill $pid" 2>/dev/null ;;
+      dump) dump "$pid" "$start" ;;
     esac
   done
   for one in $known; do
@@ -83,6 +97,11 @@ defmodule PyPort.Reaper do
   end
 
   @doc false
+  # Has the Python of `owner` write its stacks to its stderr. Only for one that catches SIGUSR2: any other dies of it.
+  @spec dump(pid()) :: :ok
+  def dump(owner), do: GenServer.cast(__MODULE__, {:dump, owner})
+
+  @doc false
   @spec start_time(pos_integer()) :: non_neg_integer()
   def start_time(os_pid) do
     with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),
@@ -106,6 +125,13 @@ defmodule PyPort.Reaper do
   @impl true
   def handle_cast({:watch, owner, os_pid, start_time, dir}, state) do
     {:noreply, put(state, owner, os_pid, start_time, dir)}
+  end
+
+  def handle_cast({:dump, owner}, state) do
+    with %{^owner => %{os_pid: os_pid, start_time: start_time}} <- state.watched,
+         do: Port.command(state.port, "dump #{os_pid} #{start_time}\n")
+
+    {:noreply, state}
   end
 
   def handle_cast(_unknown, state), do: {:noreply, state}
@@ -160,7 +186,8 @@ defmodule PyPort.Reaper do
   defp forget(state, owner) do
     {%{dir: dir}, state} = pop_in(state.watched[owner])
     Registry.delete(owner)
-    File.rm_rf(dir)
+    # It may take its time, and others wait here for a kill.
+    spawn(fn -> File.rm_rf(dir) end)
     state
   end
 

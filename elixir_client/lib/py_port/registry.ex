@@ -1,7 +1,8 @@
 defmodule PyPort.Registry do
-  # Which servers this VM has: owner pid -> handle, and {owner pid, :beat} -> the last that was heard of its Python. A
-  # public ETS table, so that finding a server costs a look-up and never a message; what a row means is the business
-  # of PyPort.Server.
+  # Which servers this VM has: owner pid -> handle, {owner pid, :beat} -> the last that was heard of its Python,
+  # {owner pid, :verdict} -> what is thought of it, and {:starts, name} -> how often one was started by that name. A
+  # public ETS table, so that finding a server costs a look-up and never a message; what a row means is the business of
+  # PyPort.Server.
   #
   # The handle of a server that is ready stands in a persistent term as well, which is not copied: a handle is full of
   # references to tables, and copying those costs a request 2 µs, a tenth of all that it takes. The price is a look at
@@ -31,6 +32,7 @@ defmodule PyPort.Registry do
     :persistent_term.erase({__MODULE__, owner})
     :ets.delete(@table, owner)
     :ets.delete(@table, {owner, :beat})
+    :ets.delete(@table, {owner, :verdict})
     :ok
   rescue
     # The application is stopping and its table has gone before its servers.
@@ -54,6 +56,39 @@ defmodule PyPort.Registry do
     end
   rescue
     ArgumentError -> nil
+  end
+
+  @spec put_verdict(pid(), PyPort.Liveness.verdict()) :: :ok
+  def put_verdict(owner, verdict) do
+    :ets.insert(@table, {{owner, :verdict}, verdict})
+    :ok
+  end
+
+  @spec fetch_verdict(pid()) :: PyPort.Liveness.verdict() | nil
+  def fetch_verdict(owner) do
+    case :ets.lookup(@table, {owner, :verdict}) do
+      [{_key, verdict}] -> verdict
+      [] -> nil
+    end
+  rescue
+    ArgumentError -> nil
+  end
+
+  @spec count_start(term()) :: :ok
+  def count_start(name) do
+    :ets.update_counter(@table, {:starts, name}, 1, {{:starts, name}, 0})
+    :ok
+  end
+
+  @doc "How often a Python was started by that name, but for the first time."
+  @spec restarts(term()) :: non_neg_integer()
+  def restarts(name) do
+    case :ets.lookup(@table, {:starts, name}) do
+      [{_key, starts}] -> starts - 1
+      [] -> 0
+    end
+  rescue
+    ArgumentError -> 0
   end
 
   @doc false

@@ -11,8 +11,8 @@ defmodule PyPort.Request do
   alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Values, Wire}
   alias PyPort.Server.{Handle, Property}
 
-  # An owner that has taken a row sends the reply next; it is waited for this long once the caller's time is up.
-  @taken_grace_ms 1_000
+  # Time for the server to say what became of a request, however small its graces are.
+  @least_patience_ms 50
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
@@ -37,7 +37,7 @@ defmodule PyPort.Request do
 
   @spec call(target(), list(), map(), keyword()) :: outcome()
   def call(target, args, kwargs, options) do
-    options = Options.request!(options)
+    options = Options.call!(options)
 
     if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
       do: run_plain(:call, {nil, target, args, kwargs}, options),
@@ -59,7 +59,7 @@ defmodule PyPort.Request do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
-        {:error, error} ->
+        {_error_or_unread, error} ->
           close_session(handle.owner, handle, name)
           {:error, error}
       end
@@ -217,47 +217,69 @@ defmodule PyPort.Request do
         outcome(frame)
 
       {:DOWN, ^ref, :process, _owner, reason} ->
-        {:error, Error.of_exit(reason)}
+        {:error, Error.of_exit(reason, id)}
     after
       remaining(deadline) -> timed_out(ref, handle, id, timeout)
     end
   end
 
-  # Whoever takes the row decides: either we have it, and no reply will be sent any more, or the owner
-  # had it first, and its reply is the answer.
+  # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
+  # need not be waited for. An answer that comes meanwhile is the answer.
   defp timed_out(ref, handle, id, timeout) do
-    if Handle.take(handle, id) do
-      Handle.command(handle, Wire.cancel(id))
-      GenServer.cast(handle.owner, {:gave_up, id})
-      forget(ref)
+    Handle.command(handle, Wire.cancel(id))
+    GenServer.cast(handle.owner, {:cancel, id, :timeout})
+    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil})
+  end
 
-      {:error,
-       %Error{
-         kind: :timeout,
-         message:
-           "no answer within #{timeout} ms; the server may still be busy with this request, or with the ones " <>
-             "before it. Give it more time with the option :timeout"
-       }}
-    else
-      receive do
-        {^ref, frame} when is_binary(frame) ->
-          forget(ref)
-          outcome(frame)
+  defp await_end(ref, handle, id, timeout, deadline, so_far) do
+    receive do
+      {^ref, frame} when is_binary(frame) ->
+        forget(ref)
+        frame |> outcome() |> late(timeout)
 
-        {^ref, frame, writer} ->
-          Output.leave(writer)
-          forget(ref)
-          outcome(frame)
+      {^ref, frame, writer} ->
+        Output.leave(writer)
+        forget(ref)
+        frame |> outcome() |> late(timeout)
 
-        {:DOWN, ^ref, :process, _owner, reason} ->
-          {:error, Error.of_exit(reason)}
-      after
-        @taken_grace_ms ->
-          forget(ref)
-          {:unread, %Error{kind: :timeout, message: "no answer within #{timeout} ms"}}
-      end
+      # Where it is while it goes on; the answer is still to come.
+      {^ref, {:so_far, begun, stack}} ->
+        await_end(ref, handle, id, timeout, deadline, {begun, stack})
+
+      {^ref, {:timed_out, begun, stack}} ->
+        forget(ref)
+        {:error, Error.timeout(timeout, begun, stack)}
+
+      {:DOWN, ^ref, :process, _owner, reason} ->
+        {:error, Error.of_exit(reason, id)}
+    after
+      remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
     end
   end
+
+  # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
+  defp give_up(ref, handle, id, timeout, {begun, stack}) do
+    Process.demonitor(ref, [:flush])
+
+    receive do
+      {^ref, frame} when is_binary(frame) ->
+        frame |> outcome() |> late(timeout)
+
+      {^ref, frame, writer} ->
+        Output.leave(writer)
+        drain(ref)
+        frame |> outcome() |> late(timeout)
+    after
+      0 ->
+        GenServer.cast(handle.owner, {:gave_up, id})
+        drain(ref)
+        {:error, Error.timeout(timeout, begun, stack)}
+    end
+  end
+
+  # What Python says of a request that it was told to end.
+  defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
+  defp late(outcome, _timeout), do: outcome
 
   defp forget(ref) do
     Process.demonitor(ref, [:flush])

@@ -31,6 +31,18 @@ defmodule PyPort.Server do
     * `:logger` - whether what Python logs, and what it writes to stderr, goes to `Logger`. Default: `true`.
     * `:heartbeat_interval` - how often Python tells how it is, and the server looks after its house (stderr,
       requests of callers that have died), in ms. Default: 1_000.
+    * `:lost_after` - how long nothing may be heard of a Python that has nothing to do before it is killed, in ms, or
+      `:infinity`. Default: 10_000.
+    * `:gil_held_limit` - how long code may hold the interpreter, so that nothing is heard of Python, before it is
+      killed, in ms. Default: `:infinity`, since to be busy is no error: what limits a request is its own timeout.
+    * `:cancel_grace` - how long a request that was cancelled (its timeout has passed, its caller has died, its stream is
+      read no further) may take to end, in ms. Default: 1_000.
+    * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
+      answer at the latest at `:timeout` + `:cancel_grace` + `:kill_grace`.
+    * `:after_cancel` - whether a Python in which a running request was interrupted goes on (`:keep`), or is drained and
+      started anew (`:restart`), for code that leaves things half done. Default: `:keep`.
+    * `:memory_limit` - how much memory Python may have, in bytes; beyond it there is a `MemoryError`. It counts address
+      space, so leave room for libraries. Default: `nil`, no limit but the machine's.
     * `:shutdown_grace` - how long Python may take to finish what it is doing when its server is stopped,
       before it is killed, in ms. Default: 1_000.
     * `:max_frame_bytes` - the largest request or reply, in bytes. Default: 1 GiB.
@@ -38,24 +50,20 @@ defmodule PyPort.Server do
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+
+  What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
+  `PyPort.Telemetry`.
   """
 
-  # The owner of the port. Callers write to the port themselves and read their replies themselves; the
-  # owner forwards bytes, and sees to birth and death. How a process is started is PyPort.Server.Launch's,
-  # what frames hold is PyPort.Wire's, killing is PyPort.Reaper's.
+  # The owner of the port. Callers write to the port themselves and read their replies themselves; the owner forwards
+  # bytes, and takes what happens to whom it concerns: frames to Traffic, requests that are to end to Ladder, its
+  # Python's pulse to Vital, its end to Death.
   use GenServer, restart: :permanent
 
   require Logger
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Launch, Mail, Ownership, Property, Traffic}
-
-  @stderr_lines 20
-  @backoff_first_ms 500
-  @backoff_most_ms 30_000
-
-  # After the end of its pipe is seen, an exit status still comes; not for ever, since a grandchild may hold the pipe.
-  @exit_status_wait_ms 500
+  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.Server.{Birth, Death, Handle, Ladder, Mail, Property, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
@@ -114,7 +122,7 @@ defmodule PyPort.Server do
        %Error{kind: :timeout, begun: false, message: "Python was still starting when the time was up"}}
 
     :exit, {reason, _call} ->
-      {:error, Error.of_exit(reason)}
+      {:error, %{Error.of_exit(reason) | kind: :unavailable, begun: false}}
   end
 
   # --- birth ----------------------------------------------------------------------------------
@@ -123,45 +131,15 @@ defmodule PyPort.Server do
   def init(options) do
     # A port that dies with data queued tells so by an exit signal and nothing else.
     Process.flag(:trap_exit, true)
-
-    state = %{
-      options: options,
-      phase: :starting,
-      handle: nil,
-      # Who waits for the server to be ready: GenServer.from()
-      waiting: [],
-      # The last failure to start, while phase is :down or until the next try succeeds.
-      error: nil,
-      failures: 0,
-      stderr: nil,
-      timer: nil,
-      # id -> what serves that request besides its caller: %{writer: pid | nil, servant: pid | nil}
-      attached: %{},
-      mail: nil,
-      ownership: Ownership.new(),
-      # holder of objects or sessions -> the monitor on it
-      monitors: %{}
-    }
-
-    {:ok, state, {:continue, :open}}
+    {:ok, Birth.state(options), {:continue, :open}}
   end
 
   @impl true
-  def handle_continue(:open, state) do
-    Process.send_after(self(), :beat, state.options.heartbeat_interval)
-    {:noreply, open(state)}
-  end
+  def handle_continue(:open, state), do: {:noreply, state |> next_beat() |> Birth.launch()}
 
-  defp open(state) do
-    case Launch.open(state.options) do
-      {:ok, handle, stderr} ->
-        mail = Mail.start_link(handle, who(state), state.options.logger)
-        timer = start_timer(state.options.init_timeout, :init_timeout)
-        %{state | phase: :starting, handle: handle, stderr: stderr, timer: timer, mail: mail}
-
-      {:error, error} ->
-        boot_failed(state, error)
-    end
+  defp next_beat(%{options: %{heartbeat_interval: interval}} = state) do
+    Process.send_after(self(), :beat, interval)
+    %{state | due: System.monotonic_time(:millisecond) + interval}
   end
 
   # --- messages -------------------------------------------------------------------------------
@@ -177,32 +155,53 @@ defmodule PyPort.Server do
   end
 
   def handle_info(:beat, state) do
-    Process.send_after(self(), :beat, state.options.heartbeat_interval)
-    {:noreply, state |> Traffic.sweep() |> log_stderr()}
+    case state |> next_beat() |> Vital.tick(state.due) do
+      {:ok, state} ->
+        {:noreply, state |> Traffic.sweep() |> log_stderr()}
+
+      # Where it was held is worth knowing; the kill follows when that is known.
+      {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->
+        {:noreply, Ladder.dump(%{state | doom: why}, why)}
+
+      end_of_python ->
+        carry_on(end_of_python)
+    end
+  end
+
+  def handle_info({:rung, id}, state), do: state |> Ladder.step(id) |> carry_on()
+
+  def handle_info({:dumped, pid, result}, state) do
+    case Ladder.dumped(state, pid, result) do
+      %{doom: nil} = state ->
+        {:noreply, state}
+
+      %{doom: why} = state ->
+        if Vital.well?(state), do: {:noreply, %{state | doom: nil}}, else: carry_on({:kill, why, state})
+    end
+  end
+
+  def handle_info(:restart, %{phase: :ready} = state) do
+    Logger.info(
+      "PyPort #{state.who}: a request was interrupted, Python is started anew (after_cancel: :restart)"
+    )
+
+    # Nobody new comes; those that are here have the grace of a shutdown.
+    Registry.delete(self())
+    {:stop, Death.restart(state), state}
   end
 
   def handle_info({port, {:exit_status, status}}, %{handle: %{port: port}} = state), do: died(status, state)
 
   # The pipe is gone, the status still to come, if it comes.
-  def handle_info({:EXIT, port, _reason}, %{handle: %{port: port}} = state) do
-    receive do
-      {^port, {:exit_status, status}} -> died(status, state)
-    after
-      @exit_status_wait_ms -> died(nil, state)
-    end
-  end
+  def handle_info({:EXIT, port, _reason}, %{handle: %{port: port}} = state),
+    do: died(Death.exit_status(port), state)
 
   def handle_info({:timeout, timer, :init_timeout}, %{timer: timer, phase: :starting} = state) do
-    error =
-      unavailable(
-        "Python was not ready within #{state.options.init_timeout} ms (see :init_timeout and :init_code); it was killed"
-      )
-
-    {:noreply, boot_failed(state, error)}
+    {:noreply, Birth.too_slow(state)}
   end
 
   def handle_info({:timeout, timer, :retry}, %{timer: timer, phase: :down} = state) do
-    {:noreply, open(%{state | phase: :starting})}
+    {:noreply, Birth.launch(state)}
   end
 
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
@@ -214,8 +213,8 @@ defmodule PyPort.Server do
 
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
-    Logger.error("PyPort #{who(state)}: the process for log records ended: #{Exception.format_exit(reason)}")
-    {:noreply, %{state | mail: Mail.start_link(state.handle, who(state), state.options.logger)}}
+    Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
+    {:noreply, %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}}
   end
 
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.
@@ -243,189 +242,55 @@ defmodule PyPort.Server do
 
   @impl true
   def handle_cast({:property, message}, state), do: {:noreply, Property.cast(state, message)}
-  def handle_cast({:gave_up, id}, state), do: {:noreply, Traffic.abandon(state, id)}
+  def handle_cast({:cancel, id, why}, state), do: {:noreply, Ladder.cancel(state, id, why)}
+  def handle_cast({:gave_up, id}, state), do: {:noreply, Ladder.gave_up(state, id)}
 
-  defp control(:hello, frame, state), do: hello(frame, state)
-  defp control(:goodbye, frame, state), do: goodbye(frame, state)
+  defp control(:hello, frame, state), do: {:noreply, Birth.hello(frame, state)}
+  defp control(:goodbye, frame, state), do: {:noreply, Birth.goodbye(frame, state)}
 
   defp control(:heartbeat, frame, state) do
-    with {:ok, {:heartbeat, %{} = beat}} <- Wire.decode(frame),
-         do: Registry.put_beat(self(), Status.beat(beat))
+    case Wire.decode(frame) do
+      {:ok, {:heartbeat, %{} = said}} ->
+        Registry.put_beat(self(), Status.beat(said))
+        {:noreply, Vital.beat(state, said)}
 
-    {:noreply, state}
+      _unreadable ->
+        {:noreply, state}
+    end
   end
 
   defp control(_unknown, frame, state) do
     Logger.warning(
-      "PyPort #{who(state)}: a frame of an unknown kind from Python: #{inspect(frame, limit: 32)}"
+      "PyPort #{state.who}: a frame of an unknown kind from Python: #{inspect(frame, limit: 32)}"
     )
 
     {:noreply, state}
   end
 
-  defp hello(frame, %{phase: :starting} = state) do
-    case Wire.decode_hello(frame) do
-      {:ok, version, info} ->
-        if version == Wire.protocol_version() do
-          case Env.running(state.options.python_env, info) do
-            :ok -> {:noreply, ready(state)}
-            {:error, error} -> {:noreply, boot_failed(state, error)}
-          end
-        else
-          ours = Wire.protocol_version()
-
-          message =
-            "the port_server in this environment speaks protocol #{inspect(version)}, this library speaks #{ours}: " <>
-              "install the version that belongs to it"
-
-          {:noreply, boot_failed(state, unavailable(message))}
-        end
-
-      :error ->
-        {:noreply, boot_failed(state, unavailable("Python's first words could not be read"))}
-    end
-  end
-
-  defp hello(_frame, state), do: {:noreply, state}
-
-  defp ready(state) do
-    cancel_timer(state.timer)
-    handle = %{state.handle | ready: true}
-    Registry.put(handle)
-    Enum.each(state.waiting, &GenServer.reply(&1, {:ok, handle}))
-    if state.failures > 0, do: Logger.info("PyPort #{who(state)}: Python is running again")
-    %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
-  end
-
-  defp goodbye(frame, state) do
-    case {state.phase, Wire.decode(frame)} do
-      {:starting, {:ok, {:goodbye, %{} = description}}} ->
-        error = Error.from_wire(description)
-
-        {:noreply,
-         boot_failed(state, %{error | kind: :unavailable, message: boot_message(error), begun: false})}
-
-      {_ready, {:ok, {:goodbye, %{message: message}}}} ->
-        Logger.error("PyPort #{who(state)}: Python is leaving: #{message}")
-        {:noreply, state}
-
-      # An orderly end; the exit status follows.
-      _any ->
-        {:noreply, state}
-    end
-  end
-
-  # What a Python that cannot start says is seldom what a person should do about it.
-  defp boot_hint(stderr) do
-    case Env.Advice.python(stderr) do
-      nil -> ""
-      advice -> ". " <> advice
-    end
-  end
-
-  defp boot_message(%Error{kind: :python} = error),
-    do: "init_code failed:\n" <> Exception.message(error)
-
-  defp boot_message(%Error{message: message}), do: message
-
   # --- death ----------------------------------------------------------------------------------
 
-  # While it starts, an end is a failure to start: said once, tried again, and no reason to die.
-  defp died(status, %{phase: :starting} = state) do
-    report = Error.death(status, [])
-    message = "Python did not start: " <> report.message <> boot_hint(last_words(state))
-    {:noreply, boot_failed(state, %{report | kind: :unavailable, begun: false, message: message})}
+  defp carry_on({:ok, state}), do: {:noreply, state}
+  defp carry_on({:exited, state}), do: died(Death.exited(state), state)
+
+  defp carry_on({:kill, why, state}) do
+    {state, report} = Death.kill(state, why)
+    state = log_stderr(state)
+    {:stop, Death.reason(state, report), %{state | phase: :dead}}
   end
 
-  # What had begun nobody knows here, so `begun` stays nil.
+  # While it starts, an end is a failure to start.
+  defp died(status, %{phase: :starting} = state), do: {:noreply, Birth.ended(state, status)}
+
   defp died(status, state) do
     state = log_stderr(state)
+    # Its children are ended with it.
     Reaper.kill(self())
-    report = Error.death(status, last_words(state))
-    Logger.error("PyPort #{who(state)}: #{report.message}")
-    {:stop, {:shutdown, report}, %{state | phase: :dead}}
-  end
-
-  defp boot_failed(state, error) do
-    error = %{error | stderr: last_words(state)}
-    state = close(state)
-    failures = state.failures + 1
-    wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
-
-    # The same failure is not worth a second line.
-    if state.error == nil or state.error.message != error.message do
-      Logger.error("PyPort #{who(state)}: #{Exception.message(error)}\nTrying again in #{wait} ms, and on.")
-    end
-
-    Enum.each(state.waiting, &GenServer.reply(&1, {:error, error}))
-    %{state | phase: :down, error: error, waiting: [], failures: failures, timer: start_timer(wait, :retry)}
-  end
-
-  # Kill first, then close: closing a port with data queued to a stopped child leaves the port open.
-  defp close(%{handle: nil} = state), do: state
-
-  defp close(%{handle: handle, stderr: stderr} = state) do
-    cancel_timer(state.timer)
-    Reaper.kill(self())
-    close_port(handle.port)
-    :ets.delete(handle.table)
-    :ets.delete(handle.calls)
-    Registry.delete(self())
-    StderrFile.close(stderr)
-    File.rm_rf(handle.dir)
-    Process.unlink(state.mail)
-    Process.exit(state.mail, :kill)
-    for {_holder, monitor} <- state.monitors, do: Process.demonitor(monitor, [:flush])
-
-    %{
-      state
-      | handle: nil,
-        stderr: nil,
-        timer: nil,
-        mail: nil,
-        attached: %{},
-        ownership: Ownership.new(),
-        monitors: %{}
-    }
-  end
-
-  defp close_port(port) do
-    Port.close(port)
-  rescue
-    ArgumentError -> true
+    {:stop, Death.reason(state, Death.report(state, status)), %{state | phase: :dead}}
   end
 
   @impl true
-  def terminate(_reason, %{phase: :ready} = state) do
-    # An orderly stop: Python may finish what it is doing, within the grace.
-    grace = state.options.shutdown_grace
-    Handle.command(state.handle, Wire.shutdown(grace))
-    await_exit(state.handle.port, System.monotonic_time(:millisecond) + grace, state)
-  end
-
-  def terminate(_reason, state), do: close(state)
-
-  # Replies go out until the end.
-  defp await_exit(port, deadline, state) do
-    receive do
-      {^port, {:data, frame}} ->
-        state =
-          case frame |> Wire.route() |> Traffic.frame(frame, state) do
-            {:ok, state} -> state
-            :other -> state
-          end
-
-        await_exit(port, deadline, state)
-
-      {^port, {:exit_status, _status}} ->
-        state |> log_stderr() |> close()
-
-      {:EXIT, ^port, _reason} ->
-        state |> log_stderr() |> close()
-    after
-      max(deadline - System.monotonic_time(:millisecond), 0) -> state |> log_stderr() |> close()
-    end
-  end
+  def terminate(_reason, %{phase: :ready} = state), do: Death.drain(state, &log_stderr/1)
+  def terminate(_reason, state), do: Death.close(state)
 
   # --- small things ---------------------------------------------------------------------------
 
@@ -433,21 +298,7 @@ defmodule PyPort.Server do
 
   defp log_stderr(%{options: %{logger: log?}} = state) do
     {lines, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
-    if log? and lines != [], do: Logger.info("PyPort #{who(state)} stderr: #{Enum.join(lines, "\n")}")
+    if log? and lines != [], do: Logger.info("PyPort #{state.who} stderr: #{Enum.join(lines, "\n")}")
     %{state | stderr: stderr}
   end
-
-  defp last_words(%{stderr: nil}), do: []
-  defp last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
-
-  defp who(%{options: %{name: nil}}), do: inspect(self())
-  defp who(%{options: %{name: name}}), do: inspect(name)
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
-
-  defp start_timer(:infinity, _message), do: nil
-  defp start_timer(after_ms, message), do: :erlang.start_timer(after_ms, self(), message)
-
-  defp cancel_timer(nil), do: :ok
-  defp cancel_timer(timer), do: :erlang.cancel_timer(timer)
 end

@@ -3,7 +3,15 @@ defmodule PyPort.Status do
   How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
 
     * `server` - the server's process, or the name under which none is running.
-    * `state` - `:idle`, `:busy`, `:starting`, or `:down` (not running, or Python could not be started).
+    * `state` - one of
+      * `:idle`, `:busy` - heard of lately; whether it runs anything;
+      * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
+      * `:stuck` - silent, not computing, with requests open: code holds the interpreter and waits;
+      * `:stopped` - the process is stopped (SIGSTOP, a debugger);
+      * `:lost` - silent without any reason; it is killed after `:lost_after`;
+      * `:unknown` - silent, and there is no `/proc` here to see why;
+      * `:starting`, `:down` - not running yet; not running, or Python could not be started.
+    * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
     * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
       none.
     * `queue` - how many requests wait in Python for their turn.
@@ -25,6 +33,7 @@ defmodule PyPort.Status do
     :os_pid,
     :rss_bytes,
     :beat_age_ms,
+    restarts: 0,
     pending: 0,
     queue: 0,
     requests: 0,
@@ -34,9 +43,13 @@ defmodule PyPort.Status do
     calls: 0
   ]
 
+  @type state ::
+          :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :starting | :down
+
   @type t :: %__MODULE__{
           server: GenServer.server(),
-          state: :idle | :busy | :starting | :down,
+          state: state(),
+          restarts: non_neg_integer(),
           running: pos_integer() | nil,
           running_ms: non_neg_integer() | nil,
           os_pid: pos_integer() | nil,
@@ -66,19 +79,36 @@ defmodule PyPort.Status do
   @doc false
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
-    case GenServer.whereis(server) do
-      pid when is_pid(pid) -> [of_owner(pid)]
-      _nobody -> [%__MODULE__{server: server, state: :down}]
-    end
+    status =
+      case GenServer.whereis(server) do
+        pid when is_pid(pid) -> of_owner(pid)
+        _nobody -> %__MODULE__{server: server, state: :down}
+      end
+
+    [%{status | restarts: restarts(server)}]
   end
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} -> heard(handle, Registry.fetch_beat(owner))
-      {:ok, %Handle{os_pid: os_pid}} -> %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
-      _none -> %__MODULE__{server: owner, state: :down}
+      {:ok, %Handle{ready: true} = handle} ->
+        handle |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
+
+      {:ok, %Handle{os_pid: os_pid}} ->
+        %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
+
+      _none ->
+        %__MODULE__{server: owner, state: :down}
     end
   end
+
+  defp restarts(pid) when is_pid(pid) do
+    case Process.info(pid, :registered_name) do
+      {:registered_name, name} -> Registry.restarts(name)
+      _none -> 0
+    end
+  end
+
+  defp restarts(name), do: Registry.restarts(name)
 
   # Until the first beat its requests tell whether it is busy.
   defp heard(handle, nil) do
@@ -102,6 +132,11 @@ defmodule PyPort.Status do
       numbers
     )
   end
+
+  # Of one that is well its last beat says more than the server's last look at it.
+  defp judged(status, verdict) when verdict in [nil, :idle, :busy], do: status
+  defp judged(status, :exited), do: %{status | state: :down}
+  defp judged(status, verdict), do: %{status | state: verdict}
 
   defp number(<<number::64>>), do: number
   defp number(_none), do: nil

@@ -18,6 +18,10 @@ defmodule PyPort.StderrFile do
   @read_bytes 65_536
   @tail_bytes 16_384
 
+  @doc "Where it stands in the directory of a server."
+  @spec path(dir :: Path.t()) :: Path.t()
+  def path(dir), do: Path.join(dir, "stderr")
+
   @spec open(Path.t()) :: {:ok, t()} | {:error, :file.posix()}
   def open(path) do
     with {:ok, device} <- :file.open(path, [:read, :write, :raw, :binary, :exclusive]) do
@@ -68,6 +72,50 @@ defmodule PyPort.StderrFile do
       data |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
     else
       _nothing -> []
+    end
+  end
+
+  @doc "The stack that faulthandler wrote at the end of a process, if it did: the text from its first line on."
+  @spec fatal_stack(t()) :: String.t() | nil
+  def fatal_stack(file) do
+    with {:ok, size} <- :file.position(file.device, :eof),
+         {:ok, data} <- :file.pread(file.device, max(size - @tail_bytes, 0), @tail_bytes),
+         [_ | _] = matches <- :binary.matches(data, ["Fatal Python error: ", "Python Fatal Error: "]) do
+      {at, _size} = List.last(matches)
+      data |> binary_part(at, byte_size(data) - at) |> stacks()
+    else
+      _none -> nil
+    end
+  end
+
+  # faulthandler gives each thread a headline with its number, and indents what belongs to it.
+  @thread ~r/^(?:Current thread|Thread|Stack) (?:0x[0-9a-f]+|\()/
+
+  @doc "The stacks of one dump in a text that may hold other lines, and further dumps; nil where there is none."
+  @spec stacks(binary()) :: String.t() | nil
+  def stacks(text) do
+    text
+    |> String.split("\n")
+    |> Enum.drop_while(&(not (&1 =~ @thread)))
+    |> one_dump([], MapSet.new())
+    |> case do
+      [] -> nil
+      lines -> lines |> Enum.map_join("\n", &printable/1) |> String.trim_trailing()
+    end
+  end
+
+  # A thread that comes again belongs to the next dump. Lines of others, written meanwhile, are left out.
+  defp one_dump([], lines, _threads), do: Enum.reverse(lines)
+  defp one_dump(["" | rest], lines, threads), do: one_dump(rest, ["" | lines], threads)
+  defp one_dump(["  " <> _ = line | rest], lines, threads), do: one_dump(rest, [line | lines], threads)
+
+  defp one_dump([line | rest], lines, threads) do
+    number = Regex.run(~r/0x[0-9a-f]+|^Stack/, line)
+
+    cond do
+      not (line =~ @thread) -> one_dump(rest, lines, threads)
+      MapSet.member?(threads, number) -> Enum.reverse(lines)
+      true -> one_dump(rest, [line | lines], MapSet.put(threads, number))
     end
   end
 

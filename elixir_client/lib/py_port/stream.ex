@@ -40,7 +40,7 @@ defmodule PyPort.Stream do
     case Relay.more(stream.relay, stream.options.timeout) do
       {:items, frames} -> {tagged(frames, stream), stream}
       {:last, frames, ending} -> {tagged(frames, stream), %{stream | ended: ending}}
-      :timeout -> raise timeout(stream.options.timeout)
+      :timeout -> raise timed_out(stream)
     end
   end
 
@@ -63,7 +63,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp next(%{ended: {:down, reason}}), do: raise(Error.of_exit(reason))
+  defp next(%{ended: {:down, reason}} = stream), do: raise(Error.of_exit(reason, stream.id))
 
   defp stop(stream) do
     if stream.servant, do: Callbacks.stop(stream.servant)
@@ -95,11 +95,28 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp timeout(timeout) do
-    %Error{
-      kind: :timeout,
-      message:
-        "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
-    }
+  # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
+  defp timed_out(%{options: %{timeout: timeout}} = stream) do
+    case Relay.give_up(stream.relay) do
+      {:timed_out, begun, stack} ->
+        no_item(Error.timeout(timeout, begun, stack), timeout)
+
+      {:down, reason} ->
+        Error.of_exit(reason, stream.id)
+
+      {:frame, frame} ->
+        case Request.outcome(frame) do
+          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item(timeout)
+          {:error, error} -> error
+          _ended -> no_item(Error.timeout(timeout, true, nil), timeout)
+        end
+    end
+  end
+
+  defp no_item(error, timeout) do
+    message =
+      "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
+
+    %{error | message: message}
   end
 end

@@ -269,7 +269,7 @@ defmodule PyPort.Wire do
     # What the codec makes of the floats that Erlang has not.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
-      [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :threads] ++
+      [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
       [:os_pid, :uptime_ms, :requests] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++

@@ -149,7 +149,8 @@ defmodule PyPort.CallbacksTest do
     test = self()
 
     code =
-      "invoke(0, []); globals_; import os; open(#{inspect(Path.join(dir, "told"))}, 'w').write(repr(answer()))"
+      "invoke(0, []); globals_; import os; open(#{inspect(Path.join(dir, "told"))}, 'w').write(repr(answer()))\n" <>
+        "send(A('ok'), id, None)"
 
     hang = fn ->
       send(test, {:worker, self()})
@@ -174,7 +175,12 @@ defmodule PyPort.CallbacksTest do
       Process.sleep(:infinity)
     end
 
-    code = "invoke(0, [])\nwhile recv()[0] != 'answer': pass"
+    code = """
+    invoke(0, [])
+    while recv()[0] != "cancel": pass
+    send(A("error"), id, {A("kind"): A("cancelled"), A("message"): "cancelled", A("begun"): True})
+    """
+
     assert {:error, %Error{kind: :timeout}} = eval(server, code, %{f: hang}, timeout: 100)
     assert_received {:worker, worker}
     assert eventually(fn -> not Process.alive?(worker) end)

@@ -187,6 +187,62 @@ defmodule PyPort.IntoTheBeamTest do
     end
   end
 
+  test "messages arrive as they were sent, from wherever they are sent", %{server: server} do
+    code = """
+    import asyncio, threading
+    from port_server import Atom, send
+    send(to, (Atom("main"), {"a": [1, 2.5, None, True], (1, 2): b"\\xff"}))
+    thread = threading.Thread(target=send, args=(to, (Atom("thread"), to)))
+    thread.start()
+    thread.join()
+    await asyncio.sleep(0)
+    send(to, (Atom("async"), "x" * 200_000))
+    """
+
+    assert {:ok, nil} = PyPort.eval(code, %{to: self()}, server: server)
+    assert_receive {:main, %{"a" => [1, 2.5, nil, true], {1, 2} => <<255>>}}
+    me = self()
+    assert_receive {:thread, ^me}
+    assert_receive {:async, text}
+    assert byte_size(text) == 200_000
+    refute_received _anything
+  end
+
+  test "a message to a process that has ended, or is a server, harms nobody", %{server: server} do
+    other = start_server()
+    {dead, monitor} = spawn_monitor(fn -> :ok end)
+    assert_receive {:DOWN, ^monitor, :process, ^dead, :normal}
+
+    code =
+      "import port_server\nfor pid in pids: port_server.send(pid, ('hello', 1))\nport_server.send(to, 'last')"
+
+    pids = [dead, Process.whereis(server), Process.whereis(other)]
+    assert {:ok, nil} = PyPort.eval(code, %{pids: pids, to: self()}, server: server)
+    assert_receive "last"
+    assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    assert PyPort.eval("1", %{}, server: other) == {:ok, 1}
+  end
+
+  test "a pid that came by way of another server is the same process there", %{server: server} do
+    other = start_server()
+    {:ok, pid} = PyPort.eval("pid", %{pid: self()}, server: other)
+    code = "import port_server; port_server.send(pid, f(pid) == pid)"
+    through = fn pid -> PyPort.eval!("pid", %{pid: pid}, server: other) end
+    assert {:ok, nil} = PyPort.eval(code, %{pid: pid, f: through}, server: server)
+    assert_receive true
+  end
+
+  test "messages of init_code arrive", %{server: _server} do
+    pid = self() |> :erlang.term_to_binary() |> inspect(binaries: :as_binaries, limit: :infinity)
+    bytes = pid |> String.trim_leading("<<") |> String.trim_trailing(">>")
+
+    code =
+      "from port_server import send\nfrom port_server.etf import decode\nsend(decode(bytes([#{bytes}])), 'early')"
+
+    start_server(init_code: code)
+    assert_receive "early"
+  end
+
   test "objects that are passed to a function live as long as the call, unless they are given away", %{
     server: server
   } do

@@ -23,6 +23,32 @@ defmodule PyPort.LoggingTest do
     assert is_integer(request)
   end
 
+  test "messages and records arrive in the order in which Python said them" do
+    server = start_server()
+
+    code = """
+    import logging, port_server
+    for n in range(50):
+        port_server.send(to, (port_server.Atom("sent"), n))
+        logging.error("%d", n)
+    """
+
+    assert {:ok, nil} = PyPort.eval(code, %{to: self()}, server: server)
+
+    # Whatever comes next of the two kinds, not whichever fits: the handler sends to this process, too.
+    next = fn ->
+      receive do
+        {:sent, n} -> {:sent, n}
+        {:logged, %{level: :error, msg: {:string, text}}} -> {:logged, text}
+      after
+        5_000 -> :nothing
+      end
+    end
+
+    said = for _ <- 1..100, do: next.()
+    assert said == Enum.flat_map(0..49, &[{:sent, &1}, {:logged, Integer.to_string(&1)}])
+  end
+
   test "levels are those of Elixir" do
     server = start_server()
     code = "import logging\nlog = logging.getLogger('x')\nlog.error('e')\nlog.critical('c')\nlog.info('i')"

@@ -91,6 +91,15 @@ defmodule PyPort.ObjectTest do
       assert message =~ "released"
     end
 
+    test "in the count of the status, until it is released" do
+      server = start_server(heartbeat_interval: 20)
+      counted = fn -> server |> PyPort.status() |> hd() |> Map.fetch!(:objects) end
+      objects = PyPort.eval!("[object(), object(), object()]", %{}, server: server)
+      assert eventually(fn -> counted.() == 3 end)
+      PyPort.release(objects)
+      assert eventually(fn -> counted.() == 0 end)
+    end
+
     test "for whom a task works", %{server: server} do
       object = Task.await(Task.async(fn -> object(server) end))
       assert lives?(object)
@@ -157,6 +166,45 @@ defmodule PyPort.ObjectTest do
       assert lives?(kept)
       assert lives?(outer)
       PyPort.release(kept)
+    end
+
+    test "until the end of with_objects/1, by whichever task of it they came", %{server: server} do
+      outer = Task.await(Task.async(fn -> object(server) end))
+      test = self()
+
+      {mine, theirs} =
+        PyPort.with_objects(fn ->
+          theirs =
+            1..20
+            |> Task.async_stream(fn _n ->
+              object(server)
+            end)
+            |> Enum.map(fn {:ok, object} -> object end)
+
+          assert Enum.all?(theirs, &lives?/1)
+          {object(server), theirs}
+        end)
+
+      assert eventually(fn -> not Enum.any?([mine | theirs], &lives?/1) end)
+      assert lives?(outer)
+
+      # A task may have a scope of its own.
+      within = Task.await(Task.async(fn -> PyPort.with_objects(fn -> object(server) end) end))
+      assert eventually(fn -> not lives?(within) end)
+
+      # One that was given by name is kept, and so is what a task brings when the scope has ended.
+      {given, task} =
+        PyPort.with_objects(fn ->
+          named = fn -> PyPort.eval!("object()", %{}, server: server, owner: test) end
+          {Task.await(Task.async(named)), Task.async(fn -> receive(do: (:go -> object(server))) end)}
+        end)
+
+      send(task.pid, :go)
+      late = Task.await(task)
+      Process.sleep(50)
+      assert lives?(given) and lives?(late)
+      PyPort.release([given, late, outer])
+      refute_received _anything
     end
 
     test "until with_objects/1 is left by an exception", %{server: server} do

@@ -3,7 +3,7 @@ defmodule PyPort.OutputTest do
   # to print.
   use ExUnit.Case, async: true
 
-  import ExUnit.CaptureLog
+  import ExUnit.{CaptureIO, CaptureLog}
   import PyPort.Test.{FakePython, Processes, Servers}
 
   alias PyPort.Error
@@ -51,6 +51,30 @@ defmodule PyPort.OutputTest do
     assert nothing_left?(server)
   end
 
+  test "bytes that are no UTF-8 are shown, and cost nothing of what is printed around them", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    {:ok, device} = StringIO.open("")
+
+    code = ~S"""
+    text = b"gr\xc3\xbcn \xff\xc3"
+    send(A("output"), id, A("stdout"), text)
+    send(A("ok"), id, [recv()[2], len(text)])
+    """
+
+    assert {:ok, [size, size]} = PyPort.eval(code, %{}, server: server, stdout: device)
+    assert StringIO.contents(device) == {"", "grün \\xff\\xc3"}
+  end
+
+  test ":stdio is the caller's group leader", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    code = "send(A('output'), id, A('stdout'), b'here'); recv(); send(A('ok'), id, 1)"
+
+    for name <- [:stdio, :standard_io] do
+      printed = capture_io(fn -> assert {:ok, 1} = PyPort.eval(code, %{}, server: server, stdout: name) end)
+      assert printed == "here"
+    end
+  end
+
   test "a device that dies, refuses, or has never been there takes everything", %{tmp_dir: dir} do
     server = start_fake(dir)
     dying = spawn(fn -> receive(do: ({:io_request, _, _, _} -> :ok)) end)
@@ -80,12 +104,9 @@ defmodule PyPort.OutputTest do
     # It prints, and waits for the acknowledgement, as the real one does behind its window.
     code = """
     send(A("output"), id, A("stdout"), b"x" * 100)
-    acks = []
-    while not acks:
-        message = recv()
-        if message[0] == "ack":
-            acks.append(message[2])
-    send(A("ok"), id, None)
+    while recv()[0] not in ("ack", "cancel"): pass
+    send(A("error"), id, {A("kind"): A("cancelled"), A("message"): "cancelled", A("begun"): True})
+    # What is never written is acknowledged in the end, too.
     open(#{inspect(marker)}, "w")
     """
 
@@ -100,10 +121,11 @@ defmodule PyPort.OutputTest do
   test "what a request prints that nobody waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
     log =
       capture_log(fn ->
-        server = start_fake(dir)
+        server = start_fake(dir, heartbeat_interval: 50)
         marker = Path.join(dir, "done")
 
         code = """
+        open(#{inspect(Path.join(dir, "begun"))}, "w")
         while recv()[0] != "cancel": pass
         send(A("output"), id, A("stdout"), b"too late")
         assert recv()[0] == "ack"
@@ -111,7 +133,9 @@ defmodule PyPort.OutputTest do
         open(#{inspect(marker)}, "w")
         """
 
-        assert {:error, %Error{kind: :timeout}} = PyPort.eval(code, %{}, server: server, timeout: 50)
+        caller = spawn(fn -> PyPort.eval(code, %{}, server: server, timeout: :infinity) end)
+        assert eventually(fn -> File.exists?(Path.join(dir, "begun")) end)
+        Process.exit(caller, :kill)
         assert eventually(fn -> File.exists?(marker) end)
       end)
 

@@ -45,6 +45,49 @@ defmodule PyPort.StderrFileTest do
     assert {["<<255, 254>>"], _file} = StderrFile.read_lines(context.stderr)
   end
 
+  describe "stacks" do
+    @dump """
+    Thread 0x00007f1c2d7fa6c0 (most recent call first):
+      File "/usr/lib/python3.11/selectors.py", line 468 in select
+
+    Current thread 0x00007f1c2e5fe740 (most recent call first):
+      File "<string>", line 1 in <module>
+    """
+
+    test "are found among other lines", _context do
+      text = "printed before\n" <> @dump <> "printed after\n"
+      assert StderrFile.stacks(text) == String.trim_trailing(@dump)
+      assert StderrFile.stacks("nothing of that kind\n") == nil
+      assert StderrFile.stacks("") == nil
+    end
+
+    test "of two dumps the first is taken" do
+      assert StderrFile.stacks(@dump <> @dump) == String.trim_trailing(@dump)
+    end
+
+    test "of one thread alone are stacks, too" do
+      text = "Stack (most recent call first):\n  File \"a.py\", line 3 in f\n"
+      assert StderrFile.stacks(text) == String.trim_trailing(text)
+    end
+
+    test "of a process that has ended are those behind the fatal error", context do
+      :file.write(context.writer, [@dump, "Fatal Python error: Segmentation fault\n\n"])
+
+      :file.write(
+        context.writer,
+        "Current thread 0x0000000000000001 (most recent call first):\n  File \"<string>\", line 7 in crash\n"
+      )
+
+      assert StderrFile.fatal_stack(context.stderr) =~ "line 7 in crash"
+      refute StderrFile.fatal_stack(context.stderr) =~ "selectors"
+    end
+
+    test "are not there where a process ended in peace", context do
+      :file.write(context.writer, @dump)
+      assert StderrFile.fatal_stack(context.stderr) == nil
+    end
+  end
+
   defp read_all(file) do
     case StderrFile.read_lines(file) do
       {[], file} -> file

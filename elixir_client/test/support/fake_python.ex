@@ -1,11 +1,11 @@
 defmodule PyPort.Test.FakePython do
   # A Python that speaks the protocol by hand: the code of each `eval` is run as the dialogue that the test wants to
-  # see, with `id`, `opts`, `send(*elements)`, `recv()` and `A` (an atom) at hand. For what the real server would
+  # see, with `id`, `opts`, `send(*elements)`, `recv()`, `A` (an atom) and `page(running, elsewhere)` at hand. For what the real server would
   # never do, or does too well.
   import PyPort.Test.Servers, only: [start_server: 1]
 
   @source ~S'''
-  import os, sys
+  import faulthandler, os, signal, sys, time
   sys.path.insert(0, sys.argv[-1])
   from port_server.etf import Atom as A, decode, encode
 
@@ -33,15 +33,21 @@ defmodule PyPort.Test.FakePython do
       while data:
           data = data[os.write(1, data):]
 
-  recv()
+  faulthandler.register(signal.SIGUSR2)
+  page_fd = os.open(recv()[2]["status_page"], os.O_WRONLY)
+
+  def page(running=b"", elsewhere=0, beats=0):
+      head = b"PYP1\1" + elsewhere.to_bytes(2, "little") + bytes(8)
+      os.pwrite(page_fd, head + bytes([len(running)]) + running.ljust(32, b"\0") + beats.to_bytes(8, "little") + bytes(8), 0)
+
   features = [A(name) for name in ("eval", "output_window")]
   send(A("hello"), 1, {A("features"): features, A("os_pid"): os.getpid()})
   while True:
       message = recv()
       if message[0] == "eval":
           _, id, opts, code, globals_ = message
-          names = {"id": id, "opts": opts, "globals_": globals_, "send": send, "recv": recv, "A": A}
-          exec(code.decode(), names | {"frame": frame, "write": write})
+          names = {"id": id, "opts": opts, "globals_": globals_, "send": send, "recv": recv, "A": A, "page": page}
+          exec(code.decode(), names | {"frame": frame, "write": write, "os": os, "time": time})
       elif message[0] == "shutdown":
           send(A("goodbye"), A("shutdown"))
           os._exit(0)

@@ -4,7 +4,7 @@ defmodule PyPort.Server.Handle do
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
-              [:max_frame_bytes, :max_queued_bytes, :max_pending, ready: false]
+              [:max_frame_bytes, :max_queued_bytes, :max_pending, patience: 0, ready: false]
 
   @type t :: %__MODULE__{
           owner: pid(),
@@ -21,6 +21,8 @@ defmodule PyPort.Server.Handle do
           max_frame_bytes: pos_integer(),
           max_queued_bytes: pos_integer(),
           max_pending: pos_integer(),
+          # How long after its timeout a request has its answer at the latest, in ms.
+          patience: non_neg_integer(),
           ready: boolean()
         }
 
@@ -45,14 +47,6 @@ defmodule PyPort.Server.Handle do
   @spec insert(t(), tuple()) :: boolean()
   def insert(handle, row) do
     :ets.insert(handle.table, row)
-  rescue
-    ArgumentError -> false
-  end
-
-  @doc "Whether the row was still there: whoever takes it decides about the request."
-  @spec take(t(), PyPort.Wire.id()) :: boolean()
-  def take(handle, id) do
-    :ets.take(handle.table, id) != []
   rescue
     ArgumentError -> false
   end

@@ -4,7 +4,7 @@ defmodule PyPort.Server.Launch do
   @moduledoc false
 
   alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.Server.{Handle, Page}
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
   # there; `exec` keeps the pid, and with it the process group that the port's child leads.
@@ -25,17 +25,17 @@ defmodule PyPort.Server.Launch do
   @spec open(map()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options) do
     dir = new_dir()
-    stderr_path = Path.join(dir, "stderr")
+    stderr_path = StderrFile.path(dir)
 
     with {:ok, port_options} <- prepare(options, stderr_path),
-         {:ok, stderr} <- make_stderr(dir, stderr_path),
+         {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
       handle = handle(options, port, os_pid, start_time, dir)
       # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
       Registry.put(handle)
       Reaper.watch(self(), os_pid, start_time, dir)
-      Handle.command(port, Wire.init(init_options(options)))
+      Handle.command(port, Wire.init(init_options(options, dir)))
       {:ok, handle, stderr}
     else
       {:error, error} ->
@@ -56,7 +56,8 @@ defmodule PyPort.Server.Launch do
       dir: dir,
       max_frame_bytes: options.max_frame_bytes,
       max_queued_bytes: options.max_queued_bytes,
-      max_pending: options.max_pending
+      max_pending: options.max_pending,
+      patience: options.cancel_grace + options.kill_grace
     }
   end
 
@@ -82,9 +83,10 @@ defmodule PyPort.Server.Launch do
     Path.join(System.tmp_dir() || "/tmp", "py_port-#{System.pid()}-#{unique}")
   end
 
-  defp make_stderr(dir, path) do
+  defp make_dir(dir, path) do
     with :ok <- File.mkdir(dir),
          :ok <- File.chmod(dir, 0o700),
+         :ok <- Page.make(dir),
          {:ok, stderr} <- StderrFile.open(path) do
       {:ok, stderr}
     else
@@ -98,7 +100,7 @@ defmodule PyPort.Server.Launch do
   end
 
   # Who the owner is, and what a struct looks like on this Elixir, Python cannot know.
-  defp init_options(options) do
+  defp init_options(options, dir) do
     base = %{
       owner: self(),
       token: Base.encode16(:rand.bytes(16)),
@@ -107,20 +109,20 @@ defmodule PyPort.Server.Launch do
       heartbeat_interval_ms: options.heartbeat_interval,
       logging: options.logger,
       output_window_bytes: @output_window_bytes,
+      status_page: Page.path(dir),
       templates: %{map_set: MapSet.new()}
     }
 
-    case options.init_code do
-      nil ->
-        base
-
-      %PyPort.Code{source: source, file: file, line: line} ->
-        Map.put(base, :init_code, {:code, source, file, line})
-
-      source ->
-        Map.put(base, :init_code, source)
-    end
+    base
+    |> put(:init_code, init_code(options.init_code))
+    |> put(:memory_limit_bytes, options.memory_limit)
   end
+
+  defp put(map, _key, nil), do: map
+  defp put(map, key, value), do: Map.put(map, key, value)
+
+  defp init_code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
+  defp init_code(source), do: source
 
   defp prepare(options, stderr_path) do
     with {:ok, python} <- find_python(options),

@@ -97,7 +97,8 @@ defmodule PyPort.Server.Property do
   def adopt(server, key, ids, owner) do
     {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
     GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
-    if owner == self(), do: note_in_scope(server, ids)
+    # Where somebody else was named they are a present, and no business of anybody's scope.
+    if heir || owner == self(), do: note_in_scope({server, owner}, ids)
     :ok
   end
 
@@ -114,29 +115,52 @@ defmodule PyPort.Server.Property do
 
   # --- scopes ---------------------------------------------------------------------------------
 
-  # The objects that this process came to own within PyPort.with_objects/1: a list of scopes, innermost first,
-  # each a list of {server, ids}.
+  # The objects that came in within PyPort.with_objects/1: a list of scopes, innermost first, each an alias and a list of
+  # {{server, owner}, ids}. A task that has no scope of its own finds here that of whom it works for, and sends to the
+  # alias what it brought in: before its result, so a scope that has awaited a task knows of its objects. An alias
+  # takes nothing any more once its scope has ended.
   @scopes {__MODULE__, :scopes}
 
   @spec with_scope((... -> result)) :: result when result: var
   def with_scope(fun) do
     outer = Process.get(@scopes)
-    Process.put(@scopes, [[] | outer || []])
+    Process.put(@scopes, [{:erlang.alias(), []} | outer || []])
 
     try do
       fun.()
     after
-      [scope | _outer] = Process.get(@scopes)
+      [{scope, own} | _outer] = Process.get(@scopes)
       if outer, do: Process.put(@scopes, outer), else: Process.delete(@scopes)
+      by_tasks = brought_to(scope, [])
+      :erlang.unalias(scope)
 
-      for {server, objects} <- Enum.group_by(scope, &elem(&1, 0), &elem(&1, 1)) do
-        GenServer.cast(server, {:property, {:release, List.flatten(objects), self()}})
+      brought = brought_to(scope, by_tasks) ++ own
+
+      for {{server, owner}, objects} <- Enum.group_by(brought, &elem(&1, 0), &elem(&1, 1)) do
+        GenServer.cast(server, {:property, {:release, List.flatten(objects), owner}})
       end
     end
   end
 
-  defp note_in_scope(server, ids) do
-    with [scope | outer] <- Process.get(@scopes),
-         do: Process.put(@scopes, [[{server, ids} | scope] | outer])
+  defp note_in_scope({_server, owner} = whose, ids) do
+    case Process.get(@scopes) do
+      [{scope, own} | outer] -> Process.put(@scopes, [{scope, [{whose, ids} | own]} | outer])
+      nil when owner != self() and node(owner) == node() -> note_in_scope_of(owner, whose, ids)
+      nil -> :ok
+    end
+  end
+
+  defp note_in_scope_of(owner, whose, ids) do
+    with {:dictionary, dictionary} <- Process.info(owner, :dictionary),
+         {@scopes, [{scope, _own} | _outer]} <- List.keyfind(dictionary, @scopes, 0),
+         do: send(scope, {scope, whose, ids})
+  end
+
+  defp brought_to(scope, found) do
+    receive do
+      {^scope, whose, ids} -> brought_to(scope, [{whose, ids} | found])
+    after
+      0 -> found
+    end
   end
 end

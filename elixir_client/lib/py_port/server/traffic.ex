@@ -4,7 +4,7 @@ defmodule PyPort.Server.Traffic do
   @moduledoc false
 
   alias PyPort.{Callbacks, Output, Wire}
-  alias PyPort.Server.{Handle, Mail, Property}
+  alias PyPort.Server.{Handle, Ladder, Mail, Property}
 
   @type state :: map()
 
@@ -42,15 +42,22 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  @doc "Callers that died leave a row behind; what they asked for need not be computed, and leaves nothing here."
+  @doc "Sets what belongs to a request besides its row, until its final reply."
+  @spec attach(state(), Wire.id(), :writer | :servant | :cancel, term()) :: state()
+  def attach(state, id, what, value) do
+    attached = Map.get(state.attached, id, %{writer: nil, servant: nil, cancel: nil})
+    %{state | attached: Map.put(state.attached, id, Map.put(attached, what, value))}
+  end
+
+  @doc "Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here."
   @spec sweep(state()) :: state()
-  def sweep(%{phase: :ready, handle: %{table: table} = handle} = state) do
-    if :ets.info(table, :size) > 0 do
-      for [id, caller] <- :ets.match(table, {:"$1", :_, :"$2", :_, :_}),
-          node(caller) == node() and not Process.alive?(caller),
-          :ets.take(table, id) != [],
-          do: Handle.command(handle, Wire.cancel(id))
-    end
+  def sweep(%{phase: :ready, handle: %{table: table}} = state) do
+    rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_, :_}), else: []
+
+    state =
+      for [id, caller] <- rows, node(caller) == node(), not Process.alive?(caller), reduce: state do
+        state -> orphaned(state, id)
+      end
 
     # What is attached to "" serves calls outside of any request.
     over = for {id, _attached} <- state.attached, id != "", not :ets.member(table, id), do: id
@@ -59,22 +66,46 @@ defmodule PyPort.Server.Traffic do
 
   def sweep(state), do: state
 
+  defp orphaned(state, id) do
+    case state.attached do
+      %{^id => %{cancel: %{}}} ->
+        state
+
+      _not_cancelled ->
+        Handle.command(state.handle, Wire.cancel(id))
+        Ladder.cancel(state, id, :caller_down)
+    end
+  end
+
   # --- replies --------------------------------------------------------------------------------
 
   defp reply(state, id, frame, objects?) do
     case :ets.take(state.handle.table, id) do
       [{_id, ref, reader, _deadline, _extra}] ->
-        state = if objects?, do: Property.claim(state, {:reply, id}, reader, frame), else: state
-
         case state.attached do
-          %{^id => attached} -> last(state, id, attached, ref, frame)
-          _nothing -> to_reader(state, ref, frame)
+          %{^id => attached} ->
+            state |> objects(id, attached, reader, frame, objects?) |> last(id, attached, ref, frame)
+
+          _nothing ->
+            state = if objects?, do: Property.claim(state, {:reply, id}, reader, frame), else: state
+            to_reader(state, ref, frame)
         end
 
-      # Its caller has given up.
+      # Nobody has asked.
       [] ->
         if objects?, do: Property.release_in(state.handle, frame)
         abandon(state, id)
+    end
+  end
+
+  defp objects(state, _id, _attached, _reader, _frame, false), do: state
+
+  defp objects(state, id, attached, reader, frame, true) do
+    if Ladder.answered?(attached) do
+      Property.release_in(state.handle, frame)
+      state
+    else
+      Property.claim(state, {:reply, id}, reader, frame)
     end
   end
 
@@ -83,7 +114,9 @@ defmodule PyPort.Server.Traffic do
     state
   end
 
+  # An alias that is not listened to any more drops it.
   defp last(state, id, attached, ref, frame) do
+    state = if attached.cancel, do: Ladder.ended(state, id, attached.cancel, frame), else: state
     if attached.servant, do: Callbacks.stop(attached.servant)
 
     if attached.writer do
@@ -143,6 +176,9 @@ defmodule PyPort.Server.Traffic do
         Output.write(writer, frame)
         state
 
+      %{^id => %{cancel: %{answered?: true}}} ->
+        mail(state, {:output, id, frame})
+
       _none_yet ->
         case :ets.lookup(state.handle.table, id) do
           [{_id, _ref, caller, _deadline, extra}] ->
@@ -155,11 +191,6 @@ defmodule PyPort.Server.Traffic do
             mail(state, {:output, id, frame})
         end
     end
-  end
-
-  defp attach(state, id, what, pid) do
-    attached = Map.get(state.attached, id, %{writer: nil, servant: nil})
-    %{state | attached: Map.put(state.attached, id, Map.put(attached, what, pid))}
   end
 
   # --- calls into the BEAM --------------------------------------------------------------------
@@ -186,6 +217,9 @@ defmodule PyPort.Server.Traffic do
 
   defp servant(state, id) do
     case {:ets.lookup(state.handle.table, id), state.attached} do
+      {_row, %{^id => %{cancel: %{answered?: true}}}} ->
+        :none
+
       {[{_id, _ref, caller, _deadline, %{servant: servant}}], _attached} when servant != nil ->
         {:ok, servant, caller, state}
 

@@ -12,7 +12,10 @@ defmodule PyPort.Stream.Relay do
 
   @flush_ms 5_000
 
-  @type ending :: {:frame, binary()} | {:down, reason :: term()}
+  @type ending ::
+          {:frame, binary()}
+          | {:down, reason :: term()}
+          | {:timed_out, begun :: boolean() | nil, stack :: String.t() | nil}
 
   @doc "Sends the request, for the calling process."
   @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra()) :: pid()
@@ -79,6 +82,22 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
+  @doc "The consumer has waited long enough: how the stream ended when it was told to."
+  @spec give_up(pid()) :: ending()
+  def give_up(relay) do
+    ref = :erlang.monitor(:process, relay, alias: :demonitor)
+    send(relay, {:give_up, ref})
+
+    receive do
+      {^ref, ending} ->
+        Process.demonitor(ref, [:flush])
+        ending
+
+      {:DOWN, ^ref, :process, _relay, reason} ->
+        {:down, reason}
+    end
+  end
+
   @doc "The consumer wants no more. What Python runs to tidy up may still print."
   @spec stop(pid()) :: :ok
   def stop(relay) do
@@ -115,11 +134,16 @@ defmodule PyPort.Stream.Relay do
       {:DOWN, ^ref, :process, _owner, reason} ->
         ended(state, {:down, reason})
 
+      {:give_up, asking} ->
+        ending = cancel(state, :timeout)
+        send(asking, {asking, ending})
+        after_the_end(%{state | ending: ending, items: [], count: 0})
+
       :stop ->
-        cancel(state)
+        cancel(state, :stopped)
 
       {:DOWN, ^consumer, :process, _pid, _reason} ->
-        cancel(state)
+        cancel(state, :stopped)
     end
   end
 
@@ -168,26 +192,42 @@ defmodule PyPort.Stream.Relay do
 
   defp after_the_end(%{consumer: consumer} = state) do
     receive do
-      {:more, asking} -> %{state | asking: asking} |> hand_over() |> after_the_end()
-      :stop -> :ok
-      {:DOWN, ^consumer, :process, _pid, _reason} -> :ok
+      {:more, asking} ->
+        %{state | asking: asking} |> hand_over() |> after_the_end()
+
+      {:give_up, asking} ->
+        send(asking, {asking, state.ending})
+        after_the_end(state)
+
+      :stop ->
+        :ok
+
+      {:DOWN, ^consumer, :process, _pid, _reason} ->
+        :ok
     end
   end
 
-  # Its row stays until the reply: what runs in `finally` belongs to this request, and may print.
-  defp cancel(%{final: {_frame, writer}}), do: Output.leave(writer)
+  # Its row stays until the reply: what runs in `finally` belongs to this request, and may print. The server sees to that
+  # it ends; one that waits behind another request need not be waited for.
+  defp cancel(%{final: {frame, writer}}, _why) do
+    Output.leave(writer)
+    {:frame, frame}
+  end
 
-  defp cancel(%{ref: ref} = state) do
+  defp cancel(%{ref: ref} = state, why) do
     Handle.command(state.handle, Wire.cancel(state.id))
+    GenServer.cast(state.handle.owner, {:cancel, state.id, why})
     await_reply(ref)
   end
 
   defp await_reply(ref) do
     receive do
       {^ref, items} when is_list(items) -> await_reply(ref)
-      {^ref, frame} when is_binary(frame) -> :ok
-      {^ref, _frame, _writer} -> :ok
-      {:DOWN, ^ref, :process, _owner, _reason} -> :ok
+      {^ref, frame} when is_binary(frame) -> {:frame, frame}
+      {^ref, frame, _writer} -> {:frame, frame}
+      {^ref, {:so_far, _begun, _stack}} -> await_reply(ref)
+      {^ref, {:timed_out, _begun, _stack} = ending} -> ending
+      {:DOWN, ^ref, :process, _owner, reason} -> {:down, reason}
     end
   end
 end

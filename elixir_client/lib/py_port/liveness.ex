@@ -1,0 +1,125 @@
+defmodule PyPort.Liveness do
+  # Whether a Python is well, from what can be seen of it without asking it: samples in, verdict out. No process, no
+  # file, no clock: the time is an argument, in milliseconds of a monotonic clock.
+  #
+  # | heard of | CPU, state of the process | verdict |
+  # | --- | --- | --- |
+  # | lately | any | `:idle` or `:busy`, as the beat says |
+  # | not lately | rising | `:gil_held` |
+  # | not lately | state T | `:stopped` |
+  # | not lately | flat, a request open | `:stuck` |
+  # | not lately | flat, none open | `:lost` |
+  # | not lately | not to be seen (no /proc) | `:unknown` |
+  # | any | absent, or a zombie | `:exited` |
+  #
+  # What follows from a verdict is PyPort.Server.Vital's business.
+  @moduledoc false
+
+  @type verdict :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :exited
+
+  @typedoc """
+  What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
+  `process` is what the system says of it.
+  """
+  @type sample :: %{
+          heard: term(),
+          process: {:alive, state :: char(), cpu_ms :: non_neg_integer()} | :absent | :unknown,
+          open?: boolean()
+        }
+
+  @type t :: %__MODULE__{
+          interval: pos_integer(),
+          said: :idle | :busy | nil,
+          heard: term(),
+          heard_at: integer(),
+          grace_until: integer() | nil,
+          cpu: {at :: integer(), cpu_ms :: non_neg_integer()} | nil,
+          rising?: boolean()
+        }
+
+  @enforce_keys [:interval, :heard_at]
+  defstruct [:interval, :heard_at, :said, :heard, :grace_until, :cpu, rising?: false]
+
+  # A tick that comes later than this was not late: its BEAM was paused.
+  @late_ms 500
+
+  # A process that waits for the interpreter wakes up now and then, which costs it a few percent; one that computes
+  # takes most of a core, on a crowded machine a fair part of one.
+  @rising_percent 10
+
+  # The system counts CPU time in steps of 10 ms: over less than this it says nothing.
+  @cpu_window_ms 150
+
+  @spec new(interval :: pos_integer(), now :: integer()) :: t()
+  def new(interval, now), do: %__MODULE__{interval: interval, heard_at: now}
+
+  @doc "What the last beat said."
+  @spec said(t(), :idle | :busy) :: t()
+  def said(liveness, state), do: %{liveness | said: state}
+
+  @doc """
+  The owner's own tick, which was `due` then and comes `now`. One that comes more than half a second late says that the
+  BEAM was paused: what Python sent meanwhile may not have been read, so one interval of grace follows.
+  """
+  @spec tick(t(), due :: integer(), now :: integer()) :: t()
+  def tick(liveness, due, now) when now - due > @late_ms,
+    do: %{liveness | grace_until: now + liveness.interval}
+
+  def tick(liveness, _due, _now), do: liveness
+
+  @doc "Silence longer than this is remarkable: two beats and a half, and a moment for a crowded machine."
+  @spec stale_ms(t()) :: pos_integer()
+  def stale_ms(%{interval: interval}), do: max(div(interval * 5, 2), interval + 300)
+
+  @doc "For how long nothing has been heard."
+  @spec silent_ms(t(), now :: integer()) :: non_neg_integer()
+  def silent_ms(%{heard_at: heard_at}, now), do: max(now - heard_at, 0)
+
+  @spec judge(t(), sample(), now :: integer()) :: {verdict(), t()}
+  def judge(liveness, sample, now) do
+    liveness = liveness |> listen(sample, now) |> measure(sample.process, now)
+    {verdict(liveness, sample, now), liveness}
+  end
+
+  defp verdict(_liveness, %{process: :absent}, _now), do: :exited
+  defp verdict(_liveness, %{process: {:alive, state, _cpu}}, _now) when state in [?Z, ?X], do: :exited
+
+  defp verdict(liveness, sample, now) do
+    if fresh?(liveness, now), do: well(liveness, sample), else: silent(liveness, sample)
+  end
+
+  # Until the first beat its requests tell.
+  defp well(%{said: nil}, sample), do: if(sample.open?, do: :busy, else: :idle)
+  defp well(%{said: said}, _sample), do: said
+
+  defp silent(_liveness, %{process: :unknown}), do: :unknown
+  defp silent(_liveness, %{process: {:alive, state, _cpu}}) when state in [?T, ?t], do: :stopped
+  defp silent(%{rising?: true}, _sample), do: :gil_held
+  defp silent(_liveness, %{open?: true}), do: :stuck
+  defp silent(_liveness, _sample), do: :lost
+
+  defp fresh?(liveness, now) do
+    silent_ms(liveness, now) < stale_ms(liveness) or
+      (liveness.grace_until != nil and now < liveness.grace_until)
+  end
+
+  defp listen(%{heard: heard} = liveness, %{heard: heard}, _now), do: liveness
+  defp listen(liveness, %{heard: heard}, now), do: %{liveness | heard: heard, heard_at: now}
+
+  defp measure(liveness, {:alive, _state, cpu_ms}, now) do
+    case liveness.cpu do
+      nil ->
+        %{liveness | cpu: {now, cpu_ms}}
+
+      {at, before} when now - at >= @cpu_window_ms ->
+        rising? = (cpu_ms - before) * 100 >= (now - at) * @rising_percent
+        %{liveness | cpu: {now, cpu_ms}, rising?: rising?}
+
+      # Too soon to tell: what was seen last holds.
+      _recent ->
+        liveness
+    end
+  end
+
+  defp measure(liveness, _not_seen, _now), do: liveness
+end

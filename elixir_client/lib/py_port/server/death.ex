@@ -1,0 +1,181 @@
+defmodule PyPort.Server.Death do
+  # How a server ends its Python, and what is said of a Python that has ended. When is decided elsewhere.
+  @moduledoc false
+
+  require Logger
+
+  alias PyPort.{Error, Reaper, Registry, StderrFile, Telemetry, Wire}
+  alias PyPort.Server.{Ladder, Ownership, Pulse, Traffic, Vital}
+
+  @type state :: map()
+  @type reason :: {:shutdown, {:python_ended, Error.t(), PyPort.Server.Page.t() | nil}}
+
+  @stderr_lines 20
+
+  # After the end of its pipe is seen, an exit status still comes; not for ever, since a grandchild may hold the pipe.
+  @exit_status_wait_ms 500
+
+  @doc "The exit status that the port has for its owner, or has in a moment."
+  @spec exit_status(port()) :: non_neg_integer() | nil
+  def exit_status(port) do
+    receive do
+      {^port, {:exit_status, status}} -> status
+    after
+      @exit_status_wait_ms -> nil
+    end
+  end
+
+  @doc """
+  The process is gone, or a zombie; a child of it that holds its pipe open keeps the port from saying so. The whole
+  group is killed, then the port says it.
+  """
+  @spec exited(state()) :: non_neg_integer() | nil
+  def exited(%{handle: handle}) do
+    Reaper.kill(self())
+    exit_status(handle.port)
+  end
+
+  @doc "The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it what each of its callers is told."
+  @spec reason(state(), Error.t()) :: reason()
+  def reason(state, report) do
+    Logger.error("PyPort #{state.who}: #{report.message}; #{pending(state)} requests were open")
+    tell(state, report)
+    {:shutdown, {:python_ended, report, Pulse.page(state.pulse)}}
+  end
+
+  @doc "The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`)."
+  @spec restart(state()) :: reason()
+  def restart(state) do
+    report = %Error{
+      kind: :exited,
+      message: "the server was started anew after a request was cancelled (after_cancel: :restart)"
+    }
+
+    tell(state, report)
+    # What is on the page now may yet be finished.
+    {:shutdown, {:python_ended, report, nil}}
+  end
+
+  defp tell(state, report) do
+    Telemetry.execute(
+      [:py_port, :server, :exit],
+      %{duration: System.monotonic_time() - state.since, pending: pending(state)},
+      Map.put(Vital.about(state), :error, report)
+    )
+  end
+
+  defp pending(state), do: :ets.info(state.handle.table, :size)
+
+  @doc "What is known of an end that nobody here has brought about."
+  @spec report(state(), exit_status :: non_neg_integer() | nil) :: Error.t()
+  def report(state, status) do
+    report = Error.death(status, last_words(state))
+    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr)}
+  end
+
+  @doc "Kills the group now, and says why."
+  @spec kill(state(), why :: :request | :gil_held | :stuck | :lost) :: {state(), Error.t()}
+  def kill(state, why) do
+    Telemetry.execute(
+      [:py_port, :server, :kill],
+      %{pending: pending(state)},
+      Map.put(Vital.about(state), :reason, why)
+    )
+
+    # Nobody new comes; and whoever is told so may ask for the next Python at once.
+    Registry.delete(self())
+    # Before the kill, since a machine that needs this may be slow with all else.
+    state = Ladder.fell(state)
+    Reaper.kill(self())
+
+    {state,
+     %Error{
+       kind: :killed,
+       signal: "SIGKILL",
+       message: "the Python process was killed: " <> words(why, state.options),
+       stack: state.stack,
+       stderr: last_words(state)
+     }}
+  end
+
+  defp words(:request, options) do
+    "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
+      "(cancel_grace and kill_grace)"
+  end
+
+  defp words(:lost, options),
+    do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"
+
+  defp words(_held, options),
+    do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
+
+  @spec last_words(state()) :: [String.t()]
+  def last_words(%{stderr: nil}), do: []
+  def last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
+
+  # --- closing --------------------------------------------------------------------------------
+
+  @doc "An orderly end: Python finishes what it is doing, and replies go out, within the grace."
+  @spec drain(state(), (state() -> state())) :: state()
+  def drain(%{handle: handle} = state, log_stderr) do
+    grace = state.options.shutdown_grace
+    PyPort.Server.Handle.command(handle, Wire.shutdown(grace))
+    state = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
+    state |> log_stderr.() |> close()
+  end
+
+  defp await_exit(port, deadline, state) do
+    receive do
+      {^port, {:data, frame}} ->
+        case frame |> Wire.route() |> Traffic.frame(frame, state) do
+          {:ok, state} -> await_exit(port, deadline, state)
+          :other -> await_exit(port, deadline, state)
+        end
+
+      {^port, {:exit_status, _status}} ->
+        state
+
+      {:EXIT, ^port, _reason} ->
+        state
+    after
+      max(deadline - System.monotonic_time(:millisecond), 0) -> state
+    end
+  end
+
+  @doc "Nothing of this Python is left."
+  @spec close(state()) :: state()
+  def close(%{handle: nil} = state), do: state
+
+  # Kill first, then close: closing a port with data queued to a stopped child leaves the port open.
+  def close(%{handle: handle, stderr: stderr} = state) do
+    Reaper.kill(self())
+    close_port(handle.port)
+    :ets.delete(handle.table)
+    :ets.delete(handle.calls)
+    Registry.delete(self())
+    StderrFile.close(stderr)
+    Pulse.close(state.pulse)
+    File.rm_rf(handle.dir)
+    Process.unlink(state.mail)
+    Process.exit(state.mail, :kill)
+    for {_holder, monitor} <- state.monitors, do: Process.demonitor(monitor, [:flush])
+
+    %{
+      state
+      | handle: nil,
+        stderr: nil,
+        pulse: nil,
+        timer: nil,
+        mail: nil,
+        attached: %{},
+        ownership: Ownership.new(),
+        monitors: %{}
+    }
+  end
+
+  defp close_port(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
+  end
+end

@@ -1,0 +1,295 @@
+defmodule PyPort.Server.Ladder do
+  # Requests that are to end before their answer: whose time is up, whose caller has died, whose stream nobody reads any
+  # more. Runs in the server.
+  #
+  # Whoever wants a request to end sends `cancel` and tells the server. From then on the request has an entry here, and its
+  # row stays in the table until Python's last word on it: Python is as busy with it as before. Rung 1 is Python's
+  # own (SIGURG, again and again). A request that does not end within `cancel_grace` of standing on the status page is
+  # asked where it is (rung 2, SIGUSR2), and at the latest after `kill_grace` its process is killed (rung 3).
+  #
+  # Nobody is killed for the sake of a request that waits behind another one: it has its answer at once.
+  @moduledoc false
+
+  require Logger
+
+  alias PyPort.{Output, Telemetry, Wire}
+  alias PyPort.Server.{Page, Property, Pulse, Stacks, Traffic, Vital}
+
+  @type why :: :timeout | :caller_down | :stopped
+  @type entry :: %{
+          why: why(),
+          since: integer(),
+          # Since when it may be what is in the way; nil while another one was.
+          blamed: integer() | nil,
+          rung: 1 | 2,
+          # Whether its caller has an answer already, or needs none.
+          answered?: boolean()
+        }
+  @type state :: map()
+
+  # With the interpreter free Python's word is here within a few ms; a crowded machine has a few more.
+  @confirm_ms 25
+  # How much of the last grace is left for the kill and the news of it.
+  @news_ms 50
+  # Those that have an answer are looked at again now and then: they may begin yet.
+  @again_ms 100
+
+  @doc "The request is to end; its `cancel` has been sent."
+  @spec cancel(state(), Wire.id(), why()) :: state()
+  def cancel(%{phase: :ready} = state, id, why) do
+    if :ets.member(state.handle.table, id) and entry(state, id) == nil do
+      tell(state, :cancel, %{pending: pending(state)}, %{request: number(id), reason: why})
+      now = now()
+      entry = %{why: why, since: now, blamed: now, rung: 1, answered?: why == :caller_down}
+      state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+      if why == :caller_down, do: silence(state, id), else: state
+    else
+      state
+    end
+  end
+
+  def cancel(state, _id, _why), do: state
+
+  @doc "Its caller waits no longer, whatever may come."
+  @spec gave_up(state(), Wire.id()) :: state()
+  def gave_up(state, id) do
+    case entry(state, id) do
+      nil -> Property.cast(state, {:disclaim, {:reply, id}})
+      entry -> state |> put(id, %{entry | answered?: true}) |> silence(id)
+    end
+  end
+
+  @doc "Whether what still comes of the request has nobody to go to."
+  @spec answered?(map()) :: boolean()
+  def answered?(%{cancel: %{answered?: answered?}}), do: answered?
+  def answered?(_attached), do: false
+
+  @doc "Python's last word on a request that was being cancelled."
+  @spec ended(state(), Wire.id(), entry(), frame :: binary()) :: state()
+  def ended(state, id, entry, frame) do
+    {kind, begun} = result(frame)
+    duration = System.convert_time_unit(now() - entry.since, :millisecond, :native)
+    tell(state, :cancelled, %{duration: duration}, %{request: number(id), result: kind})
+
+    if kind == :cancelled and begun != false and state.options.after_cancel == :restart,
+      do: send(self(), :restart)
+
+    state
+  end
+
+  defp result(<<131, 104, _arity, 119, 5, "error", _rest::binary>> = frame) do
+    case Wire.decode(frame) do
+      {:ok, {:error, _id, %{kind: kind} = description}} -> {kind, description[:begun]}
+      _unreadable -> {:error, nil}
+    end
+  end
+
+  defp result(_value), do: {:ok, true}
+
+  # --- climbing -------------------------------------------------------------------------------
+
+  @doc "Time to look at the request again."
+  @spec step(state(), Wire.id()) :: {:ok, state()} | {:exited, state()} | {:kill, atom(), state()}
+  def step(%{phase: :ready} = state, id) do
+    case entry(state, id) do
+      nil -> {:ok, state}
+      entry -> state |> Vital.look() |> step(id, entry)
+    end
+  end
+
+  def step(state, _id), do: {:ok, state}
+
+  defp step({:exited, state}, _id, _entry), do: {:exited, state}
+
+  defp step({_verdict, state}, id, entry) do
+    page = Pulse.page(state.pulse)
+
+    case state |> place(page, id) |> blame(page, Vital.well?(state)) do
+      :it -> climb(state, id, entry, Page.begun(page, id))
+      :other -> {:ok, leave(state, id, entry, Page.begun(page, id))}
+      :soon -> {:ok, leave_late(state, id, entry, Page.begun(page, id))}
+    end
+  end
+
+  # Whose fault it is that no answer comes.
+  defp blame(:running, _page, _well?), do: :it
+  # Main is at an earlier one.
+  defp blame(:waiting, %{running: running}, _well?) when running != nil, do: :other
+
+  # Main runs nothing. Its answer may be on the way; but if nothing is heard of Python, it takes no requests any more.
+  defp blame(:waiting, _page, well?), do: if(well?, do: :soon, else: :it)
+  defp blame(:passed, _page, _well?), do: :soon
+  # Another one holds the interpreter, and this one can not even be told to end.
+  defp blame(:elsewhere, %{running: running}, false) when running != nil, do: :soon
+  # It goes on although it was told to end, or blocks the loop, so that it cannot be told.
+  defp blame(:elsewhere, _page, _well?), do: :it
+  defp blame(:unknown, _page, _well?), do: :soon
+
+  # Without a page the oldest request is the one that runs, as far as anybody can tell.
+  defp place(state, nil, id) do
+    oldest = :ets.foldl(fn row, least -> min(elem(row, 0), least) end, id, state.handle.table)
+    if oldest == id, do: :running, else: :unknown
+  end
+
+  defp place(_state, page, id), do: Page.place(page, id)
+
+  # It is in no one's way.
+  defp leave(state, id, entry, begun) do
+    state
+    |> answer(id, entry, begun, nil)
+    |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
+    |> wait(id, max(state.options.cancel_grace, @again_ms))
+  end
+
+  defp leave_late(%{options: %{cancel_grace: grace}} = state, id, entry, begun) do
+    left = entry.since + grace - now()
+    if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
+  end
+
+  defp climb(state, _id, %{rung: 2}, _begun), do: {:kill, :request, state}
+
+  defp climb(%{options: options} = state, id, entry, begun) do
+    now = now()
+    # One that began although it was cancelled has its grace from then on.
+    blamed = entry.blamed || now
+    left = blamed + options.cancel_grace - now
+
+    if left > 0 do
+      {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
+    else
+      {state, entry} = forewarn(state, id, entry, begun)
+      grace = options.kill_grace
+      state = state |> put(id, %{entry | blamed: blamed, rung: 2}) |> dump(:request)
+      state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
+
+      # Last, since Logger may make its callers wait.
+      Logger.warning(
+        "PyPort #{state.who}: request #{number(id)} goes on #{now - entry.since} ms after it was cancelled " <>
+          "(#{reason(entry.why)}); Python is killed if it has not ended in #{grace} ms"
+      )
+
+      {:ok, state}
+    end
+  end
+
+  # One that was never begun has nothing to wait for. To any other what is known so far is told, in case that its time is
+  # up before the end is here, on a crowded machine.
+  defp forewarn(state, id, entry, false),
+    do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
+
+  defp forewarn(state, id, entry, begun) do
+    tell_caller(state, id, {:so_far, begun, nil})
+    {state, entry}
+  end
+
+  @doc "Before its Python is killed: those who are to blame are told so, with where they were."
+  @spec fell(state()) :: state()
+  def fell(state) do
+    page = Pulse.page(state.pulse)
+    state = last_stack(state)
+
+    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, reduce: state do
+      state -> answer(state, id, entry, begun(page, id), state.stack)
+    end
+  end
+
+  # A dump may still be under way.
+  defp last_stack(%{stack: nil, dump: {_pid, _reason, _at, mark}} = state),
+    do: %{state | stack: Stacks.since(state.handle, mark)}
+
+  defp last_stack(state), do: state
+
+  # It stood on rung 2, so without a page it was the oldest one.
+  defp begun(nil, _id), do: nil
+  defp begun(page, id), do: Page.begun(page, id)
+
+  # --- stacks ---------------------------------------------------------------------------------
+
+  @doc "Has the stacks taken; `dumped/3` gets them."
+  @spec dump(state(), reason :: atom()) :: state()
+  def dump(%{dump: {pid, _reason, _at, _mark}} = state, reason) do
+    if Process.alive?(pid), do: state, else: dump(%{state | dump: nil}, reason)
+  end
+
+  def dump(%{handle: handle} = state, reason) do
+    server = self()
+    mark = Stacks.mark(handle)
+    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take(handle)}) end)
+    %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
+  end
+
+  @spec dumped(state(), pid(), {:ok, String.t()} | {:error, PyPort.Error.t()}) :: state()
+  def dumped(%{dump: {pid, reason, at, _mark}} = state, pid, result) do
+    stack =
+      case result do
+        {:ok, stack} -> stack
+        {:error, error} -> Logger.warning("PyPort #{state.who}: no stacks: #{error.message}") && nil
+      end
+
+    duration = System.monotonic_time() - at
+
+    Telemetry.execute(
+      [:py_port, :server, :dump],
+      %{duration: duration},
+      Map.merge(Vital.about(state), %{reason: reason, stack: stack})
+    )
+
+    for {id, %{cancel: %{rung: 2}}} <- state.attached,
+        stack != nil,
+        do: tell_caller(state, id, {:stack, stack})
+
+    %{state | dump: nil, stack: stack}
+  end
+
+  def dumped(state, _pid, _result), do: state
+
+  # --- small things ---------------------------------------------------------------------------
+
+  defp answer(state, _id, %{answered?: true}, _begun, _stack), do: state
+
+  defp answer(state, id, entry, begun, stack) do
+    tell_caller(state, id, {:timed_out, begun, stack})
+    state |> put(id, %{entry | answered?: true}) |> silence(id)
+  end
+
+  defp tell_caller(state, id, news) do
+    with [{_id, ref, _caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id),
+         do: send(ref, {ref, news})
+  end
+
+  # What it still prints, and whom it still calls, has nobody to be for.
+  defp silence(state, id) do
+    attached = Map.fetch!(state.attached, id)
+    if attached.servant, do: PyPort.Callbacks.stop(attached.servant)
+    if attached.writer, do: Output.abandon(attached.writer)
+    state = put_in(state.attached[id], %{attached | servant: nil, writer: nil})
+    Property.cast(state, {:disclaim, {:reply, id}})
+  end
+
+  defp entry(state, id) do
+    case state.attached do
+      %{^id => %{cancel: entry}} -> entry
+      _none -> nil
+    end
+  end
+
+  defp put(state, id, entry), do: Traffic.attach(state, id, :cancel, entry)
+
+  defp wait(state, id, ms) do
+    Process.send_after(self(), {:rung, id}, max(ms, 0))
+    state
+  end
+
+  defp tell(state, event, measurements, metadata),
+    do: Telemetry.execute([:py_port, :request, event], measurements, Map.merge(Vital.about(state), metadata))
+
+  defp pending(state), do: :ets.info(state.handle.table, :size)
+
+  defp reason(:timeout), do: "its timeout has passed"
+  defp reason(:caller_down), do: "its caller has died"
+  defp reason(:stopped), do: "its stream is read no further"
+
+  defp number(<<number::64>>), do: number
+
+  defp now, do: System.monotonic_time(:millisecond)
+end

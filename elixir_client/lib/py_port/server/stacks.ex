@@ -1,0 +1,126 @@
+defmodule PyPort.Server.Stacks do
+  # Where each thread of a Python is: SIGUSR2 makes faulthandler write it to the stderr file, also while the interpreter is
+  # held. Runs in any process, and asks the server for nothing.
+  @moduledoc false
+
+  alias PyPort.{Error, Reaper, StderrFile}
+  alias PyPort.Server.Handle
+
+  # A dump takes 1 ms. It is whole when the file has stopped growing for so long.
+  @quiet_ms 10
+  @step_ms 5
+  # A process that is stopped never writes it.
+  @most_ms 500
+
+  # SIGUSR2 is number 12, on every Linux that Erlang runs on; masks count from bit 0.
+  @usr2_bit 11
+
+  @status_bytes 4_096
+
+  @doc """
+  The stacks as faulthandler writes them. The process must catch SIGUSR2, or it would be ended by it: one that has just
+  been started does not yet.
+  """
+  @spec take(Handle.t()) :: {:ok, String.t()} | {:error, Error.t()}
+  def take(handle) do
+    if catches?(handle.os_pid) do
+      with_stderr(handle, fn file ->
+        before = size(file)
+        Reaper.dump(handle.owner)
+        file |> await(before, before, now(), deadline()) |> found()
+      end)
+    else
+      {:error,
+       unavailable(
+         "Python (process #{handle.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
+           "just starting, has ended, or its code has taken the signal away"
+       )}
+    end
+  end
+
+  @doc "How much has been written to stderr, before a dump."
+  @spec mark(Handle.t()) :: non_neg_integer()
+  def mark(handle) do
+    case with_stderr(handle, &{:ok, size(&1)}) do
+      {:ok, size} -> size
+      {:error, _gone} -> 0
+    end
+  end
+
+  @doc "What has been written of a dump since then, whole or not."
+  @spec since(Handle.t(), mark :: non_neg_integer()) :: String.t() | nil
+  def since(handle, mark) do
+    case with_stderr(handle, &(&1 |> read(mark, size(&1)) |> found())) do
+      {:ok, text} -> text
+      {:error, _none} -> nil
+    end
+  end
+
+  # Raw files, since all others go through one process of the VM, which may be busy when this matters.
+  defp with_stderr(handle, fun) do
+    with {:ok, file} <- :file.open(StderrFile.path(handle.dir), [:read, :raw, :binary]) do
+      try do
+        fun.(file)
+      after
+        :file.close(file)
+      end
+    else
+      {:error, _reason} -> {:error, unavailable("Python has ended")}
+    end
+  end
+
+  # Until it has stopped growing; how long it takes on a crowded machine is known to the clock alone.
+  defp await(file, before, last, quiet_since, deadline) do
+    Process.sleep(@step_ms)
+    now = now()
+    size = size(file)
+
+    cond do
+      # The owner has cut it meanwhile.
+      size < before -> await(file, 0, size, now, deadline)
+      size > before and size == last and now - quiet_since >= @quiet_ms -> read(file, before, size)
+      now >= deadline -> read(file, before, size)
+      size == last -> await(file, before, last, quiet_since, deadline)
+      true -> await(file, before, size, now, deadline)
+    end
+  end
+
+  defp read(file, before, size) do
+    case :file.pread(file, before, max(size - before, 1)) do
+      {:ok, text} -> StderrFile.stacks(text)
+      _nothing -> nil
+    end
+  end
+
+  defp size(file) do
+    case :file.position(file, :eof) do
+      {:ok, size} -> size
+      {:error, _reason} -> 0
+    end
+  end
+
+  defp found(nil),
+    do:
+      {:error,
+       unavailable("Python wrote no stacks within #{@most_ms} ms: its process is stopped, or has ended")}
+
+  defp found(text), do: {:ok, text}
+
+  # Where there is no /proc, it is taken at its word: it is ready, so it listens.
+  defp catches?(os_pid) do
+    with {:ok, file} <- :file.open("/proc/#{os_pid}/status", [:read, :raw, :binary]),
+         result = :file.read(file, @status_bytes),
+         :ok <- :file.close(file),
+         {:ok, status} <- result,
+         [_, mask] <- Regex.run(~r/^SigCgt:\s*([0-9a-f]+)$/m, status) do
+      Bitwise.band(String.to_integer(mask, 16), Bitwise.bsl(1, @usr2_bit)) != 0
+    else
+      _no_proc -> not File.exists?("/proc/self")
+    end
+  end
+
+  defp unavailable(message), do: %Error{kind: :unavailable, begun: false, message: message}
+
+  defp deadline, do: now() + @most_ms
+  defp now, do: System.monotonic_time(:millisecond)
+end

@@ -1,0 +1,41 @@
+defmodule PyPort.Telemetry do
+  @moduledoc """
+  What PyPort tells `:telemetry`, where the host application has that library. All durations are in native units of
+  `System.monotonic_time/0`, as `:telemetry` has it.
+
+  The metadata of every event has `server` (the pid of the `PyPort.Server`), `name` (what it is registered as, or `nil`)
+  and `os_pid` (of its Python, `nil` where there is none).
+
+  | event | measurements | further metadata |
+  | --- | --- | --- |
+  | `[:py_port, :server, :start]` | `system_time` | a Python was launched |
+  | `[:py_port, :server, :ready]` | `duration` since `:start` | it takes requests |
+  | `[:py_port, :server, :boot_failure]` | `failures` in a row, `retry_ms` until the next try | `error`, a `PyPort.Error` |
+  | `[:py_port, :server, :verdict]` | `silent_ms`: for how long nothing was heard, `pending` requests | `verdict` and `previous`, of `PyPort.Status.state` |
+  | `[:py_port, :server, :dump]` | `duration` of taking the stacks | `reason`; `stack`, text, or `nil` where Python wrote none |
+  | `[:py_port, :server, :kill]` | `pending` requests | `reason`: `:request`, `:gil_held`, `:stuck` or `:lost` |
+  | `[:py_port, :server, :exit]` | `duration` since `:ready`, `pending` requests | `error`, the report that its callers get |
+  | `[:py_port, :request, :cancel]` | `pending` requests | `request`, its number; `reason`: `:timeout`, `:caller_down`, `:stopped` |
+  | `[:py_port, :request, :cancelled]` | `duration` since `:cancel` | `request`; `result`, the kind of its answer: `:cancelled`, another kind of error, or `:ok` |
+
+  There are no events for each request that starts and stops: the plain one takes a dozen microseconds, of which two
+  events would be a good part, and `:telemetry.span/3` around a call measures the same where it is wanted.
+  """
+
+  @doc false
+  # To look for a module that is not there takes milliseconds, so it is looked for once, when the application starts.
+  @spec load() :: :ok
+  def load do
+    _ = Code.ensure_loaded?(:telemetry)
+    :ok
+  end
+
+  @doc false
+  @spec execute([atom()], map(), map()) :: :ok
+  def execute(event, measurements, metadata) do
+    if function_exported?(:telemetry, :execute, 3),
+      do: apply(:telemetry, :execute, [event, measurements, metadata])
+
+    :ok
+  end
+end

@@ -1,0 +1,111 @@
+defmodule PyPort.DeathTest do
+  # What the callers of a Python that has ended are told: how it ended, where it was, and whether their request had begun.
+  use ExUnit.Case, async: true
+
+  import PyPort.Test.{FakePython, Processes, Servers}
+
+  alias PyPort.{Error, Server}
+
+  @moduletag :tmp_dir
+  @moduletag capture_log: true
+
+  defp spawn_eval(server, code, globals \\ %{}),
+    do: Task.async(fn -> PyPort.eval(code, globals, server: server, timeout: 60_000) end)
+
+  test "of those that wait together, each is told whether its own request had begun", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    mark = Path.join(dir, "mark")
+
+    first =
+      spawn_eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.5)\nos.kill(os.getpid(), 11)")
+
+    assert eventually(fn -> File.exists?(mark) end)
+    behind = for _ <- 1..3, do: spawn_eval(server, "")
+
+    assert {:error, %Error{kind: :killed, signal: "SIGSEGV", begun: true}} = Task.await(first)
+    for {:error, error} <- Task.await_many(behind), do: assert(%Error{kind: :killed, begun: false} = error)
+  end
+
+  test "with others under way elsewhere nobody can tell of those that are not on the page", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    mark = Path.join(dir, "mark")
+    code = "page(id, elsewhere=1)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.3)\nos._exit(7)"
+    first = spawn_eval(server, code)
+    assert eventually(fn -> File.exists?(mark) end)
+    behind = spawn_eval(server, "")
+    assert {:error, %Error{kind: :exited, exit_status: 7, begun: true}} = Task.await(first)
+    assert {:error, %Error{kind: :exited, exit_status: 7, begun: nil}} = Task.await(behind)
+  end
+
+  test "a segfault is reported with the stack that Python wrote last" do
+    server = start_server()
+    code = "def crash():\n    import ctypes\n    ctypes.string_at(0)\ncrash()"
+    assert {:error, %Error{kind: :killed, signal: "SIGSEGV"} = error} = PyPort.eval(code, %{}, server: server)
+    assert error.stack =~ "in crash"
+    assert Exception.message(error) =~ "in crash"
+    assert Enum.any?(error.stderr, &(&1 =~ "Segmentation fault"))
+  end
+
+  test "an exit in peace has no stack" do
+    server = start_server()
+
+    assert {:error, %Error{kind: :exited, stack: nil}} =
+             PyPort.eval("import os; os._exit(0)", %{}, server: server)
+  end
+
+  test "a stream that was cut off says so, too", %{tmp_dir: dir} do
+    server = start_fake(dir)
+
+    stream =
+      PyPort.stream("page(id)\nsend(A('yield'), id, 1)\ntime.sleep(0.2)\nos._exit(3)", %{}, server: server)
+
+    assert %Error{kind: :exited, exit_status: 3, begun: true} = catch_error(Enum.to_list(stream))
+  end
+
+  test "a child that holds the pipe does not delay the news", %{tmp_dir: dir} do
+    server = start_fake(dir, heartbeat_interval: 100)
+    os_pid = Server.os_pid(server)
+
+    # Its own session, so that no signal to the group reaches it; and it holds the pipe as it was inherited.
+    code = """
+    child = os.fork()
+    if not child:
+        os.setsid()
+        time.sleep(5)
+        os._exit(0)
+    open(#{inspect(Path.join(dir, "child"))}, "w").write(str(child))
+    os._exit(9)
+    """
+
+    {micros, outcome} = :timer.tc(fn -> PyPort.eval(code, %{}, server: server, timeout: 60_000) end)
+    assert {:error, %Error{kind: :exited}} = outcome
+    assert micros < 2_000_000
+    assert gone?(os_pid)
+    signal(File.read!(Path.join(dir, "child")), "KILL")
+  end
+
+  test "a child of the group that holds the pipe is ended, and the exit status comes", %{tmp_dir: dir} do
+    server = start_fake(dir, heartbeat_interval: 100)
+
+    code = """
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    open(#{inspect(Path.join(dir, "child"))}, "w").write(str(child))
+    os._exit(9)
+    """
+
+    {micros, outcome} = :timer.tc(fn -> PyPort.eval(code, %{}, server: server, timeout: 60_000) end)
+    assert {:error, %Error{kind: :exited, exit_status: 9}} = outcome
+    assert micros < 1_500_000
+    assert dir |> Path.join("child") |> File.read!() |> gone?()
+  end
+
+  test "a request made of a server that ends before it is ready was never sent" do
+    server = start_server()
+    pid = Process.whereis(server)
+    GenServer.stop(pid)
+    assert {:error, %Error{kind: :unavailable, begun: false}} = PyPort.eval("1", %{}, server: pid)
+  end
+end

@@ -1,0 +1,366 @@
+defmodule PyPort.LadderTest do
+  # What becomes of requests that are to end before their answer, with a Python that behaves as each case needs it: it
+  # holds on, lies low, or says too late what it has to say. Real processes, real signals.
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+  import PyPort.Test.{FakePython, Processes, Servers}
+
+  alias PyPort.{Error, Server}
+
+  @moduletag :tmp_dir
+  @moduletag capture_log: true
+
+  @cancelled ~S"""
+  def cancelled(begun=True, **more):
+      fields = {"kind": A("cancelled"), "message": "cancelled", "begun": begun} | more
+      send(A("error"), id, {A(name): value for name, value in fields.items()})
+  """
+
+  defp eval(server, code, options \\ []) do
+    started = System.monotonic_time(:millisecond)
+    outcome = PyPort.eval(@cancelled <> code, %{}, [server: server] ++ options)
+    {outcome, System.monotonic_time(:millisecond) - started}
+  end
+
+  defp spawn_eval(server, code, options \\ []), do: Task.async(fn -> eval(server, code, options) end)
+
+  # Until its code has begun: it makes this file.
+  defp begun!(path), do: assert(eventually(fn -> File.exists?(path) end))
+
+  test "a request that ends when it is told to is a timeout that says where it was", %{tmp_dir: dir} do
+    server = start_fake(dir)
+
+    code = """
+    while recv()[0] != "cancel": pass
+    cancelled(traceback="Traceback: in the loop", frames=[{A("file"): "a.py", A("line"): 3, A("function"): "f"}])
+    """
+
+    assert {{:error, %Error{kind: :timeout, begun: true} = error}, ms} = eval(server, code, timeout: 200)
+    assert error.stack == "Traceback: in the loop"
+    assert [%{file: "a.py", line: 3}] = error.frames
+    assert Exception.message(error) =~ "no answer within 200 ms"
+    assert Exception.message(error) =~ "in the loop"
+    assert ms in 200..1_000
+    assert nothing_left?(server)
+    assert {{:ok, 1}, _} = eval(server, "send(A('ok'), id, 1)")
+  end
+
+  test "a real answer that comes while it is being cancelled is the answer", %{tmp_dir: dir} do
+    server = start_fake(dir)
+
+    for {reply, outcome} <- [
+          {"send(A('ok'), id, 42)", {:ok, 42}},
+          {"send(A('error'), id, {A('kind'): A('python'), A('message'): 'own'})",
+           {:error, %Error{kind: :python, message: "own"}}}
+        ] do
+      code = "while recv()[0] != 'cancel': pass\ntime.sleep(0.3)\n" <> reply
+      assert {^outcome, ms} = eval(server, code, timeout: 100)
+      assert ms in 400..2_000
+    end
+
+    assert nothing_left?(server)
+  end
+
+  test "a request that waits behind another has its timeout at once, never begun, and nobody is signalled", %{
+    tmp_dir: dir
+  } do
+    server = start_fake(dir)
+    os_pid = Server.os_pid(server)
+    mark = Path.join(dir, "mark")
+
+    blocker = "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(4)\npage()\nsend(A('ok'), id, 'whole')"
+    task = spawn_eval(server, blocker, timeout: :infinity)
+    begun!(mark)
+
+    # Longer than all graces together, with one that waits behind it all the time.
+    for _ <- 1..3 do
+      assert {{:error, %Error{kind: :timeout, begun: false, stack: nil} = error}, ms} =
+               eval(server, "cancelled(False)", timeout: 100)
+
+      assert error.message =~ "never begun"
+      assert ms in 100..900
+    end
+
+    assert {{:ok, "whole"}, _ms} = Task.await(task)
+    assert Server.os_pid(server) == os_pid
+    assert nothing_left?(server)
+  end
+
+  test "one that goes on is asked where it is, and its Python killed, all within both graces", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 300, kill_grace: 1_000)
+    os_pid = Server.os_pid(server)
+    mark = Path.join(dir, "mark")
+
+    code = """
+    def stubborn():
+        page(id)
+        open(#{inspect(mark)}, 'w')
+        while True: pass
+    stubborn()
+    """
+
+    task = spawn_eval(server, code, timeout: 200)
+    begun!(mark)
+    waiting = spawn_eval(server, "", timeout: 60_000)
+
+    assert {{:error, %Error{kind: :timeout, begun: true} = error}, ms} = Task.await(task)
+    assert error.stack =~ "in stubborn"
+    assert ms in 1_000..2_000
+    assert gone?(os_pid)
+
+    # Another one's misfortune; it may be asked again.
+    assert {{:error, %Error{kind: :killed, signal: "SIGKILL", begun: false} = other}, _} = Task.await(waiting)
+    assert other.message =~ "cancel_grace"
+    assert other.stack =~ "in stubborn"
+  end
+
+  test "one that ends after it was asked where it is, keeps its Python", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 2_000)
+    os_pid = Server.os_pid(server)
+    code = "page(id)\nwhile recv()[0] != 'cancel': pass\ntime.sleep(0.7)\npage()\ncancelled(traceback='late')"
+
+    assert {{:error, %Error{kind: :timeout, begun: true, stack: "late"}}, ms} =
+             eval(server, code, timeout: 100)
+
+    assert ms in 800..2_200
+    assert {{:ok, 1}, _} = eval(server, "send(A('ok'), id, 1)")
+    assert Server.os_pid(server) == os_pid
+  end
+
+  test "what blocks elsewhere than in main is ended, too", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 1_000, heartbeat_interval: 100)
+    os_pid = Server.os_pid(server)
+
+    # Beats go on: the interpreter is free.
+    code = """
+    page(elsewhere=1)
+    def blocked():
+        beats = 0
+        while True:
+            beats += 1
+            page(elsewhere=1, beats=beats)
+            time.sleep(0.05)
+    blocked()
+    """
+
+    assert {{:error, %Error{kind: :timeout, begun: nil} = error}, ms} = eval(server, code, timeout: 100)
+    assert error.stack =~ "in blocked"
+    assert ms in 1_000..1_900
+    assert gone?(os_pid)
+  end
+
+  test "a request elsewhere is no reason to kill while another one holds the interpreter", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 500, kill_grace: 200, heartbeat_interval: 100)
+    os_pid = Server.os_pid(server)
+    mark = Path.join(dir, "mark")
+
+    holds =
+      "page(id, elsewhere=1)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(2.5)\npage()\nsend(A('ok'), id, 'whole')"
+
+    task = spawn_eval(server, holds, timeout: :infinity)
+    begun!(mark)
+    Process.sleep(400)
+
+    assert {{:error, %Error{kind: :timeout, begun: nil, stack: nil}}, ms} =
+             eval(server, "cancelled(False)", timeout: 100)
+
+    assert ms in 600..1_200
+    assert {{:ok, "whole"}, _} = Task.await(task)
+    assert Server.os_pid(server) == os_pid
+    assert nothing_left?(server)
+  end
+
+  test "a Python that takes no requests any more, and runs none, is killed for one that waits", %{
+    tmp_dir: dir
+  } do
+    server = start_fake(dir, cancel_grace: 300, kill_grace: 200, heartbeat_interval: 100)
+    os_pid = Server.os_pid(server)
+    assert {{:ok, nil}, _} = eval(server, "page()\nsend(A('ok'), id, None)")
+    signal(os_pid, "STOP")
+
+    assert {{:error, %Error{kind: :timeout}}, ms} = eval(server, "", timeout: 100)
+    assert ms in 350..1_000
+    assert gone?(os_pid)
+  end
+
+  test "without a page the oldest request is the one that runs", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
+    os_pid = Server.os_pid(server)
+    mark = Path.join(dir, "mark")
+
+    task =
+      spawn_eval(server, "open(#{inspect(mark)}, 'w')\ntime.sleep(1.5)\nsend(A('ok'), id, 1)",
+        timeout: :infinity
+      )
+
+    begun!(mark)
+    assert {{:error, %Error{kind: :timeout, begun: nil}}, _} = eval(server, "cancelled(False)", timeout: 50)
+    assert {{:ok, 1}, _} = Task.await(task)
+    assert Server.os_pid(server) == os_pid
+
+    assert {{:error, %Error{kind: :timeout}}, ms} = eval(server, "while True: pass", timeout: 100)
+    assert ms in 450..1_000
+    assert gone?(os_pid)
+  end
+
+  test "a caller that dies cancels its request, and a request that goes on is ended for it", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 200, heartbeat_interval: 50)
+    os_pid = Server.os_pid(server)
+    mark = Path.join(dir, "mark")
+
+    code = "page(id)\nopen(#{inspect(mark)}, 'w')\nwhile recv()[0] != 'cancel': pass\npage()\ncancelled()"
+    caller = spawn(fn -> eval(server, code, timeout: :infinity) end)
+    begun!(mark)
+    Process.exit(caller, :kill)
+    assert nothing_left?(server)
+    assert Server.os_pid(server) == os_pid
+
+    File.rm!(mark)
+
+    {:ok, task} =
+      Task.start(fn ->
+        eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\nwhile True: pass", timeout: :infinity)
+      end)
+
+    begun!(mark)
+    Process.exit(task, :kill)
+    assert gone?(os_pid)
+  end
+
+  test "a stream that is too slow for its consumer says where it was", %{tmp_dir: dir} do
+    server = start_fake(dir)
+
+    code =
+      @cancelled <>
+        "page(id)\nsend(A('yield'), id, 1)\nwhile recv()[0] != 'cancel': pass\npage()\ncancelled(traceback='here')"
+
+    stream = PyPort.stream(code, %{}, server: server, timeout: 200)
+
+    error =
+      assert_raise Error, ~r/no item within 200 ms/, fn ->
+        Enum.each(stream, fn 1 -> :ok end)
+      end
+
+    assert %Error{kind: :timeout, begun: true, stack: "here"} = error
+    assert nothing_left?(server)
+  end
+
+  test "a generator that does not end when its consumer halts is ended", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
+    os_pid = Server.os_pid(server)
+    code = "page(id)\nsend(A('yield'), id, 1)\nwhile True: pass"
+    assert [1] = PyPort.stream(code, %{}, server: server) |> Enum.take(1)
+    assert gone?(os_pid)
+  end
+
+  describe "after_cancel: :restart" do
+    test "a Python in which a request was interrupted finishes what it has, and is started anew", %{
+      tmp_dir: dir
+    } do
+      server = start_fake(dir, after_cancel: :restart)
+      owner = Process.whereis(server)
+      monitor = Process.monitor(owner)
+
+      code = "page(id)\nwhile recv()[0] != 'cancel': pass\npage()\ntime.sleep(0.2)\ncancelled()"
+      task = spawn_eval(server, code, timeout: 100)
+      Process.sleep(150)
+      behind = spawn_eval(server, "send(A('ok'), id, 'done')")
+      assert {{:error, %Error{kind: :timeout, begun: true}}, _} = Task.await(task)
+      assert {{:ok, "done"}, _} = Task.await(behind)
+      assert_receive {:DOWN, ^monitor, :process, ^owner, {:shutdown, _}}, 2_000
+    end
+
+    test "one that had not begun is no reason", %{tmp_dir: dir} do
+      server = start_fake(dir, after_cancel: :restart)
+      owner = Process.whereis(server)
+
+      assert {{:error, %Error{kind: :timeout}}, _} =
+               eval(server, "while recv()[0] != 'cancel': pass\ncancelled(False)", timeout: 50)
+
+      assert {{:ok, 1}, _} = eval(server, "send(A('ok'), id, 1)")
+      assert Process.whereis(server) == owner
+    end
+  end
+
+  test "objects in an answer that comes too late are released", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    mark = Path.join(dir, "mark")
+    freed = Path.join(dir, "freed")
+
+    task =
+      spawn_eval(
+        server,
+        "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.6)\npage()\nsend(A('ok'), id, 1)"
+      )
+
+    begun!(mark)
+
+    # It is begun all the same, as one may be whose `cancel` is still to be read.
+    late = """
+    send(A("ok"), id, None, [7])
+    while True:
+        message = recv()
+        if message[0] == "release":
+            open(#{inspect(freed)}, "w").write(repr(message[1]))
+            break
+    """
+
+    assert {{:error, %Error{kind: :timeout, begun: false}}, _} = eval(server, late, timeout: 50)
+    assert {{:ok, 1}, _} = Task.await(task)
+    begun!(freed)
+    assert nothing_left?(server)
+  end
+
+  test "64 callers whose time is up together all have their answers at once", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    mark = Path.join(dir, "mark")
+
+    blocker =
+      spawn_eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(4)\npage()\nsend(A('ok'), id, 1)")
+
+    begun!(mark)
+
+    tasks = for _ <- 1..64, do: spawn_eval(server, "cancelled(False)", timeout: 300)
+
+    for {{:error, error}, ms} <- Task.await_many(tasks) do
+      assert %Error{kind: :timeout, begun: false} = error
+      assert ms < 2_500
+    end
+
+    assert {{:ok, 1}, _} = Task.await(blocker)
+    assert nothing_left?(server)
+  end
+
+  test "an owner that is held up costs a caller its graces, and no more", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
+    owner = Process.whereis(server)
+    mark = Path.join(dir, "mark")
+
+    task =
+      spawn_eval(server, "open(#{inspect(mark)}, 'w')\nwhile recv()[0] != 'cancel': pass\ncancelled()",
+        timeout: 300
+      )
+
+    begun!(mark)
+    :sys.suspend(owner)
+    assert {{:error, %Error{kind: :timeout, begun: nil}}, ms} = Task.await(task)
+    assert ms in 650..1_200
+    :sys.resume(owner)
+    assert nothing_left?(server)
+  end
+
+  test "each step is told to Logger", %{tmp_dir: dir} do
+    log =
+      capture_log(fn ->
+        server = start_fake(dir, cancel_grace: 100, kill_grace: 100)
+        os_pid = Server.os_pid(server)
+        eval(server, "page(id)\nwhile True: pass", timeout: 100)
+        assert gone?(os_pid)
+        assert eventually(fn -> Process.whereis(server) == nil end)
+      end)
+
+    assert log =~ ~r/request 2 goes on \d+ ms after it was cancelled \(its timeout has passed\)/
+    assert log =~ "the Python process was killed"
+  end
+end

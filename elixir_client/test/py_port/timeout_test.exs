@@ -1,0 +1,262 @@
+defmodule PyPort.TimeoutTest do
+  # Time that is up, with real Pythons that run, sleep, refuse, hold the interpreter, or do not read.
+  use ExUnit.Case, async: true
+
+  import PyPort.Test.{Processes, Servers}
+
+  alias PyPort.{Error, Server}
+
+  @moduletag capture_log: true
+
+  defp eval(server, code, options \\ []) do
+    started = System.monotonic_time(:millisecond)
+    outcome = PyPort.eval(code, %{}, [server: server] ++ options)
+    {outcome, System.monotonic_time(:millisecond) - started}
+  end
+
+  defp spawn_eval(server, code, options), do: Task.async(fn -> eval(server, code, options) end)
+
+  defp begun?(server) do
+    eventually(fn -> match?([%{running: running}] when running != nil, PyPort.status(server)) end)
+  end
+
+  # On time is before the second rung, at 1_700 ms: the graces are 1 s each. On an idle machine it takes some ms.
+  describe "with the interpreter free a timeout is on time, and the server goes on" do
+    for {what, code, where} <- [
+          {"a loop", "def spin():\n    while True: pass\nspin()", "in spin"},
+          {"a sleep", "import time\ndef nap(): time.sleep(60)\nnap()", "in nap"},
+          {"a wait for a lock", "import threading\ndef wait():\n    threading.Event().wait()\nwait()",
+           "in wait"},
+          {"a child", "import subprocess\ndef child(): subprocess.run(['sleep', '60'])\nchild()", "in child"}
+        ] do
+      test what do
+        server = start_server()
+        os_pid = Server.os_pid(server)
+
+        assert {{:error, %Error{kind: :timeout, begun: true} = error}, ms} =
+                 eval(server, unquote(code), timeout: 700)
+
+        assert error.stack =~ unquote(where)
+        assert [%{file: _, line: _, function: _} | _] = error.frames
+        assert ms in 700..1_600
+        assert {{:ok, 2}, _} = eval(server, "1 + 1")
+        assert Server.os_pid(server) == os_pid
+        assert nothing_left?(server)
+      end
+    end
+
+    test "what awaits" do
+      server = start_server()
+      code = "import asyncio\nasync def nap(): await asyncio.sleep(60)\nawait nap()"
+      assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(server, code, timeout: 700)
+      assert error.begun in [true, nil]
+      assert ms in 700..1_600
+      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+      assert nothing_left?(server)
+    end
+
+    test "what waits for a call into the BEAM" do
+      server = start_server()
+      hang = fn -> Process.sleep(:infinity) end
+      started = System.monotonic_time(:millisecond)
+      assert {:error, %Error{kind: :timeout}} = PyPort.eval("f()", %{f: hang}, server: server, timeout: 700)
+      assert (System.monotonic_time(:millisecond) - started) in 300..700
+      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+      assert nothing_left?(server)
+    end
+
+    test "an item of a stream" do
+      server = start_server()
+      code = "import time\ndef items():\n    yield 1\n    time.sleep(60)\nfor x in items(): yield x"
+      error = catch_error(PyPort.stream(code, %{}, server: server, timeout: 700) |> Enum.to_list())
+      assert %Error{kind: :timeout} = error
+      assert error.message =~ "no item within 700 ms"
+      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+      assert nothing_left?(server)
+    end
+  end
+
+  test "what waits behind a long request is never run, and its timeout is on time" do
+    server = start_server(heartbeat_interval: 100)
+    blocker = spawn_eval(server, "import time; time.sleep(1.5); 'whole'", timeout: :infinity)
+    assert begun?(server)
+
+    for _ <- 1..5 do
+      code = "import sys; sys.was_run = True"
+      assert {{:error, %Error{kind: :timeout, begun: false}}, ms} = eval(server, code, timeout: 100)
+      assert ms in 100..900
+    end
+
+    assert {{:ok, "whole"}, _} = Task.await(blocker)
+    assert {{:ok, false}, _} = eval(server, "import sys; hasattr(sys, 'was_run')")
+  end
+
+  test "the same behind one that holds the interpreter, which goes on undisturbed" do
+    server = start_server()
+    os_pid = Server.os_pid(server)
+    blocker = spawn_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
+    Process.sleep(200)
+
+    assert {{:error, %Error{kind: :timeout, begun: false}}, ms} =
+             eval(server, "import sys; sys.was_run = 1", timeout: 100)
+
+    assert ms in 100..900
+    assert {{:ok, true}, _} = Task.await(blocker, 60_000)
+    assert {{:ok, false}, _} = eval(server, "import sys; hasattr(sys, 'was_run')")
+    assert Server.os_pid(server) == os_pid
+    assert nothing_left?(server)
+  end
+
+  describe "what does not end is killed within its graces, and the next request has a new Python" do
+    for {what, code, where} <- [
+          {"code that holds the interpreter", "def heavy(): sum(range(10**12))\nheavy()", "in heavy"},
+          {"a regular expression", "import re\ndef match(): re.match('(a+)+$', 'a' * 60 + 'b')\nmatch()",
+           "in match"},
+          {"code that swallows whatever is raised",
+           "def deaf():\n    while True:\n        try:\n            while True: pass\n        except BaseException: pass\ndeaf()",
+           "in deaf"},
+          {"code that blocks the loop",
+           "import asyncio, time\nasync def block(): time.sleep(60)\nawait block()", "in block"}
+        ] do
+      test what do
+        name = :"server_#{System.unique_integer([:positive])}"
+        start_supervised!({Server, name: name, cancel_grace: 300, kill_grace: 1_500})
+        assert {{:ok, 1}, _} = eval(name, "1")
+        os_pid = Server.os_pid(name)
+        assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(name, unquote(code), timeout: 700)
+        assert error.stack =~ unquote(where)
+        assert error.begun in [true, nil]
+        assert ms in 1_000..3_000
+        assert gone?(os_pid)
+        assert eventually(fn -> match?({{:ok, 2}, _}, eval(name, "1 + 1")) end)
+      end
+    end
+  end
+
+  test "a Task that is shut down cancels its request, whatever it does" do
+    server = start_server(heartbeat_interval: 100, cancel_grace: 300, kill_grace: 300)
+    os_pid = Server.os_pid(server)
+    task = Task.async(fn -> PyPort.eval("while True: pass", %{}, server: server, timeout: :infinity) end)
+    assert begun?(server)
+    Task.shutdown(task, :brutal_kill)
+    assert nothing_left?(server)
+    assert {{:ok, 2}, _} = eval(server, "1 + 1", timeout: 1_000)
+    assert Server.os_pid(server) == os_pid
+
+    task = Task.async(fn -> PyPort.eval("sum(range(10**12))", %{}, server: server, timeout: :infinity) end)
+    Process.sleep(300)
+    Task.shutdown(task, :brutal_kill)
+    assert gone?(os_pid)
+  end
+
+  test "a session outlives a request of it that was interrupted" do
+    server = start_server()
+    {:ok, session} = PyPort.open_session(server: server)
+    {:ok, nil} = PyPort.eval("x = 1", %{}, session: session)
+
+    assert {:error, %Error{kind: :timeout}} =
+             PyPort.eval("x = 2\nwhile True: pass", %{}, session: session, timeout: 200)
+
+    assert {:ok, 2} = PyPort.eval("x", %{}, session: session)
+  end
+
+  test "of 200 short timeouts each has one outcome, and nothing is left" do
+    server = start_server()
+
+    outcomes =
+      1..200
+      |> Task.async_stream(
+        fn n ->
+          # About half of them are just in time.
+          PyPort.eval("import time; time.sleep(0.004); n", %{n: n}, server: server, timeout: 20 + rem(n, 40))
+        end,
+        max_concurrency: 8,
+        timeout: 30_000
+      )
+      |> Enum.with_index(1)
+
+    for {{:ok, outcome}, n} <- outcomes do
+      assert outcome == {:ok, n} or match?({:error, %Error{kind: :timeout}}, outcome)
+    end
+
+    assert nothing_left?(server)
+    refute_received _anything
+    assert {{:ok, 2}, _} = eval(server, "1 + 1")
+  end
+
+  describe "a full pipe" do
+    # More than all pipes hold, and what is allowed to wait besides.
+    @bytes 8 * 1_048_576
+
+    defp fill(server, count, timeout) do
+      data = PyPort.bytes(:binary.copy(<<0>>, @bytes))
+
+      for _ <- 1..count do
+        Task.async(fn ->
+          started = System.monotonic_time(:millisecond)
+          outcome = PyPort.eval("len(x)", %{x: data}, server: server, timeout: timeout)
+          {outcome, System.monotonic_time(:millisecond) - started}
+        end)
+      end
+    end
+
+    test "with 200 MiB queued to a stopped Python no call takes longer than its time and its graces" do
+      server = start_server(max_queued_bytes: 1_073_741_824, heartbeat_interval: 200)
+      os_pid = Server.os_pid(server)
+      signal(os_pid, "STOP")
+
+      for {outcome, ms} <- server |> fill(25, 400) |> Task.await_many(20_000) do
+        assert {:error, %Error{kind: kind, begun: false}} = outcome
+        assert kind in [:timeout, :killed]
+        assert ms < 400 + 1_000 + 1_000 + 500
+      end
+
+      # Nobody ran, and it took no requests: it is ended for those that waited.
+      assert eventually(fn -> not alive?(os_pid) end, 1_000)
+    end
+
+    test "with 200 MiB queued to a Python that computes in C, neither" do
+      server = start_server(max_queued_bytes: 1_073_741_824)
+      blocker = spawn_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
+      Process.sleep(200)
+
+      for {outcome, ms} <- server |> fill(25, 300) |> Task.await_many(20_000) do
+        assert {:error, %Error{kind: :timeout, begun: false}} = outcome
+        assert ms < 300 + 1_500
+      end
+
+      assert {{:ok, true}, _} = Task.await(blocker, 60_000)
+      assert {{:ok, 2}, _} = eval(server, "1 + 1", timeout: 30_000)
+      assert nothing_left?(server)
+    end
+
+    test "beyond max_queued_bytes a request is refused at once" do
+      server = start_server(max_queued_bytes: 2 * @bytes)
+      os_pid = Server.os_pid(server)
+      signal(os_pid, "STOP")
+      tasks = fill(server, 8, 3_000)
+
+      refused = fn ->
+        match?({{:error, %Error{kind: :overloaded, begun: false}}, _}, eval(server, "1", timeout: 100))
+      end
+
+      assert eventually(refused, 20)
+      assert {{:error, %Error{kind: :overloaded}}, ms} = eval(server, "1")
+      assert ms < 100
+      signal(os_pid, "CONT")
+      outcomes = for {outcome, _ms} <- Task.await_many(tasks, 30_000), do: outcome
+      assert {:ok, @bytes} in outcomes
+      assert Enum.all?(outcomes, &(&1 == {:ok, @bytes} or match?({:error, %Error{kind: :overloaded}}, &1)))
+    end
+  end
+
+  test "after_cancel: :restart gives the next request a fresh Python" do
+    name = :"server_#{System.unique_integer([:positive])}"
+    start_supervised!({Server, name: name, after_cancel: :restart})
+    assert {{:ok, 1}, _} = eval(name, "import sys; sys.mine = 1; 1")
+    os_pid = Server.os_pid(name)
+    assert {{:error, %Error{kind: :timeout}}, _} = eval(name, "while True: pass", timeout: 100)
+    assert gone?(os_pid)
+    assert eventually(fn -> match?({{:ok, false}, _}, eval(name, "import sys; hasattr(sys, 'mine')")) end)
+  end
+end

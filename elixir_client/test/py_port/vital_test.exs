@@ -1,0 +1,158 @@
+defmodule PyPort.VitalTest do
+  # How a real Python is, seen from outside: computing in C, stopped, silent; and what is made of it.
+  use ExUnit.Case, async: true
+
+  import ExUnit.CaptureLog
+  import PyPort.Test.{Processes, Servers}
+
+  alias PyPort.{Error, Server, Status}
+
+  @moduletag capture_log: true
+
+  # Holds the interpreter for as long as it runs.
+  @hold "sum(range(10**12))"
+
+  defp state(server) do
+    [%Status{state: state}] = PyPort.status(server)
+    state
+  end
+
+  defp spawn_eval(server, code, options \\ []),
+    do: Task.async(fn -> PyPort.eval(code, %{}, [server: server, timeout: :infinity] ++ options) end)
+
+  test "code that holds the interpreter shows, with where it is, and is ended when its time is up" do
+    server = start_server(heartbeat_interval: 100, kill_grace: 2_000)
+    assert state(server) in [:idle, :busy]
+
+    log =
+      capture_log(fn ->
+        task = spawn_eval(server, "def heavy():\n    return sum(range(10**12))\nheavy()", timeout: 3_000)
+        assert eventually(fn -> state(server) == :gil_held end)
+        assert {:ok, stacks} = PyPort.stacks(server)
+        assert stacks =~ "in heavy"
+        assert stacks =~ "most recent call first"
+        # It goes on all the while.
+        assert Task.yield(task, 0) == nil
+        assert {:error, %Error{kind: :timeout, begun: true} = error} = Task.await(task, 10_000)
+        assert error.stack =~ "in heavy"
+        assert eventually(fn -> Process.whereis(server) == nil end)
+      end)
+
+    assert log =~ "something holds the interpreter and computes"
+    assert log =~ "the Python process was killed"
+  end
+
+  test "code that is merely busy is busy" do
+    server = start_server(heartbeat_interval: 100)
+    task = spawn_eval(server, "import time\nuntil = time.time() + 1.5\nwhile time.time() < until: pass")
+    Process.sleep(300)
+    states = for _ <- 1..10, do: Process.sleep(100) && state(server)
+    assert Enum.uniq(states) == [:busy]
+    assert {:ok, nil} = Task.await(task)
+    assert eventually(fn -> state(server) == :idle end)
+  end
+
+  test "a stopped process shows, has no stacks to give, and goes on when it is let" do
+    server = start_server(heartbeat_interval: 100)
+    os_pid = Server.os_pid(server)
+    signal(os_pid, "STOP")
+    assert eventually(fn -> state(server) == :stopped end)
+    assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.stacks(server)
+    assert message =~ "stopped"
+    # It waits for the one who stopped it.
+    Process.sleep(500)
+    signal(os_pid, "CONT")
+    assert eventually(fn -> state(server) == :idle end)
+    assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
+    assert Server.os_pid(server) == os_pid
+  end
+
+  test "with a gil_held_limit code that holds the interpreter is ended, and the report says where it was" do
+    server = start_server(heartbeat_interval: 100, gil_held_limit: 500)
+    os_pid = Server.os_pid(server)
+
+    assert {:error, %Error{kind: :killed, begun: true} = error} =
+             PyPort.eval("def heavy(): #{@hold}\nheavy()", %{}, server: server, timeout: 20_000)
+
+    assert error.message =~ "gil_held_limit"
+    assert error.stack =~ "in heavy"
+    assert gone?(os_pid)
+  end
+
+  test "a Python that falls silent with nothing to do is ended after lost_after" do
+    # A thread that holds the interpreter and sleeps: nothing is heard, nothing is computed, nothing is open.
+    server = start_server(heartbeat_interval: 100, lost_after: 1_500, init_code: "import ctypes, threading")
+    os_pid = Server.os_pid(server)
+    hold = "threading.Timer(0.2, lambda: ctypes.PyDLL(None).sleep(60)).start()"
+    assert {:ok, nil} = PyPort.eval(hold, %{}, server: server)
+
+    log =
+      capture_log(fn ->
+        assert eventually(fn -> state(server) == :lost end)
+        assert gone?(os_pid)
+        assert eventually(fn -> Process.whereis(server) == nil end)
+      end)
+
+    assert log =~ "it has nothing to do, and does not say so"
+    assert log =~ "lost_after"
+  end
+
+  test "the same with a request open is stuck, and ended for the request's sake" do
+    server = start_server(heartbeat_interval: 100, cancel_grace: 500, kill_grace: 1_500)
+    os_pid = Server.os_pid(server)
+
+    # A lock that is its own owner's: no signal wakes it up, other than a sleep.
+    code = """
+    import ctypes
+    def deadlock():
+        mutex, lock = ctypes.create_string_buffer(64), ctypes.PyDLL(None).pthread_mutex_lock
+        lock(mutex)
+        lock(mutex)
+    deadlock()
+    """
+
+    task = spawn_eval(server, code, timeout: 1_000)
+    assert eventually(fn -> state(server) == :stuck end)
+    assert {:error, %Error{kind: :timeout, begun: true} = error} = Task.await(task)
+    assert error.stack =~ "in deadlock"
+    assert gone?(os_pid)
+  end
+
+  test "a server that is down says so, when asked for its stacks, too" do
+    assert [%Status{state: :down, restarts: 0}] = PyPort.status(NoSuchServer)
+    assert {:error, %Error{kind: :unavailable}} = PyPort.stacks(NoSuchServer)
+    name = :"server_#{System.unique_integer([:positive])}"
+    start_supervised!({Server, name: name, python: "/no/such/python"})
+    assert {:error, %Error{kind: :unavailable}} = PyPort.stacks(name)
+    assert [%Status{state: :down}] = PyPort.status(name)
+  end
+
+  test "restarts are counted by name" do
+    name = :"server_#{System.unique_integer([:positive])}"
+    start_supervised!({Server, name: name})
+    assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
+    assert [%Status{restarts: 0}] = PyPort.status(name)
+    PyPort.eval("import os; os._exit(1)", %{}, server: name)
+    assert eventually(fn -> match?({:ok, 1}, PyPort.eval("1", %{}, server: name)) end)
+    assert [%Status{restarts: 1}] = PyPort.status(name)
+  end
+
+  test "stacks of a healthy server take a moment, and change nothing" do
+    server = start_server()
+    os_pid = Server.os_pid(server)
+    tasks = for _ <- 1..5, do: Task.async(fn -> PyPort.stacks(server) end)
+    for {:ok, stacks} <- Task.await_many(tasks), do: assert(stacks =~ "most recent call first")
+    assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
+    assert Server.os_pid(server) == os_pid
+  end
+
+  @tag :tmp_dir
+  test "a process that does not listen to the signal is not ended by it", %{tmp_dir: dir} do
+    server = PyPort.Test.FakePython.start_fake(dir)
+    code = "import faulthandler, signal\nfaulthandler.unregister(signal.SIGUSR2)\nsend(A('ok'), id, None)"
+    assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
+    assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.stacks(server)
+    assert message =~ "SIGUSR2"
+    assert {:ok, 1} = PyPort.eval("1", %{}, server: server)
+  end
+end

@@ -1,0 +1,3 @@
+# What watch.c offers.
+
+def start(reads: int, writes: int, grace_ms: int, /) -> None: ...

@@ -1,0 +1,88 @@
+"""Seeing to it that the process ends in time: when the port hangs up, and when the loop is left.
+
+The loop sees the end of input by itself, and Python ends by itself, unless code of users keeps them
+from it; this is for then.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from _thread import start_new_thread
+from time import sleep
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from .stdio import Stdio
+
+_PR_SET_PDEATHSIG: Final = 1
+
+_grace_ms: int | None = None
+
+
+def watch(stdio: Stdio, grace_ms: int) -> bool:
+    """Have this process killed, with its group if it leads one, when the port hangs up.
+
+    Args:
+        stdio: the port.
+        grace_ms: how long the loop has to leave by itself.
+
+    Returns:
+        Whether the native thread does it. Else Linux kills the process, but no children of it,
+        when its parent dies.
+    """
+    global _grace_ms  # noqa: PLW0603  one process, one port
+    try:
+        from ._watch import start  # noqa: PLC0415  not everywhere built
+
+        start(stdio.reads, stdio.writes, grace_ms)
+    except (ImportError, OSError):
+        _die_with_parent()
+        return False
+    _grace_ms = grace_ms
+    return True
+
+
+def watch_parent() -> None:
+    """Go by the parent from now on: user code has closed the fds, and others may be there now."""
+    global _grace_ms
+    if _grace_ms is None:
+        return
+    grace_ms, _grace_ms = _grace_ms, None
+    try:
+        from ._watch import start  # noqa: PLC0415  there since `watch`
+
+        start(-1, -1, grace_ms)
+    except OSError:  # no more threads; the owner's reaper is left
+        pass
+
+
+def _die_with_parent() -> None:
+    if sys.platform != "linux":
+        return
+    try:
+        # 15 ms, and only where there is no extension.
+        from ctypes import CDLL  # noqa: PLC0415
+
+        parent = os.getppid()
+        CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (ImportError, OSError, AttributeError):
+        return
+    if os.getppid() != parent:  # it died just before that
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def leave_in_time(grace_ms: int, status: int) -> None:
+    """See to it that the process ends, whatever user code left running.
+
+    Python waits at its end for threads, and multiprocessing for children, without a limit.
+    """
+
+    def wait() -> None:
+        sleep(grace_ms / 1000)
+        os._exit(status)
+
+    start_new_thread(wait, ())

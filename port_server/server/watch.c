@@ -1,0 +1,135 @@
+/* A native thread that waits for the other side of the port to hang up, and then sees to it that nothing is left.
+ *
+ * It needs no GIL, so code that never gives it back, in Python or in C, does not keep a dead BEAM's server alive. No
+ * Python object is touched outside of `start`. What it does after the hang-up is async-signal-safe anyway: poll,
+ * nanosleep, getpgrp, kill.
+ */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+/* How often the parent is looked at where user code has closed the private fds, and nothing else is left to watch. */
+#define LOOK_MS 250
+/* Plenty for one system call at a time; far below the 8 MiB that a thread gets by default. */
+#define STACK_BYTES (64 * 1024)
+
+struct watched {
+    int fds[2];
+    int grace_ms;
+};
+
+/* The parent at the first start: a later one may already be who takes in orphans. */
+static pid_t first_parent;
+
+static void die_together(int grace_ms) {
+    struct timespec grace = {grace_ms / 1000, (grace_ms % 1000) * 1000000L};
+    while (nanosleep(&grace, &grace) == -1 && errno == EINTR) {
+    }
+    /* Only a leader: else the group is the shell's or the test runner's, and not ours to kill. */
+    if (getpgrp() == getpid()) {
+        kill(0, SIGKILL);
+    }
+    kill(getpid(), SIGKILL);
+}
+
+static void *watch(void *argument) {
+    struct watched watched = *(struct watched *)argument;
+    struct pollfd polled[2] = {{watched.fds[0], 0, 0}, {watched.fds[1], 0, 0}};
+    int hung_up = 0;
+    free(argument);
+    for (;;) {
+        int blind = polled[0].fd < 0 && polled[1].fd < 0;
+        /* No events are asked for: POLLHUP, POLLERR and POLLNVAL come unasked, and data wakes nobody. */
+        int found = poll(polled, 2, blind ? LOOK_MS : -1);
+        if (found < 0) {
+            if (errno != EINTR && errno != EAGAIN && errno != ENOMEM) {
+                return NULL;
+            }
+            continue;
+        }
+        if (blind && getppid() != first_parent) {
+            die_together(watched.grace_ms);
+        }
+        for (int side = 0; side < 2 && found > 0; side++) {
+            if (polled[side].revents & (POLLHUP | POLLERR)) {
+                hung_up = 1;
+            }
+            if (polled[side].revents) { /* hung up, or closed by user code: poll ignores it from now on */
+                polled[side].fd = -1;
+            }
+        }
+        /* Both: who closes its end of one pipe only still waits for the last replies on the other. */
+        if (hung_up && polled[0].fd < 0 && polled[1].fd < 0) {
+            die_together(watched.grace_ms);
+        }
+    }
+}
+
+static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    struct watched given, *watched;
+    int failed;
+    if (!PyArg_ParseTuple(args, "iii:start", &given.fds[0], &given.fds[1], &given.grace_ms)) {
+        return NULL;
+    }
+    watched = malloc(sizeof given);
+    if (watched == NULL) {
+        return PyErr_NoMemory();
+    }
+    *watched = given;
+    if (!first_parent) {
+        first_parent = getppid();
+    }
+    /* Signals are for the main thread: a system call that they interrupt there is what lets handlers run. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    pthread_attr_init(&attributes);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    /* Refused where the smallest stack is larger: then it is the default. */
+    (void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    failed = pthread_create(&thread, &attributes, watch, watched);
+    pthread_attr_destroy(&attributes);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        free(watched);
+        errno = failed;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"start", start, METH_VARARGS,
+     "start($module, reads, writes, grace_ms, /)\n--\n\n"
+     "Watch the two fds from now on. When both have hung up, wait for `grace_ms` and kill the process group with\n"
+     "SIGKILL, or this process alone where it does not lead one. With both -1 the parent is watched instead."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_GIL_DISABLED
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_watch",
+    .m_doc = "Waits for hang-up on the port without the GIL.",
+    .m_size = 0,
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__watch(void) { return PyModuleDef_Init(&definition); }
