@@ -184,7 +184,7 @@ def test_a_bare_python_says_what_it_lacks(host):
     """No environment configured, and a python3 with neither codec: the words say how to get one."""
     made = host.run("uv", "venv", "--quiet", host.path / "bare")
     assert made.status == 0, made
-    host.configure(f'config :py_port, server: [python: "{host.path}/bare/bin/python"]')
+    host.configure(f'config :py_port, pool: [python: "{host.path}/bare/bin/python"]')
     answer = re.sub(r"\s+", " ", host.eval("1").said)
     assert "kind: :unavailable" in answer
     assert "neither the native codec nor erlang-py" in answer

@@ -1,5 +1,5 @@
 defmodule PyPort.Application do
-  # What runs once per VM: the table of servers, the reaper, and the default server.
+  # What runs once per VM: the table of servers, the reaper, and the default pool.
   @moduledoc false
   use Application
 
@@ -16,28 +16,26 @@ defmodule PyPort.Application do
     PyPort.Registry.create()
     PyPort.Env.start()
 
-    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: the
-    # default server may restart often, and each of its starts is guarded by its own back-off.
-    Supervisor.start_link([PyPort.Reaper | default_server()],
-      strategy: :one_for_one,
-      max_restarts: 1_000,
-      max_seconds: 60,
-      name: PyPort.Supervisor
-    )
+    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
+    # again itself, for ever and at growing intervals, so nothing of it is counted here.
+    # Pools that span nodes find each other in a scope of :pg.
+    cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
+    children = [PyPort.Reaper, cluster | default_pool()]
+    Supervisor.start_link(children, strategy: :one_for_one, name: PyPort.Supervisor)
   end
 
-  defp default_server do
-    case Application.get_env(:py_port, :server, []) do
-      false -> []
-      options -> [{PyPort.Server, options |> PyPort.Env.put_default() |> Keyword.put(:name, PyPort.Default)}]
+  defp default_pool do
+    case PyPort.Pool.Default.options() do
+      nil -> []
+      options -> [{PyPort.Pool, options}]
     end
   end
 
   @doc false
-  # After the environment `:default` has been built anew: the default server starts again in it.
+  # After the environment `:default` has been built anew: the default pool starts again in it.
   @spec restart_default() :: :ok
   def restart_default do
-    for child <- default_server() do
+    for child <- default_pool() do
       %{id: id} = spec = Supervisor.child_spec(child, [])
       Supervisor.terminate_child(PyPort.Supervisor, id)
       Supervisor.delete_child(PyPort.Supervisor, id)

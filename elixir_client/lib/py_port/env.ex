@@ -228,7 +228,7 @@ defmodule PyPort.Env do
   end
 
   @doc false
-  # Whoever configures an environment means the default server to run in it.
+  # Whoever configures an environment means the default pool to run in it.
   @spec put_default(keyword()) :: keyword()
   def put_default(options) do
     if options[:python] || options[:python_env] || not default?(),

@@ -21,7 +21,7 @@ defmodule Mix.Tasks.PyPort.Doctor do
     Mix.Task.run("loadconfig")
     configs = Config.all!(Application.get_env(:py_port, :uv_init), File.cwd!())
     # Nothing is built, and no server started, but the ones that are looked at here.
-    Application.put_env(:py_port, :server, false)
+    Application.put_env(:py_port, :pool, false)
     uv_init = Application.get_env(:py_port, :uv_init)
     Application.delete_env(:py_port, :uv_init)
     {:ok, _started} = Application.ensure_all_started(:py_port)
