@@ -1,11 +1,12 @@
 #!/bin/sh
 # Builds the wheel of the port server for this platform into elixir_client/priv/wheels, where the client looks for one
 # that fits when it installs the server into an environment. One binary serves CPython 3.11 and every later one.
+# An argument names another directory than that.
 set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
-wheels=$project/elixir_client/priv/wheels
+wheels=${1:-$project/elixir_client/priv/wheels}
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 trap 'exit 130' INT TERM
@@ -27,4 +28,4 @@ CHECK
 mkdir -p "$wheels"
 rm -f "$wheels"/*.whl
 mv "$wheel" "$wheels/"
-say "elixir_client/priv/wheels/$(basename "$wheel")"
+say "$wheels/$(basename "$wheel")"

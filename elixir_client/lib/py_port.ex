@@ -347,7 +347,7 @@ defmodule PyPort do
   @doc """
   Builds a Python environment at run time, for scripts and notebooks, and starts the default pool in it.
 
-      Mix.install([{:py_port, path: "../pyport/elixir_client"}])
+      Mix.install([{:py_port, path: "../pyport/elixir_client"}], config: [py_port: [pool: false]])
 
       :ok =
         PyPort.uv_init(~S'''

@@ -12,6 +12,9 @@ from mix_project import PROJECT, SMALL, block
 
 pytestmark = pytest.mark.env
 
+INSTALL = (
+    'Mix.install([{:py_port, path: "../pyport/elixir_client"}], config: [py_port: [pool: false]])'
+)
 DATEUTIL = "import dateutil; dateutil.__name__"
 WORKS = '{:ok, "dateutil"}'
 CODEC = "from port_server.etf import codec_name; codec_name"
@@ -58,7 +61,7 @@ def test_a_script(session, template, elixir_script):
     directory = session / "script"
     directory.mkdir()
     script = directory / "script.exs"
-    script.write_text(block('Mix.install([{:py_port, path: "../pyport/elixir_client"}])'))
+    script.write_text(block(INSTALL))
     first = template.run(*elixir_script, script, cwd=directory)
     assert first.status == 0, first
     assert " + numpy==" in first.said
@@ -159,10 +162,13 @@ def test_a_wheel_in_priv_spares_the_compiler(host, without_compiler, pyport):
     """`make wheel`, then an environment with the native codec where there is no compiler."""
     wheels = pyport / "elixir_client/priv/wheels"
     made = subprocess.run(
-        ["sh", "scripts/wheel.sh"], cwd=PROJECT, capture_output=True, text=True, check=False
+        ["sh", "scripts/wheel.sh", wheels],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert made.returncode == 0, made.stderr
-    shutil.copytree(PROJECT / "elixir_client/priv/wheels", wheels)
     try:
         host.uv_init()
         done = host.mix("compile", **without_compiler)

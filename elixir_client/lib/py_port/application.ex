@@ -32,16 +32,15 @@ defmodule PyPort.Application do
   end
 
   @doc false
-  # After the environment `:default` has been built anew: the default pool starts again in it.
+  # After the environment `:default` has been built: the default pool starts in it, anew or, where the configuration has
+  # kept it from starting before there is an environment, for the first time.
   @spec restart_default() :: :ok
   def restart_default do
-    for child <- default_pool() do
-      %{id: id} = spec = Supervisor.child_spec(child, [])
-      Supervisor.terminate_child(PyPort.Supervisor, id)
-      Supervisor.delete_child(PyPort.Supervisor, id)
-      {:ok, _pid} = Supervisor.start_child(PyPort.Supervisor, spec)
-    end
-
+    options = PyPort.Pool.Default.options() || PyPort.Pool.Default.options([])
+    %{id: id} = spec = Supervisor.child_spec({PyPort.Pool, options}, [])
+    Supervisor.terminate_child(PyPort.Supervisor, id)
+    Supervisor.delete_child(PyPort.Supervisor, id)
+    {:ok, _pid} = Supervisor.start_child(PyPort.Supervisor, spec)
     :ok
   end
 end
