@@ -218,7 +218,8 @@ defmodule PyPort.Env do
 
   # The application that is being run by Mix; a script has none, and keeps its lock beside what is built for it.
   defp host_dir do
-    with true <- Code.ensure_loaded?(Mix.Project),
+    # Mix may be on the code path, and not running: on a node that another one has started.
+    with true <- Process.whereis(Mix.ProjectStack) != nil,
          file when is_binary(file) <- apply(Mix.Project, :project_file, []),
          true <- File.regular?(file) do
       Path.dirname(file)
