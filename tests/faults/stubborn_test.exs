@@ -172,7 +172,7 @@ defmodule PyPort.Faults.StubbornTest do
   end
 
   test "cancel during a 100 MiB reply" do
-    options = [within: 20_000, saw: "`:timeout`, or its answer if it was on its way", back_within: 10_000]
+    options = [within: 60_000, saw: "`:timeout`, or its answer if it was on its way", cancel_grace: 20_000]
     size = 100 * 1_048_576
 
     report =

@@ -27,6 +27,7 @@ defmodule PyPort.Test.Beam do
       Port.open({:spawn_executable, System.find_executable("elixir")}, [
         :binary,
         :stderr_to_stdout,
+        :exit_status,
         {:line, 65_536},
         args: ["-pa", to_string(:code.lib_dir(:py_port)) <> "/ebin", "-e", @source],
         env: [{'ELIXIR_ERL_OPTIONS', '+fnu'}]
@@ -47,12 +48,21 @@ defmodule PyPort.Test.Beam do
   def tell({port, _os_pid}, code), do: Port.command(port, Base.encode64(code) <> "\n")
 
   @doc "The value of what was asked for first."
-  def await({port, _os_pid} = beam, patience \\ 60_000) do
+  def await({port, _os_pid}, patience \\ 60_000), do: await_value(port, patience, [])
+
+  defp await_value(port, patience, said) do
     receive do
-      {^port, {:data, {:eol, "= " <> value}}} -> value |> Base.decode64!() |> :erlang.binary_to_term()
-      {^port, {:data, _line}} -> await(beam, patience)
+      {^port, {:data, {:eol, "= " <> value}}} ->
+        value |> Base.decode64!() |> :erlang.binary_to_term()
+
+      {^port, {:data, {_eol, line}}} ->
+        await_value(port, patience, [line | said])
+
+      {^port, {:exit_status, status}} ->
+        flunk("the other BEAM ended with status #{status}: #{said |> Enum.reverse() |> Enum.join("\n")}")
     after
-      patience -> flunk("the other BEAM did not answer")
+      patience ->
+        flunk("the other BEAM did not answer; it said: #{said |> Enum.reverse() |> Enum.join("\n")}")
     end
   end
 
