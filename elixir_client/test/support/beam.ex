@@ -30,7 +30,7 @@ defmodule PyPort.Test.Beam do
         :exit_status,
         {:line, 65_536},
         args: ["-pa", to_string(:code.lib_dir(:py_port)) <> "/ebin", "-e", @source],
-        env: [{'ELIXIR_ERL_OPTIONS', '+fnu'}]
+        env: [{~c"ELIXIR_ERL_OPTIONS", ~c"+fnu"}]
       ])
 
     {:os_pid, os_pid} = Port.info(port, :os_pid)

@@ -67,6 +67,14 @@ defmodule PyPort.Test.Soak do
     for application <- [:py_port, :elixir, :logger, :ex_unit, :kernel, :stdlib],
         {:ok, modules} = :application.get_key(application, :modules),
         do: :code.ensure_modules_loaded(modules)
+
+    # A protocol that is not consolidated, as in tests, makes the name of an implementation for each struct that it meets.
+    {:ok, modules} = :application.get_key(:py_port, :modules)
+
+    for module <- modules,
+        function_exported?(module, :__struct__, 0),
+        protocol <- [Inspect, String.Chars, List.Chars, Enumerable, Collectable],
+        do: protocol.impl_for(module.__struct__())
   end
 
   defp start_servers(token) do
