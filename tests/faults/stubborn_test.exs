@@ -172,7 +172,13 @@ defmodule PyPort.Faults.StubbornTest do
   end
 
   test "cancel during a 100 MiB reply" do
-    options = [within: 60_000, saw: "`:timeout`, or its answer if it was on its way", cancel_grace: 20_000]
+    options = [
+      within: 60_000,
+      saw: "`:timeout`, or its answer if it was on its way",
+      cancel_grace: 20_000,
+      per: 11
+    ]
+
     size = 100 * 1_048_576
 
     report =

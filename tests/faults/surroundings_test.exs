@@ -13,7 +13,7 @@ defmodule PyPort.Faults.SurroundingsTest do
     {:ok, device} = StringIO.open("")
 
     report =
-      fault("threads left running", [tidy: tidy, logger: false], fn server ->
+      fault("threads left running", [tidy: tidy, logger: false, saw: "its answer"], fn server ->
         assert {:ok, nil} = run(server, "threads_left", stdout: device)
         # They print meanwhile, for a request that is over.
         for n <- 1..20, do: assert({:ok, ^n} = PyPort.eval("n", %{n: n}, server: server))

@@ -513,7 +513,7 @@ def test_a_stream_in_small_pieces_is_the_same_stream(server, step):
 
 
 @pytest.mark.fault(
-    "every prefix of a valid stream",
+    "every prefix of a valid stream (all of them)",
     saw="the replies to what is whole",
     became="ends, and says where it was cut",
 )

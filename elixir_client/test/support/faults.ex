@@ -37,11 +37,11 @@ defmodule PyPort.Test.Faults do
 
   Options, beside those of the server: `:within` (ms until the outcome), `:back_within` (ms until the server, or the next
   one, answers), `:dies` (whether this Python ends, if only after the outcome), `:warm` (code that runs before anything is counted), `:tidy` (code that ends what the fault left running on
-  purpose), `:saw` and `:became` (words for the table, where the outcome does not say them), `:quiet` (no row).
+  purpose), `:saw` and `:became` (words for the table, where the outcome does not say them), `:per` (how many requests share the time), `:quiet` (no row).
   """
   def fault(name, options \\ [], deed) do
     {mine, server_options} =
-      Keyword.split(options, [:within, :back_within, :dies, :warm, :tidy, :saw, :became, :quiet])
+      Keyword.split(options, [:within, :back_within, :dies, :warm, :tidy, :saw, :became, :per, :quiet])
 
     server = start(server_options)
     if code = mine[:warm], do: {:ok, _} = PyPort.eval(code, %{}, server: server)
@@ -193,7 +193,7 @@ defmodule PyPort.Test.Faults do
   defp record(name, mine, report) do
     saw = mine[:saw] || saw(report.outcome)
     became = mine[:became] || if(report.server == :goes_on, do: "goes on", else: "replaced")
-    record_row(name, saw, became, report.ms)
+    record_row(name, saw, became, div(report.ms, mine[:per] || 1))
   end
 
   defp saw({:ok, _value}), do: "its answer"
