@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-trixie test-fresh bench-codec fuzz clean distclean setup
+.PHONY: help demo test lint test-trixie test-fresh bench bench-guard bench-codec profile fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -28,6 +28,15 @@ test-trixie: ## make lint test inside Debian 13 (as root; builds its root direct
 
 test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)
 	@sh scripts/debian.sh fresh
+
+bench: setup ## what PyPort costs against bare ports, as ratios (some minutes; arguments in BENCH_ARGS)
+	@$(in_env) sh scripts/bench.sh $(BENCH_ARGS)
+
+bench-guard: setup ## whether a promise of speed is broken twice over (a minute)
+	@$(in_env) python benchmarks/bench.py --guard
+
+profile: setup ## where the time of one tiny request goes, as a table
+	@$(in_env) python benchmarks/profile.py
 
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh
