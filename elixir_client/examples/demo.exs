@@ -17,7 +17,8 @@ title.(1, "Elixir evaluates Python")
 
 {:ok, version} = PyPort.eval("import sys; sys.version.split()[0]")
 show.("a real Python, in a process of its own:", version)
-show.("its process id:", PyPort.Server.os_pid(PyPort.Default))
+[status] = PyPort.status()
+show.("its process id:", status.os_pid)
 show.("the value of the last expression comes back:", PyPort.eval("sum(n * n for n in range(10))"))
 show.("globals go in, with atom or string keys:", PyPort.eval("name.title()", %{name: "ada lovelace"}))
 show.("functions can be called by name:", PyPort.call("math:gcd", [1071, 462]))
@@ -99,21 +100,15 @@ IO.puts(error |> Exception.message() |> String.split("\n") |> Enum.map_join("\n"
 
 title.(6, "Python dies; Elixir does not")
 
-before = PyPort.Server.os_pid(PyPort.Default)
+[before] = PyPort.status()
 {:error, death} = PyPort.eval("import os; os._exit(3)")
 show.("kind and exit status:", {death.kind, death.exit_status})
 IO.puts("   #{Exception.message(death)}")
 
-# The supervisor has a new one up within a moment. A request is never sent twice behind its caller's back,
-# so it is the caller who asks again.
-wait = fn wait ->
-  case PyPort.eval("6 * 7") do
-    {:error, %PyPort.Error{kind: :unavailable}} -> Process.sleep(10) && wait.(wait)
-    answer -> answer
-  end
-end
-
-show.("the next request:", wait.(wait))
-show.("served by another process:", {before, PyPort.Server.os_pid(PyPort.Default)})
+# The pool has a new one up within a moment, and the next request waits for it. The one that died is never sent twice
+# behind its caller's back.
+show.("the next request:", PyPort.eval("6 * 7"))
+[now] = PyPort.status()
+show.("served by another process:", {before.os_pid, now.os_pid})
 
 IO.puts("\nThat was PyPort. The README shows where to go from here.")

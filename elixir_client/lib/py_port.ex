@@ -9,8 +9,8 @@ defmodule PyPort do
       iex> PyPort.call("math:sqrt", [9.0])
       {:ok, 3.0}
 
-  A Python process is owned and supervised by a `PyPort.Server`. Without the option `:server` the
-  default one answers, which starts with the application `:py_port`.
+  A Python process is owned by a `PyPort.Server`; a `PyPort.Pool` has several behind one name. Without the option
+  `:server` the default pool answers, which starts with the application `:py_port` (see `PyPort.Pool`).
 
   ## What comes back
 
@@ -19,7 +19,8 @@ defmodule PyPort do
 
   ## Options of a request
 
-    * `:server` - the pid or name of a `PyPort.Server`. Default: `PyPort.Default`.
+    * `:server` - the pid or name of a `PyPort.Server` or a `PyPort.Pool`, on another node, too: `{name, node}`. Default:
+      `PyPort.Default`, a pool.
     * `:timeout` - how long to wait for the answer, in ms, the time spent in queues included, or `:infinity`.
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
@@ -39,7 +40,7 @@ defmodule PyPort do
       {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Error, Object, Options, Reach, Request, Session, Status}
+  alias PyPort.{Code, Error, Object, Options, Reach, Remote, Request, Session, Status}
   alias PyPort.Server.{Handle, Property}
 
   @type code :: String.t() | Code.t()
@@ -188,6 +189,11 @@ defmodule PyPort do
       :ok
   """
   @spec close_session(Session.t()) :: :ok
+  def close_session(%Session{server: server} = session) when node(server) != node() do
+    Remote.errand(node(server), :close_session, [session])
+    :ok
+  end
+
   def close_session(%Session{server: server, name: name}) do
     with {:ok, handle} <- PyPort.Registry.fetch(server), do: Request.close_session(server, handle, name)
     :ok
@@ -233,14 +239,20 @@ defmodule PyPort do
   def release(%Object{} = object), do: release([object])
 
   def release(objects) when is_list(objects) do
-    for {server, objects} <- Enum.group_by(objects, & &1.server, & &1.id),
-        {:ok, handle} <- [PyPort.Registry.fetch(server)] do
-      # Written from here, so that it comes before what the caller asks for next.
-      Handle.command(handle, PyPort.Wire.release(objects))
-      GenServer.cast(server, {:property, {:forget, objects}})
-    end
-
+    for {server, objects} <- Enum.group_by(objects, &Object.server/1), do: release(server, objects)
     :ok
+  end
+
+  # Waited for, so that it comes before what the caller asks for next; or written from here, for the same reason.
+  defp release(server, objects) when node(server) != node(),
+    do: Remote.errand(node(server), :release, [objects])
+
+  defp release(server, objects) do
+    with {:ok, handle} <- PyPort.Registry.fetch(server) do
+      ids = Enum.map(objects, & &1.id)
+      Handle.command(handle, PyPort.Wire.release(ids))
+      GenServer.cast(server, {:property, {:forget, ids}})
+    end
   end
 
   @doc """
@@ -253,12 +265,17 @@ defmodule PyPort do
       :ok
   """
   @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
-  def transfer(%Object{server: server, id: id} = object, owner) when is_pid(owner) do
-    with {:ok, _handle} <- Reach.handle(object, :infinity) do
-      case GenServer.call(server, {:transfer, [id], owner}, :infinity) do
-        :ok -> :ok
-        {:error, _ids} -> {:error, Error.released(object)}
-      end
+  def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
+    case Reach.handle(object, :infinity) do
+      {:error, error} ->
+        {:error, error}
+
+      # Here or elsewhere.
+      _reachable ->
+        case GenServer.call(Object.server(object), {:transfer, [id], owner}, :infinity) do
+          :ok -> :ok
+          {:error, _ids} -> {:error, Error.released(object)}
+        end
     end
   catch
     :exit, _reason -> {:error, Error.released(object)}
@@ -299,6 +316,7 @@ defmodule PyPort do
 
   It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
   An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+  Of a pool with several Pythons each has a heading.
 
   ## Examples
 
@@ -308,7 +326,11 @@ defmodule PyPort do
   """
   @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
   def stacks(server \\ PyPort.Default) do
-    with {:ok, handle} <- Reach.running(server), do: PyPort.Server.Stacks.take(handle)
+    case Reach.running(server) do
+      {:ok, handles} -> PyPort.Server.Stacks.take_all(handles)
+      {:elsewhere, node, there} -> with {:ok, stacks} <- Remote.errand(node, :stacks, [there]), do: stacks
+      {:error, error} -> {:error, error}
+    end
   end
 
   @doc """

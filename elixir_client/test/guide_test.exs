@@ -30,7 +30,7 @@ defmodule PyPort.GuideTest do
       end)
 
       # Its records are to be captured, too.
-      PyPort.Test.Servers.mail_read?(PyPort.Default)
+      Enum.each(PyPort.Pool.servers(PyPort.Default), &PyPort.Test.Servers.mail_read?/1)
     end)
   end
 end

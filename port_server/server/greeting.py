@@ -36,8 +36,6 @@ FEATURES: Final = (
     "shutdown",
     "cancel_queued",
     "cancel",
-    "status_page",
-    "memory_limit",
     "heartbeat",
     "objects",
     "sessions",

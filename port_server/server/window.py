@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], Any]
 
-# Where main is: in user code; there, but in a library whose locks leak when they are cut short; where
-# what was cut short is described; in ours with user code below on the stack; in ours alone.
+# Where main is: in user code; there, but in a library whose locks leak when they are cut short;
+# where what was cut short is described; in ours with user code below on the stack; in ours alone.
 OPEN: Final = "open"
 SPARED: Final = "spared"
 DESCRIBING: Final = "describing"

@@ -74,8 +74,11 @@ class Owner:
         self.until(b"under way")
 
     def until(self, text):
+        end = time.monotonic() + 20
         while text not in self._said:
-            assert select.select([self.process.stdout], [], [], 20)[0], self._said
+            left = end - time.monotonic()
+            assert left > 0, self._said
+            select.select([self.process.stdout], [], [], left)
             data = os.read(self.process.stdout.fileno(), 65536)
             assert data, self._said
             self._said += data
@@ -225,8 +228,8 @@ def test_it_waits_until_a_quick_end_is_over():
             f"import builtins; builtins.out = out\n"
             f"atexit.register(os.write, out, b'orderly')"
         )
-        os.close(write)
         owner.until(b"ok")
+        os.close(write)
         owner.kill()
         assert os.read(read, 10) == b"orderly"
         os.close(read)

@@ -1,5 +1,5 @@
 defmodule PyPort.Application do
-  # What runs once per VM: the table of servers, the reaper, and the default server.
+  # What runs once per VM: the table of servers, the reaper, and the default pool.
   @moduledoc false
   use Application
 
@@ -15,20 +15,18 @@ defmodule PyPort.Application do
     # The process that runs this function lives as long as the application, and so does its table.
     PyPort.Registry.create()
 
-    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: the
-    # default server may restart often, and each of its starts is guarded by its own back-off.
-    Supervisor.start_link([PyPort.Reaper | default_server()],
-      strategy: :one_for_one,
-      max_restarts: 1_000,
-      max_seconds: 60,
-      name: PyPort.Supervisor
-    )
+    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
+    # again itself, for ever and at growing intervals, so nothing of it is counted here.
+    # Pools that span nodes find each other in a scope of :pg.
+    cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
+    children = [PyPort.Reaper, cluster | default_pool()]
+    Supervisor.start_link(children, strategy: :one_for_one, name: PyPort.Supervisor)
   end
 
-  defp default_server do
-    case Application.get_env(:py_port, :server, []) do
-      false -> []
-      options -> [{PyPort.Server, Keyword.put(options, :name, PyPort.Default)}]
+  defp default_pool do
+    case PyPort.Pool.Default.options() do
+      nil -> []
+      options -> [{PyPort.Pool, options}]
     end
   end
 end

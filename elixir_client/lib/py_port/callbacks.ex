@@ -6,7 +6,7 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Output, Wire}
+  alias PyPort.{Output, Remote, Wire}
   alias PyPort.Server.{Handle, Property}
 
   # --- for the caller and the server ----------------------------------------------------------
@@ -14,8 +14,9 @@ defmodule PyPort.Callbacks do
   @doc "Starts a servant for a request of `caller`; `funs` are in the order of their index, last first."
   @spec start(Handle.t(), [fun()], pid()) :: pid()
   def start(handle, funs, caller) do
-    # What the caller itself starts inherits from the caller; what the server starts for it has to look.
-    known = if caller == self(), do: surroundings(Process.get())
+    # What the caller itself, or who stands in for it, starts inherits from the caller; what the server starts for it
+    # has to look.
+    known = if caller == self() or Remote.stands_in?(), do: surroundings(Process.get())
     spawn(fn -> serve(handle, funs, caller, known) end)
   end
 
@@ -134,6 +135,8 @@ defmodule PyPort.Callbacks do
   defp surroundings(dictionary) do
     %{
       callers: List.wrap(dictionary[:"$callers"]),
+      # Where the functions are called, if not here.
+      home: Remote.home(dictionary),
       logger_metadata: dictionary[:"$logger_metadata$"] || %{}
     }
   end
@@ -181,10 +184,23 @@ defmodule PyPort.Callbacks do
   end
 
   defp run(function, args, state) when is_list(args) do
-    case resolve(function, length(args), state) do
-      {:ok, fun} -> {:ok, apply(fun, args)}
-      {:refused, message} -> {:error, description(:refused, "PyPort.Error", message, "")}
-    end
+    attempt(fn ->
+      case {resolve(function, length(args), state), state.around.home} do
+        {{:ok, fun}, home} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
+        {{:ok, fun}, _home} -> {:ok, apply(fun, args)}
+        {{:refused, message}, _home} -> {:error, description(:refused, "PyPort.Error", message, "")}
+      end
+    end)
+  end
+
+  defp run(_function, args, _state) do
+    {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
+  end
+
+  @doc "The outcome of `call`, or what went wrong in it, as Python is told."
+  @spec attempt((... -> {:ok, term()} | {:error, map()})) :: {:ok, term()} | {:error, map()}
+  def attempt(call) do
+    call.()
   rescue
     exception ->
       {
@@ -203,10 +219,6 @@ defmodule PyPort.Callbacks do
 
     :throw, value ->
       {:error, description(:throw, "throw", inspect(value), stacktrace(__STACKTRACE__))}
-  end
-
-  defp run(_function, args, _state) do
-    {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
   end
 
   defp resolve(index, arity, %{funs: funs}) when is_integer(index) do

@@ -192,7 +192,14 @@ defmodule PyPort.Error do
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
   def of_exit(reason, _id), do: of_owner(reason)
 
-  defp of_owner(reason) when reason in [:noproc, :noconnection] do
+  defp of_owner(:noconnection) do
+    %__MODULE__{
+      kind: :unavailable,
+      message: "the node of the server went down, or cannot be reached any more, before there was an answer"
+    }
+  end
+
+  defp of_owner(:noproc) do
     %__MODULE__{
       kind: :unavailable,
       begun: false,

@@ -30,6 +30,17 @@ defmodule PyPort.Object do
           repr: String.t()
         }
 
+  @doc false
+  # The process that owns its Python. Python learnt of it when it started; a node that has been given its name since
+  # does not recognise the pid as one of its own.
+  @spec server(t()) :: pid()
+  def server(%__MODULE__{server: pid}) when node(pid) == node() or node(pid) != :nonode@nohost, do: pid
+
+  def server(%__MODULE__{server: pid}) do
+    [_node, number, serial] = pid |> :erlang.pid_to_list() |> to_string() |> String.split(".")
+    :erlang.list_to_pid(~c"<0.#{number}.#{serial}")
+  end
+
   defimpl Inspect do
     def inspect(%{type: type, repr: repr}, _options) do
       "#PyPort.Object<#{text(type)} #{repr |> text() |> one_line()}>"

@@ -14,6 +14,7 @@ defmodule PyPort.Options do
 
   @server [
     name: nil,
+    label: nil,
     python: nil,
     cd: nil,
     env: [],
@@ -35,6 +36,16 @@ defmodule PyPort.Options do
     max_objects: 100_000
   ]
 
+  # The size of nil is one for each scheduler, which is not known before the VM runs.
+  @pool [
+          size: nil,
+          max_requests: :infinity,
+          max_age: :infinity,
+          max_rss: :infinity,
+          drain_timeout: 60_000,
+          cluster: false
+        ] ++ @server
+
   @type request :: %{
           required(:server) => GenServer.server() | nil,
           required(:timeout) => timeout(),
@@ -43,7 +54,8 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
-          required(:owner) => pid() | nil,
+          # A pair of owner and heir where it is another node's process that asks.
+          required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
         }
 
@@ -72,6 +84,22 @@ defmodule PyPort.Options do
 
   @spec server!(keyword()) :: map()
   def server!(options), do: validate!(options, Map.new(@server), @server, "PyPort.Server")
+
+  @doc "Those of a pool, with those of its servers among them."
+  @spec pool!(keyword()) :: map()
+  def pool!(options) do
+    valid = validate!(options, Map.new(@pool), @pool, "PyPort.Pool")
+
+    if valid.cluster and not (is_atom(valid.name) and valid.name != nil) do
+      raise ArgumentError,
+            "a pool with cluster: true needs a name that is an atom, by which the others find it, got: #{inspect(valid.name)}"
+    end
+
+    if valid.size, do: valid, else: %{valid | size: System.schedulers_online()}
+  end
+
+  @spec server_names() :: [atom()]
+  def server_names, do: Keyword.keys(@server)
 
   defp one_server!(%{server: server, session: %PyPort.Session{} = session}) when server != nil do
     raise ArgumentError,
@@ -114,8 +142,15 @@ defmodule PyPort.Options do
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
-  defp valid?(name, value) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
-    do: value == :infinity or (is_integer(value) and value >= 0)
+  defp valid?(name, value)
+       when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
+       do: value == :infinity or (is_integer(value) and value >= 0)
+
+  defp valid?(name, value) when name in [:max_requests, :max_age, :max_rss],
+    do: value == :infinity or (is_integer(value) and value > 0)
+
+  defp valid?(:size, value), do: is_integer(value) and value >= 0
+  defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   defp valid?(name, value)
        when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_objects],
@@ -135,7 +170,7 @@ defmodule PyPort.Options do
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
-  defp valid?(:logger, value), do: is_boolean(value)
+  defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
@@ -161,7 +196,7 @@ defmodule PyPort.Options do
   # What can be a server shows when it is used.
   defp valid?(_name, _value), do: true
 
-  defp expected(name) when name in [:timeout, :init_timeout, :gil_held_limit, :lost_after],
+  defp expected(name) when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
     do: "milliseconds (0 or more) or :infinity"
 
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
@@ -171,6 +206,11 @@ defmodule PyPort.Options do
 
   defp expected(:after_cancel), do: ":keep or :restart"
   defp expected(:memory_limit), do: "a number of bytes (1 or more), or nil for none"
+  defp expected(:size), do: "a number of servers (0 or more)"
+  defp expected(:label), do: "a string"
+  defp expected(:max_requests), do: "a number of requests (1 or more) or :infinity"
+  defp expected(:max_age), do: "milliseconds (1 or more) or :infinity"
+  defp expected(:max_rss), do: "a number of bytes (1 or more) or :infinity"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_objects), do: "a number of objects (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
@@ -181,7 +221,7 @@ defmodule PyPort.Options do
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "what PyPort.open_session/1 gave"
   defp expected(:owner), do: "a pid"
-  defp expected(:logger), do: "true or false"
+  defp expected(name) when name in [:logger, :cluster], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:cd), do: "a directory"
   defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil"

@@ -1,9 +1,10 @@
 defmodule PyPort.Reach do
-  # From what a request names (a server, a session, an object, nothing) to the handle of a server that can take it, and
+  # From what a request names (a server or pool, a session, an object, nothing) to the handle of a server that can take it, and
   # whether it may take one more frame now. Runs in the caller's process; sends nothing.
   @moduledoc false
 
-  alias PyPort.{Error, Object, Registry, Server, Session}
+  alias PyPort.{Error, Object, Registry, Remote, Server, Session}
+  alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
   # Below this a frame is not worth a look at the port's queue while nothing else is open.
@@ -27,74 +28,185 @@ defmodule PyPort.Reach do
     session
   end
 
-  def place(%{server: server}, target, _objects) do
-    same_server!(target, target && whereis(server), "server: #{inspect(server)}")
-    server
+  def place(%{server: server}, nil, []), do: server
+
+  # Of a pool an object knows the server.
+  def place(%{server: server}, target, objects) do
+    pid = whereis(server)
+    object = target || List.last(objects)
+
+    cond do
+      # That is looked at there.
+      elsewhere?(pid) ->
+        server
+
+      pid != nil and Registry.pool_of(Object.server(object)) == pid ->
+        object
+
+      true ->
+        same_server!(target, pid, "server: #{inspect(server)}")
+        server
+    end
   end
 
   defp same_server!(nil, _pid, _given), do: :ok
-  defp same_server!(%Object{server: pid}, pid, _given), do: :ok
   # Not running: that is an error of the world, which comes later.
   defp same_server!(_target, nil, _given), do: :ok
 
-  defp same_server!(target, _other, given) do
-    raise ArgumentError,
-          "an object carries its server, and #{inspect(target)} lives on #{inspect(target.server)}, " <>
-            "which is not that of #{given}. Leave the option away"
+  defp same_server!(target, pid, given) do
+    Object.server(target) == pid ||
+      raise ArgumentError,
+            "an object carries its server, and #{inspect(target)} lives on #{inspect(target.server)}, " <>
+              "which is not that of #{given}. Leave the option away"
   end
+
+  defp elsewhere?({_name, _node}), do: true
+  defp elsewhere?(pid), do: pid != nil and node(pid) != node()
+
+  @typedoc "The node where a server lives, and what to name there: nothing where a session or an object leads the way."
+  @type elsewhere :: {:elsewhere, node(), GenServer.server() | nil}
 
   @doc "The handle of a server that is ready; one that is still starting is waited for until the deadline."
-  @spec handle(place(), integer() | :infinity) :: {:ok, Handle.t()} | {:error, Error.t()}
+  @spec handle(place(), integer() | :infinity) :: {:ok, Handle.t()} | {:error, Error.t()} | elsewhere()
   def handle(%Session{server: owner} = session, deadline) do
-    owner |> of_owner(deadline) |> gone("the session #{inspect(session)}")
+    owner |> of_owner(deadline) |> carried() |> gone("the session #{inspect(session)}")
   end
 
-  def handle(%Object{server: owner} = object, deadline) do
-    owner |> of_owner(deadline) |> gone("the object #{inspect(object)}")
+  def handle(%Object{} = object, deadline) do
+    object |> Object.server() |> of_owner(deadline) |> carried() |> gone("the object #{inspect(object)}")
   end
 
   def handle(server, deadline) do
     case whereis(server) do
       pid when is_pid(pid) -> of_owner(pid, deadline)
-      nil -> {:error, not_running(server)}
+      {name, node} -> {:elsewhere, node, name}
+      nil -> stand_in(server) || {:error, not_running(server)}
     end
   end
+
+  defp carried({:elsewhere, node, _pid}), do: {:elsewhere, node, nil}
+  defp carried(result), do: result
 
   defp of_owner(owner, deadline) do
     case Registry.fetch(owner) do
       {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
+      # The default pool, mostly: one server, which costs what a server by itself does.
+      {:ok, %Members{handles: {handle}, cluster: nil}} -> {:ok, handle}
+      {:ok, %Members{} = members} -> of_pool(members, deadline)
       :not_started -> {:error, Error.not_started()}
       _starting -> await_ready(owner, deadline)
     end
   end
 
-  @doc "The handle of a server that has a Python now, ready or not; nobody is waited for."
-  @spec running(GenServer.server()) :: {:ok, Handle.t()} | {:error, Error.t()}
-  def running(server) do
-    with pid when is_pid(pid) <- whereis(server),
-         {:ok, handle} <- Registry.fetch(pid) do
-      {:ok, handle}
-    else
-      nil -> {:error, not_running(server)}
-      :not_started -> {:error, Error.not_started()}
-      :error -> {:error, unavailable("the server #{inspect(server)} has no Python running at the moment")}
+  defp of_pool(members, deadline) do
+    case Members.pick(members) do
+      nil -> (members.cluster && stand_in(members.cluster)) || await_member(members, deadline)
+      %Handle{} = handle when members.cluster == nil -> {:ok, handle}
+      handle -> (Members.full?(handle) && stand_in(members.cluster)) || {:ok, handle}
     end
   end
+
+  # A pool of the same name on another node, any of those that have a server ready. Who came from another node does not
+  # go on to a third.
+  defp stand_in(name) when is_atom(name) do
+    case if(Remote.stands_in?(), do: [], else: Members.elsewhere(name)) do
+      [] ->
+        nil
+
+      pools ->
+        pool = Enum.random(pools)
+        {:elsewhere, node(pool), pool}
+    end
+  end
+
+  defp stand_in(_pid_or_tuple), do: nil
+
+  defp await_member(%{pool: pool, keeper: keeper}, deadline) do
+    case Keeper.await(keeper, remaining(deadline)) do
+      :ok -> of_owner(pool, deadline)
+      {:error, error} -> {:error, error}
+      :timeout -> {:error, Registry.trouble(pool) || still_starting()}
+      :gone -> {:error, unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
+    end
+  end
+
+  defp still_starting do
+    %Error{kind: :timeout, begun: false, message: "no server of the pool was ready when the time was up"}
+  end
+
+  # How long a pool may take to hear that one of its servers has ended.
+  @pause_ms 1
+
+  @doc """
+  Whether a request that a server has not taken may be asked again at the same place, after a moment: where that is a
+  pool, and there is time left.
+  """
+  @spec again?(place(), integer() | :infinity) :: boolean()
+  def again?(%_session_or_object{}, _deadline), do: false
+
+  def again?(server, deadline) do
+    with pid when is_pid(pid) <- whereis(server),
+         {:ok, %Members{}} <- Registry.fetch(pid) do
+      Process.sleep(@pause_ms)
+      remaining(deadline) > 0
+    else
+      _no_pool -> false
+    end
+  end
+
+  @doc "What there is to say where a request was not taken, and cannot be asked again."
+  @spec not_taken(place()) :: {:error, Error.t()}
+  def not_taken(place) do
+    error = {:error, Error.of_exit(:noproc)}
+
+    case place do
+      %Session{} -> gone(error, "the session #{inspect(place)}")
+      %Object{} -> gone(error, "the object #{inspect(place)}")
+      _server -> error
+    end
+  end
+
+  @doc "The handles of a server, or of those of a pool, that has a Python now, ready or not; nobody is waited for."
+  @spec running(GenServer.server()) :: {:ok, [Handle.t()]} | {:error, Error.t()} | elsewhere()
+  def running(server) do
+    case whereis(server) do
+      nil -> {:error, not_running(server)}
+      {name, node} -> {:elsewhere, node, name}
+      pid when node(pid) != node() -> {:elsewhere, node(pid), pid}
+      pid -> running(Registry.fetch(pid), server)
+    end
+  end
+
+  defp running({:ok, %Members{handles: handles}}, _server) when handles != {},
+    do: {:ok, Tuple.to_list(handles)}
+
+  defp running({:ok, %Handle{} = handle}, _server), do: {:ok, [handle]}
+  defp running(:not_started, _server), do: {:error, Error.not_started()}
+
+  defp running(_none, server),
+    do: {:error, unavailable("the server #{inspect(server)} has no Python running at the moment")}
 
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
   defp await_ready(owner, deadline) do
-    cond do
-      node(owner) != node() ->
-        raise ArgumentError,
-              "option :server names #{inspect(owner)}, which is a process of the node #{node(owner)}: call PyPort " <>
-                "there, for instance with :erpc.call(node, PyPort, :eval, [code, globals, options])"
+    if node(owner) != node(),
+      do: {:elsewhere, node(owner), owner},
+      else: await_ready(:proc_lib.translate_initial_call(owner), owner, deadline)
+  end
 
-      Process.alive?(owner) and :proc_lib.translate_initial_call(owner) != {Server, :init, 1} ->
-        raise ArgumentError, "option :server must be a PyPort.Server, #{inspect(owner)} is none"
+  defp await_ready({Server, :init, 1}, owner, deadline), do: Server.await_ready(owner, remaining(deadline))
 
-      true ->
-        Server.await_ready(owner, remaining(deadline))
+  # It is known as one from its start to its end.
+  defp await_ready({:supervisor, PyPort.Pool, 1}, owner, _deadline),
+    do: {:error, unavailable("the pool #{inspect(owner)} is being stopped")}
+
+  defp await_ready(_other, owner, _deadline) do
+    # Of a process that has just ended nothing is known any more.
+    if Process.alive?(owner) do
+      raise ArgumentError,
+            "option :server must be a PyPort.Server or a PyPort.Pool, #{inspect(owner)} is none"
+    else
+      {:error, Error.of_exit(:noproc)}
     end
   end
 
@@ -108,7 +220,7 @@ defmodule PyPort.Reach do
   @doc "Objects among the values of a request, which must be of the server that it goes to."
   @spec belong([Object.t()], Handle.t()) :: :ok | {:error, Error.t()}
   def belong(objects, %Handle{owner: owner}) do
-    case Enum.find(objects, &(&1.server != owner)) do
+    case Enum.find(objects, &(Object.server(&1) != owner)) do
       nil ->
         :ok
 
@@ -125,13 +237,13 @@ defmodule PyPort.Reach do
 
   defp whereis(server) do
     case GenServer.whereis(server) do
-      pid when is_pid(pid) -> pid
-      _nobody -> nil
+      nil -> nil
+      pid_or_remote -> pid_or_remote
     end
   rescue
     error in [FunctionClauseError, ArgumentError] ->
       reraise ArgumentError,
-              "option :server must be a pid or the name of a PyPort.Server, got: #{inspect(server)} " <>
+              "option :server must be a pid or the name of a PyPort.Server or PyPort.Pool, got: #{inspect(server)} " <>
                 "(#{Exception.message(error) |> String.split("\n") |> hd()})",
               __STACKTRACE__
   end
@@ -139,7 +251,7 @@ defmodule PyPort.Reach do
   defp not_running(PyPort.Default) do
     if Process.whereis(PyPort.Supervisor) do
       unavailable(
-        "the default server is not running: it is switched off (config :py_port, server: false), or is just " <>
+        "the default pool is not running: it is switched off (config :py_port, pool: false), or is just " <>
           "being restarted. Name another one with the option :server"
       )
     else
@@ -149,7 +261,7 @@ defmodule PyPort.Reach do
 
   defp not_running(server) do
     unavailable(
-      "no PyPort.Server is running as #{inspect(server)}; it was not started, or is just being restarted"
+      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being restarted"
     )
   end
 

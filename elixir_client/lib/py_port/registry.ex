@@ -7,8 +7,13 @@ defmodule PyPort.Registry do
   # The handle of a server that is ready stands in a persistent term as well, which is not copied: a handle is full of
   # references to tables, and copying those costs a request 2 µs, a tenth of all that it takes. The price is a look at
   # every process when such a term is erased; that is when a server ends, and nobody else does it.
+  #
+  # The servers of a pool stand in a persistent term of the pool's own, under its pid like that of a server, so that a
+  # request need not know what it was given. It is replaced when a server joins or leaves. {server, :pool} -> pid tells
+  # to which pool a server belongs, {pool, :trouble} -> error why a pool has nobody who works.
   @moduledoc false
 
+  alias PyPort.Pool.Members
   alias PyPort.Server.Handle
 
   @table __MODULE__
@@ -49,14 +54,59 @@ defmodule PyPort.Registry do
   end
 
   @spec fetch_beat(pid()) :: PyPort.Status.beat() | nil
-  def fetch_beat(owner) do
-    case :ets.lookup(@table, {owner, :beat}) do
-      [{_key, beat}] -> beat
+  def fetch_beat(owner), do: value({owner, :beat})
+
+  defp value(key) do
+    case :ets.lookup(@table, key) do
+      [{_key, value}] -> value
       [] -> nil
     end
   rescue
     ArgumentError -> nil
   end
+
+  @spec put_pool(Members.t()) :: :ok
+  def put_pool(%Members{pool: pool} = members), do: :persistent_term.put({__MODULE__, pool}, members)
+
+  @spec delete_pool(pid()) :: :ok
+  def delete_pool(pool) do
+    :persistent_term.erase({__MODULE__, pool})
+    :ets.delete(@table, {pool, :trouble})
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  @spec put_pool_of(server :: pid(), pool :: pid()) :: :ok
+  def put_pool_of(server, pool) do
+    :ets.insert(@table, {{server, :pool}, pool})
+    :ok
+  end
+
+  @spec delete_pool_of(server :: pid()) :: :ok
+  def delete_pool_of(server) do
+    :ets.delete(@table, {server, :pool})
+    :ok
+  end
+
+  @doc "The pool that a server belongs to, if it belongs to one."
+  @spec pool_of(server :: pid()) :: pid() | nil
+  def pool_of(server), do: value({server, :pool})
+
+  @spec put_trouble(pool :: pid(), PyPort.Error.t()) :: :ok
+  def put_trouble(pool, error) do
+    :ets.insert(@table, {{pool, :trouble}, error})
+    :ok
+  end
+
+  @spec delete_trouble(pool :: pid()) :: :ok
+  def delete_trouble(pool) do
+    :ets.delete(@table, {pool, :trouble})
+    :ok
+  end
+
+  @spec trouble(pool :: pid()) :: PyPort.Error.t() | nil
+  def trouble(pool), do: value({pool, :trouble})
 
   @spec put_verdict(pid(), PyPort.Liveness.verdict()) :: :ok
   def put_verdict(owner, verdict) do
@@ -92,11 +142,11 @@ defmodule PyPort.Registry do
   end
 
   @doc false
-  @spec fetch(pid()) :: {:ok, Handle.t()} | :error | :not_started
+  @spec fetch(pid()) :: {:ok, Handle.t() | Members.t()} | :error | :not_started
   def fetch(owner) do
     case :persistent_term.get({__MODULE__, owner}, nil) do
       nil -> fetch_unready(owner)
-      handle -> {:ok, handle}
+      handle_or_members -> {:ok, handle_or_members}
     end
   end
 

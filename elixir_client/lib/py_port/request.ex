@@ -8,7 +8,7 @@ defmodule PyPort.Request do
 
   import PyPort.Reach, only: [deadline: 1, remaining: 1]
 
-  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Values, Wire}
+  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Remote, Values, Wire}
   alias PyPort.Server.{Handle, Property}
 
   # Time for the server to say what became of a request, however small its graces are.
@@ -16,6 +16,8 @@ defmodule PyPort.Request do
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
+  @typedoc "What the caller wrote."
+  @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
   @typedoc "What is known of a request before it has a server."
   @type draft :: %{
           verb: :eval | :call,
@@ -28,41 +30,91 @@ defmodule PyPort.Request do
 
   @spec eval(String.t() | PyPort.Code.t(), map(), keyword()) :: outcome()
   def eval(code, globals, options) do
-    options = Options.request!(options)
-
-    if Wire.small?(globals),
-      do: run_plain(:eval, {nil, code(code), globals}, options),
-      else: code |> draft_eval(globals) |> run(options)
+    ask({:eval, code, globals}, Options.request!(options))
   end
 
   @spec call(target(), list(), map(), keyword()) :: outcome()
   def call(target, args, kwargs, options) do
-    options = Options.call!(options)
+    ask({:call, target, args, kwargs}, Options.call!(options))
+  end
 
+  @doc "Asks for what the caller wrote, with options that are valid."
+  @spec ask(asked(), map()) :: outcome()
+  def ask(asked, options), do: ask(asked, options, deadline(options.timeout))
+
+  defp ask(asked, options, deadline) do
+    case sent(asked, options, deadline) do
+      {:ok, _value} = outcome -> outcome
+      {:not_sent, place} -> ask_again(place, asked, options, deadline)
+      {:elsewhere, node, server} -> ask_elsewhere(node, server, asked, options, deadline)
+      outcome -> outcome
+    end
+  end
+
+  defp ask_elsewhere(node, server, asked, options, deadline) do
+    place = options.server || PyPort.Default
+
+    case Remote.ask(node, server, asked, options, deadline) do
+      # The pool that was to stand in has nobody ready, either: it takes a moment for all nodes to know.
+      {:error, %Error{kind: :unavailable, begun: false}} = outcome when is_pid(server) and server != place ->
+        if Reach.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
+
+      outcome ->
+        outcome
+    end
+  end
+
+  defp sent({:eval, code, globals}, options, deadline) do
+    if Wire.small?(globals),
+      do: run_plain(:eval, {nil, code(code), globals}, options, deadline),
+      else: code |> draft_eval(globals) |> run(options, deadline)
+  end
+
+  defp sent({:call, target, args, kwargs}, options, deadline) do
     if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
-      do: run_plain(:call, {nil, target, args, kwargs}, options),
-      else: target |> draft_call(args, kwargs) |> run(options)
+      do: run_plain(:call, {nil, target, args, kwargs}, options, deadline),
+      else: target |> draft_call(args, kwargs) |> run(options, deadline)
+  end
+
+  # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
+  # therefore no repetition. A moment later the pool knows that it is gone.
+  defp ask_again(place, asked, options, deadline) do
+    if Reach.again?(place, deadline),
+      do: ask(asked, options, deadline),
+      else: Reach.not_taken(place)
   end
 
   @doc "Opens a session under `name` on the server of these options."
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
-  def open_session(%{timeout: timeout} = options) do
-    deadline = deadline(timeout)
+  def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
-    with {:ok, handle} <- Reach.handle(Reach.place(Map.put(options, :session, nil), nil, []), deadline) do
+  defp open_session(%{timeout: timeout} = options, deadline) do
+    place = options.server || PyPort.Default
+
+    with {:ok, handle} <- Reach.handle(place, deadline) do
       <<number::64>> = id = Handle.next_id(handle)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
-      GenServer.cast(handle.owner, {:property, {:session_opened, name, self()}})
+      GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
       case exchange(handle, id, Wire.open_session(id, name), deadline, timeout, nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
+        :not_sent ->
+          GenServer.cast(handle.owner, {:property, {:session_closed, name}})
+
+          if Reach.again?(place, deadline),
+            do: open_session(options, deadline),
+            else: Reach.not_taken(place)
+
         {_error_or_unread, error} ->
           close_session(handle.owner, handle, name)
           {:error, error}
       end
+    else
+      {:elsewhere, node, server} -> Remote.open_session(node, server, options, deadline)
+      {:error, error} -> {:error, error}
     end
   end
 
@@ -134,42 +186,44 @@ defmodule PyPort.Request do
   def extra(%{stdout: stdout, stderr: stderr}, servant), do: %{devices: {stdout, stderr}, servant: servant}
 
   @doc "The process that serves calls of the functions among its values; nil where there are none."
-  @spec servant(Values.found(), Handle.t()) :: pid() | nil
-  def servant(%{funs: []}, _handle), do: nil
-  def servant(%{funs: funs}, handle), do: Callbacks.start(handle, funs, self())
+  @spec servant(Values.found(), Handle.t(), caller :: pid()) :: pid() | nil
+  def servant(%{funs: []}, _handle, _caller), do: nil
+  def servant(%{funs: funs}, handle, caller), do: Callbacks.start(handle, funs, caller)
 
   # --- sending --------------------------------------------------------------------------------
 
   # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
   # `run/2` with nothing in it that such a request does not need.
-  defp run_plain(verb, body, %{timeout: timeout} = options) do
-    deadline = deadline(timeout)
+  defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
+    place = options.session || options.server || PyPort.Default
 
-    with {:ok, handle} <- Reach.handle(options.session || options.server || PyPort.Default, deadline) do
+    with {:ok, handle} <- Reach.handle(place, deadline) do
       id = Handle.next_id(handle)
       wire_options = wire_options(options, Callbacks.parent(handle))
       frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
 
       with :ok <- Reach.admit(handle, frame) do
-        handle |> exchange(id, frame, deadline, timeout, extra(options, nil)) |> mine(handle, id, options)
+        handle
+        |> exchange(id, frame, deadline, timeout, extra(options, nil))
+        |> mine(handle, id, options, place)
       end
     end
   end
 
-  defp run(draft, %{timeout: timeout} = options) do
-    deadline = deadline(timeout)
+  defp run(draft, %{timeout: timeout} = options, deadline) do
     found = draft.found
+    place = Reach.place(options, draft.target, found.objects)
 
-    with {:ok, handle} <- Reach.handle(Reach.place(options, draft.target, found.objects), deadline),
+    with {:ok, handle} <- Reach.handle(place, deadline),
          :ok <- Reach.belong(found.objects, handle) do
       id = Handle.next_id(handle)
       frame = frame(draft, handle, id, options)
 
       with :ok <- Reach.admit(handle, frame) do
-        servant = servant(found, handle)
+        servant = servant(found, handle, self())
         outcome = exchange(handle, id, frame, deadline, timeout, extra(options, servant))
         if servant, do: Callbacks.stop(servant)
-        mine(outcome, handle, id, options)
+        mine(outcome, handle, id, options, place)
       end
     end
   end
@@ -178,24 +232,30 @@ defmodule PyPort.Request do
   # death can come at any time, and finds the monitor.
   defp exchange(handle, id, frame, deadline, timeout, extra) do
     ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
-    Handle.insert(handle, {id, ref, self(), deadline, extra})
-    Handle.command(handle, frame)
-    await(ref, handle, id, deadline, timeout)
+
+    if Handle.insert(handle, {id, ref, self(), deadline, extra}) do
+      Handle.command(handle, frame)
+      await(ref, handle, id, deadline, timeout)
+    else
+      forget(ref)
+      :not_sent
+    end
   end
 
-  defp mine({:ok, _value} = outcome, _handle, _id, _options), do: outcome
+  defp mine({:ok, _value} = outcome, _handle, _id, _options, _place), do: outcome
+  defp mine(:not_sent, _handle, _id, _options, place), do: {:not_sent, place}
 
-  defp mine({:objects, value, ids}, handle, id, options) do
+  defp mine({:objects, value, ids}, handle, id, options, _place) do
     Property.adopt(handle.owner, {:reply, id}, ids, options.owner)
     {:ok, value}
   end
 
-  defp mine({:unread, error}, handle, id, _options) do
+  defp mine({:unread, error}, handle, id, _options, _place) do
     Property.disclaim(handle.owner, {:reply, id})
     {:error, error}
   end
 
-  defp mine(outcome, _handle, _id, _options), do: outcome
+  defp mine(outcome, _handle, _id, _options, _place), do: outcome
 
   # --- waiting --------------------------------------------------------------------------------
 

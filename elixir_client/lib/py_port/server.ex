@@ -17,6 +17,7 @@ defmodule PyPort.Server do
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
+    * `:label` - what it is called in Logger. Default: its name, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
       `PYPORT_PYTHON`, else `python3`.
     * `:cd` - the working directory. Default: the BEAM's own.
@@ -67,7 +68,19 @@ defmodule PyPort.Server do
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
 
-  @type option :: {atom(), term()}
+  @type option ::
+          {:name, GenServer.name()}
+          | {:python | :cd, String.t() | nil}
+          | {:env, [{String.t(), String.t() | nil | false}]}
+          | {:init_code, String.t() | PyPort.Code.t() | nil}
+          | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
+          | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
+          | {:logger, boolean()}
+          | {:heartbeat_interval, pos_integer()}
+          | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
+          | {:after_cancel, :keep | :restart}
+          | {:memory_limit, pos_integer() | nil}
+          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
@@ -231,6 +244,14 @@ defmodule PyPort.Server do
       %{phase: :starting} -> {:noreply, %{state | waiting: [from | state.waiting]}}
     end
   end
+
+  # Of a server that is taken out of service: nobody has anything here, and nobody will.
+  def handle_call(:retire, _from, %{phase: :ready} = state) do
+    idle? = PyPort.Server.Ownership.count(state.ownership) == 0 and Handle.close_intake(state.handle)
+    {:reply, if(idle?, do: :retired, else: :in_use), state}
+  end
+
+  def handle_call(:retire, _from, state), do: {:reply, :retired, state}
 
   def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
     {answer, state} = Property.transfer(state, ids, owner)

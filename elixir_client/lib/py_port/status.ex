@@ -3,6 +3,8 @@ defmodule PyPort.Status do
   How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
 
     * `server` - the server's process, or the name under which none is running.
+    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
+      that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - one of
       * `:idle`, `:busy` - heard of lately; whether it runs anything;
       * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
@@ -33,6 +35,7 @@ defmodule PyPort.Status do
     :os_pid,
     :rss_bytes,
     :beat_age_ms,
+    :draining,
     restarts: 0,
     pending: 0,
     queue: 0,
@@ -55,6 +58,7 @@ defmodule PyPort.Status do
           os_pid: pos_integer() | nil,
           rss_bytes: non_neg_integer() | nil,
           beat_age_ms: non_neg_integer() | nil,
+          draining: atom() | nil,
           pending: non_neg_integer(),
           queue: non_neg_integer(),
           requests: non_neg_integer(),
@@ -67,6 +71,7 @@ defmodule PyPort.Status do
   @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
   @type beat :: {map(), integer()}
 
+  alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Registry
   alias PyPort.Server.Handle
 
@@ -79,14 +84,38 @@ defmodule PyPort.Status do
   @doc false
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
-    status =
-      case GenServer.whereis(server) do
-        pid when is_pid(pid) -> of_owner(pid)
-        _nobody -> %__MODULE__{server: server, state: :down}
-      end
-
-    [%{status | restarts: restarts(server)}]
+    case GenServer.whereis(server) do
+      pid when is_pid(pid) and node(pid) == node() -> of_pid(pid, restarts(server))
+      pid when is_pid(pid) -> of_remote(node(pid), pid)
+      {name, node} when node != node() -> of_remote(node, name)
+      _nobody -> [%__MODULE__{server: server, state: :down, restarts: restarts(server)}]
+    end
   end
+
+  defp of_remote(node, server) do
+    case PyPort.Remote.errand(node, :status, [server]) do
+      {:ok, list} -> list
+      {:error, _gone} -> [%__MODULE__{server: server, state: :down}]
+    end
+  end
+
+  defp of_pid(pid, restarts) do
+    case Registry.fetch(pid) do
+      {:ok, %Members{keeper: keeper}} ->
+        for {server, role} <- Keeper.overview(keeper), do: of_member(server, role, pid)
+
+      _server ->
+        [%{of_owner(pid) | restarts: restarts}]
+    end
+  catch
+    # The pool is just being stopped.
+    :exit, _reason -> [%__MODULE__{server: pid, state: :down}]
+  end
+
+  # A place that waits for a new server.
+  defp of_member(nil, _role, pool), do: %__MODULE__{server: pool, state: :down}
+  defp of_member(server, {:draining, why}, _pool), do: %{of_owner(server) | draining: why}
+  defp of_member(server, _role, _pool), do: of_owner(server)
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do

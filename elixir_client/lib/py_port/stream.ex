@@ -5,7 +5,7 @@ defmodule PyPort.Stream do
 
   import PyPort.Reach, only: [deadline: 1]
 
-  alias PyPort.{Callbacks, Error, Options, Reach, Request}
+  alias PyPort.{Callbacks, Error, Options, Reach, Remote, Request}
   alias PyPort.Server.{Handle, Property}
   alias PyPort.Stream.Relay
 
@@ -22,16 +22,32 @@ defmodule PyPort.Stream do
     |> Elixir.Stream.map(&value/1)
   end
 
-  defp start(draft, place, options) do
-    with {:ok, handle} <- Reach.handle(place, deadline(options.timeout)),
+  @typedoc "A stream that Python has been asked for, wherever its server lives."
+  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), servant: pid() | nil}
+
+  @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
+  @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
+  def open(draft, options, consumer) do
+    place = Reach.place(options, draft.target, draft.found.objects)
+    deadline = deadline(options.timeout)
+
+    with {:ok, handle} <- Reach.handle(place, deadline),
          :ok <- Reach.belong(draft.found.objects, handle),
          id = Handle.next_id(handle),
          frame = Request.frame(draft, handle, id, options),
          :ok <- Reach.admit(handle, frame) do
-      servant = Request.servant(draft.found, handle)
-      relay = Relay.start(handle, id, frame, options.credit, Request.extra(options, servant))
-      %{handle: handle, id: id, relay: relay, servant: servant, options: options, ended: nil}
+      servant = Request.servant(draft.found, handle, consumer)
+      relay = Relay.start(handle, id, frame, options.credit, Request.extra(options, servant), consumer)
+      {:ok, %{owner: handle.owner, id: id, relay: relay, servant: servant}}
     else
+      {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  defp start(draft, place, options) do
+    case open(draft, options, self()) do
+      {:ok, opened} -> Map.merge(opened, %{options: options, ended: nil, again: {draft, place, options}})
       {:error, error} -> raise error
     end
   end
@@ -51,11 +67,11 @@ defmodule PyPort.Stream do
 
       # What the generator returned has no place in an enumerable; the handles in it have no reader.
       {with_objects, _, _} when with_objects == :objects ->
-        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        Property.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
 
       {:unread, _error} ->
-        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        Property.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
 
       {:ok, _returned} ->
@@ -64,6 +80,17 @@ defmodule PyPort.Stream do
   end
 
   defp next(%{ended: {:down, reason}} = stream), do: raise(Error.of_exit(reason, stream.id))
+
+  # Asked of another server of the pool, if it was one.
+  defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
+    if Reach.again?(place, deadline(options.timeout)) do
+      stop(stream)
+      {[], start(draft, place, options)}
+    else
+      {:error, error} = Reach.not_taken(place)
+      raise error
+    end
+  end
 
   defp stop(stream) do
     if stream.servant, do: Callbacks.stop(stream.servant)
@@ -86,11 +113,11 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Request.outcome(frame) do
       {:objects, value, ids} ->
-        Property.adopt(stream.handle.owner, {:reply, stream.id}, ids, stream.options.owner)
+        Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner)
         value
 
       {_unread, error} ->
-        Property.disclaim(stream.handle.owner, {:reply, stream.id})
+        Property.disclaim(stream.owner, {:reply, stream.id})
         raise error
     end
   end
@@ -103,6 +130,9 @@ defmodule PyPort.Stream do
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
+
+      :not_sent ->
+        Error.of_exit(:noproc)
 
       {:frame, frame} ->
         case Request.outcome(frame) do

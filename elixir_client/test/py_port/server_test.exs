@@ -204,11 +204,11 @@ defmodule PyPort.ServerTest do
       {name, stop} = start()
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       os_pid = Server.os_pid(name)
-      dirs = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
+      {:ok, %{dir: dir}} = PyPort.Registry.fetch(Process.whereis(name))
+      assert File.dir?(dir)
       stop.()
       assert gone?(os_pid)
-      left = Path.wildcard(Path.join(System.tmp_dir!(), "py_port-#{System.pid()}-*"))
-      assert left == [] or length(left) < length(dirs)
+      refute File.exists?(dir)
       assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: name)
     end
 

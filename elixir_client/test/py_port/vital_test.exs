@@ -146,6 +146,17 @@ defmodule PyPort.VitalTest do
     assert Server.os_pid(server) == os_pid
   end
 
+  test "beyond a memory_limit there is a MemoryError, and the server goes on" do
+    server = start_server(memory_limit: 2_147_483_648)
+    os_pid = Server.os_pid(server)
+
+    assert {:error, %Error{kind: :python, type: "MemoryError"}} =
+             PyPort.eval("len(bytearray(4 << 30))", %{}, server: server)
+
+    assert {:ok, 1_048_576} = PyPort.eval("len(bytearray(1 << 20))", %{}, server: server)
+    assert Server.os_pid(server) == os_pid
+  end
+
   @tag :tmp_dir
   test "a process that does not listen to the signal is not ended by it", %{tmp_dir: dir} do
     server = PyPort.Test.FakePython.start_fake(dir)

@@ -17,7 +17,7 @@ defmodule PyPort.Server.Birth do
   def state(options) do
     %{
       options: options,
-      who: inspect(options.name || self()),
+      who: options.label || inspect(options.name || self()),
       phase: :starting,
       handle: nil,
       # Who waits for the server to be ready: GenServer.from()

@@ -119,6 +119,7 @@ defmodule PyPort.Server.Death do
   @spec drain(state(), (state() -> state())) :: state()
   def drain(%{handle: handle} = state, log_stderr) do
     grace = state.options.shutdown_grace
+    PyPort.Server.Handle.refuse(handle)
     PyPort.Server.Handle.command(handle, Wire.shutdown(grace))
     state = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
     state |> log_stderr.() |> close()

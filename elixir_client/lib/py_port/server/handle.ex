@@ -14,6 +14,7 @@ defmodule PyPort.Server.Handle do
           # Rows {worker, call id}: the processes that serve a call of this Python into the BEAM; and {:allow, list}, what
           # it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
+          # The number of the last request, and whether no more are taken in (1).
           counter: :atomics.atomics_ref(),
           os_pid: pos_integer(),
           start_time: non_neg_integer(),
@@ -44,9 +45,40 @@ defmodule PyPort.Server.Handle do
 
   # The table can be gone by now, and the port with it.
 
+  @doc """
+  Puts the row of a request into the table. Where it gives `false`, the server has ended, or takes nothing in any more:
+  then nothing may be sent to it.
+  """
   @spec insert(t(), tuple()) :: boolean()
   def insert(handle, row) do
     :ets.insert(handle.table, row)
+    # After the row, as close_intake/1 looks for rows after it has closed: one of the two sees the other.
+    :atomics.get(handle.counter, 2) == 0 or not take(handle, elem(row, 0))
+  rescue
+    ArgumentError -> false
+  end
+
+  @doc "Lets no request in any more, if there is none now."
+  @spec close_intake(t()) :: boolean()
+  def close_intake(handle) do
+    :atomics.put(handle.counter, 2, 1)
+    empty? = pending(handle) == 0
+    unless empty?, do: :atomics.put(handle.counter, 2, 0)
+    empty?
+  end
+
+  @doc "Lets no request in any more, whatever there is: its server is about to stop."
+  @spec refuse(t()) :: :ok
+  def refuse(handle), do: :atomics.put(handle.counter, 2, 1)
+
+  @doc "How many requests it was ever asked."
+  @spec requests(t()) :: non_neg_integer()
+  def requests(handle), do: :atomics.get(handle.counter, 1)
+
+  @doc "Whether the row was still there: whoever takes it decides about the request."
+  @spec take(t(), PyPort.Wire.id()) :: boolean()
+  def take(handle, id) do
+    :ets.take(handle.table, id) != []
   rescue
     ArgumentError -> false
   end

@@ -22,6 +22,8 @@ defmodule PyPort.Server.Ladder do
           # Since when it may be what is in the way; nil while another one was.
           blamed: integer() | nil,
           rung: 1 | 2,
+          # What stood in the way when rung 2 was reached: it must be the same for rung 3.
+          culprit: term(),
           # Whether its caller has an answer already, or needs none.
           answered?: boolean()
         }
@@ -40,7 +42,7 @@ defmodule PyPort.Server.Ladder do
     if :ets.member(state.handle.table, id) and entry(state, id) == nil do
       tell(state, :cancel, %{pending: pending(state)}, %{request: number(id), reason: why})
       now = now()
-      entry = %{why: why, since: now, blamed: now, rung: 1, answered?: why == :caller_down}
+      entry = %{why: why, since: now, blamed: now, rung: 1, culprit: nil, answered?: why == :caller_down}
       state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
       if why == :caller_down, do: silence(state, id), else: state
     else
@@ -103,27 +105,37 @@ defmodule PyPort.Server.Ladder do
 
   defp step({_verdict, state}, id, entry) do
     page = Pulse.page(state.pulse)
+    place = place(state, page, id)
+    left_over = left_over(state, page)
 
-    case state |> place(page, id) |> blame(page, Vital.well?(state)) do
-      :it -> climb(state, id, entry, Page.begun(page, id))
+    case blame(place, page, left_over, Vital.well?(state)) do
+      :it -> climb(state, id, entry, left_over || place, Page.begun(page, id))
       :other -> {:ok, leave(state, id, entry, Page.begun(page, id))}
       :soon -> {:ok, leave_late(state, id, entry, Page.begun(page, id))}
     end
   end
 
+  # A request that main is still at although it has been answered: what it left behind is being tidied up, for a moment.
+  defp left_over(state, %{running: running}) when running != nil do
+    if :ets.member(state.handle.table, running), do: nil, else: running
+  end
+
+  defp left_over(_state, _page), do: nil
+
   # Whose fault it is that no answer comes.
-  defp blame(:running, _page, _well?), do: :it
+  defp blame(:running, _page, _left_over, _well?), do: :it
+  defp blame(place, _page, left_over, _well?) when left_over != nil and place in [:waiting, :passed], do: :it
   # Main is at an earlier one.
-  defp blame(:waiting, %{running: running}, _well?) when running != nil, do: :other
+  defp blame(:waiting, %{running: running}, _left_over, _well?) when running != nil, do: :other
 
   # Main runs nothing. Its answer may be on the way; but if nothing is heard of Python, it takes no requests any more.
-  defp blame(:waiting, _page, well?), do: if(well?, do: :soon, else: :it)
-  defp blame(:passed, _page, _well?), do: :soon
+  defp blame(:waiting, _page, _left_over, well?), do: if(well?, do: :soon, else: :it)
+  defp blame(:passed, _page, _left_over, _well?), do: :soon
   # Another one holds the interpreter, and this one can not even be told to end.
-  defp blame(:elsewhere, %{running: running}, false) when running != nil, do: :soon
+  defp blame(:elsewhere, %{running: running}, _left_over, false) when running != nil, do: :soon
   # It goes on although it was told to end, or blocks the loop, so that it cannot be told.
-  defp blame(:elsewhere, _page, _well?), do: :it
-  defp blame(:unknown, _page, _well?), do: :soon
+  defp blame(:elsewhere, _page, _left_over, _well?), do: :it
+  defp blame(:unknown, _page, _left_over, _well?), do: :soon
 
   # Without a page the oldest request is the one that runs, as far as anybody can tell.
   defp place(state, nil, id) do
@@ -146,9 +158,13 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2}, _begun), do: {:kill, :request, state}
+  defp climb(state, _id, %{rung: 2, culprit: culprit}, culprit, _begun), do: {:kill, :request, state}
 
-  defp climb(%{options: options} = state, id, entry, begun) do
+  # Something else is in the way by now.
+  defp climb(state, id, %{rung: 2} = entry, culprit, begun),
+    do: climb(state, id, %{entry | rung: 1, blamed: nil}, culprit, begun)
+
+  defp climb(%{options: options} = state, id, entry, culprit, begun) do
     now = now()
     # One that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
@@ -159,7 +175,7 @@ defmodule PyPort.Server.Ladder do
     else
       {state, entry} = forewarn(state, id, entry, begun)
       grace = options.kill_grace
-      state = state |> put(id, %{entry | blamed: blamed, rung: 2}) |> dump(:request)
+      state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
 
       # Last, since Logger may make its callers wait.
@@ -236,7 +252,7 @@ defmodule PyPort.Server.Ladder do
 
     for {id, %{cancel: %{rung: 2}}} <- state.attached,
         stack != nil,
-        do: tell_caller(state, id, {:stack, stack})
+        do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
 
     %{state | dump: nil, stack: stack}
   end

@@ -50,7 +50,7 @@ defmodule PyPort.Server.Launch do
       port: port,
       table: :ets.new(:py_port_requests, [:set, :public, write_concurrency: true]),
       calls: calls(options.allow),
-      counter: :atomics.new(1, signed: false),
+      counter: :atomics.new(2, signed: false),
       os_pid: os_pid,
       start_time: start_time,
       dir: dir,
@@ -154,7 +154,7 @@ defmodule PyPort.Server.Launch do
         {:error,
          unavailable(
            "no Python was found: there is no python3 on the PATH. Install Python 3.11 or newer, or name one with " <>
-             "the option :python (for the default server: config :py_port, server: [python: \"/path/to/python3\"])"
+             "the option :python (for the default pool: config :py_port, pool: [python: \"/path/to/python3\"])"
          )}
 
       python ->

@@ -92,8 +92,18 @@ defmodule PyPort.Server.Property do
 
   # --- anywhere -------------------------------------------------------------------------------
 
-  @doc "The reader of a frame with handles says whose they are."
-  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | nil) :: :ok
+  @doc """
+  The reader of a frame with handles says whose they are: an owner's, or, where one is asked for on behalf of another
+  node's process, an owner's and after it an heir's.
+  """
+  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) :: :ok
+  def adopt(server, key, ids, {owner, heir}) do
+    GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
+    # Whether it is in scope is decided at home.
+    note_in_scope({server, owner}, ids)
+    :ok
+  end
+
   def adopt(server, key, ids, owner) do
     {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
     GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
@@ -105,8 +115,9 @@ defmodule PyPort.Server.Property do
   @spec disclaim(pid(), Ownership.claim_key()) :: :ok
   def disclaim(server, key), do: GenServer.cast(server, {:property, {:disclaim, key}})
 
-  # A task's objects are for whom it works; they stay its own if that one ends first.
-  defp default_owner do
+  @doc "Whose objects are, and whose after that: a task's are for whom it works, and stay its own if that one ends first."
+  @spec default_owner() :: {pid(), pid() | nil}
+  def default_owner do
     case Process.get(:"$callers") do
       [first | _rest] when is_pid(first) and first != self() -> {first, self()}
       _none -> {self(), nil}
@@ -142,7 +153,17 @@ defmodule PyPort.Server.Property do
     end
   end
 
-  defp note_in_scope({_server, owner} = whose, ids) do
+  @doc "Runs `fun`, and tells of the objects that were adopted meanwhile."
+  @spec collect((... -> result)) :: {result, [{{pid(), pid()}, [pos_integer()]}]} when result: var
+  def collect(fun) do
+    Process.put(@scopes, [{nil, []}])
+    result = fun.()
+    [{nil, adopted}] = Process.delete(@scopes)
+    {result, adopted}
+  end
+
+  @spec note_in_scope({server :: pid(), owner :: pid()}, [pos_integer()]) :: term()
+  def note_in_scope({_server, owner} = whose, ids) do
     case Process.get(@scopes) do
       [{scope, own} | outer] -> Process.put(@scopes, [{scope, [{whose, ids} | own]} | outer])
       nil when owner != self() and node(owner) == node() -> note_in_scope_of(owner, whose, ids)

@@ -38,6 +38,26 @@ defmodule PyPort.Server.Stacks do
     end
   end
 
+  @doc "Those of several Pythons, each under a heading; an error where none of them answers."
+  @spec take_all([Handle.t()]) :: {:ok, String.t()} | {:error, Error.t()}
+  def take_all([handle]), do: take(handle)
+
+  def take_all(handles) do
+    taken = Enum.map(handles, &{&1.os_pid, take(&1)})
+
+    if Enum.any?(taken, &match?({_os_pid, {:ok, _text}}, &1)) do
+      {:ok,
+       Enum.map_join(taken, "\n", fn {os_pid, outcome} ->
+         "Python, process #{os_pid}:\n\n" <> text(outcome)
+       end)}
+    else
+      taken |> hd() |> elem(1)
+    end
+  end
+
+  defp text({:ok, text}), do: text
+  defp text({:error, error}), do: Exception.message(error) <> "\n"
+
   @doc "How much has been written to stderr, before a dump."
   @spec mark(Handle.t()) :: non_neg_integer()
   def mark(handle) do

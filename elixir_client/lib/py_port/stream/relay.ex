@@ -12,15 +12,16 @@ defmodule PyPort.Stream.Relay do
 
   @flush_ms 5_000
 
+  @typedoc "`:not_sent` where the server had just ended or was taken out, and Python was told nothing."
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
           | {:timed_out, begun :: boolean() | nil, stack :: String.t() | nil}
+          | :not_sent
 
-  @doc "Sends the request, for the calling process."
-  @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra()) :: pid()
-  def start(handle, id, frame, credit, extra) do
-    consumer = self()
+  @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
+  @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra(), consumer :: pid()) :: pid()
+  def start(handle, id, frame, credit, extra, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -51,9 +52,12 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      Handle.insert(handle, {id, ref, self(), :infinity, extra})
-      Handle.command(handle, frame)
-      loop(state)
+      if Handle.insert(handle, {id, ref, self(), :infinity, extra}) do
+        Handle.command(handle, frame)
+        loop(state)
+      else
+        ended(state, :not_sent)
+      end
     end)
   end
 

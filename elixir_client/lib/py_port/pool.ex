@@ -1,0 +1,184 @@
+defmodule PyPort.Pool do
+  @moduledoc """
+  Several Python processes behind one name.
+
+      children = [
+        {PyPort.Pool, name: Analytics, size: 4, init_code: "import statistics"}
+      ]
+
+      PyPort.eval("statistics.median(data)", %{data: data}, server: Analytics)
+
+  A pool goes wherever a server goes: `server: Analytics`, or its pid, in `PyPort.eval/3`, `call/4`, `stream/3`,
+  `open_session/1` and `status/1`. Each request goes to the server that has the fewest requests open, as the caller sees
+  at a glance: no process stands between a caller and a server. Sessions and objects live on one server, and requests
+  that use them go there. A request that finds no server ready waits for one, within its `:timeout`.
+
+  Each server is a `PyPort.Server` with a Python of its own: two requests that compute do so on two cores, and state of
+  modules (`some_module.counter += 1`) is each server's own. Objects of different servers cannot meet in one request.
+
+  ## Options
+
+    * `:name` - the name to register, as with `GenServer`.
+    * `:size` - how many servers. Default: as many as the BEAM has schedulers. 0 makes sense for a node that only uses
+      the pool of others, see `:cluster`.
+    * `:max_requests` - a server is replaced after this many requests. Default: `:infinity`.
+    * `:max_age` - a server is replaced after this long, in ms. Default: `:infinity`.
+    * `:max_rss` - a server is replaced when its process has this much memory resident, in bytes. Default: `:infinity`.
+      One that has been asked nothing yet is not replaced for it: the next would be as large.
+    * `:drain_timeout` - how long a server that is taken out may still work for those who have something on it, in ms,
+      or `:infinity`. Default: 60_000.
+    * `:cluster` - whether pools of the same name on other nodes stand in for this one, and this one for them. Default:
+      `false`.
+
+  All options of `PyPort.Server` besides, for each of the servers: `:python`, `:init_code`, `:allow`, `:max_pending`
+  and so on.
+
+  ## Replacing servers
+
+  Limits are looked at once a second, so they are exceeded a little. A server that is due goes on working until another
+  has started, its `:init_code` included, and has taken its place. Then it gets no new work, and is stopped when nothing
+  of anybody's is left on it: no request, no open session, no live object. Until then it shows in `PyPort.status/1`, with
+  the reason under `draining` and with what is left under `pending`, `sessions` and `objects`. After `:drain_timeout` it is
+  stopped all the same, and what lived there ends with it.
+
+  One server is replaced at a time, however many are due. A place whose last server is still being drained is not
+  replaced again: there are never more than two servers for each place.
+
+  ## When servers end
+
+  A server that ends takes its own requests with it, and nobody else's. Another is started at once; one that keeps
+  ending within 10 seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. When there is
+  nobody else to work, requests are told why. A pool never gives up, and never ends its supervisor.
+
+  ## Pools that span nodes
+
+      {PyPort.Pool, name: Analytics, size: 2, cluster: true}
+
+  Pools of one name with `cluster: true` find each other (by `:pg`) when their nodes are connected. A request goes to
+  another node when none of the pool's own servers is ready, or when they are full (`:max_pending`); local servers always
+  come first, since the way to another node and back costs some 50 µs and a copy of all values. Where no pool of that
+  name runs on a node, and the name is an atom, its requests go to another node, too.
+
+  Without `:cluster`, `server: {Analytics, node}` names the pool (or server) of another node. Either way: output reaches
+  the caller's device, functions among the values run on the caller's node, objects and sessions lead back to the node
+  where they live, and `:timeout` holds. When the node goes down the answer is a `PyPort.Error` of kind `:unavailable`
+  whose `begun` is `nil`, since nobody knows. PyPort must run on that node, in the same version.
+
+  ## The default pool
+
+  Without `server:` the pool `PyPort.Default` answers, which the application `:py_port` starts:
+
+      config :py_port, pool: [size: 4, init_code: "import numpy as np"]
+
+  It takes the options above; its `:size` is 1 unless configured, so that objects of different requests can always meet,
+  modules keep their state, and an application pays for one Python. `config :py_port, pool: false` switches it off.
+  """
+
+  # A supervisor over the servers' supervisor and the keeper. What is decided here is only what ends with what: a keeper
+  # that crashes leaves the servers running.
+  use Supervisor
+
+  alias PyPort.{Error, Options, Registry}
+  alias PyPort.Pool.{Keeper, Members}
+
+  @type option :: {atom(), term()}
+
+  @doc """
+  Starts a pool, linked to the caller. It returns at once; the servers start in the background.
+
+  Raises `ArgumentError` for an unknown option or a value of the wrong type. Gives
+  `{:error, %PyPort.Error{kind: :unavailable}}` where the application `:py_port` is not started.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 2)
+      iex> PyPort.eval("1 + 1", %{}, server: pool)
+      {:ok, 2}
+  """
+  @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
+  def start_link(options \\ []) do
+    valid = Options.pool!(options)
+
+    if Process.whereis(PyPort.Reaper) do
+      Supervisor.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
+    else
+      {:error, Error.not_started()}
+    end
+  end
+
+  @doc false
+  def child_spec(options) do
+    %{
+      id: Keyword.get(options, :name) || __MODULE__,
+      start: {__MODULE__, :start_link, [options]},
+      type: :supervisor,
+      restart: :permanent,
+      shutdown: :infinity
+    }
+  end
+
+  @doc """
+  Changes how many servers a pool has. Returns at once: new servers take work when they are ready, and those that are
+  too many get no new work and are stopped when nothing of anybody's is left on them (or after `:drain_timeout`).
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      iex> PyPort.Pool.resize(pool, 2)
+      :ok
+      iex> length(PyPort.status(pool))
+      2
+  """
+  @spec resize(Supervisor.supervisor(), non_neg_integer()) :: :ok | {:error, Error.t()}
+  def resize(pool, size) when is_integer(size) and size >= 0 do
+    with {:ok, members} <- members(pool), do: Keeper.resize(members.keeper, size)
+  catch
+    :exit, _reason -> {:error, not_running(pool)}
+  end
+
+  def resize(_pool, size) do
+    raise ArgumentError, "the size of a pool must be a number of servers (0 or more), got: #{inspect(size)}"
+  end
+
+  @doc """
+  The servers of a pool that take work now. Each can be used as `server:` itself.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      iex> {:ok, 1} = PyPort.eval("1", %{}, server: pool)
+      iex> [server] = PyPort.Pool.servers(pool)
+      iex> PyPort.eval("2", %{}, server: server)
+      {:ok, 2}
+  """
+  @spec servers(Supervisor.supervisor()) :: [pid()]
+  def servers(pool) do
+    case members(pool) do
+      {:ok, members} -> for handle <- Tuple.to_list(members.handles), do: handle.owner
+      {:error, _error} -> []
+    end
+  end
+
+  defp members(pool) do
+    with pid when is_pid(pid) <- GenServer.whereis(pool),
+         {:ok, %Members{} = members} <- Registry.fetch(pid) do
+      {:ok, members}
+    else
+      _no_pool -> {:error, not_running(pool)}
+    end
+  end
+
+  defp not_running(pool) do
+    %Error{kind: :unavailable, begun: false, message: "no PyPort.Pool is running as #{inspect(pool)}"}
+  end
+
+  @impl true
+  def init(options) do
+    children = [
+      Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers),
+      %{id: :keeper, start: {Keeper, :start_link, [{self(), options}]}}
+    ]
+
+    Supervisor.init(children, strategy: :rest_for_one)
+  end
+end

@@ -1,0 +1,17 @@
+defmodule PyPort.Pool.Default do
+  # What the pool PyPort.Default is started with: the one place that reads the application's configuration for it.
+  @moduledoc false
+
+  # One server: objects that two requests made can then always meet in a third, modules have one state, and nobody who
+  # evaluates a line now and then pays for a Python on each core. Who wants more says so.
+  @size 1
+
+  @doc "The options of the default pool, or nil where it is switched off."
+  @spec options() :: keyword() | nil
+  def options do
+    case Application.get_env(:py_port, :pool, []) do
+      false -> nil
+      configured -> [size: @size] |> Keyword.merge(configured) |> Keyword.put(:name, PyPort.Default)
+    end
+  end
+end

@@ -1,0 +1,113 @@
+defmodule PyPort.Pool.Members do
+  # The servers of a pool that take work, as callers see them, and which of them one request goes to. It stands in a
+  # persistent term that PyPort.Pool.Keeper replaces when the membership changes: a request reads it without a copy,
+  # and asks no process.
+  @moduledoc false
+
+  alias PyPort.Server.Handle
+
+  @enforce_keys [:pool, :keeper, :turn]
+  defstruct [:pool, :keeper, :turn, :cluster, handles: {}]
+
+  @type t :: %__MODULE__{
+          pool: pid(),
+          keeper: pid(),
+          # Counts the picks: what is equally good is taken in turn.
+          turn: :atomics.atomics_ref(),
+          # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
+          cluster: atom() | nil,
+          handles: tuple()
+        }
+
+  # Up to here the loads of all are looked at (75 ns each). Beyond it two random ones: whoever takes the better of two
+  # gets nearly the best of all, and no caller pays for the size of the pool.
+  @look_at_all 8
+
+  @doc """
+  The server for one more request, or nil where none is there.
+
+  Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
+  see the same loads, and would all take the first.
+  """
+  @spec pick(t()) :: Handle.t() | nil
+  # Whether it is alive shows when the request is put into its table.
+  def pick(%{handles: {handle}}), do: handle
+  def pick(%{handles: {}}), do: nil
+
+  def pick(%{handles: handles, turn: turn}) do
+    size = tuple_size(handles)
+    turn = :atomics.add_get(turn, 1, 1)
+
+    if size <= @look_at_all do
+      least(handles, size, rem(turn, size), size, nil, nil)
+    else
+      # A hash of the turn, taken for one of all pairs, is as good a die as :rand, and leaves no seed in the caller.
+      pair = :erlang.phash2(turn, size * (size - 1))
+      one = div(pair, size - 1)
+      other = rem(one + 1 + rem(pair, size - 1), size)
+
+      case {load(elem(handles, one)), load(elem(handles, other))} do
+        {nil, nil} -> least(handles, size, one, size, nil, nil)
+        {nil, _load} -> elem(handles, other)
+        {_load, nil} -> elem(handles, one)
+        {load, other_load} -> elem(handles, if(other_load < load, do: other, else: one))
+      end
+    end
+  end
+
+  defp least(_handles, _size, _at, 0, best, _load), do: best
+
+  defp least(handles, size, at, left, best, best_load) do
+    handle = elem(handles, at)
+    next = if at + 1 == size, do: 0, else: at + 1
+
+    case load(handle) do
+      nil -> least(handles, size, next, left - 1, best, best_load)
+      # Nothing is less than nothing.
+      0 -> handle
+      # A number is less than nil.
+      load when load < best_load -> least(handles, size, next, left - 1, handle, load)
+      _more -> least(handles, size, next, left - 1, best, best_load)
+    end
+  end
+
+  # A server that has just ended has no table any more, and is passed over before anybody has been told.
+  defp load(%Handle{table: table}) do
+    case :ets.info(table, :size) do
+      :undefined -> nil
+      size -> size
+    end
+  end
+
+  @doc "The pools of that name on other nodes which have a server ready."
+  @spec elsewhere(atom()) :: [pid()]
+  def elsewhere(name) do
+    for pool <- :pg.get_members(PyPort.Cluster, {PyPort.Pool, name}), node(pool) != node(), do: pool
+  rescue
+    # The application is not started.
+    ArgumentError -> []
+  end
+
+  @doc "Lets other nodes know whether a pool has a server ready."
+  @spec announce(t(), boolean()) :: :ok
+  def announce(%{cluster: nil}, _ready?), do: :ok
+
+  def announce(%{cluster: name, pool: pool}, ready?) do
+    joined? = pool in :pg.get_local_members(PyPort.Cluster, {PyPort.Pool, name})
+
+    cond do
+      ready? and not joined? -> :pg.join(PyPort.Cluster, {PyPort.Pool, name}, pool)
+      joined? and not ready? -> :pg.leave(PyPort.Cluster, {PyPort.Pool, name}, pool)
+      true -> :ok
+    end
+  rescue
+    # The scope is just being restarted; the next time will do.
+    ArgumentError -> :ok
+  catch
+    :exit, _reason -> :ok
+  end
+
+  @doc "Whether a server would refuse one more request."
+  @spec full?(Handle.t()) :: boolean()
+  def full?(handle), do: Handle.pending(handle) >= handle.max_pending
+end

@@ -1,0 +1,88 @@
+defmodule PyPort.Pool.Slot do
+  # One place for a server in a pool: who is in it, who is to come, and what has happened there. Times are monotonic ms
+  # and arguments; nothing is started or stopped here.
+  @moduledoc false
+
+  alias PyPort.{Error, Registry}
+  alias PyPort.Pool.Policy
+  alias PyPort.Server.Handle
+
+  # After a replacement that could not start, the old server is good enough for this long.
+  @rest_ms 30_000
+
+  # `pid` without `handle` is starting; neither is waiting for `retry`. `successor` is a server that starts in order to
+  # take over, `why` the reason; `error` is why the last start failed.
+  defstruct [:pid, :handle, :ready_at, :retry, :error, :successor, :why, :rest_until, crashes: 0]
+
+  @type t :: %__MODULE__{
+          pid: pid() | nil,
+          handle: Handle.t() | nil,
+          ready_at: integer() | nil,
+          retry: reference() | nil,
+          error: Error.t() | nil,
+          successor: pid() | nil,
+          why: Policy.reason() | nil,
+          rest_until: integer() | nil,
+          crashes: non_neg_integer()
+        }
+
+  @type role :: :serving | :starting | {:draining, atom()} | :down
+
+  @spec starting(t(), pid()) :: t()
+  def starting(slot, pid), do: %{slot | pid: pid, handle: nil, ready_at: nil, retry: nil}
+
+  @spec ready(t(), Handle.t(), integer()) :: t()
+  def ready(slot, handle, now), do: %{slot | handle: handle, ready_at: now, error: nil}
+
+  @doc "The successor is ready and takes over."
+  @spec succeeded(t(), Handle.t(), integer()) :: t()
+  def succeeded(%{successor: pid} = slot, handle, now),
+    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, handle, now)
+
+  @doc "The successor is not going to be ready."
+  @spec keep_old(t(), integer()) :: t()
+  def keep_old(slot, now), do: %{slot | successor: nil, why: nil, rest_until: now + @rest_ms}
+
+  @doc "The server has ended before its successor was ready."
+  @spec left_to_successor(t()) :: t()
+  def left_to_successor(%{successor: pid} = slot), do: %{starting(slot, pid) | successor: nil, why: nil}
+
+  @doc "The server has ended by itself."
+  @spec crashed(t(), integer()) :: t()
+  def crashed(slot, now) do
+    crashes = Policy.crashes(slot.crashes, lived(slot, now))
+    %{slot | pid: nil, handle: nil, ready_at: nil, crashes: crashes}
+  end
+
+  @doc "What has worked for a while has recovered."
+  @spec settle(t(), integer()) :: t()
+  def settle(%{crashes: 0} = slot, _now), do: slot
+  def settle(slot, now), do: if(Policy.settled?(lived(slot, now)), do: %{slot | crashes: 0}, else: slot)
+
+  @doc "Why the server should be replaced, or nil."
+  @spec due(t(), Policy.limits(), integer()) :: Policy.reason() | nil
+  def due(%{rest_until: rest_until}, _limits, now) when rest_until != nil and now < rest_until, do: nil
+
+  def due(%{handle: handle} = slot, limits, now) do
+    facts = %{requests: Handle.requests(handle), age_ms: lived(slot, now), rss_bytes: rss_bytes(slot.pid)}
+    Policy.due(facts, limits)
+  end
+
+  @spec overview(t()) :: [{pid() | nil, role()}]
+  def overview(%{pid: nil}), do: [{nil, :down}]
+
+  def overview(slot) do
+    role = if slot.handle, do: :serving, else: :starting
+    [{slot.pid, role} | if(slot.successor, do: [{slot.successor, :starting}], else: [])]
+  end
+
+  defp lived(%{ready_at: nil}, _now), do: nil
+  defp lived(%{ready_at: ready_at}, now), do: now - ready_at
+
+  defp rss_bytes(pid) do
+    case Registry.fetch_beat(pid) do
+      {%{rss_bytes: rss}, _at} when is_integer(rss) -> rss
+      _unknown -> nil
+    end
+  end
+end
