@@ -36,7 +36,7 @@ bench-guard: setup ## whether a promise of speed is broken twice over (a minute)
 	@$(in_env) python benchmarks/bench.py --guard
 
 profile: setup ## where the time of one tiny request goes, as a table
-	@$(in_env) python benchmarks/profile.py
+	@$(in_env) python benchmarks/breakdown.py
 
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh

@@ -149,7 +149,9 @@ class Bench:
     def machine(self) -> dict[str, Any]:
         """Tell where and with what this runs."""
         beam = dict(line.split("\t") for line in self.beam("versions", {}))
-        ask = "import platform; from port_server import etf; print(platform.python_implementation(), "
+        ask = (
+            "import platform; from port_server import etf; print(platform.python_implementation(), "
+        )
         ask += "platform.python_version(), etf.codec_name, sep='\\t')"
         python = subprocess.run(
             [PYTHON, "-c", ask], check=True, capture_output=True, text=True, cwd="/"

@@ -173,9 +173,7 @@ def _binaries() -> list[Figure]:
         name = f"binary_{size}"
         promise = 1.2 if size == LARGEST else None
         figures += [
-            Figure(
-                BINARIES, title, f"{name}/eval", f"{name}/echo_python_tuned", promise=promise
-            ),
+            Figure(BINARIES, title, f"{name}/eval", f"{name}/echo_python_tuned", promise=promise),
             Figure(BINARIES, f"{title}: untuned", f"{name}/eval", f"{name}/echo_python"),
             Figure(BINARIES, f"{title}: tuned C", f"{name}/eval", f"{name}/echo_c_tuned"),
         ]
@@ -199,7 +197,9 @@ FIGURES = [
     Figure(UNPINNED, "one call back, to eval", "unpinned/callback", "unpinned/eval"),
     Figure(UNPINNED, "C echo", "unpinned/routed_c", "unpinned/routed_python"),
     *_callers(),
-    Figure(CALLERS, "64 callers: C echo", "callers_64/routed_c", "callers_64/routed_python", "rate"),
+    Figure(
+        CALLERS, "64 callers: C echo", "callers_64/routed_c", "callers_64/routed_python", "rate"
+    ),
     Figure(CPU, "eval `1 + 1`", "pinned/eval.cpu", "pinned/routed_python.cpu"),
     Figure(CPU, "eval, 64 callers", "callers_64/eval.cpu", "callers_64/routed_python.cpu"),
     *_payloads(),

@@ -85,7 +85,9 @@ def table(samples: Samples, machine: dict[str, Any]) -> str:
 def _markdown(rows: list[list[str]]) -> list[str]:
     widths = [max(3, *(len(line[n]) for line in rows)) for n in range(len(rows[0]))]
     lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |"
+        "| "
+        + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        + " |"
         for line in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

@@ -98,7 +98,11 @@ defmodule Bench.Life do
   end
 
   defp beside(pool, requests) do
-    job = Task.async(fn -> compute(pool.(0), "import time\nend = time.monotonic() + 0.4\nwhile time.monotonic() < end: pass") end)
+    job =
+      Task.async(fn ->
+        compute(pool.(0), "import time\nend = time.monotonic() + 0.4\nwhile time.monotonic() < end: pass")
+      end)
+
     # It is begun by then.
     Process.sleep(50)
     spent = Measure.p50(fn -> Subjects.eval(pool.(1)) end, requests)

@@ -26,17 +26,38 @@ task =
         IO.write(out, "otp\t#{System.otp_release()}\nelixir\t#{System.version()}\n")
         IO.write(out, "erts\t#{:erlang.system_info(:version)}\njit\t#{:erlang.system_info(:emu_flavor)}\n")
 
-      "pinned" -> Bench.Latency.pinned(settings)
-      "unpinned" -> Bench.Latency.unpinned(settings)
-      "callers" -> Bench.Latency.callers(settings)
-      "spinning" -> Bench.Latency.spinning(settings)
-      "payloads" -> Bench.Values.payloads(settings)
-      "binaries" -> Bench.Values.binaries(settings)
-      "streams" -> Bench.Values.streams(settings)
-      "start" -> Bench.Life.start(settings)
-      "memory" -> Bench.Life.memory(settings)
-      "jobs" -> Bench.Life.jobs(settings)
-      "profile" -> apply(Bench.Profile, :run, [settings])
+      "pinned" ->
+        Bench.Latency.pinned(settings)
+
+      "unpinned" ->
+        Bench.Latency.unpinned(settings)
+
+      "callers" ->
+        Bench.Latency.callers(settings)
+
+      "spinning" ->
+        Bench.Latency.spinning(settings)
+
+      "payloads" ->
+        Bench.Values.payloads(settings)
+
+      "binaries" ->
+        Bench.Values.binaries(settings)
+
+      "streams" ->
+        Bench.Values.streams(settings)
+
+      "start" ->
+        Bench.Life.start(settings)
+
+      "memory" ->
+        Bench.Life.memory(settings)
+
+      "jobs" ->
+        Bench.Life.jobs(settings)
+
+      "profile" ->
+        apply(Bench.Profile, :run, [settings])
     end
   end)
 

@@ -26,7 +26,10 @@ defmodule Bench.Subjects do
   def session(session), do: {:ok, 3} = PyPort.eval("x", %{}, session: session)
 
   @doc "The bytes of such a request: what a bare echo is sent in its place."
-  def request_bytes, do: :erlang.term_to_binary({:eval, <<1::64>>, %{deadline_ms: 5000}, "1 + 1", %{}})
+  def request_bytes do
+    body = {%{deadline_ms: 5000}, "1 + 1", %{}}
+    :eval |> PyPort.Wire.request(<<1::64>>, body, true) |> IO.iodata_to_binary()
+  end
 
   def there_and_back(server, value) do
     {:ok, result} =

@@ -15,7 +15,9 @@ defmodule Bench.Values do
     server = Subjects.server()
 
     subjects =
-      for name <- @payloads, value = Subjects.payload(name), {kind, fun} <- kinds(value, echo, tuned, server) do
+      for name <- @payloads,
+          value = Subjects.payload(name),
+          {kind, fun} <- kinds(value, echo, tuned, server) do
         {"#{name}/#{kind}", fn -> Measure.once(fun) end}
       end
 
