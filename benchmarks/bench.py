@@ -2,9 +2,10 @@
 
     python benchmarks/bench.py [--short] [--only pinned,start] [--json FILE] [--guard]
 
-Each phase is a BEAM of its own (benchmarks/beam), pinned to one core or not, in which everything that is compared
-takes turns round by round. --guard measures little, looks at the best rounds only, and exits with 1 if a
-promise is broken twice over; it measures again before it says so, for as long as the machine is restless.
+Each phase is a BEAM of its own (benchmarks/beam), pinned to one core or not, in which everything
+that is compared takes turns round by round. --guard measures little, looks at the best rounds only,
+and exits with 1 if a promise is broken twice over; it measures again before it says so, for as long
+as the machine is restless.
 
 $PYPORT_PYTHON is the Python that is measured; it needs port_server, and numpy for one figure.
 """
@@ -64,7 +65,7 @@ GUARD = {
     "start": {"rounds": 5, "numpy": False},
     "memory": {"rounds": 1, "large": False},
 }
-# How often the guard measures what looks broken, before it believes it: once more on a quiet machine.
+# How often the guard measures what looks broken, before it believes it: on a quiet machine, else.
 QUIET_TRIES = 2
 TRIES = 5
 
@@ -114,6 +115,8 @@ class Bench:
             "PYPORT_PYTHON": PYTHON,
             "BENCH_ECHO": str(folder / "echo"),
         }
+        # What is installed is compiled once; to do that at each start is nobody's start.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         compiler = ["cc", "-O2", "-o", self.env["BENCH_ECHO"], str(HERE / "reference/echo.c")]
         subprocess.run(compiler, check=True)
         subprocess.run(
@@ -176,14 +179,19 @@ def _processor() -> str:
 
 def _revision() -> str:
     git = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
+        ["git", "describe", "--always", "--dirty"],
+        cwd=HERE,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return git.stdout.strip() or "not in a repository"
 
 
 def has_numpy() -> bool:
     """Tell whether the Python that is measured has numpy."""
-    return subprocess.run([PYTHON, "-c", "import numpy"], stderr=subprocess.DEVNULL).returncode == 0
+    look = [PYTHON, "-c", "import numpy"]
+    return subprocess.run(look, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
 # --- the guard -----------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
     python benchmarks/breakdown.py [--short]
 
-The BEAM's side is measured by beam/profile.exs, Python's by trace/sitecustomize.py, both by the same clock; here
-they are put together. Of all requests those in the middle count, the fifth around the median: means of
-their spans add up to the whole, and what interrupts a request now and then is not in them.
+The BEAM's side is measured by beam/profile.exs, Python's by trace/sitecustomize.py, both by the
+same clock; here they are put together. Of all requests those in the middle count, the fifth around
+the median: means of their spans add up to the whole, and what interrupts a request now and then is
+not in them.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ from bench import Bench
 MIDDLE = (0.4, 0.6)
 READ, WRITE, STEP = "1", "2", "3"
 
-# Python's steps: where the function stands, what it is, and the step that calls it. One that is not there any
-# more is an error of this run: say here what has taken its place.
+# Python's steps: where the function stands, what it is, and the step that calls it. Where one is
+# not there any more the run fails: say here what has taken its place.
+_SERVER = "port_server.server"
 STEPS = (
-    ("port_server.server.plain:PlainRequests.answer", "is it a plain request?", ""),
-    ("port_server.server.lanes:MainLane.run", "the lane: status page, baton", "PlainRequests.answer"),
-    ("port_server.server.evaluate:Evaluator.evaluate", "evaluate: look-ups, dropping", "MainLane.run"),
-    ("port_server.server.evaluate:read_term", "decode code and globals", "Evaluator.evaluate"),
+    (f"{_SERVER}.plain:PlainRequests.answer", "is it a plain request?", ""),
+    (f"{_SERVER}.lanes:MainLane.run", "the lane: status page, baton", "PlainRequests.answer"),
+    (f"{_SERVER}.evaluate:Evaluator.evaluate", "evaluate: look-ups, dropping", "MainLane.run"),
+    (f"{_SERVER}.evaluate:read_term", "decode code and globals", "Evaluator.evaluate"),
     ("port_server.runtime.namespace:Namespaces.fresh", "make a namespace", "Evaluator.evaluate"),
     ("port_server.runtime.snippet:eval", "run the code object", "Evaluator.evaluate"),
-    ("port_server.server.evaluate:Evaluator.reply", "the reply around its value", "Evaluator.evaluate"),
-    ("port_server.server.replies:encode_parts", "encode the reply", "Evaluator.reply"),
-    ("port_server.server.lanes:MainLane.leave", "leave: output, streams in place?", "MainLane.run"),
-    ("port_server.server.dispatcher:Dispatcher.answered", "hand on the reply", "PlainRequests.answer"),
-    ("port_server.server.channel:Channel.send", "send: lock, header", "Dispatcher.answered"),
+    (f"{_SERVER}.evaluate:Evaluator.reply", "the reply around its value", "Evaluator.evaluate"),
+    (f"{_SERVER}.replies:encode_parts", "encode the reply", "Evaluator.reply"),
+    (f"{_SERVER}.lanes:MainLane.leave", "leave: output, streams in place?", "MainLane.run"),
+    (f"{_SERVER}.dispatcher:Dispatcher.answered", "hand on the reply", "PlainRequests.answer"),
+    (f"{_SERVER}.channel:Channel.send", "send: lock, header", "Dispatcher.answered"),
 )  # fmt: skip
 
 LADDER = {
@@ -86,7 +88,7 @@ def read_trace(path: Path) -> tuple[list[Call], int]:
 def spans_of(
     requests: list[dict[str, int]], calls: list[Call], inner_ns: int, clock_ns: float
 ) -> list[dict[str, float]]:
-    """Give the spans of each request. All but `step`, which is within `python`, add up to `total`."""
+    """Give the spans of each request; all but `step`, a part of `python`, add up to `total`."""
     found = []
     at = 0
     for mark in requests:

@@ -1,7 +1,8 @@
 """What is measured against what, and what was promised; and what becomes of the numbers of a run.
 
-A figure names a subject and a reference, both measured in the same rounds of the same run: what counts
-is what they are to each other, round by round, so that a machine that is slow for a while is slow for both.
+A figure names a subject and a reference, both measured in the same rounds of the same run: what
+counts is what they are to each other, round by round, so that a machine that is slow for a while is
+slow for both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Samples = dict[str, dict[int, float]]
 
 # A reference whose own quartiles are this far apart tells little about what is held against it.
 NOISY = 1.3
-# The guard turns red at this many times the promise: noise must not, a regression that matters must.
+# The guard turns red at this many times the promise: a regression that matters is, noise is not.
 GENEROSITY = 2.0
 
 MIB = 1 << 20

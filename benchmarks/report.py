@@ -6,6 +6,10 @@ from typing import Any
 
 from figures import FIGURES, MIB, REFERENCE_NAMES, Figure, Samples, Summary
 
+TIMES = "\N{MULTIPLICATION SIGN}"
+_NOISE = """\
+A `~` stands before what was held against a reference whose own quartiles are more than 30 % apart:
+the machine had other things to do."""
 _HEADINGS = ("", "median", "quartiles", "reference", "its median", "ratio", "quartiles", "promise")
 
 
@@ -22,7 +26,7 @@ def show(number: float, figure: Figure) -> str:
 
 
 def _relation(value: float, figure: Figure) -> str:
-    return f"+{show(value, figure)}" if figure.relation == "more" else f"{value:.2f} ×"
+    return f"+{show(value, figure)}" if figure.relation == "more" else f"{value:.2f} {TIMES}"
 
 
 def _promise(figure: Figure) -> str:
@@ -32,7 +36,7 @@ def _promise(figure: Figure) -> str:
         return ""
     if figure.relation == "more":
         return f"≤ +{show(figure.promise, figure)}"
-    return f"{'≥' if figure.relation == 'rate' else '≤'} {figure.promise:g} ×"
+    return f"{'≥' if figure.relation == 'rate' else '≤'} {figure.promise:g} {TIMES}"
 
 
 def _verdict(figure: Figure, value: float, ours: float) -> str:
@@ -71,8 +75,7 @@ def table(samples: Samples, machine: dict[str, Any]) -> str:
     lines = [f"* {name}: {value}" for name, value in machine.items()]
     lines += [
         "",
-        "A `~` stands before what was held against a reference whose own quartiles are more than 30 % apart: "
-        "the machine had other things to do.",
+        _NOISE,
     ]
     for section in dict.fromkeys(figure.section for figure in FIGURES):
         figures = [f for f in FIGURES if f.section == section and measured(f, samples)]

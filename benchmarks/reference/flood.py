@@ -1,7 +1,7 @@
 """A bare Python port that writes as many frames as it is asked for, one write each.
 
-The question is a frame that holds a decimal number; the frames are as long as the items of a stream of
-small integers.
+The question is a frame that holds a decimal number; the frames are as long as the items of a stream
+of small integers.
 """
 
 import os

@@ -1,9 +1,10 @@
-"""Times a step of requests inside of a real server: found by Python itself where it stands on PYTHONPATH.
+"""Times a step of requests inside of a real server; Python itself imports it from $PYTHONPATH.
 
-With $PYPORT_TRACE set, reads and writes are wrapped before the server is made, and so is the step of
-$PYPORT_TRACE_STEP, a line of steps.tsv; at its end every call of them is written to $PYPORT_TRACE:
-`label<TAB>began<TAB>ended`, in ns of CLOCK_MONOTONIC, which the BEAM reads as well. One step in each server, because
-what wraps a step costs as much as a small step does, and would be counted to the one around it.
+With $PYPORT_TRACE set, reads and writes are wrapped before the server is made, and so is the
+function $PYPORT_TRACE_STEP, `module:name`; at its end every call of them is written to
+$PYPORT_TRACE: `label<TAB>began<TAB>ended`, in ns of CLOCK_MONOTONIC, which the BEAM reads as well.
+One step in each server, because what wraps a step costs as much as a small step does, and would be
+counted to the one around it.
 """
 
 import atexit
@@ -18,7 +19,7 @@ from time import perf_counter_ns
 MOST_CALLS = 200_000
 COLUMNS = 3
 calls = array("q", bytes(8 * COLUMNS * MOST_CALLS))
-count = 0
+at = [0]
 
 
 class Proxy:
@@ -28,19 +29,18 @@ class Proxy:
         self.__dict__.update(module.__dict__)
 
 
-def traced(function, label, now=perf_counter_ns, calls=calls):
+def traced(function, label, now=perf_counter_ns, calls=calls, at=at):
     def wrapper(*args, **kwargs):
-        global count
         began = now()
         try:
             return function(*args, **kwargs)
         finally:
             ended = now()
-            at = count
-            calls[at] = label
-            calls[at + 1] = began
-            calls[at + 2] = ended
-            count = (at + COLUMNS) % (COLUMNS * MOST_CALLS)
+            row = at[0]
+            calls[row] = label
+            calls[row + 1] = began
+            calls[row + 2] = ended
+            at[0] = (row + COLUMNS) % (COLUMNS * MOST_CALLS)
 
     return wrapper
 
@@ -64,23 +64,22 @@ def inner_cost():
     empty = traced(lambda *_args: None, 0)
     for _ in range(4000):
         empty(1)
-    spans = [calls[at + 2] - calls[at + 1] for at in range(0, 4000 * COLUMNS, COLUMNS)]
+    spans = [calls[row + 2] - calls[row + 1] for row in range(0, 4000 * COLUMNS, COLUMNS)]
     return sorted(spans)[2000]
 
 
 def write_down(path, inner):
     with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123  pathlib is slow to load
         file.write(f"#inner\t{inner}\t0\n")
-        for at in range(0, len(calls), COLUMNS):
-            if calls[at]:
-                file.write("\t".join(map(str, calls[at : at + COLUMNS])) + "\n")
+        for row in range(0, len(calls), COLUMNS):
+            if calls[row]:
+                file.write("\t".join(map(str, calls[row : row + COLUMNS])) + "\n")
 
 
 def install(path, step):
-    global count
     inner = inner_cost()
     calls[:] = array("q", bytes(8 * len(calls)))
-    count = 0
+    at[0] = 0
     wrap("port_server.server.channel:os.read", 1)
     owner = sys.modules["port_server.server.channel"]
     owner.os.write = traced(owner.os.write, 2)
