@@ -27,18 +27,15 @@ READ, WRITE, STEP = "1", "2", "3"
 # Python's steps: where the function stands, what it is, and the step that calls it. Where one is
 # not there any more the run fails: say here what has taken its place.
 _SERVER = "port_server.server"
+_EVALUATOR = f"{_SERVER}.evaluate:Evaluator"
 STEPS = (
     (f"{_SERVER}.plain:PlainRequests.answer", "is it a plain request?", ""),
-    (f"{_SERVER}.lanes:MainLane.run", "the lane: status page, baton", "PlainRequests.answer"),
-    (f"{_SERVER}.evaluate:Evaluator.evaluate", "evaluate: look-ups, dropping", "MainLane.run"),
-    (f"{_SERVER}.evaluate:read_term", "decode code and globals", "Evaluator.evaluate"),
-    ("port_server.runtime.namespace:Namespaces.fresh", "make a namespace", "Evaluator.evaluate"),
-    ("port_server.runtime.snippet:eval", "run the code object", "Evaluator.evaluate"),
-    (f"{_SERVER}.evaluate:Evaluator.reply", "the reply around its value", "Evaluator.evaluate"),
-    (f"{_SERVER}.replies:encode_parts", "encode the reply", "Evaluator.reply"),
-    (f"{_SERVER}.lanes:MainLane.leave", "leave: output, streams in place?", "MainLane.run"),
-    (f"{_SERVER}.dispatcher:Dispatcher.answered", "hand on the reply", "PlainRequests.answer"),
-    (f"{_SERVER}.channel:Channel.send", "send: lock, header", "Dispatcher.answered"),
+    (f"{_SERVER}.lanes:MainLane.run_plain", "the lane: page, baton, order", "PlainRequests.answer"),
+    (f"{_EVALUATOR}.evaluate_plain", "evaluate: namespace, dropping", "MainLane.run_plain"),
+    (f"{_SERVER}.evaluate:read_term", "decode code and globals", "Evaluator.evaluate_plain"),
+    ("port_server.runtime.snippet:eval", "run the code object", "Evaluator.evaluate_plain"),
+    (f"{_SERVER}.replies:encode_parts", "encode the reply", "Evaluator.evaluate_plain"),
+    (f"{_SERVER}.channel:Channel.send", "send: lock, header", "PlainRequests.answer"),
 )  # fmt: skip
 
 LADDER = {
