@@ -80,13 +80,13 @@ def settings(*, short: bool, numpy: bool) -> dict[str, dict[str, Any]]:
         "pinned": {"rounds": 32 // few, "requests": 2000 // few, "only": None},
         "unpinned": {"rounds": 16 // few, "requests": 1500 // few},
         "callers": {"rounds": 12 // few, "callers": list(CALLER_COUNTS), "calls": 20_000 // few},
-        "spinning": {"rounds": 8 // few, "requests": 1000},
+        "spinning": {"rounds": 12 // few, "requests": 1000},
         "payloads": {"rounds": 20 // few},
         "binaries": {"rounds": 12 // few, "sizes": sizes},
         "streams": {"rounds": 12 // few, "items": 100_000 // few, "prints": 1000},
         "start": {"rounds": 12 // few, "numpy": numpy},
-        "memory": {"rounds": 4 // few, "large": True},
-        "jobs": {"rounds": 6 // few, "requests": 1000 // few},
+        "memory": {"rounds": 8 // few, "large": True},
+        "jobs": {"rounds": 12 // few, "requests": 1000 // few},
     }
 
 

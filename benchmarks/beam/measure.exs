@@ -33,6 +33,17 @@ defmodule Bench.Measure do
     samples(fun, count - 1, [System.monotonic_time(:nanosecond) - began | list])
   end
 
+  @doc "As `p50/2`, with a pause before each time, in which others go to work or to sleep."
+  def p50_after_pauses(fun, count) do
+    samples =
+      for _ <- 1..count do
+        Process.sleep(1)
+        once(fun, :as_it_is)
+      end
+
+    samples |> Enum.sort() |> Enum.at(div(count, 2))
+  end
+
   @doc """
   The median of a request, and what processor time its operating-system process took for each, which tells of the
   same work however many others want the processor.
@@ -44,8 +55,8 @@ defmodule Bench.Measure do
   end
 
   @doc "How long it takes once, in ns."
-  def once(fun) do
-    :erlang.garbage_collect()
+  def once(fun, heap \\ :collected) do
+    if heap == :collected, do: :erlang.garbage_collect()
     began = System.monotonic_time(:nanosecond)
     fun.()
     System.monotonic_time(:nanosecond) - began
