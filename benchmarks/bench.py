@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -119,6 +120,8 @@ class Bench:
         }
         # What is installed is compiled once; to do that at each start is nobody's start.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        if not shutil.which("cc"):
+            sys.exit("The C echo port needs a C compiler (Debian: apt-get install gcc libc6-dev)")
         compiler = ["cc", "-O2", "-o", self.env["BENCH_ECHO"], str(HERE / "reference/echo.c")]
         subprocess.run(compiler, check=True)
         subprocess.run(
