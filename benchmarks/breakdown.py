@@ -19,7 +19,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from bench import Bench
+from batches import cpu_of_batches
+from bench import PYTHON, Bench
 
 MIDDLE = (0.4, 0.6)
 READ, WRITE, STEP = "1", "2", "3"
@@ -205,6 +206,7 @@ def main() -> int:
         lines = bench.beam("profile", how, one_core=True)
         traces = [read_trace(Path(f"{trace}.{n}")) for n in range(len(STEPS) + 1)]
         machine = bench.machine()
+    batches = cpu_of_batches(PYTHON, 20 // few, 4000)
     samples: dict[str, list[float]] = defaultdict(list)
     requests: list[list[dict[str, int]]] = [[] for _ in traces]
     for line in lines:
@@ -241,6 +243,10 @@ def main() -> int:
             for name, values in samples.items()
             if name.startswith("step/") and "empty" not in name
         ],
+    )
+    print_table(
+        "Processor time of Python for a request, by how many came together",
+        [(f"{size} at once", ns) for size, ns in batches.items()],
     )
     return 0
 

@@ -147,7 +147,7 @@ def _callers() -> list[Figure]:
     return [
         Figure(
             CALLERS,
-            f"{count} callers: eval",
+            f"{count} caller{'s' if count > 1 else ''}: eval",
             f"callers_{count}/eval",
             f"callers_{count}/routed_python",
             "rate",

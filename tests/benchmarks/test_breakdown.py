@@ -2,8 +2,10 @@
 
 import builtins
 import importlib
+import sys
 
 import pytest
+from batches import cpu_of_batches
 from breakdown import MARKS, READ, STEP, STEPS, WRITE, Call, by_size, middle, own_times, spans_of
 
 CLOCK_NS, INNER_NS = 10, 20
@@ -71,3 +73,10 @@ def test_requests_in_the_middle_count():
     requests = [{"total": float(n), "x": float(n)} for n in (1, 2, 3, 4, 500)]
     assert middle(requests)["total"] == 3.0
     assert by_size({"a": 1.0, "b": 2.0}) == [("b", 2.0), ("a", 1.0)]
+
+
+def test_requests_that_come_together_are_all_answered():
+    """Batches of every size are measured against a real server."""
+    spent = cpu_of_batches(sys.executable, 1, 64)
+    assert list(spent) == [1, 2, 8, 64]
+    assert all(ns > 0 for ns in spent.values())
