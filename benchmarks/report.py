@@ -26,7 +26,9 @@ def show(number: float, figure: Figure) -> str:
 
 
 def _relation(value: float, figure: Figure) -> str:
-    return f"+{show(value, figure)}" if figure.relation == "more" else f"{value:.2f} {TIMES}"
+    if figure.relation == "more":
+        return f"{'+' if value >= 0 else '-'}{show(abs(value), figure)}"
+    return f"{value:.2f} {TIMES}"
 
 
 def _promise(figure: Figure) -> str:
@@ -39,11 +41,11 @@ def _promise(figure: Figure) -> str:
     return f"{'≥' if figure.relation == 'rate' else '≤'} {figure.promise:g} {TIMES}"
 
 
-def _verdict(figure: Figure, value: float, ours: float) -> str:
+def _verdict(figure: Figure, value: float, ours: float, *, noisy: bool) -> str:
     kept = figure.kept(value, ours)
     if kept is None:
         return ""
-    return ", kept" if kept else ", **missed**"
+    return (", kept" if kept else ", **missed**") + ("?" if noisy else "")
 
 
 def measured(figure: Figure, samples: Samples) -> bool:
@@ -66,7 +68,7 @@ def row(figure: Figure, samples: Samples) -> list[str]:
         mark + show(theirs.median, figure),
         mark + _relation(ratio.median, figure),
         f"{_relation(ratio.low, figure)} to {_relation(ratio.high, figure)}",
-        _promise(figure) + _verdict(figure, ratio.median, ours.median),
+        _promise(figure) + _verdict(figure, ratio.median, ours.median, noisy=theirs.noisy),
     ]
 
 
