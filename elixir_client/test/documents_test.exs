@@ -21,7 +21,7 @@ defmodule PyPort.DocumentsTest do
       path = unquote(path)
 
       capture_log(fn ->
-        capture_io(fn -> path |> blocks(["elixir"]) |> run(path, __ENV__) end)
+        capture_io(fn -> path |> blocks(["elixir"]) |> run(path) end)
         # Its records are to be captured, too.
         Enum.each(PyPort.Pool.servers(PyPort.Default), &PyPort.Test.Servers.mail_read?/1)
       end)

@@ -77,7 +77,7 @@ def test_shell_blocks_run(found):
 
 @pytest.mark.parametrize("found", documents_with("console"))
 def test_console_blocks_print_what_they_show(found):
-    """A line with `$` is a command, the lines below are what it prints; `...` stands for anything."""
+    """Below a command, behind `$`, stands what it prints; `...` is anything."""
     for block in found:
         steps = re.split(r"^\$ ", block.code, flags=re.MULTILINE)
         assert steps[0] == "", f"{block.place} begins with no command"

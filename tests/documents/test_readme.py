@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from markdown import PROJECT, blocks
@@ -37,17 +38,16 @@ def run(arguments, directory, **options):
 
 @pytest.fixture
 def project(tmp_path):
-    """The project that the README describes, beside a `pyport`."""
+    """The project that the README describes, beside a `pyport`, with a Python of its own."""
     (tmp_path / "pyport").symlink_to(PROJECT)
     run(["mix", "new", "my_app"], tmp_path)
     mix = tmp_path / "my_app/mix.exs"
-    before, _, rest = mix.read_text().partition("  defp deps do")
+    before, _, rest = mix.read_text().partition("  def project do")
     mix.write_text(before + block_of("mix.exs") + rest.partition("  end\n")[2])
-    config = block_of("config/config.exs")
-    python = PROJECT / ".venv/bin/python"
+    config = block_of("config/config.exs: ")
     (tmp_path / "my_app/config").mkdir()
     (tmp_path / "my_app/config/config.exs").write_text(
-        config.replace("/path/to/a/virtual/environment/bin/python", str(python))
+        config.replace("/path/to/a/virtual/environment/bin/python", sys.executable)
     )
     return tmp_path / "my_app"
 
@@ -59,3 +59,9 @@ def test_the_first_example_works_when_it_is_pasted_into_iex(project):
     assert "error:" not in printed
     assert "[0, 1, 4]" in printed
     assert "the end" in printed
+
+
+def test_its_configuration_is_the_one_that_is_tried_with_uv():
+    """tests/env builds docs/environments.md's, with pandas, for real."""
+    page = [block.code for block in blocks(PROJECT / "docs/environments.md")]
+    assert block_of("config/config.exs\n") in page

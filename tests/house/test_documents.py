@@ -1,6 +1,7 @@
 """What is held of the documentation as a whole; its blocks are run elsewhere."""
 
 import re
+from importlib.metadata import version
 
 import pytest
 from markdown import DOCUMENTS, PROJECT, blocks, outside_of_blocks
@@ -68,16 +69,15 @@ def test_every_link_inside_the_repository_leads_somewhere(document):
 
 
 def test_one_version_stands_everywhere():
-    """pyproject.toml, mix.exs, the changelog, and what a running server says."""
-    pyproject = re.search(
-        r'^version = "(.*)"', (PROJECT / "pyproject.toml").read_text(), re.MULTILINE
-    )
-    mix = re.search(r'@version "(.*)"', (PROJECT / "elixir_client/mix.exs").read_text())
-    changes = re.search(
-        r"^## (\d+\.\d+\.\d+)", (PROJECT / "CHANGELOG.md").read_text(), re.MULTILINE
-    )
-    lock = re.search(
-        r'name = "port-server"\nversion = "(.*)"', (PROJECT / "uv.lock").read_text()
-    )
-    assert pyproject and mix and changes and lock
-    assert {mix[1], changes[1], lock[1]} == {pyproject[1]}
+    """pyproject.toml, mix.exs, the changelog, the lock, and what is installed."""
+    declared = {
+        "pyproject.toml": r'^version = "(.*)"',
+        "uv.lock": r'^name = "port-server"\nversion = "(.*)"',
+        "elixir_client/mix.exs": r'@version "(.*)"',
+        "CHANGELOG.md": r"^## (\S+)",
+    }
+    versions = {
+        file: re.search(pattern, (PROJECT / file).read_text(), re.MULTILINE)[1]
+        for file, pattern in declared.items()
+    }
+    assert set(versions.values()) == {version("port-server")}, versions
