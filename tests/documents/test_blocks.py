@@ -1,7 +1,7 @@
 """The Python and shell blocks of the documentation, run as a reader would; Elixir's are ExUnit's.
 
-Blocks of one document run one after the other: Python in one namespace, shell commands in one
-shell each, in the root of the project.
+Blocks of one document run one after the other: Python in one namespace, each command in a shell of
+its own, in the root of the project.
 """
 
 import doctest
@@ -67,14 +67,6 @@ def test_python_blocks_run(found):
         namespace = test.globs
 
 
-@pytest.mark.parametrize("found", documents_with("sh"))
-def test_shell_blocks_run(found):
-    """Every command succeeds."""
-    for block in found:
-        done = run(f"set -e\n{block.code}")
-        assert done.returncode == 0, f"{block.place}\n{done.stdout}{done.stderr}"
-
-
 @pytest.mark.parametrize("found", documents_with("console"))
 def test_console_blocks_print_what_they_show(found):
     """Below a command, behind `$`, stands what it prints; `...` is anything."""
@@ -83,9 +75,11 @@ def test_console_blocks_print_what_they_show(found):
         assert steps[0] == "", f"{block.place} begins with no command"
         for step in steps[1:]:
             command, expected = commanded(step)
-            done = run(command + " 2>&1")
-            assert CHECKER.check_output(expected, done.stdout, OPTIONS), (
-                f"{block.place}: {command}\nexpected:\n{expected}\ngot:\n{done.stdout}"
+            done = run(command)
+            # Which of the two comes first where commands are piped is nobody's promise.
+            printed = [done.stderr + done.stdout, done.stdout + done.stderr]
+            assert any(CHECKER.check_output(expected, text, OPTIONS) for text in printed), (
+                f"{block.place}: {command}\nexpected:\n{expected}\ngot:\n{printed[0]}"
             )
 
 

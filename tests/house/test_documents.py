@@ -8,7 +8,7 @@ from markdown import DOCUMENTS, PROJECT, blocks, outside_of_blocks
 
 # Who runs a block without a note: elixir_client/test/documents_test.exs, tests/documents/,
 # tests/protocol/test_transcript.py.
-RUN = {"elixir", "erlang", "python", "sh", "console", "transcript"}
+RUN = {"elixir", "erlang", "python", "console", "transcript"}
 # Shown, not run: what somebody sees, or what stands in a file of another program.
 SHOWN = {"text"}
 
