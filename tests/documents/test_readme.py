@@ -1,6 +1,7 @@
 """The README, followed word by word: its first example in IEx, and its project."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,10 @@ def project(tmp_path):
     (tmp_path / "pyport").symlink_to(PROJECT)
     run(["mix", "new", "my_app"], tmp_path)
     mix = tmp_path / "my_app/mix.exs"
-    before, _, rest = mix.read_text().partition("  def project do")
-    mix.write_text(before + block_of("mix.exs") + rest.partition("  end\n")[2])
+    # Its two functions take the place of those that `mix new` has written.
+    kept = re.sub(r"  def project do\n.*?\n  end\n", "", mix.read_text(), flags=re.DOTALL)
+    kept = re.sub(r"  defp deps do\n.*?\n  end\n", block_of("mix.exs"), kept, flags=re.DOTALL)
+    mix.write_text(kept)
     config = block_of("config/config.exs: ")
     (tmp_path / "my_app/config").mkdir()
     (tmp_path / "my_app/config/config.exs").write_text(
@@ -56,6 +59,7 @@ def test_the_first_example_works_when_it_is_pasted_into_iex(project):
     """Line after line in `iex -S mix` of a project of one's own, without an error."""
     printed = run(["iex", "-S", "mix"], project, input=FIRST + '\nIO.puts("the " <> "end")\n')
     assert "** (" not in printed
+    assert "warning" not in printed
     assert "error:" not in printed
     assert "[0, 1, 4]" in printed
     assert "the end" in printed
