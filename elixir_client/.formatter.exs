@@ -2,6 +2,7 @@
 modern = if Version.match?(System.version(), ">= 1.15.0"), do: ["test_1_15/**/*.exs"], else: []
 
 [
-  inputs: ["*.exs", ".formatter.exs", "{config,lib,test,examples}/**/*.{ex,exs}", "../tests/faults/*.exs"] ++ modern,
+  inputs:
+    ["*.exs", ".formatter.exs", "{config,lib,test,examples}/**/*.{ex,exs}", "../tests/faults/*.exs"] ++ modern,
   line_length: 110
 ]
