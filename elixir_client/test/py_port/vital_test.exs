@@ -67,6 +67,20 @@ defmodule PyPort.VitalTest do
     assert Server.os_pid(server) == os_pid
   end
 
+  test "code that holds the interpreter is not ended for another request, which nobody could tell to end" do
+    server = start_server(cancel_grace: 300, kill_grace: 300)
+    os_pid = Server.os_pid(server)
+    # What is under way elsewhere has no name on the status page: the other request might be that.
+    asleep = spawn_eval(server, "import asyncio\nawait asyncio.sleep(4)\n'slept'")
+    Process.sleep(300)
+    held = spawn_eval(server, "sum(range(10**8)) and 'whole'")
+    Process.sleep(100)
+    assert {:error, %Error{kind: :timeout}} = PyPort.eval("1", %{}, server: server, timeout: 100)
+    assert {:ok, "whole"} = Task.await(held, 60_000)
+    assert {:ok, "slept"} = Task.await(asleep, 60_000)
+    assert Server.os_pid(server) == os_pid
+  end
+
   test "with a gil_held_limit code that holds the interpreter is ended, and the report says where it was" do
     server = start_server(heartbeat_interval: 100, gil_held_limit: 500)
     os_pid = Server.os_pid(server)
