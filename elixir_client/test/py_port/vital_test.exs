@@ -3,7 +3,7 @@ defmodule PyPort.VitalTest do
   use ExUnit.Case, async: true
 
   import ExUnit.CaptureLog
-  import PyPort.Test.{Processes, Servers}
+  import PyPort.Test.{FakePython, Processes, Servers}
 
   alias PyPort.{Error, Server, Status}
 
@@ -65,6 +65,23 @@ defmodule PyPort.VitalTest do
     assert eventually(fn -> state(server) == :idle end)
     assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
     assert Server.os_pid(server) == os_pid
+  end
+
+  @tag :tmp_dir
+  test "one that was stopped for longer than lost_after has the time for a beat when it goes on", %{
+    tmp_dir: dir
+  } do
+    # This one never beats.
+    server = start_fake(dir, heartbeat_interval: 500, lost_after: 1_300)
+    os_pid = Server.os_pid(server)
+    signal(os_pid, "STOP")
+    assert eventually(fn -> state(server) == :stopped end)
+    Process.sleep(500)
+    signal(os_pid, "CONT")
+    assert eventually(fn -> state(server) == :lost end)
+    Process.sleep(200)
+    assert Server.os_pid(server) == os_pid
+    assert gone?(os_pid)
   end
 
   test "code that holds the interpreter is not ended for another request, which nobody could tell to end" do
