@@ -292,11 +292,14 @@ class AsyncLane:
         self._tasks.pop(job.id_term, None)
         self._cancelling.discard(job.id_term)
         self._credits.pop(job.id_term, None)
-        self.jobs.pop(job.id_term, None)
-        self.counted()
         self._output.end(job.id_term)
-        self._hold(parts)
-        self.ended(job)
+        try:
+            self._hold(parts)
+        finally:
+            # A large reply takes long to write; not counted meanwhile, it would seem never begun.
+            self.jobs.pop(job.id_term, None)
+            self.counted()
+            self.ended(job)
 
     def _hold(self, parts: list[Part]) -> None:
         self._channel.hold(parts)

@@ -227,7 +227,7 @@ class Dispatcher(Router):
             self._channel.hold(parts)
         self._lane.running = None
         self._channel.write_out()
-        self._lane.page.clear()
+        self._lane.show_below()
 
     def _run(self) -> None:
         """Run the requests that are queued now, in order.
@@ -320,7 +320,7 @@ class Dispatcher(Router):
             stream.ready = True
             ready.append(stream)
         self._channel.write_out()
-        lane.page.clear()
+        lane.show_below()
 
     def take_over(self, job: Job, value: Any) -> None:
         """Go on with a request whose value is to be awaited or iterated. For any thread."""
@@ -372,10 +372,13 @@ class Dispatcher(Router):
         finally:
             evaluator.leave_if_forked()
             self._async.leave(token, id_term)
-            self.guests.discard(id_term)
-            self._lane.page.count()
             if not job.elsewhere:
                 self.job_ended(job)
-        if parts is not None:
-            self._channel.hold(parts)
-            self._channel.write_out()
+        try:
+            if parts is not None:
+                self._channel.hold(parts)
+                self._channel.write_out()
+        finally:
+            # A reply may take long to write; until then it looks as if it had never begun.
+            self.guests.discard(id_term)
+            self._lane.page.count()

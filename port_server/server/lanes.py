@@ -298,6 +298,13 @@ class MainLane:
         self.running = self._output.running = running
         self.page.show(running)
 
+    def show_below(self) -> None:
+        """Show what main goes on with when the request on top has ended, if that waits below."""
+        if self.below:
+            self.page.show(self.below[-1])
+        else:
+            self.page.clear()
+
     def check(self) -> None:
         """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""
         if self.cancelled and not self.cancelled.isdisjoint((self.running, *self.below)):

@@ -150,6 +150,43 @@ def test_a_request_on_top_of_another_takes_its_place_for_a_while(port, file):
     port.value(outer)
 
 
+@pytest.mark.parametrize("options", [{}, {"stream": True, "credit": 9}])
+def test_a_request_that_goes_on_waiting_for_a_call_has_its_place_again(port, file, options):
+    """Whoever dies then has begun, whatever ran on top of it meanwhile."""
+    outer = port.eval("from port_server import call\ncall(':m', 'f')")
+    while (message := port.others.get(timeout=5))[0] != "invoke":
+        pass
+    code = "yield 1" if options else "1"
+    inner = port.eval(code, parent=message[2], **options)
+    while port.reply(inner)[0] != "ok":
+        pass
+    until(lambda: running(file) == outer)
+    port.tell(Atom("answer"), message[2], (Atom("ok"), None))
+    port.value(outer)
+    until(lambda: running(file) is None)
+
+
+@pytest.mark.parametrize("lane", ["task", "guest"])
+def test_a_request_elsewhere_is_counted_until_its_reply_is_written(file, lane):
+    """Nobody who reads slowly is told that it has never begun."""
+    size = 50_000_000  # far more than any pipe holds
+    with Client({"status_page": str(file)}) as client:
+        if lane == "task":
+            client.send_eval(f"import asyncio\nasync def f(): return b'x' * {size}\nawait f()")
+        else:
+            client.value(
+                "import threading\nfrom port_server import call\n"
+                "threading.Thread(target=call, args=(':m', 'f'), daemon=True).start()"
+            )
+            invoke = client.receive(lambda frame: frame[0] == "invoke")
+            client.send_eval(f"b'x' * {size}", options={"parent": invoke[2]})
+        until(lambda: elsewhere(file) == 1)
+        time.sleep(0.3)
+        assert elsewhere(file) == 1
+        assert len(client.receive(lambda frame: frame[0] == "ok", 30)[2]) == size
+        until(lambda: elsewhere(file) == 0)
+
+
 def test_a_forked_child_does_not_write_on_it(port, file):
     """It is the parent's."""
     name = port.eval("import os\npid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0)[1]")

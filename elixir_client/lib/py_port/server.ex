@@ -291,7 +291,11 @@ defmodule PyPort.Server do
   # --- death ----------------------------------------------------------------------------------
 
   defp carry_on({:ok, state}), do: {:noreply, state}
-  defp carry_on({:exited, state}), do: died(Death.exited(state), state)
+
+  defp carry_on({:exited, state}) do
+    {status, state} = Death.exited(state)
+    died(status, state)
+  end
 
   defp carry_on({:kill, why, state}) do
     {state, report} = Death.kill(state, why)

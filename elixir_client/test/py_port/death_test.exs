@@ -37,6 +37,22 @@ defmodule PyPort.DeathTest do
     assert {:error, %Error{kind: :exited, exit_status: 7, begun: nil}} = Task.await(behind)
   end
 
+  test "an answer that was given before the end is the answer, when the end is seen first" do
+    server = start_server(heartbeat_interval: 60_000)
+    owner = Process.whereis(server)
+    os_pid = Server.os_pid(server)
+    :erlang.suspend_process(owner)
+    send(owner, :beat)
+    task = spawn_eval(server, "1 + 1")
+    # Its reply stands in the owner's mailbox, behind the look that finds the process gone.
+    assert eventually(fn -> {:message_queue_len, 2} == Process.info(owner, :message_queue_len) end)
+    signal(os_pid, "KILL")
+    assert gone?(os_pid)
+    :erlang.resume_process(owner)
+    assert {:ok, 2} = Task.await(task)
+    assert eventually(fn -> Process.whereis(server) == nil end)
+  end
+
   test "a segfault is reported with the stack that Python wrote last" do
     server = start_server()
     code = "def crash():\n    import ctypes\n    ctypes.string_at(0)\ncrash()"

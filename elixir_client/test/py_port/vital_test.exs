@@ -3,7 +3,7 @@ defmodule PyPort.VitalTest do
   use ExUnit.Case, async: true
 
   import ExUnit.CaptureLog
-  import PyPort.Test.{Processes, Servers}
+  import PyPort.Test.{FakePython, Processes, Servers}
 
   alias PyPort.{Error, Server, Status}
 
@@ -64,6 +64,37 @@ defmodule PyPort.VitalTest do
     signal(os_pid, "CONT")
     assert eventually(fn -> state(server) == :idle end)
     assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
+    assert Server.os_pid(server) == os_pid
+  end
+
+  @tag :tmp_dir
+  test "one that was stopped for longer than lost_after has the time for a beat when it goes on", %{
+    tmp_dir: dir
+  } do
+    # This one never beats.
+    server = start_fake(dir, heartbeat_interval: 500, lost_after: 1_300)
+    os_pid = Server.os_pid(server)
+    signal(os_pid, "STOP")
+    assert eventually(fn -> state(server) == :stopped end)
+    Process.sleep(500)
+    signal(os_pid, "CONT")
+    assert eventually(fn -> state(server) == :lost end)
+    Process.sleep(200)
+    assert Server.os_pid(server) == os_pid
+    assert gone?(os_pid)
+  end
+
+  test "code that holds the interpreter is not ended for another request, which nobody could tell to end" do
+    server = start_server(cancel_grace: 300, kill_grace: 300)
+    os_pid = Server.os_pid(server)
+    # What is under way elsewhere has no name on the status page: the other request might be that.
+    asleep = spawn_eval(server, "import asyncio\nawait asyncio.sleep(4)\n'slept'")
+    Process.sleep(300)
+    held = spawn_eval(server, "sum(range(10**8)) and 'whole'")
+    Process.sleep(100)
+    assert {:error, %Error{kind: :timeout}} = PyPort.eval("1", %{}, server: server, timeout: 100)
+    assert {:ok, "whole"} = Task.await(held, 60_000)
+    assert {:ok, "slept"} = Task.await(asleep, 60_000)
     assert Server.os_pid(server) == os_pid
   end
 

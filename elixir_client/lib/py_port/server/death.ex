@@ -27,12 +27,12 @@ defmodule PyPort.Server.Death do
 
   @doc """
   The process is gone, or a zombie; a child of it that holds its pipe open keeps the port from saying so. The whole
-  group is killed, then the port says it.
+  group is killed, then the port says it. The replies that it has written before are answers all the same.
   """
-  @spec exited(state()) :: non_neg_integer() | nil
-  def exited(%{handle: handle}) do
+  @spec exited(state()) :: {non_neg_integer() | nil, state()}
+  def exited(%{handle: handle} = state) do
     Reaper.kill(self())
-    exit_status(handle.port)
+    await_exit(handle.port, System.monotonic_time(:millisecond) + @exit_status_wait_ms, state)
   end
 
   @doc "The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it what each of its callers is told."
@@ -87,6 +87,8 @@ defmodule PyPort.Server.Death do
     # Before the kill, since a machine that needs this may be slow with all else.
     state = Ladder.fell(state)
     Reaper.kill(self())
+    # What stands in the mailbox by now is answered.
+    {_status, state} = await_exit(state.handle.port, System.monotonic_time(:millisecond), state)
 
     {state,
      %Error{
@@ -121,7 +123,7 @@ defmodule PyPort.Server.Death do
     grace = state.options.shutdown_grace
     PyPort.Server.Handle.refuse(handle)
     PyPort.Server.Handle.command(handle, Wire.shutdown(grace))
-    state = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
+    {_status, state} = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
     state |> log_stderr.() |> close()
   end
 
@@ -133,13 +135,13 @@ defmodule PyPort.Server.Death do
           :other -> await_exit(port, deadline, state)
         end
 
-      {^port, {:exit_status, _status}} ->
-        state
+      {^port, {:exit_status, status}} ->
+        {status, state}
 
       {:EXIT, ^port, _reason} ->
-        state
+        {nil, state}
     after
-      max(deadline - System.monotonic_time(:millisecond), 0) -> state
+      max(deadline - System.monotonic_time(:millisecond), 0) -> {nil, state}
     end
   end
 

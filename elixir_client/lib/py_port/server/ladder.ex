@@ -13,7 +13,7 @@ defmodule PyPort.Server.Ladder do
   require Logger
 
   alias PyPort.{Output, Telemetry, Wire}
-  alias PyPort.Server.{Page, Property, Pulse, Stacks, Traffic, Vital}
+  alias PyPort.Server.{Handle, Page, Property, Pulse, Stacks, Traffic, Vital}
 
   @type why :: :timeout | :caller_down | :stopped
   @type entry :: %{
@@ -24,6 +24,8 @@ defmodule PyPort.Server.Ladder do
           rung: 1 | 2,
           # What stood in the way when rung 2 was reached: it must be the same for rung 3.
           culprit: term(),
+          # What had been heard of Python at the last look.
+          heard: term(),
           # Whether its caller has an answer already, or needs none.
           answered?: boolean()
         }
@@ -42,7 +44,17 @@ defmodule PyPort.Server.Ladder do
     if :ets.member(state.handle.table, id) and entry(state, id) == nil do
       tell(state, :cancel, %{pending: pending(state)}, %{request: number(id), reason: why})
       now = now()
-      entry = %{why: why, since: now, blamed: now, rung: 1, culprit: nil, answered?: why == :caller_down}
+
+      entry = %{
+        why: why,
+        since: now,
+        blamed: now,
+        rung: 1,
+        culprit: nil,
+        heard: nil,
+        answered?: why == :caller_down
+      }
+
       state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
       if why == :caller_down, do: silence(state, id), else: state
     else
@@ -107,8 +119,11 @@ defmodule PyPort.Server.Ladder do
     page = Pulse.page(state.pulse)
     place = place(state, page, id)
     left_over = left_over(state, page)
+    heard? = entry.heard not in [nil, state.liveness.heard]
+    entry = %{entry | heard: state.liveness.heard}
+    state = state |> put(id, entry) |> sound_out(id, place, page)
 
-    case blame(place, page, left_over, Vital.well?(state)) do
+    case blame(place, page, left_over, Vital.well?(state), heard?) do
       :it -> climb(state, id, entry, left_over || place, Page.begun(page, id))
       :other -> {:ok, leave(state, id, entry, Page.begun(page, id))}
       :soon -> {:ok, leave_late(state, id, entry, Page.begun(page, id))}
@@ -122,20 +137,35 @@ defmodule PyPort.Server.Ladder do
 
   defp left_over(_state, _page), do: nil
 
+  # Whether main, which is at another request, lets anybody else run meanwhile: then this is answered by the next look.
+  defp sound_out(state, id, :elsewhere, %{running: running}) when running != nil do
+    Handle.command(state.handle, Wire.ping(id))
+    state
+  end
+
+  defp sound_out(state, _id, _place, _page), do: state
+
   # Whose fault it is that no answer comes.
-  defp blame(:running, _page, _left_over, _well?), do: :it
-  defp blame(place, _page, left_over, _well?) when left_over != nil and place in [:waiting, :passed], do: :it
+  defp blame(:running, _page, _left_over, _well?, _heard?), do: :it
+
+  defp blame(place, _page, left_over, _well?, _heard?)
+       when left_over != nil and place in [:waiting, :passed],
+       do: :it
+
   # Main is at an earlier one.
-  defp blame(:waiting, %{running: running}, _left_over, _well?) when running != nil, do: :other
+  defp blame(:waiting, %{running: running}, _left_over, _well?, _heard?) when running != nil, do: :other
 
   # Main runs nothing. Its answer may be on the way; but if nothing is heard of Python, it takes no requests any more.
-  defp blame(:waiting, _page, _left_over, well?), do: if(well?, do: :soon, else: :it)
-  defp blame(:passed, _page, _left_over, _well?), do: :soon
-  # Another one holds the interpreter, and this one can not even be told to end.
-  defp blame(:elsewhere, %{running: running}, _left_over, false) when running != nil, do: :soon
+  defp blame(:waiting, _page, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
+  defp blame(:passed, _page, _left_over, _well?, _heard?), do: :soon
+
+  # Where the one in main holds the interpreter, this one can not even be told to end. A verdict comes too late to tell.
+  defp blame(:elsewhere, %{running: running}, _left_over, _well?, heard?) when running != nil,
+    do: if(heard?, do: :it, else: :soon)
+
   # It goes on although it was told to end, or blocks the loop, so that it cannot be told.
-  defp blame(:elsewhere, _page, _left_over, _well?), do: :it
-  defp blame(:unknown, _page, _left_over, _well?), do: :soon
+  defp blame(:elsewhere, _page, _left_over, _well?, _heard?), do: :it
+  defp blame(:unknown, _page, _left_over, _well?, _heard?), do: :soon
 
   # Without a page the oldest request is the one that runs, as far as anybody can tell.
   defp place(state, nil, id) do

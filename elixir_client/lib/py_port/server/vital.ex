@@ -45,7 +45,11 @@ defmodule PyPort.Server.Vital do
 
   def tick(state, _due), do: {:ok, state}
 
-  defp over?(:lost, now, state), do: Liveness.silent_ms(state.liveness, now) >= state.options.lost_after
+  # One that was stopped, and goes on, has the time for a beat first.
+  defp over?(:lost, now, %{options: options, verdict: {_verdict, since}} = state) do
+    Liveness.silent_ms(state.liveness, now) >= options.lost_after and
+      now - since >= options.heartbeat_interval
+  end
 
   defp over?(verdict, now, %{options: options, verdict: {_verdict, since}})
        when verdict in [:gil_held, :stuck],
