@@ -254,6 +254,11 @@ defmodule PyPortTest do
       assert_raise ArgumentError, ~r/:timeout must be milliseconds.*got: "5"/, fn ->
         PyPort.eval("1", %{}, timeout: "5")
       end
+
+      # Longer than the BEAM can wait.
+      assert_raise ArgumentError, ~r/milliseconds \(0 to \d+\) or :infinity/, fn ->
+        PyPort.eval("1", %{}, timeout: 5_000_000_000)
+      end
     end
 
     test "options in the place of the globals, with where they belong" do

@@ -47,6 +47,9 @@ defmodule PyPort.Options do
           cluster: false
         ] ++ @server
 
+  # The BEAM's own timers end at 2 ** 32 ms, 49 days; a request to another node adds some seconds.
+  @longest_ms 4_294_000_000
+
   @type request :: %{
           required(:server) => GenServer.server() | nil,
           required(:timeout) => timeout(),
@@ -155,7 +158,7 @@ defmodule PyPort.Options do
 
   defp valid?(name, value)
        when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
-       do: value == :infinity or (is_integer(value) and value >= 0)
+       do: value == :infinity or (is_integer(value) and value in 0..@longest_ms)
 
   defp valid?(name, value) when name in [:max_requests, :max_age, :max_rss],
     do: value == :infinity or (is_integer(value) and value > 0)
@@ -209,7 +212,7 @@ defmodule PyPort.Options do
   defp valid?(_name, _value), do: true
 
   defp expected(name) when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
-    do: "milliseconds (0 or more) or :infinity"
+    do: "milliseconds (0 to #{@longest_ms}) or :infinity"
 
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
 
