@@ -11,6 +11,7 @@ defmodule PyPort.Options do
   @request_defaults Map.new(@request)
   @stream @request ++ [credit: 512]
   @session @common
+  @interactive Keyword.delete(@request, :return)
 
   @server [
     name: nil,
@@ -81,6 +82,13 @@ defmodule PyPort.Options do
 
   @spec session!(keyword()) :: map()
   def session!(options), do: validate!(options, Map.new(@session), @session, "PyPort.open_session/1")
+
+  @spec interactive!(keyword()) :: map()
+  def interactive!(options) do
+    options
+    |> validate!(Map.new(@interactive), @interactive, "PyPort.Interactive.put_options/1")
+    |> one_server!()
+  end
 
   @spec server!(keyword()) :: map()
   def server!(options), do: validate!(options, Map.new(@server), @server, "PyPort.Server")
