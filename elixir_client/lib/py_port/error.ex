@@ -270,4 +270,15 @@ defmodule PyPort.Error do
     31 => "SIGSYS"
   }
   defp signal_name(number), do: Map.get(@signals, number, "signal #{number}")
+
+  defimpl Inspect do
+    import Inspect.Algebra
+
+    # As a person reads it, line by line: in a shell, and in the message of a match that failed.
+    def inspect(error, _options) do
+      begun = if error.begun == nil, do: "", else: ", begun: #{error.begun}"
+      lines = error |> PyPort.Error.message() |> String.split("\n") |> Enum.map(&concat(line(), string(&1)))
+      concat(["#PyPort.Error<#{Kernel.inspect(error.kind)}#{begun}", nest(concat(lines), 2), line(), ">"])
+    end
+  end
 end

@@ -142,11 +142,7 @@ defmodule PyPort.Options do
   end
 
   defp unknown(name, known, whose) do
-    similar = Enum.max_by(known, &String.jaro_distance(to_string(&1), to_string(name)))
-    near? = String.jaro_distance(to_string(similar), to_string(name)) > 0.8
-    hint = if near?, do: " Did you mean #{inspect(similar)}?", else: ""
-
-    "unknown option #{inspect(name)} for #{whose}.#{hint} " <>
+    "unknown option #{inspect(name)} for #{whose}.#{PyPort.Suggest.similar(name, known)} " <>
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 

@@ -3,7 +3,7 @@ defmodule PyPort.Reach do
   # whether it may take one more frame now. Runs in the caller's process; sends nothing.
   @moduledoc false
 
-  alias PyPort.{Error, Object, Registry, Remote, Server, Session}
+  alias PyPort.{Error, Object, Registry, Remote, Server, Session, Suggest}
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
@@ -261,7 +261,8 @@ defmodule PyPort.Reach do
 
   defp not_running(server) do
     unavailable(
-      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being restarted"
+      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being " <>
+        "restarted. #{Suggest.running(server)}"
     )
   end
 
