@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-trixie test-fresh bench-codec fuzz clean distclean setup
+.PHONY: help demo test lint test-env wheel test-trixie test-fresh bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -22,6 +22,12 @@ test: setup ## pytest, then ExUnit
 
 lint: setup ## ruff, mypy, shellcheck, mix format, warnings of the Elixir compiler
 	@$(in_env) sh scripts/lint.sh
+
+test-env: setup ## uv, Mix projects and releases for real, on packages of PyPI's (a few minutes)
+	@$(in_env) python -m pytest tests/env -m env $(PYTEST_ARGS)
+
+wheel: setup ## the port server for this platform, into elixir_client/priv/wheels
+	@$(in_env) sh scripts/wheel.sh
 
 test-trixie: ## make lint test inside Debian 13 (as root; builds its root directory once)
 	@sh scripts/debian.sh trixie

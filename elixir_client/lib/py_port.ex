@@ -344,6 +344,49 @@ defmodule PyPort do
   @spec bytes(binary()) :: PyPort.Bytes.t()
   def bytes(data) when is_binary(data), do: %PyPort.Bytes{data: data}
 
+  @doc """
+  Builds a Python environment at run time, for scripts and notebooks, and starts the default pool in it.
+
+      Mix.install([{:py_port, path: "../pyport/elixir_client"}], config: [py_port: [pool: false]])
+
+      :ok =
+        PyPort.uv_init(~S'''
+        [project]
+        name = "script"
+        version = "0.0.0"
+        requires-python = ">=3.11"
+        dependencies = ["numpy"]
+        ''')
+
+  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and
+  nothing happens where the server runs in it already. What uv says goes to the group leader. The options are those
+  of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it: `python_env: :name`.
+
+  Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
+  """
+  @spec uv_init(String.t(), keyword()) :: :ok | {:error, Error.t()}
+  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml),
+    do: PyPort.Env.init(pyproject_toml, options)
+
+  @doc """
+  The OS variables that tell PyPort on another machine where the environments of this node are, once
+  `install_paths/0` have been copied there.
+
+      FLAME.Pool, ..., backend: {FLAME.FlyBackend, env: PyPort.install_env()},
+                       code_sync: [copy_paths: PyPort.install_paths()]
+
+  They have to be set before `:py_port` starts there. Empty where no environment is in use.
+  """
+  @spec install_env() :: %{optional(String.t()) => String.t()}
+  def install_env, do: PyPort.Env.install_env()
+
+  @doc """
+  The files and directories that hold the environments of this node, to be copied to the same paths on another
+  machine: of the same kind (libc, machine) and, unless uv fetched it, with the same Python installed.
+  """
+  @spec install_paths() :: [Path.t()]
+  def install_paths, do: PyPort.Env.install_paths()
+
   defp value!({:ok, value}), do: value
   defp value!({:error, %Error{} = error}), do: raise(error)
 

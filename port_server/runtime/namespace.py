@@ -94,13 +94,17 @@ _nobody = Closed({}).references()[0]
 
 
 class Namespaces:
-    """Makes namespaces, and keeps those of sessions by name."""
+    """Makes namespaces, and keeps those of sessions by name.
 
-    __slots__ = ("_base", "_names", "_sessions")
+    Attributes:
+        base: what each begins as, but for its `__loader__`.
+    """
+
+    __slots__ = ("_names", "_sessions", "base")
 
     def __init__(self) -> None:
         # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
-        self._base: dict[str, Any] = {
+        self.base: dict[str, Any] = {
             "__name__": "__main__",
             "__builtins__": builtins,
             "__doc__": None,
@@ -117,7 +121,7 @@ class Namespaces:
         Raises:
             NamespaceError: a key of `values` is no identifier.
         """
-        namespace = self._base.copy()
+        namespace = self.base.copy()
         namespace["__loader__"] = snippet.source
         if values:
             names = self._names
@@ -140,7 +144,7 @@ class Namespaces:
         """
         if session in self._sessions:
             raise SessionError(f"there is a session {_shown(session)} already; close it first")
-        self._sessions[session] = self._base.copy()
+        self._sessions[session] = self.base.copy()
 
     def close(self, session: bytes) -> Closed | None:
         """End a session; give what was in it, for the caller to drop where user code may run.
@@ -180,7 +184,7 @@ class Namespaces:
     def adopt(self, namespace: dict[str, Any]) -> None:
         """Let every later namespace begin with the names that `namespace` defines (init_code)."""
         own = ("__builtins__", "__name__", "__loader__", "__annotations__")
-        self._base.update({name: value for name, value in namespace.items() if name not in own})
+        self.base.update({name: value for name, value in namespace.items() if name not in own})
 
     def _name(self, key: object, values: dict[Any, Any]) -> str:
         name = exact_key(key, values)

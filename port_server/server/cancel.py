@@ -63,7 +63,7 @@ class Cancels:
         self._window = window
         window.cancels = self._raise
         window.know(
-            borders=(Evaluator.evaluate, Stream.advance),
+            borders=(Evaluator.evaluate, Evaluator.evaluate_plain, Stream.advance),
             open=(
                 Evaluator.reply,
                 Evaluator.failed,

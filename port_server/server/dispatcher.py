@@ -305,7 +305,7 @@ class Dispatcher(Router):
             except BaseException as error:  # raised by a signal, while a failure was described
                 evaluator = lane.evaluator
                 parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
-            lane.leave(ended=parts is not None)
+            lane.leave(parts is not None)
         finally:
             self._baton.take_back()
             lane.running = None

@@ -13,7 +13,8 @@ from _thread import allocate_lock
 from sys import getrefcount
 
 from port_server.etf import Struct, read_term
-from port_server.protocol.messages import ProtocolError
+from port_server.protocol import messages
+from port_server.protocol.messages import OK_HEAD, ProtocolError
 from port_server.runtime.namespace import (
     NamespaceError,
     Namespaces,
@@ -72,6 +73,7 @@ class Evaluator(Replies):
         "_awaited",
         "_channel",
         "_compiling",
+        "_export",
         "_read",
         "_snippets",
         "_targets",
@@ -90,6 +92,7 @@ class Evaluator(Replies):
         self.objects = Objects(settings)
         self.objects.install()
         self.exports = Exports(self.objects)
+        self._export = self.exports.export
         self.ran: Snippet | Target | ObjectTarget | None = None
         self._awaited: set[Any] = set()
         self._channel = channel
@@ -145,10 +148,8 @@ class Evaluator(Replies):
                     values, at = read(frame, at)
                 else:
                     values, at = read(frame, at, binary_as=job.binary_as)
-                if at != len(frame):
-                    raise _trailing(frame, at, kind)
-                if type(values) is not dict:
-                    raise ProtocolError(f"globals are a map, not {named(values)}")
+                if at != len(frame) or type(values) is not dict:
+                    raise _no_eval(frame, at, values)
                 step = "run"
                 # Only text is looked up as it came: what else it may be is not always hashable.
                 entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(
@@ -191,8 +192,7 @@ class Evaluator(Replies):
                 value = target.find()(*values, **_keywords(kwargs))
             step = "result"
             if type(value) not in _PLAIN_TYPES and hasattr(type(value), "__await__"):
-                if len(self._awaited) < _MOST_LEARNED:
-                    self._learn(code)
+                self._learn(code)
                 job = job or Job(frame, kind, id_term, at)
                 self.take_over(job, value)
             elif job is not None and job.stream:
@@ -218,6 +218,61 @@ class Evaluator(Replies):
             pass
         return parts
 
+    def evaluate_plain(self, frame: bytes, id_term: bytes, at: int) -> list[Part] | None:
+        """Do what `evaluate` does, for an eval with the usual options. For main.
+
+        The hot path, written out: what such a request does not need is not looked at, and as
+        little as possible is called.
+        """
+        code: Any = None
+        values: Any = None
+        value: Any = None
+        job: Job | None = None
+        step = "code"
+        parts: list[Part] | None = None
+        exports = self.exports
+        try:
+            code, at = self._read(frame, at)
+            step = "globals"
+            values, at = self._read(frame, at)
+            if at != len(frame) or type(values) is not dict:
+                raise _no_eval(frame, at, values)
+            step = "run"
+            entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(code)
+            if values:
+                values = self.namespaces.fresh(entry, values)
+            else:
+                values = self.namespaces.base.copy()
+                values["__loader__"] = entry.source
+            if entry.kind is not PLAIN:
+                _check_yield(entry, None)
+            value = entry.run(values)
+            step = "result"
+            if type(value) in _PLAIN_TYPES:
+                parts = self._encode(
+                    value, head=OK_HEAD + id_term, default=self._export, max_bytes=self._max_bytes
+                )
+                if exports.ids:
+                    parts = messages.with_objects(parts, exports.ids)
+                    exports.ids = []
+            elif hasattr(type(value), "__await__"):
+                self._learn(code)
+                job = Job(frame, "eval", id_term, at)
+                self.take_over(job, value)
+            else:
+                parts = self.reply(id_term, value, None, exports)
+        except BaseException as error:
+            if job is None or not job.elsewhere:
+                parts = self.failed(error, step, id_term, exports)
+        try:  # see `evaluate`
+            cyclic = getrefcount(values) > _ALONE
+            code = values = value = None
+            if cyclic and gc.isenabled() and parts is not None:
+                gc.collect(1)
+        except BaseException:  # noqa: S110  raised by a signal; the reply is there already
+            pass
+        return parts
+
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.
 
@@ -235,7 +290,8 @@ class Evaluator(Replies):
         return entry.kind not in {PLAIN, GENERATOR} or code in self._awaited
 
     def _learn(self, code: Any) -> None:
-        if type(code) in {str, tuple}:
+        """Note that this code gives something to await."""
+        if type(code) in {str, tuple} and len(self._awaited) < _MOST_LEARNED:
             self._awaited.add(code)
 
     def _read_object_target(self, frame: Frame, at: int) -> tuple[ObjectTarget, int]:
@@ -290,6 +346,12 @@ def _check_yield(snippet: Snippet, job: Job | None) -> None:
             f"top-level `yield` (line {snippet.special_line} of {snippet.source.file}) gives a "
             f"stream of values: use PyPort.stream/3 for it"
         )
+
+
+def _no_eval(frame: Frame, at: int, values: Any) -> ProtocolError:
+    if at != len(frame):
+        return _trailing(frame, at, "eval")
+    return ProtocolError(f"globals are a map, not {named(values)}")
 
 
 def _trailing(frame: Frame, at: int, kind: str) -> ProtocolError:

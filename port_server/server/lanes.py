@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     Paused = tuple[bytes, list[int]]
 
 _NEVER: Final = float("inf")
+# A look-up here is cheaper than the attribute, and does not raise where there is none.
+_sys: Final = sys.__dict__
 
 
 class MainLane:
@@ -60,6 +62,7 @@ class MainLane:
     __slots__ = (
         "_acquire",
         "_baton",
+        "_dropped",
         "_output",
         "_release",
         "_stdio",
@@ -99,6 +102,7 @@ class MainLane:
         self.page = page
         self.running: bytes | None = None
         self._baton = baton
+        self._dropped = evaluator.objects.dropped
         self._acquire = baton.lock.acquire
         self._release = baton.lock.release
         self._output = output
@@ -166,7 +170,7 @@ class MainLane:
                 parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
             except BaseException as error:  # raised by a signal, while a failure was described
                 parts = evaluator.interrupted(error, id_term, evaluator.exports)
-            self.leave(ended=parts is not None)
+            self.leave(parts is not None)
         finally:
             if not self._acquire(False):
                 baton.wait()
@@ -175,6 +179,43 @@ class MainLane:
                 self._turns.end(job)
             elif job.stream:
                 self.attend()
+        if self._window.alert:
+            self.settle(id_term, ended=parts is not None)
+        return parts
+
+    def run_plain(self, frame: bytes, id_term: bytes, at: int) -> list[Part] | None:
+        """Do what `run` does, for an eval with the usual options: the hot path, written out."""
+        output = self._output
+        self.running = output.running = id_term
+        page = self.page.map
+        if page is not None:
+            page[USUAL_AT] = id_term
+        baton = self._baton
+        baton.sequence += 1
+        self._release()
+        if baton.parked:
+            baton.wake()
+        try:
+            try:
+                # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
+                parts = self.evaluator.evaluate_plain(frame, id_term, at)
+            except BaseException as error:  # raised by a signal, while a failure was described
+                parts = self.evaluator.interrupted(error, id_term, self.evaluator.exports)
+            streams = self._streams
+            if (
+                self._stdio.forked
+                or output.requests
+                or self._dropped
+                or _sys.get("stdout") is not streams.stdout
+                or _sys.get("stderr") is not streams.stderr
+                or _sys.get("stdin") is not streams.stdin
+            ):
+                self.leave(parts is not None)
+            else:
+                output.running = None
+        finally:
+            if not self._acquire(False):
+                baton.wait()
         if self._window.alert:
             self.settle(id_term, ended=parts is not None)
         return parts
@@ -194,7 +235,7 @@ class MainLane:
         self.running = self._output.running = id_term
         self.page.show(id_term)
 
-    def leave(self, *, ended: bool = True) -> None:
+    def leave(self, ended: bool) -> None:
         """Put in order what user code leaves behind; its output is handed on."""
         output = self._output
         running = self.running

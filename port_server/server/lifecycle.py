@@ -186,7 +186,7 @@ class Server:
         read, receive = channel.read, channel.receive
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
-        answer_plain = PlainRequests(reader, self.lane, dispatcher).answer
+        answer_plain = PlainRequests(channel, self.lane, dispatcher).answer
         held = dispatcher.turns.held
         frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):

@@ -10,12 +10,13 @@ from __future__ import annotations
 from port_server.protocol.framing import HEADER_BYTES, length_at
 from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT, ID_TERM_AT
 
+from .page import LENGTH_AT
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from port_server.protocol.framing import FrameReader
-
+    from .channel import Channel
     from .dispatcher import Dispatcher
     from .lanes import MainLane
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _ID_BYTES: Final = 8
 _EVAL: Final = EVAL_PREFIX + bytes([_ID_BYTES])
 _CALL: Final = CALL_PREFIX + bytes([_ID_BYTES])
+_KINDS: Final = (_EVAL, _CALL)
 _ID_TERM_AT: Final = HEADER_BYTES + ID_TERM_AT
 _ID_AT: Final = HEADER_BYTES + ID_LENGTH_AT + 1
 _BODY_AT: Final = _ID_AT + _ID_BYTES
@@ -31,12 +33,13 @@ _BODY_AT: Final = _ID_AT + _ID_BYTES
 class PlainRequests:
     """Answers plain requests."""
 
-    __slots__ = ("_dispatcher", "_lane", "_reader")
+    __slots__ = ("_channel", "_dispatcher", "_lane", "_reader")
 
-    def __init__(self, reader: FrameReader, lane: MainLane, dispatcher: Dispatcher) -> None:
+    def __init__(self, channel: Channel, lane: MainLane, dispatcher: Dispatcher) -> None:
+        self._channel = channel
         self._dispatcher = dispatcher
         self._lane = lane
-        self._reader = reader
+        self._reader = channel.reader
 
     def answer(self, data: bytes) -> bool:
         """Answer what one read brought, between frames, if it is one plain request.
@@ -45,8 +48,7 @@ class PlainRequests:
             False if it is anything else, or not whole; then nothing was done.
         """
         start = data[HEADER_BYTES:_ID_AT]
-        kind = "eval" if start == _EVAL else "call" if start == _CALL else None
-        if kind is None:
+        if start not in _KINDS:
             return False
         lane = self._lane
         options = lane.usual_options
@@ -56,8 +58,21 @@ class PlainRequests:
             data[_BODY_AT:at] != options
             or length_at(data)[0] != size
             or size > self._reader.max_frame_bytes
+            or self._channel.held
         ):
             return False
-        parts = lane.run(data, kind, data[_ID_TERM_AT:_BODY_AT], at, None)
-        self._dispatcher.answered(lane, parts)
+        id_term = data[_ID_TERM_AT:_BODY_AT]
+        if start == _EVAL:
+            parts = lane.run_plain(data, id_term, at)
+        else:
+            parts = lane.run(data, "call", id_term, at, None)
+        dispatcher = self._dispatcher
+        if parts is None or dispatcher.queue or dispatcher.ready:
+            dispatcher.answered(lane, parts)
+            return True
+        self._channel.send(parts)
+        lane.running = None
+        page = lane.page.map
+        if page is not None:
+            page[LENGTH_AT] = 0
         return True

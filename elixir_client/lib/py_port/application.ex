@@ -14,6 +14,7 @@ defmodule PyPort.Application do
     PyPort.Telemetry.load()
     # The process that runs this function lives as long as the application, and so does its table.
     PyPort.Registry.create()
+    PyPort.Env.start()
 
     # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
     # again itself, for ever and at growing intervals, so nothing of it is counted here.
@@ -28,5 +29,18 @@ defmodule PyPort.Application do
       nil -> []
       options -> [{PyPort.Pool, options}]
     end
+  end
+
+  @doc false
+  # After the environment `:default` has been built: the default pool starts in it, anew or, where the configuration has
+  # kept it from starting before there is an environment, for the first time.
+  @spec restart_default() :: :ok
+  def restart_default do
+    options = PyPort.Pool.Default.options() || PyPort.Pool.Default.options([])
+    %{id: id} = spec = Supervisor.child_spec({PyPort.Pool, options}, [])
+    Supervisor.terminate_child(PyPort.Supervisor, id)
+    Supervisor.delete_child(PyPort.Supervisor, id)
+    {:ok, _pid} = Supervisor.start_child(PyPort.Supervisor, spec)
+    :ok
   end
 end

@@ -17,6 +17,7 @@ defmodule PyPort.Options do
     name: nil,
     label: nil,
     python: nil,
+    python_env: nil,
     cd: nil,
     env: [],
     init_code: nil,
@@ -91,12 +92,22 @@ defmodule PyPort.Options do
   end
 
   @spec server!(keyword()) :: map()
-  def server!(options), do: validate!(options, Map.new(@server), @server, "PyPort.Server")
+  def server!(options) do
+    options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!()
+  end
+
+  defp one_python!(%{python: python, python_env: env}) when python != nil and env != nil do
+    raise ArgumentError,
+          ":python and :python_env both name the interpreter, so only one of them can be given, " <>
+            "got: python: #{inspect(python)}, python_env: #{inspect(env)}"
+  end
+
+  defp one_python!(options), do: options
 
   @doc "Those of a pool, with those of its servers among them."
   @spec pool!(keyword()) :: map()
   def pool!(options) do
-    valid = validate!(options, Map.new(@pool), @pool, "PyPort.Pool")
+    valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!()
 
     if valid.cluster and not (is_atom(valid.name) and valid.name != nil) do
       raise ArgumentError,
@@ -176,6 +187,7 @@ defmodule PyPort.Options do
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
   defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
+  defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
   defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
   defp valid?(:allow, value) do
@@ -227,6 +239,7 @@ defmodule PyPort.Options do
   defp expected(:owner), do: "a pid"
   defp expected(name) when name in [:logger, :cluster], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
+  defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"
   defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil"
   defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"

@@ -30,7 +30,7 @@ defmodule PyPort.Pool do
     * `:cluster` - whether pools of the same name on other nodes stand in for this one, and this one for them. Default:
       `false`.
 
-  All options of `PyPort.Server` besides, for each of the servers: `:python`, `:init_code`, `:allow`, `:max_pending`
+  All options of `PyPort.Server` besides, for each of the servers: `:python`, `:python_env`, `:init_code`, `:allow`, `:max_pending`
   and so on.
 
   ## Replacing servers

@@ -20,6 +20,7 @@ defmodule PyPort.Server do
     * `:label` - what it is called in Logger. Default: its name, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
       `PYPORT_PYTHON`, else `python3`.
+    * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
     * `:init_code` - Python source run once at start; the names it defines are seen by every request.

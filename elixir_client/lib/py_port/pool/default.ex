@@ -7,11 +7,13 @@ defmodule PyPort.Pool.Default do
   @size 1
 
   @doc "The options of the default pool, or nil where it is switched off."
-  @spec options() :: keyword() | nil
-  def options do
-    case Application.get_env(:py_port, :pool, []) do
+  @spec options(keyword() | false) :: keyword() | nil
+  def options(configured \\ Application.get_env(:py_port, :pool, [])) do
+    case configured do
       false -> nil
-      configured -> [size: @size] |> Keyword.merge(configured) |> Keyword.put(:name, PyPort.Default)
+      configured -> configured |> with_defaults() |> Keyword.put(:name, PyPort.Default)
     end
   end
+
+  defp with_defaults(configured), do: [size: @size] |> Keyword.merge(configured) |> PyPort.Env.put_default()
 end

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Birth do
 
   require Logger
 
-  alias PyPort.{Error, Registry, Telemetry, Wire}
+  alias PyPort.{Env, Error, Registry, Telemetry, Wire}
   alias PyPort.Server.{Death, Launch, Mail, Ownership, Pulse, Vital}
 
   @type state :: map()
@@ -74,8 +74,11 @@ defmodule PyPort.Server.Birth do
     ours = Wire.protocol_version()
 
     case Wire.decode_hello(frame) do
-      {:ok, ^ours, _info} ->
-        ready(state)
+      {:ok, ^ours, info} ->
+        case Env.running(state.options.python_env, info) do
+          :ok -> ready(state)
+          {:error, error} -> failed(state, error)
+        end
 
       {:ok, version, _info} ->
         failed(
@@ -139,11 +142,12 @@ defmodule PyPort.Server.Birth do
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
 
-  # The options that Python is started with came with 3.11; an older one complains of the first.
+  # What a Python that cannot start says is seldom what a person should do about it.
   defp hint(stderr) do
-    if Enum.any?(stderr, &(&1 =~ "option: -P" or &1 =~ "option -P")),
-      do: "; is it older than Python 3.11, the oldest that will do?",
-      else: ""
+    case Env.Advice.python(stderr) do
+      nil -> ""
+      advice -> ". " <> advice
+    end
   end
 
   @spec too_slow(state()) :: state()

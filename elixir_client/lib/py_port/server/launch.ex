@@ -3,7 +3,7 @@ defmodule PyPort.Server.Launch do
   # told first. What becomes of it then is PyPort.Server's, to which the opened port belongs.
   @moduledoc false
 
-  alias PyPort.{Error, Reaper, Registry, StderrFile, Wire}
+  alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
   alias PyPort.Server.{Handle, Page}
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
@@ -125,7 +125,7 @@ defmodule PyPort.Server.Launch do
   defp init_code(source), do: source
 
   defp prepare(options, stderr_path) do
-    with {:ok, python} <- find_python(options.python),
+    with {:ok, python} <- find_python(options),
          {:ok, directory} <- find_directory(options.cd) do
       arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot, package_path()]
 
@@ -147,6 +147,9 @@ defmodule PyPort.Server.Launch do
 
   defp variable({name, value}) when value in [nil, false], do: {String.to_charlist(name), false}
   defp variable({name, value}), do: {String.to_charlist(name), String.to_charlist(value)}
+
+  defp find_python(%{python_env: name}) when name != nil, do: Env.interpreter(name)
+  defp find_python(%{python: python}), do: find_python(python)
 
   defp find_python(nil) do
     case System.get_env("PYPORT_PYTHON") || System.find_executable("python3") do

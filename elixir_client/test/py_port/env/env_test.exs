@@ -1,0 +1,176 @@
+defmodule PyPort.EnvTest do
+  # Environments are known by name in the whole VM.
+  use ExUnit.Case, async: false
+
+  alias PyPort.Env.Stamp
+  alias PyPort.{Env, Error}
+  alias PyPort.Test.{FakeUv, Servers}
+
+  @moduletag :tmp_dir
+  @toml "[project]\nname = \"x\"\nversion = \"0.0.0\"\nrequires-python = \">=3.11\"\n"
+
+  setup %{tmp_dir: dir} do
+    uv = FakeUv.write(Path.join(dir, "uv"))
+    name = :"unit_#{System.unique_integer([:positive])}"
+    {:ok, name: name, options: [name: name, uv: uv, cache_dir: Path.join(dir, "cache")]}
+  end
+
+  # uv's words would stand among the dots.
+  defp uv_init(options) do
+    {result, _said} = ExUnit.CaptureIO.with_io(fn -> PyPort.uv_init(@toml, options) end)
+    result
+  end
+
+  defp record(name) do
+    {:ok, stamp, dir} = Env.fetch(name)
+    {Path.dirname(dir), stamp}
+  end
+
+  # The environment's record, with something else in it; servers read it when they start.
+  defp change(name, fun) do
+    {base, stamp} = record(name)
+    Stamp.write!(base, fun.(stamp))
+  end
+
+  defp unavailable(name) do
+    server = :"server_#{System.unique_integer([:positive])}"
+    start_supervised!({PyPort.Server, name: server, python_env: name, logger: false})
+
+    assert {:error, %Error{kind: :unavailable, begun: false, message: words}} =
+             PyPort.eval("1", %{}, server: server)
+
+    stop_supervised!(server)
+    words
+  end
+
+  test "uv_init/2 builds once, and a server runs in what was built", %{
+    name: name,
+    options: options,
+    tmp_dir: dir
+  } do
+    assert uv_init(options) == :ok
+    server = Servers.start_server(python_env: name)
+    assert {:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: server)
+    assert uv_init(options) == :ok
+    assert Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "sync")) == 1
+  end
+
+  test "uv_init/2 gives what went wrong as an error", %{options: options, tmp_dir: dir} do
+    FakeUv.write(Path.join(dir, "uv"), %{"sync" => "echo 'nothing works'; exit 1"})
+    assert {:error, %Error{kind: :unavailable, message: words}} = uv_init(options)
+    assert words =~ "nothing works"
+    assert_raise ArgumentError, ~r/unknown option :offlin/, fn -> PyPort.uv_init(@toml, offlin: true) end
+  end
+
+  test "an environment that is not there is said to be, by name" do
+    assert unavailable(:no_such_env) =~ "no Python environment :no_such_env"
+  end
+
+  test "a Python that was removed is named, with the way out", %{name: name, options: options} do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+    File.ln_s!("/no/such/python3", link)
+    words = unavailable(name)
+    assert words =~ "needs Python #{stamp.python.version}" and words =~ "mix py_port.sync --force"
+  end
+
+  test "an interpreter that does not start is refused with what to do", %{name: name, options: options} do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+
+    File.write!(
+      link,
+      "#!/bin/sh\necho 'python: error while loading shared libraries: libffi.so.8: no such file' >&2\nexit 127\n"
+    )
+
+    File.chmod!(link, 0o755)
+    words = unavailable(name)
+
+    assert words =~ "a Python that does not start" and
+             words =~ "The shared library libffi.so.8 is missing here"
+  end
+
+  test "an interpreter of another version is refused before it looks for its packages", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+    File.write!(link, "#!/bin/sh\necho Python 3.99.1\n")
+    File.chmod!(link, 0o755)
+
+    assert unavailable(name) =~
+             "Python 3.99.1 runs, and the packages of the environment #{inspect(name)} are for Python 3."
+  end
+
+  test "a record of another libc refuses the environment before anything runs", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    change(name, &%{&1 | libc: {:unheard_of, "1.0"}})
+    assert unavailable(name) =~ "was built for unheard_of 1.0, and this system has"
+  end
+
+  test "a running Python that requires-python rules out is refused by name and version", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    {_base, %{python: %{version: version}}} = record(name)
+    change(name, &%{&1 | requires_python: "==3.99.*"})
+    words = unavailable(name)
+    assert words =~ "Python #{version} runs" and words =~ "==3.99.*"
+
+    # And by what the Python that was started says of itself.
+    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{"python" => version})
+    change(name, &%{&1 | requires_python: ">=3.11"})
+    assert Env.running(name, %{"python" => version}) == :ok
+    assert {:error, _error} = Env.running(name, %{"python" => "3.99.1"})
+  end
+
+  test "another node is told the same environments by variables and paths", %{name: name, options: options} do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    assert %{"PYPORT_ENVS" => places} = PyPort.install_env()
+    assert "#{name}=#{base}" in String.split(places, ":")
+    assert Path.join(base, stamp.dir) in PyPort.install_paths()
+    assert Stamp.path(base, name) in PyPort.install_paths()
+
+    # What that node does with it: the same name, found by the variable alone.
+    System.put_env("PYPORT_ENVS", "elsewhere_#{name}=#{base}")
+    on_exit(fn -> System.delete_env("PYPORT_ENVS") end)
+    File.cp!(Stamp.path(base, name), Stamp.path(base, :"elsewhere_#{name}"))
+    assert Env.fetch(:"elsewhere_#{name}") == :error
+    change(name, &Map.put(&1, :name, :"elsewhere_#{name}"))
+    assert {:ok, _python} = Env.interpreter(:"elsewhere_#{name}")
+  end
+
+  test "one interpreter is enough" do
+    assert_raise ArgumentError, ~r/only one of them/, fn ->
+      PyPort.Server.start_link(python: "python3", python_env: :default)
+    end
+
+    assert_raise ArgumentError, ~r/:python_env must be the name/, fn ->
+      PyPort.Server.start_link(python_env: "default")
+    end
+  end
+
+  test "directories of uv's own Pythons are told from others" do
+    for prefix <- [
+          "/x/cpython-3.12.4-linux-x86_64-gnu",
+          "/x/cpython-3.13-macos-aarch64-none",
+          "/x/pypy-3.11.13-linux-x86_64-gnu"
+        ],
+        do: assert(Env.managed?(prefix))
+
+    for prefix <- ["/usr", "/usr/local", "/home/x/.pyenv/versions/3.12.1", "/opt/cpython-linux"],
+        do: refute(Env.managed?(prefix))
+  end
+end

@@ -1,0 +1,126 @@
+defmodule PyPort.UvTest do
+  # Changes PATH.
+  use ExUnit.Case, async: false
+
+  alias PyPort.Env.Config
+  alias PyPort.Test.{FakeUv, Processes}
+  alias PyPort.Uv
+  alias PyPort.Uv.Download
+
+  @moduletag :tmp_dir
+
+  setup %{tmp_dir: dir} do
+    path = System.get_env("PATH")
+    on_exit(fn -> System.put_env("PATH", path) end)
+
+    {:ok,
+     dir: dir, config: Config.new!(:default, [pyproject_toml: "", cache_dir: Path.join(dir, "cache")], dir)}
+  end
+
+  defp silent(_data), do: :ok
+
+  defp only_on_path(dir), do: System.put_env("PATH", dir)
+
+  test "the one that is named is the one that is used", %{dir: dir, config: config} do
+    uv = FakeUv.write(Path.join(dir, "here"))
+    assert {:ok, %Uv{path: ^uv, version: "0.9.9"}} = Uv.find(%{config | uv: uv}, &silent/1)
+    assert {:ok, %Uv{path: ^uv}} = Uv.find(%{config | uv: "here/uv"}, &silent/1)
+    assert {:error, words} = Uv.find(%{config | uv: "/no/such/uv"}, &silent/1)
+    assert words =~ "/no/such/uv"
+  end
+
+  test "the one on the PATH is used where none is named", %{dir: dir, config: config} do
+    uv = FakeUv.write(Path.join(dir, "bin"))
+    only_on_path(Path.join(dir, "bin") <> ":/usr/bin:/bin")
+    assert {:ok, %Uv{path: ^uv}} = Uv.find(config, &silent/1)
+  end
+
+  test "without any, how to get one is said", %{dir: dir, config: config} do
+    only_on_path(dir)
+    assert {:error, words} = Uv.find(config, &silent/1)
+    assert words =~ "pip install uv" and words =~ "uv_version:"
+  end
+
+  test "a shim with no uv behind it, and one that is too old, count as none", %{dir: dir, config: config} do
+    only_on_path(dir <> ":/usr/bin:/bin")
+    FakeUv.write(dir, %{"--version" => "echo 'command not found' >&2; exit 127"})
+    assert {:error, words} = Uv.find(config, &silent/1)
+    assert words =~ "command not found" and words =~ "pip install uv"
+    FakeUv.write(dir, %{"--version" => "echo uv 0.4.30"})
+    assert {:error, words} = Uv.find(config, &silent/1)
+    assert words =~ "uv 0.4.30" and words =~ "0.5.0 or newer"
+  end
+
+  test "uv_version takes the one in the cache where the PATH has another", %{dir: dir, config: config} do
+    FakeUv.write(Path.join(dir, "bin"))
+    only_on_path(Path.join(dir, "bin") <> ":/usr/bin:/bin")
+    cached = Download.path(config.cache_dir, "0.8.1")
+    FakeUv.write(Path.dirname(cached), %{"--version" => "echo uv 0.8.1"})
+    assert {:ok, %Uv{path: ^cached, version: "0.8.1"}} = Uv.find(%{config | uv_version: "0.8.1"}, &silent/1)
+    # The same version on the PATH needs no other.
+    assert {:ok, %Uv{version: "0.9.9"}} = Uv.find(%{config | uv_version: "0.9.9"}, &silent/1)
+  end
+
+  test "offline fetches no uv", %{dir: dir, config: config} do
+    only_on_path(dir)
+    assert {:error, words} = Uv.find(%{config | uv_version: "0.8.1", offline: true}, &silent/1)
+    assert words =~ "offline: true"
+  end
+
+  test "the system's certificates have had two names" do
+    assert Uv.tls_flag("0.10.12") == "--native-tls"
+    assert Uv.tls_flag("0.11.0") == "--system-certs"
+    uv = %Uv{path: "uv", version: "0.12.1"}
+    assert Uv.global_args(uv, %Config{native_tls: true, offline: true}) == ["--offline", "--system-certs"]
+    assert Uv.global_args(uv, %Config{}) == []
+  end
+
+  test "what it says is handed on while it works, both streams in order", %{dir: dir, config: config} do
+    uv = FakeUv.write(dir, %{"sync" => "echo one; echo two >&2; sleep 0.2; echo three; exit 3"})
+    test = self()
+    print = fn data -> send(test, {:said, System.monotonic_time(:millisecond), data}) end
+
+    assert {:error, "one\ntwo\nthree\n"} =
+             Uv.run(%Uv{path: uv, version: "0.9.9"}, config, ["sync"], print: print)
+
+    assert_received {:said, first, "one\n" <> _}
+    last = last_said(first)
+    assert last - first >= 100
+  end
+
+  defp last_said(time) do
+    receive do
+      {:said, later, _data} -> last_said(later)
+    after
+      0 -> time
+    end
+  end
+
+  test "variables that would turn it to another project are taken from it", %{dir: dir, config: config} do
+    System.put_env("VIRTUAL_ENV", "/other")
+    on_exit(fn -> System.delete_env("VIRTUAL_ENV") end)
+    uv = FakeUv.write(dir, %{"sync" => ~S(echo "${VIRTUAL_ENV-none} $UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR")})
+    options = [env: [{"UV_PROJECT_ENVIRONMENT", "/mine"}]]
+    assert {:ok, said} = Uv.run(%Uv{path: uv, version: "0.9.9"}, config, ["sync"], options)
+    assert said == "none /mine #{config.cache_dir}/uv-cache\n"
+  end
+
+  test "it ends with whoever has called it", %{dir: dir, config: config} do
+    uv = FakeUv.write(dir, %{"sync" => "echo $$ >'#{dir}/pid'; exec sleep 60"})
+    {caller, monitor} = spawn_monitor(fn -> Uv.run(%Uv{path: uv, version: "0.9.9"}, config, ["sync"], []) end)
+    file = Path.join(dir, "pid")
+    assert Processes.eventually(fn -> match?({:ok, <<_, _::binary>>}, File.read(file)) end)
+    pid = file |> File.read!() |> String.trim()
+    assert File.exists?("/proc/#{pid}")
+    Process.exit(caller, :kill)
+    assert_receive {:DOWN, ^monitor, :process, ^caller, :killed}, 5_000
+    assert Processes.eventually(fn -> not alive?(pid) end)
+  end
+
+  defp alive?(pid) do
+    case File.read("/proc/#{pid}/stat") do
+      {:ok, stat} -> not (stat =~ ") Z ")
+      {:error, _gone} -> false
+    end
+  end
+end
