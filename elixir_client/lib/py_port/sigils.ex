@@ -27,10 +27,11 @@ defmodule PyPort.Sigils do
           print((total)
                ^
 
-  Asked is the Python of the default pool: the option `:python` of `config :py_port, pool: [...]`, else the environment
-  variable `PYPORT_PYTHON`, else `python3`. It is started once in a compilation, with the first
-  sigil, and runs nothing of the code. Where it cannot be started nothing is checked. For code that is meant for another
-  Python than those:
+  Asked is the Python of the default pool: that of its environment (see `PyPort.Env`), or the option `:python` of
+  `config :py_port, pool: [...]`, the variable `PYPORT_PYTHON`, `python3`. What it cannot read is shown to those of the other
+  environments before it is an error. A Python is started once in a compilation, with the first sigil, and runs nothing of
+  the code. Where none can be started, as when the environment is not built yet, nothing is checked. For code that
+  is meant for another Python than those:
 
       config :py_port, check_syntax: false
   '''

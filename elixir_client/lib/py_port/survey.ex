@@ -10,6 +10,9 @@ defmodule PyPort.Survey do
   @moduledoc false
   use GenServer
 
+  alias PyPort.Env
+  alias PyPort.Pool.Default
+
   @boot "import sys; sys.path.append(sys.argv[1]); from port_server import cli_survey; cli_survey.main()"
 
   # Tracebacks of a Python that cannot do this belong to nobody's compilation.
@@ -191,13 +194,26 @@ defmodule PyPort.Survey do
 
   defp read(_other, _version), do: :none
 
-  # Those in which the code may come to run, as far as that is known: the default pool's first.
+  # Those in which the code may come to run, as far as that is known: the default pool's first. Where there are
+  # environments, those of them that are built.
   defp interpreters do
-    pool = with off when not is_list(off) <- Application.get_env(:py_port, :pool, []), do: []
+    pool = Default.options() || []
+    environments = Enum.uniq(List.wrap(pool[:python_env]) ++ Enum.map(Env.configured(), & &1.name))
 
-    [pool[:python] || System.get_env("PYPORT_PYTHON") || "python3"]
-    |> Enum.map(&System.find_executable/1)
-    |> Enum.reject(&is_nil/1)
-    |> Enum.uniq()
+    built =
+      for name <- environments,
+          {:ok, stamp, dir} <- [Env.fetch(name)],
+          do: Path.join(dir, stamp.python.executable)
+
+    case {pool[:python], environments} do
+      {nil, []} -> found(System.get_env("PYPORT_PYTHON") || "python3")
+      {nil, _some} -> built
+      {python, _any} -> found(python) ++ built
+    end
+  rescue
+    # A configuration that cannot be understood is complained about where it is used.
+    ArgumentError -> []
   end
+
+  defp found(python), do: python |> System.find_executable() |> List.wrap()
 end
