@@ -288,7 +288,7 @@ defmodule PyPort.Reach do
          }}
 
       open >= handle.max_pending ->
-        {:error, overloaded("#{open} requests are waiting for it (max_pending: #{handle.max_pending})")}
+        {:error, overloaded("#{open} of at most #{handle.max_pending} requests are open (max_pending)")}
 
       open > 0 or bytes > @small_frame_bytes ->
         admit_queued(handle)
@@ -317,7 +317,9 @@ defmodule PyPort.Reach do
     %Error{
       kind: :overloaded,
       begun: false,
-      message: "the Python server takes no more requests for now: #{why}; nothing was sent"
+      message:
+        "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>
+          "with more servers"
     }
   end
 
