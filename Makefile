@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint test-env wheel test-trixie test-fresh dialyzer bench-codec fuzz clean distclean setup
+.PHONY: help demo test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -37,6 +37,12 @@ test-trixie: ## make lint test inside Debian 13 (as root; builds its root direct
 
 test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)
 	@sh scripts/debian.sh fresh
+
+soak: setup ## good and bad requests, and servers killed at random, for SOAK_SECONDS (180)
+	@$(in_env) sh scripts/soak.sh
+
+faults-table: setup ## try every fault, and write what was measured into docs/reliability.md
+	@$(in_env) sh scripts/faults_table.sh
 
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh

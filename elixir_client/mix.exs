@@ -25,9 +25,11 @@ defmodule PyPort.MixProject do
   defp elixirc_paths(:test), do: ["lib", "test/support"]
   defp elixirc_paths(_env), do: ["lib"]
 
-  # Elixir 1.14 cannot even parse a multi-letter sigil such as ~PY, so what uses it has a folder of its own.
+  # The faults stand with those that pytest tries. Elixir 1.14 cannot even parse a multi-letter sigil such as ~PY, so what
+  # uses it has a folder of its own.
   defp test_paths do
-    if Version.match?(System.version(), ">= 1.15.0"), do: ["test", "test_1_15"], else: ["test"]
+    modern = if Version.match?(System.version(), ">= 1.15.0"), do: ["test_1_15"], else: []
+    ["test", "../tests/faults"] ++ modern
   end
 
   defp package do

@@ -5,6 +5,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,22 @@ def eval_(code, globals=None, id=b"1", **opts):
 
 def call_(target, *args, id=b"1", opts=None, **kwargs):
     return (Atom("call"), id, opts or {}, target.encode(), list(args), kwargs)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """Add what a fault took to the file for docs/reliability.md that PYPORT_FAULTS names."""
+    began = time.monotonic()
+    result = yield
+    mark, path = item.get_closest_marker("fault"), os.environ.get("PYPORT_FAULTS")
+    if mark and path:
+        # The whole case, or what it says itself.
+        said = dict(item.user_properties).get("fault_s")
+        took = f"{(said or time.monotonic() - began) * 1000:.0f}"
+        row = [mark.args[0], mark.kwargs["saw"], mark.kwargs["became"], took]
+        with Path(path).open("a", encoding="utf-8") as rows:
+            rows.write("\t".join(row) + "\n")
+    return result
 
 
 class Conversation:

@@ -5,6 +5,7 @@ No Elixir: what crosses is exactly what a test says, in the order it says.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import subprocess
@@ -41,6 +42,7 @@ class Port:
         self.beats: list[tuple[float, dict]] = []
         self.others: queue.Queue = queue.Queue()
         self._last = 0
+        self._kept: list[bytes] | None = None
         if init is not None:
             self.tell(Atom("init"), 1, {Atom(key): value for key, value in init.items()})
         self._reader = threading.Thread(target=self._take_in, daemon=True)
@@ -66,7 +68,18 @@ class Port:
         return self._last.to_bytes(8, "big")
 
     def tell(self, *message):
-        self.write(encode(message))
+        if self._kept is None:
+            self.write(encode(message))
+        else:
+            self._kept.append(encode(message))
+
+    @contextlib.contextmanager
+    def at_once(self):
+        """Write what is told within together, at the end."""
+        self._kept = []
+        yield
+        kept, self._kept = self._kept, None
+        self.write(*kept)
 
     def write(self, *terms):
         """Write whole terms, each in a frame, with one write."""
@@ -101,6 +114,10 @@ class Port:
         message = self.reply(name, timeout)
         assert message[0] == "error", message
         return message[1]
+
+    def answered(self, name):
+        """Whether something was said about that id that nobody has asked for yet."""
+        return not self._box(name).empty()
 
     def nothing(self, name, seconds=0.1):
         """Assert that nothing more is said about that id."""

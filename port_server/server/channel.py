@@ -18,6 +18,7 @@ from port_server.protocol.framing import FrameReader, header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from port_server.protocol.framing import Frame
@@ -55,6 +56,10 @@ def _is_foreign(error: OSError) -> bool:
     return False
 
 
+def _nobody() -> None:
+    """Nobody wants to know."""
+
+
 class Channel:
     """One connection to the owner of the port.
 
@@ -62,6 +67,7 @@ class Channel:
         gone: whether the other side no longer reads. Nothing is raised for it, because writes also
             happen inside of a print of user code; whoever runs the loop looks here.
         held: frames that wait to be written, each as bytes or as a list of parts.
+        lost: told when that becomes so; replies are lost from then on.
         reader: cuts what comes into frames.
         silent: whether nothing is written yet, see `keep_silent`.
         writing: the lock that a writer holds.
@@ -79,6 +85,7 @@ class Channel:
         "_writer",
         "gone",
         "held",
+        "lost",
         "reader",
         "silent",
         "writing",
@@ -86,6 +93,7 @@ class Channel:
 
     def __init__(self, stdio: Stdio, settings: Settings) -> None:
         self.gone = False
+        self.lost: Callable[[], None] = _nobody
         self.held: deque[bytes | list[Part]] = deque()
         self.reader = FrameReader(settings.max_frame_bytes, settings.kept_buffer_bytes)
         self.silent = False
@@ -157,6 +165,7 @@ class Channel:
             return True
         # User code closed the fd, or the other side reset: either way nothing more comes.
         self.gone = True
+        self.lost()
         return False
 
     def readable(self) -> bool:
@@ -264,6 +273,7 @@ class Channel:
         # EPIPE: the BEAM is gone. EBADF: user code closed everything. Nobody to tell.
         self.gone = True
         self.held.clear()
+        self.lost()
 
     def _write_rest(self, parts: list[Part], count: int) -> None:
         fd = self._stdio.writes

@@ -190,6 +190,8 @@ class Control:
         port_fd = self._stdio.reads
         baton.urgent = False
         channel.write_out()
+        if self._dispatcher.mixed:
+            self._dispatcher.sort_out()
         waiting = waiter(waker_fd)
         waiting.register(port_fd, POLLIN)
         while not (baton.wanted or self._over):

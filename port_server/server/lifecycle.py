@@ -137,6 +137,7 @@ class Server:
         # Those that know each other both ways.
         self.evaluator.take_over = dispatcher.take_over
         self.async_lane.counted = self.page.count
+        channel.lost = self.page.lose
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
         lane.cancel_elsewhere = dispatcher.cancel_elsewhere

@@ -88,6 +88,14 @@ class Page:
         if self.map is not None:
             self.map[LENGTH_AT] = 0
 
+    def lose(self) -> None:
+        """Show that nobody can tell of any request any more, because its reply cannot be written.
+
+        What has ended would look like what never began; as under way elsewhere it looks like both.
+        """
+        self._elsewhere = lambda: _MOST_ELSEWHERE
+        self.count()
+
     def count(self) -> None:
         """Show how many requests are under way elsewhere. For any thread.
 

@@ -62,6 +62,8 @@ class Router:
         calls: calls of Python into the BEAM.
         cancels: cancels of what runs in main.
         grace_ms: how long the owner waits after its shutdown, None without one.
+        mixed: whether main has put requests into its queue without asking which lane they need:
+            if the first of them are quick, asking costs more than it gains. See `sort_out`.
         queue: requests that wait for the main lane.
         ready: streams of the main lane that can go on.
         stopping: whether a shutdown was asked for: what was read is finished, then the loop ends.
@@ -77,6 +79,7 @@ class Router:
         "calls",
         "cancels",
         "grace_ms",
+        "mixed",
         "queue",
         "ready",
         "stopping",
@@ -93,6 +96,7 @@ class Router:
         self, channel: Channel, lane: MainLane, async_lane: AsyncLane, turns: Turns
     ) -> None:
         self.grace_ms: int | None = None
+        self.mixed = False
         self.queue: deque[Queued] = deque()
         self.ready: deque[Stream] = deque()
         self.stopping = False
@@ -120,6 +124,7 @@ class Router:
                         self._place(entry, aside=aside)
                     else:
                         queue.append(entry)
+                        self.mixed = True
                     continue
             try:
                 message = messages.parse(frame)
@@ -133,6 +138,14 @@ class Router:
                 self.calls.answer(message.call_id, frame, message.body_at)
             else:
                 self._control(message)
+
+    def sort_out(self) -> None:
+        """Main runs code for longer: what it has queued and another lane can run goes there."""
+        self.mixed = False
+        entries = tuple(self.queue)
+        self.queue.clear()
+        for entry in entries:
+            self._place(entry, aside=True)
 
     def _make_ready(self, stream: Stream) -> None:
         if stream.ready or not stream.can_go_on:

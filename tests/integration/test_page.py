@@ -98,6 +98,13 @@ def test_it_says_who_was_at_it_when_the_server_died(port, file):
     assert running(file) == name
 
 
+def test_when_replies_are_lost_it_does_not_say_that_nothing_had_begun(port, file):
+    """One that ran to its end, its reply unwritten, must not look like one that never began."""
+    port.tell(Atom("eval"), b"1", {}, "import os; os.closerange(3, 4096)", {})
+    port.process.wait(10)
+    assert elsewhere(file) == 0xFFFF
+
+
 @pytest.mark.parametrize("size", [1, 8, 31, 32, 33, 255])
 def test_an_id_of_any_length_is_shown_as_far_as_there_is_room(port, file, size):
     """Its length is the true one: at most 32 bytes of it are there."""

@@ -133,6 +133,9 @@ def test_the_end_of_input_finishes_what_was_read():
     assert status == 0
 
 
+@pytest.mark.fault(
+    "a truncated frame", saw="the replies to what is whole", became="ends, and says so"
+)
 def test_input_that_ends_inside_a_frame_is_logged():
     """What was whole is answered; the log says how much was missing; status 0."""
     messages, status, stderr = converse(eval_("1"), frame(eval_("2"))[:-3])
@@ -402,6 +405,7 @@ def test_a_header_above_the_limit_is_a_goodbye(start):
     assert server.wait() == 1
 
 
+@pytest.mark.fault("a 2 GiB header", saw="`goodbye`, nothing is allocated", became="ends")
 def test_a_two_gigabyte_header_is_a_goodbye(server):
     """As a stray print on the port looks; before a byte more has to come."""
     server.send_raw(b"\x7f\xff\xff\xff")
@@ -508,6 +512,11 @@ def test_a_stream_in_small_pieces_is_the_same_stream(server, step):
     assert server.receive() == ("ok", b"b", 2.0)
 
 
+@pytest.mark.fault(
+    "every prefix of a valid stream (all of them)",
+    saw="the replies to what is whole",
+    became="ends, and says where it was cut",
+)
 def test_every_prefix_of_a_valid_stream_ends_well():
     """Cut anywhere: whole requests are answered, no traceback on stderr, status 0."""
     data = frame((A("init"), 1, {})) + frame(eval_("1", {b"x": [1, b"two"]})) + frame(eval_("2"))

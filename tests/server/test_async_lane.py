@@ -84,6 +84,20 @@ def test_a_blocked_main_lane_does_not_delay_them(port):
     port.value(blocked)
 
 
+def test_what_was_read_together_with_blocking_code_is_not_delayed_by_it(port):
+    """A request of the async lane leaves main's queue when what stands before it takes long."""
+    port.value(port.eval(SLEEP, {"seconds": 0}))
+    with port.at_once():
+        gate = port.eval("import time; time.sleep(1.5); 'opened'")
+        plain = port.eval("'plain'")
+        names = [port.eval(SLEEP, {"seconds": 0.01}) for _ in range(50)]
+    assert [port.value(name) for name in names] == [0.01] * 50
+    assert not port.answered(gate)
+    assert not port.answered(plain)
+    assert port.value(gate) == b"opened"
+    assert port.value(plain) == b"plain"
+
+
 def test_a_blocked_lane_does_not_delay_awaitables_that_were_seen_before(port):
     assert port.value(port.call("asyncio:sleep", [0, 1])) == 1
     blocked = port.eval("import time; time.sleep(1)")

@@ -1,0 +1,5 @@
+"""Ends as an assertion of a C library does."""
+
+import os
+
+os.abort()

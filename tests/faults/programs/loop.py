@@ -1,0 +1,9 @@
+"""Computes in Python, for ever."""
+
+
+def spin():
+    while True:
+        pass
+
+
+spin()

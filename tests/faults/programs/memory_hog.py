@@ -1,0 +1,5 @@
+"""Keeps what it makes, without an end."""
+
+kept = []
+while True:
+    kept.append(bytearray(16 * 2**20))

@@ -1,0 +1,5 @@
+"""Waits for nothing in particular."""
+
+import time
+
+time.sleep(1000)

@@ -1,0 +1,2 @@
+# The faults that ExUnit tries: `mix test ../tests/faults` in elixir_client, and as a part of `make test`.
+ExUnit.start(capture_log: true)
