@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench-codec fuzz clean distclean setup
+.PHONY: help demo test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -43,6 +43,15 @@ soak: setup ## good and bad requests, and servers killed at random, for SOAK_SEC
 
 faults-table: setup ## try every fault, and write what was measured into docs/reliability.md
 	@$(in_env) sh scripts/faults_table.sh
+
+bench: setup ## what PyPort costs against bare ports, as ratios (some minutes; arguments in BENCH_ARGS)
+	@$(in_env) sh scripts/bench.sh $(BENCH_ARGS)
+
+bench-guard: setup ## whether a promise of speed is broken twice over (a minute)
+	@$(in_env) python benchmarks/bench.py --guard
+
+profile: setup ## where the time of one tiny request goes, as a table
+	@$(in_env) python benchmarks/breakdown.py
 
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh

@@ -2,6 +2,8 @@
 modern = if Version.match?(System.version(), ">= 1.15.0"), do: ["test_1_15/**/*.exs"], else: []
 
 [
-  inputs: ["*.exs", ".formatter.exs", "{lib,test,examples}/**/*.{ex,exs}", "../tests/faults/*.exs"] ++ modern,
+  inputs:
+    ["*.exs", ".formatter.exs", "{lib,test,examples}/**/*.{ex,exs}"] ++
+      ["../tests/faults/*.exs", "../benchmarks/beam/*.exs"] ++ modern,
   line_length: 110
 ]

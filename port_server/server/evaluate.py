@@ -218,7 +218,7 @@ class Evaluator(Replies):
             pass
         return parts
 
-    def evaluate_plain(self, frame: bytes, id_term: bytes, at: int) -> list[Part] | None:
+    def evaluate_plain(self, frame: Frame, id_term: bytes, at: int) -> list[Part] | None:
         """Do what `evaluate` does, for an eval with the usual options. For main.
 
         The hot path, written out: what such a request does not need is not looked at, and as
@@ -246,6 +246,9 @@ class Evaluator(Replies):
                 values["__loader__"] = entry.source
             if entry.kind is not PLAIN:
                 _check_yield(entry, None)
+            if entry.suspect and self._channel.held:
+                self._channel.write_out()
+            self.ran = entry
             value = entry.run(values)
             step = "result"
             if type(value) in _PLAIN_TYPES:

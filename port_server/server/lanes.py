@@ -132,6 +132,8 @@ class MainLane:
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
         end = at + len(self.usual_options)
         if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
+            if kind == "eval":
+                return self.run_plain(frame, id_term, end)
             return self.run(frame, kind, id_term, end, None)
         evaluator = self.evaluator
         try:
@@ -183,13 +185,16 @@ class MainLane:
             self.settle(id_term, ended=parts is not None)
         return parts
 
-    def run_plain(self, frame: bytes, id_term: bytes, at: int) -> list[Part] | None:
+    def run_plain(self, frame: Frame, id_term: bytes, at: int) -> list[Part] | None:
         """Do what `run` does, for an eval with the usual options: the hot path, written out."""
         output = self._output
         self.running = output.running = id_term
         page = self.page.map
         if page is not None:
-            page[USUAL_AT] = id_term
+            if len(id_term) == USUAL_TERM_BYTES:
+                page[USUAL_AT] = id_term
+            else:
+                self.page.show(id_term)
         baton = self._baton
         baton.sequence += 1
         self._release()

@@ -58,7 +58,6 @@ class PlainRequests:
             data[_BODY_AT:at] != options
             or length_at(data)[0] != size
             or size > self._reader.max_frame_bytes
-            or self._channel.held
         ):
             return False
         id_term = data[_ID_TERM_AT:_BODY_AT]

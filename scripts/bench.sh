@@ -1,0 +1,15 @@
+#!/bin/sh
+# What PyPort costs, against bare ports, measured with an installed wheel and with numpy: benchmarks/bench.py, whose
+# arguments these are. Writes .cache/bench/result.json.
+set -eu
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+bench=$project/.cache/bench
+cd "$project"
+say "Installing a wheel, with numpy, in .cache/bench/venv"
+# Its own environment: an editable install starts slower, and .venv is other people's.
+UV_PROJECT_ENVIRONMENT="$bench/venv" uv sync --quiet --locked --no-editable --compile-bytecode \
+    --no-default-groups --group bench --reinstall-package port-server
+export PYPORT_PYTHON="$bench/venv/bin/python"
+exec python benchmarks/bench.py --json "$bench/result.json" "$@"
