@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
+.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -16,6 +16,9 @@ help: ## this page
 
 demo: setup ## a tour: Elixir evaluates Python, and what came back
 	@cd elixir_client && MIX_ENV=dev sh ../scripts/with-env.sh mix run examples/demo.exs
+
+iex: setup ## an Elixir shell with PyPort in it
+	@cd elixir_client && MIX_ENV=dev sh ../scripts/with-env.sh iex -S mix
 
 test: setup ## pytest, then ExUnit
 	@$(in_env) sh scripts/test.sh

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mix_project import PROJECT, SMALL, block
+from mix_project import PROJECT, SMALL, Host, block
 
 pytestmark = pytest.mark.env
 
@@ -17,6 +17,7 @@ INSTALL = (
 )
 DATEUTIL = "import dateutil; dateutil.__name__"
 WORKS = '{:ok, "dateutil"}'
+DEPENDENCY = '[{:py_port, path: "../../pyport/elixir_client"}]'
 CODEC = "from port_server.etf import codec_name; codec_name"
 
 
@@ -109,6 +110,70 @@ def test_several_environments_one_of_them_a_project_of_its_own(host):
     assert (project / "uv.lock").exists()
     (project / "own/__init__.py").write_text("answer = 42\n")
     assert "{:ok, 42}" in host.mix("run", "-e", elixir).said
+
+
+def test_a_project_beside_mix_exs(host):
+    """The application's own build and sources are no part of the Python project there."""
+    (host.path / "pyproject.toml").write_text(SMALL)
+    host.configure('config :py_port, :uv_init, project: "."')
+    first = host.mix("compile")
+    assert "building the Python environment :default" in first.said, first
+    (host.path / "lib/my_app.ex").write_text("defmodule MyApp do\nend\n")
+    second = host.mix("compile")
+    assert "building the Python environment" not in second.said, second
+    assert WORKS in host.eval(DATEUTIL).said
+
+
+def test_an_umbrella_has_one_environment_and_one_lock(session, pyport, variables):
+    """Whichever of its applications is compiled, and wherever Mix is called."""
+    umbrella = Host(session / "umbrella", variables)
+    made = umbrella.run("mix", "new", "umbrella", "--umbrella", cwd=session)
+    assert made.status == 0, made
+    for name, dependency in (("one", ""), ("two", ", {:one, in_umbrella: true}")):
+        assert umbrella.run("mix", "new", name, cwd=umbrella.path / "apps").status == 0
+        mix_exs = umbrella.path / "apps" / name / "mix.exs"
+        dependencies = f'[{{:py_port, path: "{pyport}/elixir_client"}}{dependency}]'
+        mix_exs.write_text(
+            mix_exs.read_text()
+            .replace(
+                "deps: deps()",
+                f"compilers: Mix.compilers() ++ [:py_port], deps: {dependencies}",
+            )
+            .replace("defp deps", "def deps")
+        )
+    umbrella.uv_init()
+    built = umbrella.mix("compile")
+    assert built.said.count("building the Python environment") == 1, built
+    assert list(umbrella.path.glob("**/priv/py_port/*/uv.lock")) == [
+        umbrella.path / "priv/py_port/default/uv.lock"
+    ]
+    for cwd in (umbrella.path, umbrella.path / "apps/one", umbrella.path / "apps/two"):
+        again = umbrella.mix("do", "compile,", "py_port.sync", cwd=cwd)
+        assert "building" not in again.said, again
+        assert "is up to date" in again.said, again
+    answer = umbrella.eval(DATEUTIL)
+    assert "building" not in answer.said, answer
+    assert WORKS in answer.said
+
+
+def test_a_dependency_with_the_compiler_builds_nothing_of_its_own(host):
+    """A library may list it for its own tests: the environment is the application's."""
+    library = host.path / "library"
+    (library / "lib").mkdir(parents=True)
+    (library / "mix.exs").write_text(
+        "defmodule Library.MixProject do\n  use Mix.Project\n\n  def project do\n"
+        '    [app: :library, version: "0.1.0", compilers: Mix.compilers() ++ [:py_port],\n'
+        f"     deps: {DEPENDENCY}]\n  end\nend\n"
+    )
+    mix_exs = host.path / "mix.exs"
+    mix_exs.write_text(
+        mix_exs.read_text().replace("deps: [", 'deps: [{:library, path: "library"}, ')
+    )
+    host.uv_init()
+    built = host.mix("compile")
+    assert built.said.count("building the Python environment") == 1, built
+    assert not (library / "priv").exists()
+    assert (host.path / "priv/py_port/default/uv.lock").exists()
 
 
 @pytest.fixture
@@ -234,6 +299,30 @@ def test_a_release_carries_a_python_that_uv_fetched(host, movable_python, sessio
     assert answer.status == 0, answer
     expected = f'{{:ok, "dateutil {moved}/py_port/default/python"}}'
     assert expected in re.sub(r"\s+", " ", answer.said)
+
+
+def test_the_archive_of_a_release_has_the_environment_in_it(host, session):
+    """`mix release` with `:tar` packs what it is told of."""
+    mix_exs = host.path / "mix.exs"
+    mix_exs.write_text(
+        mix_exs.read_text().replace("copy_environments/1]", "copy_environments/1, :tar]")
+    )
+    host.uv_init()
+    release = host.mix("release", MIX_ENV="prod")
+    assert release.status == 0, release
+    unpacked = session / "unpacked"
+    unpacked.mkdir()
+    archive = host.path / "_build/prod/my_app-0.1.0.tar.gz"
+    assert host.run("tar", "xzf", archive, "-C", unpacked).status == 0
+    shutil.rmtree(host.path / "_build/prod")
+    # Once: in an archive links are copies.
+    assert len(list((unpacked / "py_port").rglob("dateutil/__init__.py"))) == 1
+    elixir = (
+        "{:ok, _} = Application.ensure_all_started(:py_port);"
+        f'IO.inspect(PyPort.eval("{DATEUTIL}"))'
+    )
+    answer = host.run(unpacked / "bin/my_app", "eval", elixir, cwd=session)
+    assert WORKS in answer.said, answer
 
 
 def test_a_python_that_cannot_be_moved_is_not_carried(host):

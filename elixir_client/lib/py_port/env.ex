@@ -222,10 +222,16 @@ defmodule PyPort.Env do
     with true <- Process.whereis(Mix.ProjectStack) != nil,
          file when is_binary(file) <- apply(Mix.Project, :project_file, []),
          true <- File.regular?(file) do
-      Path.dirname(file)
+      file |> Path.dirname() |> umbrella(apply(Mix.Project, :config, []))
     else
       _no_project -> Path.join(base(), "lock")
     end
+  end
+
+  # The applications of an umbrella share what is built, so they share the lock, too: it stands where mix.lock does.
+  defp umbrella(dir, project) do
+    [build, lock] = for key <- [:build_path, :lockfile], do: Path.expand(project[key] || "_build", dir)
+    if Path.dirname(build) == Path.dirname(lock), do: Path.dirname(lock), else: dir
   end
 
   @doc false

@@ -65,7 +65,8 @@ defmodule PyPort.Release do
     File.mkdir_p!(target)
 
     for config <- Env.configured(), do: copy!(config, target, Keyword.get(options, :carry_python, :auto))
-    release
+    # What Mix is to pack with `:tar`.
+    %{release | overlays: ["py_port" | release.overlays]}
   end
 
   defp copy!(%Config{name: name} = config, target, carry) do
@@ -100,6 +101,8 @@ defmodule PyPort.Release do
   defp refer!(stamp, source, dir) do
     File.mkdir_p!(dir)
     copy_tree!(Path.join(source, "venv"), Path.join(dir, "venv"))
+    # A link to `lib`, which Python finds by itself; an archive of the release would have everything twice.
+    File.rm(Path.join(dir, "venv/lib64"))
     stamp
   end
 

@@ -19,7 +19,8 @@ defmodule PyPort.Uv do
   @system_certs_since "0.11.0"
 
   # uv would take these for orders about another project, or against our own flags.
-  @unset ~w(VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_FROZEN UV_LOCKED UV_PROJECT UV_WORKING_DIR UV_ACTIVE)
+  @unset ~w(VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_FROZEN UV_LOCKED UV_PROJECT UV_WORKING_DIR UV_ACTIVE) ++
+           ~w(UV_REQUIRE_HASHES)
 
   # A port does not end its program, so a watcher does when our end of stdin closes: with the port, its owner or the VM.
   @shell ~S"""

@@ -13,13 +13,15 @@ defmodule Mix.Tasks.Compile.PyPort do
   use Mix.Task.Compiler
 
   alias PyPort.Env
-  alias PyPort.Env.Config
 
   @recursive true
 
   @impl true
   def run(_args) do
-    :py_port |> Application.get_env(:uv_init) |> Config.all!(File.cwd!()) |> Enum.map(&build/1) |> sum()
+    # A library may have the compiler for its own tests; what is configured is the application's, which builds it.
+    if dependency?(Mix.Project.config()),
+      do: {:noop, []},
+      else: Env.configured() |> Enum.map(&build/1) |> sum()
   rescue
     error in ArgumentError ->
       words = "config :py_port, :uv_init: " <> Exception.message(error)
@@ -29,6 +31,9 @@ defmodule Mix.Tasks.Compile.PyPort do
 
   @impl true
   def clean, do: File.rm_rf!(Env.base())
+
+  # Where Mix has said to a project where it is to be built, it is somebody's dependency.
+  defp dependency?(project), do: (project[:deps_app_path] || project[:app_path]) != nil
 
   defp build(config) do
     case Env.build(config) do

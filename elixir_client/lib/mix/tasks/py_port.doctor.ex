@@ -19,7 +19,7 @@ defmodule Mix.Tasks.PyPort.Doctor do
   @impl true
   def run(_args) do
     Mix.Task.run("loadconfig")
-    configs = Config.all!(Application.get_env(:py_port, :uv_init), File.cwd!())
+    configs = Env.configured()
     # Nothing is built, and no server started, but the ones that are looked at here.
     Application.put_env(:py_port, :pool, false)
     uv_init = Application.get_env(:py_port, :uv_init)

@@ -35,7 +35,7 @@ defmodule Mix.Tasks.PyPort.Sync do
   @spec chosen!([String.t()]) :: [Config.t()]
   def chosen!(names) do
     Mix.Task.run("loadconfig")
-    configs = Config.all!(Application.get_env(:py_port, :uv_init), File.cwd!())
+    configs = Env.configured()
 
     if configs == [],
       do: Mix.raise("config :py_port, :uv_init is not set, so there is no Python environment; see PyPort.Env")

@@ -134,7 +134,9 @@ defmodule PyPort.Env.BuildLock do
     case String.split(content, "\n") do
       [host, pid | _rest] ->
         where = if host == host(), do: "process #{pid}", else: "process #{pid} on #{host}"
-        "Waiting for #{where}, which is building this environment (its lock is #{path})"
+
+        "Waiting for #{where}, which is building this environment (its lock is #{path}" <>
+          if(host == host(), do: ")", else: "; if that machine or container is gone, remove it)")
 
       _being_written ->
         "Waiting for another build of this environment (its lock is #{path})"

@@ -31,6 +31,10 @@ defmodule PyPort.Env.Config do
   # A file of a project larger than this counts by its size and time of change: data, not source.
   @hashed_bytes 1_048_576
   @skipped ~w(.venv __pycache__ .git .hg .mypy_cache .ruff_cache .pytest_cache node_modules uv.lock)
+  @skipped_of_mix ~w(_build deps)
+
+  # What uv reads of a project that is no package.
+  @settings ~w(pyproject.toml uv.toml .python-version)
 
   @doc """
   The environments of a configuration, each as a struct.
@@ -188,7 +192,17 @@ defmodule PyPort.Env.Config do
 
   # A project may be a package with sources of its own, which are installed with it.
   defp project_digest(dir) do
-    for path <- project_files(dir), do: {Path.relative_to(path, dir), file_digest(path)}
+    files = if elixir_too?(dir), do: Enum.map(@settings, &Path.join(dir, &1)), else: project_files(dir)
+    for path <- files, do: {Path.relative_to(path, dir), file_digest(path)}
+  end
+
+  # Beside a mix.exs the files are the application's, which change all the time, unless the project says that it is
+  # a package, or has others by their paths.
+  defp elixir_too?(dir) do
+    with true <- File.exists?(Path.join(dir, "mix.exs")),
+         {:ok, text} <- File.read(Path.join(dir, "pyproject.toml")),
+         do: not (text =~ ~r/build-system|tool\.uv/),
+         else: (_other -> false)
   end
 
   defp project_files(dir) do
@@ -196,6 +210,7 @@ defmodule PyPort.Env.Config do
       {:ok, names} ->
         names
         |> Enum.sort()
+        |> Kernel.--(if "mix.exs" in names, do: @skipped_of_mix, else: [])
         |> Enum.reject(&(&1 in @skipped or String.ends_with?(&1, [".egg-info", ".pyc"])))
         |> Enum.map(&Path.join(dir, &1))
         |> Enum.flat_map(&if(File.dir?(&1), do: project_files(&1), else: [&1]))

@@ -107,6 +107,21 @@ defmodule PyPort.Env.BuildLockTest do
     1..6 |> Enum.map(fn _ -> Task.async(fn -> run(path, work) end) end) |> Task.await_many(30_000)
   end
 
+  test "whoever waits for another host is told what to do if that is gone", %{path: path} do
+    File.write!(path, Enum.join(["a-container", "1", "1", "<0.1.0>", "1"], "\n"))
+    parent = self()
+
+    waiting = fn words ->
+      send(parent, {:waiting, words})
+      File.rm!(path)
+    end
+
+    assert BuildLock.run(path, waiting, fn -> :mine end) == :mine
+    assert_received {:waiting, words}
+    assert words =~ "on a-container"
+    assert words =~ "#{path}; if that machine or container is gone, remove it"
+  end
+
   test "of another host nothing is known, so it is waited for", %{path: _path} do
     assert BuildLock.holder_lives?("elsewhere\n1\n1\n<0.1.0>\n1")
     assert BuildLock.holder_lives?("")

@@ -63,6 +63,34 @@ defmodule PyPort.Env.ConfigTest do
     assert digest.() != before
   end
 
+  @tag :tmp_dir
+  test "beside a mix.exs the application's own files are no part of it, those of a package are", %{
+    tmp_dir: dir
+  } do
+    digest = fn -> Config.digest(Config.new!(:default, [project: dir], "/app")) end
+
+    changed? = fn name ->
+      before = digest.()
+      File.mkdir_p!(Path.dirname(Path.join(dir, name)))
+      File.write!(Path.join(dir, name), "#{System.unique_integer()}")
+      digest.() != before
+    end
+
+    File.write!(Path.join(dir, "mix.exs"), "")
+    File.write!(Path.join(dir, "pyproject.toml"), @toml)
+    refute changed?.("lib/app.ex")
+    refute changed?.("_build/dev/x")
+    assert changed?.(".python-version")
+    assert changed?.("uv.toml")
+
+    File.write!(Path.join(dir, "pyproject.toml"), @toml <> "[build-system]\n")
+    refute changed?.("_build/dev/x")
+    refute changed?.("deps/other/x")
+    assert changed?.("src/thing/a.py")
+    assert changed?.("src/thing/deps/a.py")
+    assert changed?.("pyproject.toml")
+  end
+
   for {what, config, words} <- [
         {"an unknown option", [pyprojct: @toml], "unknown option :pyprojct"},
         {"no project", [offline: true], "names no environment"},

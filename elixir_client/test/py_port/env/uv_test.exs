@@ -97,12 +97,17 @@ defmodule PyPort.UvTest do
   end
 
   test "variables that would turn it to another project are taken from it", %{dir: dir, config: config} do
-    System.put_env("VIRTUAL_ENV", "/other")
-    on_exit(fn -> System.delete_env("VIRTUAL_ENV") end)
-    uv = FakeUv.write(dir, %{"sync" => ~S(echo "${VIRTUAL_ENV-none} $UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR")})
+    # Under the last one uv would refuse the port server's own wheel, which is a file and has no hash.
+    for name <- ["VIRTUAL_ENV", "UV_REQUIRE_HASHES"] do
+      System.put_env(name, "1")
+      on_exit(fn -> System.delete_env(name) end)
+    end
+
+    script = ~S(echo "${VIRTUAL_ENV-none} ${UV_REQUIRE_HASHES-none} $UV_PROJECT_ENVIRONMENT $UV_CACHE_DIR")
+    uv = FakeUv.write(dir, %{"sync" => script})
     options = [env: [{"UV_PROJECT_ENVIRONMENT", "/mine"}]]
     assert {:ok, said} = Uv.run(%Uv{path: uv, version: "0.9.9"}, config, ["sync"], options)
-    assert said == "none /mine #{config.cache_dir}/uv-cache\n"
+    assert said == "none none /mine #{config.cache_dir}/uv-cache\n"
   end
 
   test "it ends with whoever has called it", %{dir: dir, config: config} do
