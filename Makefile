@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo iex test lint test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
+.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -31,6 +31,9 @@ test-env: setup ## uv, Mix projects and releases for real, on packages of PyPI's
 
 wheel: setup ## the port server for this platform, into elixir_client/priv/wheels
 	@$(in_env) sh scripts/wheel.sh
+
+dialyzer: setup ## the typespecs of the Elixir client, by Erlang's dialyzer
+	@$(in_env) sh scripts/dialyzer.sh
 
 test-trixie: ## make lint test inside Debian 13 (as root; builds its root directory once)
 	@sh scripts/debian.sh trixie

@@ -382,7 +382,10 @@ defmodule PyPort do
 
   @doc """
   The files and directories that hold the environments of this node, to be copied to the same paths on another
-  machine: of the same kind (libc, machine) and, unless uv fetched it, with the same Python installed.
+  machine: of the same kind (libc, machine) and, unless uv fetched it, with the same Python installed. An empty list
+  where no environment is in use.
+
+      for path <- PyPort.install_paths(), do: System.cmd("rsync", ["-aR", path, "worker:/"])
   """
   @spec install_paths() :: [Path.t()]
   def install_paths, do: PyPort.Env.install_paths()

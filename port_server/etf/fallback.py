@@ -448,7 +448,20 @@ def decode(
     max_depth: int = DEFAULT_MAX_DEPTH,
     plain_structs: bool = False,
 ) -> Any:
-    """Read one whole term: the version byte 131 first, nothing after it. See docs/etf.md."""
+    """Read one whole term: the version byte 131 first, nothing after it.
+
+    Args:
+        buffer: any bytes-like object.
+        binary_as: what every binary becomes: "str" (it must be UTF-8), "bytes" or "memoryview",
+            which lies in `buffer` and is not copied.
+        floats_as: what a list of nothing but floats becomes: "list", "memoryview" (of doubles)
+            or "numpy" (an array).
+        max_depth: how many containers may be inside each other, at most 2000.
+        plain_structs: whether every struct stays a `Struct`.
+
+    Raises:
+        DecodeError: it is no term, or one without a Python value; says where in it.
+    """
     return _read(buffer, 0, binary_as, floats_as, max_depth, whole=True, plain=plain_structs)[0]
 
 
@@ -462,5 +475,19 @@ def read_term(
     max_depth: int = DEFAULT_MAX_DEPTH,
     plain_structs: bool = False,
 ) -> tuple[Any, int]:
-    """Read one term without a version byte at `offset`; returns it and where it ended."""
+    """Read one term without a version byte at `offset`; returns it and where it ended.
+
+    Args:
+        buffer: any bytes-like object.
+        offset: where in it the term begins, in bytes.
+        binary_as: what every binary becomes: "str" (it must be UTF-8), "bytes" or "memoryview",
+            which lies in `buffer` and is not copied.
+        floats_as: what a list of nothing but floats becomes: "list", "memoryview" (of doubles)
+            or "numpy" (an array).
+        max_depth: how many containers may be inside each other, at most 2000.
+        plain_structs: whether every struct stays a `Struct`.
+
+    Raises:
+        DecodeError: it is no term, or one without a Python value; says where in it.
+    """
     return _read(buffer, offset, binary_as, floats_as, max_depth, whole=False, plain=plain_structs)

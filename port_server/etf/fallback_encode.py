@@ -345,7 +345,18 @@ def encode(
     max_depth: int = DEFAULT_MAX_DEPTH,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> bytes:
-    """Write one value behind `head`. See docs/etf.md."""
+    """Write one value behind `head`.
+
+    Args:
+        value: what is to be written.
+        head: the bytes that stand before the term: its version byte, or a whole envelope.
+        default: called with a value that has no term; returns one that has.
+        max_depth: how many containers may be inside each other, at most 2000.
+        max_bytes: how many bytes the result may have, `head` included.
+
+    Raises:
+        EncodeError: there is no term for it, or it is too deep or too large; says where in it.
+    """
     return b"".join(_write(value, head, default, max_depth, max_bytes, None))
 
 
@@ -359,7 +370,20 @@ def encode_parts(
     max_bytes: int = DEFAULT_MAX_BYTES,
     by_reference_from: int = DEFAULT_BY_REFERENCE_FROM,
 ) -> list[Part]:
-    """Write one value behind `head`, large bytes-likes by reference. See docs/etf.md."""
+    """Write one value behind `head` in parts for os.writev, large bytes-likes by reference.
+
+    Args:
+        value: what is to be written.
+        head: the bytes that stand before the term: its version byte, or a whole envelope.
+        default: called with a value that has no term; returns one that has.
+        max_depth: how many containers may be inside each other, at most 2000.
+        max_bytes: how many bytes the result may have, `head` included.
+        by_reference_from: how many bytes a bytes-like must have to be a part of its own, which is
+            not copied: write it before code runs that may change it.
+
+    Raises:
+        EncodeError: there is no term for it, or it is too deep or too large; says where in it.
+    """
     parts = _write(value, head, default, max_depth, max_bytes, by_reference_from)
     joined: list[Part] = []
     small: list[Part] = []

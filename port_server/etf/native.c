@@ -2820,7 +2820,19 @@ PyDoc_STRVAR(decode_doc,
              "decode($module, buffer, /, *, binary_as='str', floats_as='list', max_depth=512,\n"
              "       plain_structs=False)\n"
              "--\n\n"
-             "Read one whole term: the version byte 131 first, nothing after it. See docs/etf.md.");
+             "Read one whole term: the version byte 131 first, nothing after it.\n"
+             "\n"
+             "Args:\n"
+             "    buffer: any bytes-like object.\n"
+             "    binary_as: what every binary becomes: \"str\" (it must be UTF-8), \"bytes\" or \"memoryview\",\n"
+             "        which lies in `buffer` and is not copied.\n"
+             "    floats_as: what a list of nothing but floats becomes: \"list\", \"memoryview\" (of doubles)\n"
+             "        or \"numpy\" (an array).\n"
+             "    max_depth: how many containers may be inside each other, at most 2000.\n"
+             "    plain_structs: whether every struct stays a `Struct`.\n"
+             "\n"
+             "Raises:\n"
+             "    DecodeError: it is no term, or one without a Python value; says where in it.");
 
 static PyObject *
 decode(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
@@ -2842,7 +2854,20 @@ PyDoc_STRVAR(read_term_doc,
              "read_term($module, buffer, offset, /, *, binary_as='str', floats_as='list',\n"
              "          max_depth=512, plain_structs=False)\n"
              "--\n\n"
-             "Read one term without a version byte at `offset`; returns it and where it ended.");
+             "Read one term without a version byte at `offset`; returns it and where it ended.\n"
+             "\n"
+             "Args:\n"
+             "    buffer: any bytes-like object.\n"
+             "    offset: where in it the term begins, in bytes.\n"
+             "    binary_as: what every binary becomes: \"str\" (it must be UTF-8), \"bytes\" or \"memoryview\",\n"
+             "        which lies in `buffer` and is not copied.\n"
+             "    floats_as: what a list of nothing but floats becomes: \"list\", \"memoryview\" (of doubles)\n"
+             "        or \"numpy\" (an array).\n"
+             "    max_depth: how many containers may be inside each other, at most 2000.\n"
+             "    plain_structs: whether every struct stays a `Struct`.\n"
+             "\n"
+             "Raises:\n"
+             "    DecodeError: it is no term, or one without a Python value; says where in it.");
 
 static PyObject *
 read_term(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
@@ -2976,7 +3001,17 @@ PyDoc_STRVAR(encode_doc,
              "encode($module, value, /, *, head=b'\\x83', default=None, max_depth=512,\n"
              "       max_bytes=4294967295)\n"
              "--\n\n"
-             "Write one value behind `head`. See docs/etf.md.");
+             "Write one value behind `head`.\n"
+             "\n"
+             "Args:\n"
+             "    value: what is to be written.\n"
+             "    head: the bytes that stand before the term: its version byte, or a whole envelope.\n"
+             "    default: called with a value that has no term; returns one that has.\n"
+             "    max_depth: how many containers may be inside each other, at most 2000.\n"
+             "    max_bytes: how many bytes the result may have, `head` included.\n"
+             "\n"
+             "Raises:\n"
+             "    EncodeError: there is no term for it, or it is too deep or too large; says where in it.");
 
 static PyObject *
 encode(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
@@ -3012,7 +3047,19 @@ PyDoc_STRVAR(encode_parts_doc,
              "encode_parts($module, value, /, *, head=b'\\x83', default=None, max_depth=512,\n"
              "             max_bytes=4294967295, by_reference_from=65536)\n"
              "--\n\n"
-             "Write one value behind `head`, large bytes-likes by reference. See docs/etf.md.");
+             "Write one value behind `head` in parts for os.writev, large bytes-likes by reference.\n"
+             "\n"
+             "Args:\n"
+             "    value: what is to be written.\n"
+             "    head: the bytes that stand before the term: its version byte, or a whole envelope.\n"
+             "    default: called with a value that has no term; returns one that has.\n"
+             "    max_depth: how many containers may be inside each other, at most 2000.\n"
+             "    max_bytes: how many bytes the result may have, `head` included.\n"
+             "    by_reference_from: how many bytes a bytes-like must have to be a part of its own, which is\n"
+             "        not copied: write it before code runs that may change it.\n"
+             "\n"
+             "Raises:\n"
+             "    EncodeError: there is no term for it, or it is too deep or too large; says where in it.");
 
 static int
 append_stolen(PyObject *list, PyObject *item)

@@ -323,6 +323,7 @@ class FrozenMap(_Dict):
     _hash: int
 
     def _refuse(self, *_args: object, **_options: object) -> NoReturn:
+        """Raise TypeError: it cannot be changed."""
         raise TypeError("a FrozenMap stands in a key and cannot be changed; copy it with dict()")
 
     __setitem__ = __delitem__ = update = setdefault = pop = popitem = clear = _refuse

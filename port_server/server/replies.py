@@ -158,9 +158,10 @@ class Replies:
         if isinstance(error, Cancelled):
             return failure.describe_cancelled(error, self._settings)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
-            kind = "protocol" if step in {"options", "code", "target"} else "decode"
-            if "UTF-8" in error.reason:
-                error.remedy = _REMEDIES.get(step, error.remedy)
+            # A target that is an object is a value like others.
+            kind = "protocol" if step in {"options", "code"} else "decode"
+            if "UTF-8" in error.reason and step in _REMEDIES:
+                kind, error.remedy = "protocol", _REMEDIES[step]
             return failure.describe_value_error(kind, error.at(step))
         if isinstance(error, TargetError):
             return failure.describe_value_error("protocol", error)

@@ -88,14 +88,25 @@ defmodule PyPort.Error do
   # Atoms come from this list and never from the wire.
   @kinds ~w(python timeout cancelled exited killed overloaded encode decode protocol unavailable)a
 
+  @doc false
+  @spec kinds() :: [kind()]
+  def kinds, do: @kinds
+
+  @more_time "Give it more time with the option :timeout"
+
   @impl true
-  def message(%__MODULE__{kind: :python, traceback: traceback}) when traceback not in [nil, ""] do
-    String.trim_trailing(traceback)
-  end
+  # Code that does not compile has a report without a headline.
+  def message(%__MODULE__{kind: :python, traceback: "  " <> _ = traceback}),
+    do: "Python cannot read this:\n" <> String.trim_trailing(traceback)
+
+  def message(%__MODULE__{kind: :python, traceback: traceback}) when traceback not in [nil, ""],
+    do: String.trim_trailing(traceback)
 
   def message(%__MODULE__{} = error) do
-    [headline(error), stack(error.stack), stderr(error.stderr)]
-    |> Enum.reject(&is_nil/1)
+    where = error.stack || if(error.kind == :cancelled, do: error.traceback)
+
+    [headline(error), where && stack(where), stderr(error.stderr, where)]
+    |> Enum.reject(&(&1 in [nil, ""]))
     |> Enum.join("\n")
   end
 
@@ -104,13 +115,40 @@ defmodule PyPort.Error do
 
   defp headline(%{message: message}), do: message
 
-  defp stack(nil), do: nil
-  defp stack(text), do: "Python was here:\n" <> indent(text)
+  # The server's own frames stand in the field and not here: they are in every stack, and never the reason.
+  defp stack(text) do
+    lines = text |> String.trim_trailing() |> String.split("\n")
+    theirs = lines |> Enum.reject(&own_frame?/1) |> without_empty_threads()
+    if Enum.any?(theirs, &frame?/1), do: here(theirs), else: here(lines)
+  end
 
-  defp stderr([]), do: nil
-  defp stderr(lines), do: "The last it wrote to stderr:\n" <> indent(Enum.join(lines, "\n"))
+  defp here(lines), do: "Python was here:\n" <> indent(lines)
 
-  defp indent(text), do: text |> String.split("\n") |> Enum.map_join("\n", &("    " <> &1))
+  defp frame?(line), do: line =~ ~r/^\s*File "/
+
+  defp own_frame?(line),
+    do: line =~ ~r/^\s*File "[^"]*port_server\/(server|runtime)\/|^\s*File "<string>", line 1 in <module>/
+
+  # What is left of a thread that runs nothing but the server is its headline.
+  defp without_empty_threads([line | rest]) do
+    if line =~ "(most recent call first)" and List.first(rest, "") == "",
+      do: rest |> Enum.drop(1) |> without_empty_threads(),
+      else: [line | without_empty_threads(rest)]
+  end
+
+  defp without_empty_threads([]), do: []
+
+  # A dump of stacks is written to stderr as well; once is enough.
+  defp stderr(lines, where) do
+    shown = where |> to_string() |> String.split("\n", trim: true) |> MapSet.new(&String.trim/1)
+
+    case Enum.reject(lines, &(String.trim(&1) in shown)) do
+      [] -> nil
+      lines -> "The last it wrote to stderr:\n" <> indent(lines)
+    end
+  end
+
+  defp indent(lines), do: Enum.map_join(lines, "\n", &String.trim_trailing("    " <> &1))
 
   @doc false
   # The map of an `{error, Id, Map}` frame. A field of the wrong type is dropped, never raised about:
@@ -120,7 +158,7 @@ defmodule PyPort.Error do
     %__MODULE__{
       kind: if(map[:kind] in @kinds, do: map[:kind], else: :protocol),
       type: text(map[:type]),
-      message: if(is_binary(map[:message]), do: map[:message], else: "Python gave no message"),
+      message: wire_message(map),
       traceback: text(map[:traceback]),
       frames: for(%{file: _, line: _, function: _} = frame <- List.wrap(map[:frames]), do: frame),
       begun: if(is_boolean(map[:begun]), do: map[:begun]),
@@ -129,8 +167,23 @@ defmodule PyPort.Error do
   end
 
   def from_wire(other) do
-    %__MODULE__{kind: :protocol, message: "Python reported an error of an unknown shape: #{inspect(other)}"}
+    %__MODULE__{
+      kind: :protocol,
+      message:
+        "Python reported an error of an unknown shape: #{inspect(other)}. Is the port_server in its environment the one " <>
+          "that belongs to this library? mix py_port.doctor tells"
+    }
   end
+
+  # Python does not know why it was told to end a request; there are not many reasons.
+  defp wire_message(%{kind: :cancelled, begun: false}),
+    do: "the request was cancelled before it began: whoever it was made for has ended, or wants it no more"
+
+  defp wire_message(%{kind: :cancelled, begun: true}),
+    do: "the request was cancelled while it ran: whoever it was made for has ended, or wants it no more"
+
+  defp wire_message(%{message: message}) when is_binary(message), do: message
+  defp wire_message(_map), do: "Python gave no message"
 
   defp text(""), do: nil
   defp text(value) when is_binary(value), do: value
@@ -169,16 +222,20 @@ defmodule PyPort.Error do
   @spec timeout(timeout(), t()) :: t()
   def timeout(timeout, %__MODULE__{begun: begun} = cancelled) do
     stack = cancelled.traceback || cancelled.stack
-    %{cancelled | kind: :timeout, stack: stack, message: timeout_message(timeout, begun, stack)}
+    message = if begun && stack, do: interrupted(timeout), else: timeout_message(timeout, begun, stack)
+    %{cancelled | kind: :timeout, stack: stack, message: message}
   end
+
+  defp interrupted(timeout),
+    do: "no answer within #{timeout} ms: the request was ended where it was. " <> @more_time
 
   defp timeout_message(timeout, begun, stack) do
     "no answer within #{timeout} ms: " <>
       case {begun, stack} do
         {false, _none} -> "the request was still waiting for its turn, and was never begun"
         {_begun, nil} -> "the server was busy with this request, or with others"
-        {_begun, _stack} -> "the request was ended where it was"
-      end <> ". Give it more time with the option :timeout"
+        {_begun, _stack} -> "the request was running, and did not end when it was told to"
+      end <> ". " <> @more_time
   end
 
   @doc false
@@ -208,7 +265,7 @@ defmodule PyPort.Error do
   end
 
   defp of_owner(reason) when reason in [:normal, :shutdown] do
-    %__MODULE__{kind: :exited, message: "the server was stopped before it answered"}
+    %__MODULE__{kind: :exited, message: "the server was stopped before it answered; ask again when it runs"}
   end
 
   defp of_owner({:shutdown, _reason}), do: of_owner(:shutdown)
@@ -237,7 +294,7 @@ defmodule PyPort.Error do
     %__MODULE__{
       kind: :killed,
       signal: signal,
-      message: "the Python process was ended by #{signal}",
+      message: "the Python process was ended by #{signal}" <> meaning(signal),
       stderr: stderr
     }
   end
@@ -250,6 +307,16 @@ defmodule PyPort.Error do
       stderr: stderr
     }
   end
+
+  defp meaning(signal) when signal in ["SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT"],
+    do: ": native code crashed, most likely that of a library which was called"
+
+  defp meaning("SIGKILL"),
+    do: ", which PyPort has not sent: often it is the kernel, when memory is short (dmesg tells)"
+
+  defp meaning("SIGSYS"), do: ": a system call that is not allowed here (seccomp)"
+  defp meaning("SIGXCPU"), do: ": it has used the processor time that it may (ulimit -t)"
+  defp meaning(_signal), do: ", which PyPort has not sent"
 
   # The numbers are Linux's; those below 16 are POSIX's own.
   @signals %{
@@ -270,4 +337,15 @@ defmodule PyPort.Error do
     31 => "SIGSYS"
   }
   defp signal_name(number), do: Map.get(@signals, number, "signal #{number}")
+
+  defimpl Inspect do
+    import Inspect.Algebra
+
+    # As a person reads it, line by line: in a shell, and in the message of a match that failed.
+    def inspect(error, _options) do
+      begun = if error.begun == nil, do: "", else: ", begun: #{error.begun}"
+      lines = error |> PyPort.Error.message() |> String.split("\n") |> Enum.map(&concat(line(), string(&1)))
+      concat(["#PyPort.Error<#{Kernel.inspect(error.kind)}#{begun}", nest(concat(lines), 2), line(), ">"])
+    end
+  end
 end

@@ -11,6 +11,7 @@ defmodule PyPort.Options do
   @request_defaults Map.new(@request)
   @stream @request ++ [credit: 512]
   @session @common
+  @interactive Keyword.delete(@request, :return)
 
   @server [
     name: nil,
@@ -86,6 +87,13 @@ defmodule PyPort.Options do
   @spec session!(keyword()) :: map()
   def session!(options), do: validate!(options, Map.new(@session), @session, "PyPort.open_session/1")
 
+  @spec interactive!(keyword()) :: map()
+  def interactive!(options) do
+    options
+    |> validate!(Map.new(@interactive), @interactive, "PyPort.Interactive.put_options/1")
+    |> one_server!()
+  end
+
   @spec server!(keyword()) :: map()
   def server!(options) do
     options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!()
@@ -148,11 +156,7 @@ defmodule PyPort.Options do
   end
 
   defp unknown(name, known, whose) do
-    similar = Enum.max_by(known, &String.jaro_distance(to_string(&1), to_string(name)))
-    near? = String.jaro_distance(to_string(similar), to_string(name)) > 0.8
-    hint = if near?, do: " Did you mean #{inspect(similar)}?", else: ""
-
-    "unknown option #{inspect(name)} for #{whose}.#{hint} " <>
+    "unknown option #{inspect(name)} for #{whose}.#{PyPort.Suggest.similar(name, known)} " <>
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 

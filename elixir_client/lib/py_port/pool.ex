@@ -78,7 +78,7 @@ defmodule PyPort.Pool do
   # that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Error, Options, Registry}
+  alias PyPort.{Error, Options, Registry, Suggest}
   alias PyPort.Pool.{Keeper, Members}
 
   @type option :: {atom(), term()}
@@ -169,7 +169,11 @@ defmodule PyPort.Pool do
   end
 
   defp not_running(pool) do
-    %Error{kind: :unavailable, begun: false, message: "no PyPort.Pool is running as #{inspect(pool)}"}
+    %Error{
+      kind: :unavailable,
+      begun: false,
+      message: "no PyPort.Pool is running as #{inspect(pool)}. #{Suggest.running(pool)}"
+    }
   end
 
   @impl true

@@ -3,7 +3,7 @@ defmodule PyPort.Reach do
   # whether it may take one more frame now. Runs in the caller's process; sends nothing.
   @moduledoc false
 
-  alias PyPort.{Error, Object, Registry, Remote, Server, Session}
+  alias PyPort.{Error, Object, Registry, Remote, Server, Session, Suggest}
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
@@ -261,7 +261,8 @@ defmodule PyPort.Reach do
 
   defp not_running(server) do
     unavailable(
-      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being restarted"
+      "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being " <>
+        "restarted. #{Suggest.running(server)}"
     )
   end
 
@@ -287,7 +288,7 @@ defmodule PyPort.Reach do
          }}
 
       open >= handle.max_pending ->
-        {:error, overloaded("#{open} requests are waiting for it (max_pending: #{handle.max_pending})")}
+        {:error, overloaded("#{open} of at most #{handle.max_pending} requests are open (max_pending)")}
 
       open > 0 or bytes > @small_frame_bytes ->
         admit_queued(handle)
@@ -316,7 +317,9 @@ defmodule PyPort.Reach do
     %Error{
       kind: :overloaded,
       begun: false,
-      message: "the Python server takes no more requests for now: #{why}; nothing was sent"
+      message:
+        "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>
+          "with more servers"
     }
   end
 

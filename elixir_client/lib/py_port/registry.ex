@@ -47,6 +47,19 @@ defmodule PyPort.Registry do
   @spec all() :: [Handle.t()]
   def all, do: for({owner, handle} when is_pid(owner) <- :ets.tab2list(@table), do: handle)
 
+  @doc """
+  The servers and pools that a name was registered for, by that name; not those of other registries. Asked of the
+  processes themselves: a server whose Python cannot be started has no row here.
+  """
+  @spec named() :: [{atom(), pid()}]
+  def named do
+    for name <- Process.registered(),
+        pid = Process.whereis(name),
+        is_pid(pid),
+        :proc_lib.translate_initial_call(pid) in [{PyPort.Server, :init, 1}, {:supervisor, PyPort.Pool, 1}],
+        do: {name, pid}
+  end
+
   @spec put_beat(pid(), PyPort.Status.beat()) :: :ok
   def put_beat(owner, beat) do
     :ets.insert(@table, {{owner, :beat}, beat})

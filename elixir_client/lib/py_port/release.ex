@@ -49,7 +49,13 @@ defmodule PyPort.Release do
   # As deep as `lib/python3.12/site-packages/numpy`.
   @filtered_levels 4
 
-  @doc "Copies every configured environment into the release. A step of `mix release`."
+  @doc """
+  Copies every configured environment into the release. A step of `mix release`, to be put after `:assemble`:
+
+      steps: [:assemble, &PyPort.Release.copy_environments/1, :tar]
+
+  Gives the release as it was. Raises `ArgumentError` for a Python that cannot be carried.
+  """
   @spec copy_environments(release) :: release when release: struct()
   def copy_environments(release) do
     options = Keyword.get(release.options, :py_port, [])

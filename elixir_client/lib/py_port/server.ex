@@ -88,6 +88,12 @@ defmodule PyPort.Server do
 
   Raises `ArgumentError` for an unknown option or a value of the wrong type. Gives
   `{:error, %PyPort.Error{kind: :unavailable}}` where the application `:py_port` is not started.
+
+  ## Examples
+
+      iex> {:ok, server} = PyPort.Server.start_link(init_code: "import math")
+      iex> PyPort.eval("math.floor(2.5)", %{}, server: server)
+      {:ok, 2}
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []) do
@@ -114,6 +120,13 @@ defmodule PyPort.Server do
 
   @doc """
   The operating system's process id of the Python process, or `nil` while none is running.
+
+  ## Examples
+
+      iex> {:ok, server} = PyPort.Server.start_link()
+      iex> {:ok, os_pid} = PyPort.eval("import os; os.getpid()", %{}, server: server)
+      iex> PyPort.Server.os_pid(server) == os_pid
+      true
   """
   @spec os_pid(GenServer.server()) :: pos_integer() | nil
   def os_pid(server) do

@@ -14,7 +14,26 @@ defmodule PyPort.Sigils do
       #=> 2
 
   Both are literals: they evaluate nothing and interpolate nothing, and give a `PyPort.Code` that
-  remembers its file and line, so that a traceback points at the line between the quotes.
+  remembers its file and line, so that a traceback points at the line between the quotes. For sigils that evaluate, in
+  IEx and Livebook, see `PyPort.Interactive`.
+
+  ## Errors at compile time
+
+  Where the Python that would run it is at hand, code that it cannot read is a `CompileError` at that line of the Elixir
+  file:
+
+      ** (CompileError) lib/my_app/report.ex:12: Python 3.12.4 cannot read this: '(' was never closed
+
+          print((total)
+               ^
+
+  Asked is the Python of the default pool: that of its environment (see `PyPort.Env`), or the option `:python` of
+  `config :py_port, pool: [...]`, the variable `PYPORT_PYTHON`, `python3`. What it cannot read is shown to those of the other
+  environments before it is an error. A Python is started once in a compilation, with the first sigil, and runs nothing of
+  the code. Where none can be started, as when the environment is not built yet, nothing is checked. For code that
+  is meant for another Python than those:
+
+      config :py_port, check_syntax: false
   '''
 
   @doc ~S'''
@@ -33,20 +52,25 @@ defmodule PyPort.Sigils do
   '''
   defmacro sigil_PY(source, modifiers), do: literal(source, modifiers, __CALLER__)
 
-  defp literal({:<<>>, meta, [source]}, [], caller) when is_binary(source) do
-    # The text of a heredoc begins on the line after its opening quotes.
-    first_line = if Keyword.has_key?(meta, :indentation), do: caller.line + 1, else: caller.line
+  defp literal(source, modifiers, caller) do
+    {source, file, line} = place!(source, modifiers, caller)
+    if Application.get_env(:py_port, :check_syntax, true), do: PyPort.Survey.of!(source, caller.file, line)
 
     quote do
-      %PyPort.Code{
-        source: unquote(source),
-        file: unquote(Path.relative_to_cwd(caller.file)),
-        line: unquote(first_line)
-      }
+      %PyPort.Code{source: unquote(source), file: unquote(file), line: unquote(line)}
     end
   end
 
-  defp literal(_source, modifiers, caller) do
+  @doc false
+  # The text of a sigil, and the file and line on which it begins.
+  @spec place!(Macro.t(), charlist(), Macro.Env.t()) :: {String.t(), Path.t(), pos_integer()}
+  def place!({:<<>>, meta, [source]}, [], caller) when is_binary(source) do
+    # The text of a heredoc begins on the line after its opening quotes.
+    first_line = if Keyword.has_key?(meta, :indentation), do: caller.line + 1, else: caller.line
+    {source, Path.relative_to_cwd(caller.file), first_line}
+  end
+
+  def place!(_source, modifiers, caller) do
     raise CompileError,
       file: caller.file,
       line: caller.line,

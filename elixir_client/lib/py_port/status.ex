@@ -24,6 +24,8 @@ defmodule PyPort.Status do
     * `rss_bytes` - the memory that Python's process has resident.
     * `os_pid` - its process id, `nil` while there is none.
     * `beat_age_ms` - how old what Python says of itself is; `nil` where it has not said anything yet.
+
+  `table/1` prints several of them for people, `mix py_port.top` does so again and again.
   """
 
   @enforce_keys [:server, :state]
@@ -76,6 +78,39 @@ defmodule PyPort.Status do
   alias PyPort.Server.Handle
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
+
+  @doc """
+  Every server and every pool of this node, by its name, or its pid where it has none: what a dashboard shows.
+
+  ## Examples
+
+      iex> {PyPort.Default, [%PyPort.Status{} | _]} = List.keyfind(PyPort.Status.all(), PyPort.Default, 0)
+  """
+  @spec all() :: [{GenServer.name() | pid(), [t()]}]
+  def all do
+    named = Registry.named()
+    pids = MapSet.new(named, &elem(&1, 1))
+    owners = for %Handle{owner: owner} <- Registry.all(), do: Registry.pool_of(owner) || owner
+    nameless = for pid <- Enum.uniq(owners), pid not in pids, do: {pid, pid}
+
+    for {name, pid} <- Enum.sort_by(named ++ nameless, fn {name, _pid} -> inspect(name) end),
+        do: {name, of_pid(pid, restarts(pid))}
+  end
+
+  @doc """
+  A table of servers, as text: a line for each, with its state, the number of its running request and since when, how many
+  requests are open and how many of them queue in Python, how many were answered, its memory, and its restarts.
+
+  Takes what `PyPort.status/1` gives, or what `all/0` gives, whose names then stand before their servers.
+
+  ## Examples
+
+      iex> table = PyPort.Status.table(PyPort.status())
+      iex> table |> String.split("\\n") |> hd() |> String.split()
+      ~w(SERVER STATE REQUEST SINCE OPEN QUEUE DONE RSS RESTARTS)
+  """
+  @spec table([t()] | [{GenServer.name() | pid(), [t()]}]) :: String.t()
+  def table(statuses), do: PyPort.Status.Table.text(statuses)
 
   @doc false
   @spec beat(map()) :: beat()
@@ -169,4 +204,25 @@ defmodule PyPort.Status do
 
   defp number(<<number::64>>), do: number
   defp number(_none), do: nil
+
+  defimpl Inspect do
+    alias PyPort.Status.Table
+
+    def inspect(status, _options) do
+      parts = [
+        Table.state(status),
+        status.running && "request #{status.running} for #{Table.duration(status.running_ms || 0)}",
+        status.pending > 0 && "#{status.pending} open",
+        status.queue > 0 && "#{status.queue} queued",
+        "#{status.requests} answered",
+        status.objects > 0 && "#{status.objects} objects",
+        status.sessions > 0 && "#{status.sessions} sessions",
+        status.rss_bytes && Table.bytes(status.rss_bytes),
+        status.os_pid && "process #{status.os_pid}",
+        status.restarts > 0 && "#{status.restarts} restarts"
+      ]
+
+      "#PyPort.Status<#{Kernel.inspect(status.server)} #{parts |> Enum.filter(& &1) |> Enum.join(", ")}>"
+    end
+  end
 end

@@ -15,10 +15,8 @@ defmodule PyPort.PoolTest do
   @until_file "import os, time\nwhile not os.path.exists(path): time.sleep(0.005)\nos.getpid()"
 
   defp until_file(pool, path, options \\ []) do
-    task =
-      Task.async(fn -> PyPort.eval(@until_file, %{path: path}, [server: pool, timeout: 20_000] ++ options) end)
-
-    task
+    options = [server: pool, timeout: 20_000] ++ options
+    Task.async(fn -> PyPort.eval(@until_file, %{path: path}, options) end)
   end
 
   defp path,

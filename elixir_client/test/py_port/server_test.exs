@@ -8,6 +8,8 @@ defmodule PyPort.ServerTest do
 
   alias PyPort.{Error, Server}
 
+  doctest Server
+
   defp start(options \\ []) do
     name = :"server_#{System.unique_integer([:positive])}"
     # A supervisor of its own: a Python that dies is part of the test, not of its supervisor's patience.

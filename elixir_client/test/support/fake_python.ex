@@ -54,7 +54,10 @@ defmodule PyPort.Test.FakePython do
   '''
 
   @doc "A server over such a Python. Its first answer to `eval(\"1\")` is given."
-  def start_fake(dir, options \\ []) do
+  def start_fake(dir, options \\ []), do: start_server([python: fake_python(dir)] ++ options)
+
+  @doc "Such a Python by itself, for the option `:python`."
+  def fake_python(dir) do
     script = Path.join(dir, "fake.py")
     File.write!(script, String.replace(@source, "exec(code.decode(), names", run_or_one()))
     start = Path.join(dir, "python")
@@ -67,7 +70,7 @@ defmodule PyPort.Test.FakePython do
     """)
 
     File.chmod!(start, 0o755)
-    start_server([python: start] ++ options)
+    start
   end
 
   # `start_server/1` asks for 1 to see that its server is there.

@@ -12,7 +12,7 @@ defmodule PyPort.Env.BuildLock do
   Runs `fun` while no one else does under the same path. Waits as long as the holder lives; `waiting` is called
   once, with words about the holder, if there is anything to wait for.
   """
-  @spec run(Path.t(), (String.t() -> term()), (() -> result)) :: result when result: var
+  @spec run(Path.t(), (String.t() -> term()), (... -> result)) :: result when result: var
   def run(path, waiting, fun) do
     File.mkdir_p!(Path.dirname(path))
     token = take(path, waiting, false)

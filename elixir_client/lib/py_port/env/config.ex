@@ -111,7 +111,8 @@ defmodule PyPort.Env.Config do
   defp known!(options, known, what) do
     for {option, _value} <- options, option not in known do
       raise ArgumentError,
-            "unknown option #{inspect(option)} for #{what}. Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
+            "unknown option #{inspect(option)} for #{what}.#{PyPort.Suggest.similar(option, known)} " <>
+              "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
     end
   end
 

@@ -113,8 +113,8 @@ defmodule PyPort.Env.Elf do
              do: {tag, value}
            ),
          {_tag, address} <- List.keyfind(entries, @dt_strtab, 0),
-         {_tag, length} <- List.keyfind(entries, @dt_strsz, 0),
-         true <- length <= @strings_bytes_limit || throw(:damaged) do
+         {_tag, length} <- List.keyfind(entries, @dt_strsz, 0) do
+      if length > @strings_bytes_limit, do: throw(:damaged)
       table = pread(file, file_offset(headers, address), length, @strings_bytes_limit)
       runpath = for {tag, at} <- entries, tag in [@dt_rpath, @dt_runpath], do: until_zero(table, at)
 

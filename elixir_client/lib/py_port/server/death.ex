@@ -38,7 +38,7 @@ defmodule PyPort.Server.Death do
   @doc "The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it what each of its callers is told."
   @spec reason(state(), Error.t()) :: reason()
   def reason(state, report) do
-    Logger.error("PyPort #{state.who}: #{report.message}; #{pending(state)} requests were open")
+    Logger.error("PyPort #{state.who}: #{report.message}; #{open(pending(state))}")
     tell(state, report)
     {:shutdown, {:python_ended, report, Pulse.page(state.pulse)}}
   end
@@ -63,6 +63,9 @@ defmodule PyPort.Server.Death do
       Map.put(Vital.about(state), :error, report)
     )
   end
+
+  defp open(1), do: "1 request was open"
+  defp open(count), do: "#{count} requests were open"
 
   defp pending(state), do: :ets.info(state.handle.table, :size)
 

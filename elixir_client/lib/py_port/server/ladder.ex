@@ -268,8 +268,12 @@ defmodule PyPort.Server.Ladder do
   def dumped(%{dump: {pid, reason, at, _mark}} = state, pid, result) do
     stack =
       case result do
-        {:ok, stack} -> stack
-        {:error, error} -> Logger.warning("PyPort #{state.who}: no stacks: #{error.message}") && nil
+        {:ok, stack} ->
+          stack
+
+        {:error, error} ->
+          Logger.warning("PyPort #{state.who}: no stacks: #{error.message}")
+          nil
       end
 
     duration = System.monotonic_time() - at

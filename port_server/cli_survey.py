@@ -1,0 +1,53 @@
+"""Answers, for one compilation of Elixir code, what stands in its Python sigils. Nothing is run.
+
+Asked over stdin and answered on stdout with {packet, 4} frames, as text, so that neither side needs
+a codec: a question is source code; an answer is a word on its first line, and what belongs to it on
+those that follow.
+
+    names: the names that are bound, those that may be deleted again, those that are read
+    error: line, column and end column (counted from 1; 0 if not known), then the message
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import TYPE_CHECKING
+
+from port_server.runtime.survey import survey
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
+
+def answer(text: str) -> str:
+    """Give the answer to the question what `text` is."""
+    try:
+        names = survey(text)
+    except SyntaxError as error:
+        same_line = error.end_lineno == error.lineno
+        place = (error.lineno or 0, error.offset or 0, (same_line and error.end_offset) or 0)
+        return "\n".join(["error", *map(str, place), error.msg])
+    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
+        # A null byte; nesting beyond what the parser can do.
+        return "\n".join(["error", "0", "0", "0", str(error) or type(error).__name__])
+    return "\n".join(["names", *(" ".join(sorted(part)) for part in names)])
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer until there are no more questions."""
+    # What Python warns of is worth saying when the code runs, not here.
+    warnings.simplefilter("ignore")
+    while len(header := requests.read(4)) == 4:
+        text = requests.read(int.from_bytes(header, "big")).decode("utf-8", "surrogateescape")
+        said = answer(text).encode("utf-8", "backslashreplace")
+        answers.write(len(said).to_bytes(4, "big") + said)
+        answers.flush()
+
+
+def main() -> None:
+    """Serve on stdin and stdout, and say first which Python this is."""
+    hello = b"%d.%d.%d" % sys.version_info[:3]
+    sys.stdout.buffer.write(len(hello).to_bytes(4, "big") + hello)
+    sys.stdout.buffer.flush()
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,0 +1,34 @@
+#!/bin/sh
+# Checks the typespecs of the Elixir client with dialyzer. What it knows of Erlang and Elixir themselves takes a few minutes
+# to find out and is kept outside of the clone, by their versions; a run after that takes seconds.
+set -eu
+# shellcheck source=scripts/lib.sh
+. "$(dirname "$0")/lib.sh"
+
+if ! have dialyzer; then
+    can_install || die "dialyzer is missing: install the package erlang-dialyzer"
+    say "Installing dialyzer from Debian's packages"
+    apt_install erlang-dialyzer || die "apt-get could not install erlang-dialyzer; what it said stands above"
+fi
+
+# Elixir's modules name a module of Elixir's own as what can read them.
+ERL_LIBS=$(elixir -e 'IO.write(Path.dirname(:code.lib_dir(:elixir)))')${ERL_LIBS:+:$ERL_LIBS}
+export ERL_LIBS
+versions=$(elixir -e 'IO.write("#{:erlang.system_info(:version)}-#{System.version()}")')
+known=$cache/dialyzer/$versions.plt
+
+if [ ! -f "$known" ]; then
+    say "Reading Erlang and Elixir themselves into $known (once, a few minutes)"
+    mkdir -p "$cache/dialyzer"
+    quietly dialyzer --build_plt --output_plt "$known.$$" --apps erts kernel stdlib compiler elixir logger mix ||
+        # It ends with 2 where it has something to say about what it reads.
+        [ -f "$known.$$" ] || die "dialyzer could not read them; what it said stands above"
+    mv "$known.$$" "$known"
+fi
+
+cd "$project/elixir_client"
+MIX_ENV=dev mix compile --warnings-as-errors
+say "dialyzer"
+dialyzer --plt "$known" --no_check_plt --quiet -Wunknown \
+    -r _build/dev/lib/py_port/ebin
+say "Nothing to complain about"
