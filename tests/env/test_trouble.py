@@ -99,7 +99,7 @@ def test_a_lock_that_does_not_match_is_not_resolved_in_silence(built):
     assert "Run `mix py_port.lock`" in stale.said
     assert "needs to be updated" in stale.said
     assert built.built() == record
-    assert "kind: :unavailable" in built.eval("1").said
+    assert "#PyPort.Error<:unavailable" in built.eval("1").said
     locked = built.mix("py_port.lock")
     assert (locked.status, "Wrote priv/py_port/default/uv.lock" in locked.said) == (0, True), locked
     done = built.mix("compile")
@@ -128,7 +128,7 @@ def test_what_uv_refuses_is_said_in_its_own_words_and_ours(host, toml, uvs, ours
     nothing_is_built(host)
     assert not (host.path / "priv/py_port/default/uv.lock").exists()
     answer = host.eval("1")
-    assert "kind: :unavailable" in answer.said
+    assert "#PyPort.Error<:unavailable" in answer.said
     assert ours in re.sub(r"\s+", " ", answer.said.replace('" <>\n', ""))
 
 
@@ -215,7 +215,7 @@ def test_a_python_that_was_replaced_is_refused_by_name_and_version(built):
     python.symlink_to(other)
     version = built.run(other, "-V").said.split()[1]
     answer = re.sub(r"\s+", " ", built.eval("1").said)
-    assert "kind: :unavailable" in answer
+    assert "#PyPort.Error<:unavailable" in answer
     assert f"Python {version} runs, and the packages of the environment :default are" in answer
     assert f"are for Python {minor}" in answer
     shutil.rmtree(built.path / "_build/dev/py_port")

@@ -257,7 +257,7 @@ def test_a_bare_python_says_what_it_lacks(host):
     assert made.status == 0, made
     host.configure(f'config :py_port, pool: [python: "{host.path}/bare/bin/python"]')
     answer = re.sub(r"\s+", " ", host.eval("1").said)
-    assert "kind: :unavailable" in answer
+    assert "#PyPort.Error<:unavailable" in answer
     assert "neither the native codec nor erlang-py" in answer
     assert "pip install erlang-py" in answer
 
