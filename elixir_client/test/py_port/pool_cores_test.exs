@@ -58,7 +58,7 @@ defmodule PyPort.PoolCoresTest do
     pool_pair(pool)
 
     rounds =
-      for _ <- 1..6 do
+      for _ <- 1..12 do
         %{
           single: ms(fn -> bare_pair([one]) end),
           bare: ms(fn -> bare_pair(ports) end),
