@@ -66,10 +66,13 @@ def test_a_coroutine_function_may_be_called(port):
 
 def test_two_hundred_sleeps_take_as_long_as_one(port):
     port.value(port.eval(SLEEP, {"seconds": 0}))
-    began = time.monotonic()
-    names = [port.eval(SLEEP, {"seconds": 0.1}) for _ in range(200)]
-    assert [port.value(name) for name in names] == [0.1] * 200
-    assert time.monotonic() - began < 0.5
+    took = []
+    for _ in range(3):  # what else the machine does only ever adds
+        began = time.monotonic()
+        names = [port.eval(SLEEP, {"seconds": 0.1}) for _ in range(200)]
+        assert [port.value(name) for name in names] == [0.1] * 200
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.5
     port.settled(tasks=0)
 
 
