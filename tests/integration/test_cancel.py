@@ -535,7 +535,8 @@ def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
                     assert name in cancels
                     struck += value["begun"]
 
-        while len(expected) < count:
+        # Which cancels strike is the machine's dice: it goes on until some have.
+        while len(expected) < count or (struck < 10 and len(expected) < 10 * count):
             burst = []
             for _ in range(dice.choice((1, 1, 1, 2, 10))):
                 name = port.new_id()
