@@ -127,7 +127,8 @@ class Server:
         self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        self.cancels = Cancels(lane, stdio, self.window, settings)
+        doorways = (Server._loop, MainLane.run_in_c)
+        self.cancels = Cancels(lane, stdio, self.window, settings, doorways)
         self.control = Control(
             baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
         )
@@ -184,10 +185,11 @@ class Server:
     def _loop(self) -> None:
         channel = self.channel
         reader = channel.reader
-        read, receive = channel.read, channel.receive
+        read = channel.read
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
-        answer_plain = PlainRequests(channel, self.lane, dispatcher).answer
+        plain = PlainRequests(self, self._settings)
+        receive, answer_plain = plain.receive, plain.answer
         held = dispatcher.turns.held
         frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):
@@ -199,6 +201,8 @@ class Server:
                     continue
                 if reader.between:
                     data = receive()
+                    if data is True:
+                        continue
                     if data is None:
                         return
                     if answer_plain(data):
