@@ -73,6 +73,7 @@ class Cancels:
         window.know(
             borders=(Evaluator.evaluate, Stream.advance),
             open=(
+                Evaluator.answer_unusual,
                 Evaluator.reply,
                 Evaluator.failed,
                 Evaluator.description,
@@ -82,7 +83,7 @@ class Cancels:
             open_modules=(failure, targets),
             through_modules=(carry, imports, objects, streams),
             describing=(failure.describe_cancelled,),
-            doorways=doorways,
+            doorways=(*doorways, type(lane).run_in_c),
         )
 
     def install(self) -> None:

@@ -127,8 +127,7 @@ class Server:
         self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        doorways = (Server._loop, MainLane.run_in_c)
-        self.cancels = Cancels(lane, stdio, self.window, settings, doorways)
+        self.cancels = Cancels(lane, stdio, self.window, settings, doorways=[Server._loop])
         self.control = Control(
             baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
         )
@@ -185,7 +184,6 @@ class Server:
     def _loop(self) -> None:
         channel = self.channel
         reader = channel.reader
-        read = channel.read
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
         plain = PlainRequests(self, self._settings)
@@ -208,7 +206,7 @@ class Server:
                     if answer_plain(data):
                         continue
                     frames = reader.feed(data)
-                elif (frames := read()) is None:
+                elif (frames := channel.read()) is None:
                     return
                 dispatch(frames)
                 # Or their buffer would be in use during the next read, and not be used again.
