@@ -13,7 +13,6 @@ from _thread import allocate_lock
 from sys import getrefcount
 
 from port_server.etf import Struct, read_term
-from port_server.protocol import messages
 from port_server.protocol.messages import ProtocolError
 from port_server.runtime.namespace import (
     NamespaceError,

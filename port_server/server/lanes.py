@@ -1,8 +1,8 @@
 """The main lane: requests in the main thread, one after another, or one on top of a waiting one.
 
 `MainLane.run` is where main enters and leaves user code: the baton is let go before and taken back
-after. For plain requests plain.c does the same. What a signal raises is raised inside of `Evaluator.evaluate`, never
-here: see `window`.
+after. For plain requests plain.c does the same. What a signal raises is raised inside of
+`Evaluator.evaluate`, never here: see `window`.
 """
 
 from __future__ import annotations

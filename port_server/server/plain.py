@@ -29,7 +29,7 @@ from .evaluate import check_yield, no_eval
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
+    from typing import Final, Literal
 
     from port_server.settings import Settings
 
@@ -55,7 +55,7 @@ class PlainRequests:
 
     __slots__ = ("_channel", "_dispatcher", "_lane", "_reader", "receive")
 
-    receive: Callable[[], bytes | bool | None]
+    receive: Callable[[], bytes | Literal[True] | None]
 
     def __init__(self, server: Server, settings: Settings) -> None:
         self._channel = server.channel

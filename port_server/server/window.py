@@ -98,7 +98,7 @@ class Window:
                 but not with being cut short themselves.
             describing: functions that describe what was cut short.
             doorways: functions that call C which runs user code and makes a reply of whatever is
-                raised in it: borders while `evaluating`. Nothing else that they call may be in `open`.
+                raised in it: borders while `evaluating`. They call nothing that is in `open`.
         """
         self._describing = frozenset(function.__code__ for function in describing)
         self._borders = frozenset(function.__code__ for function in borders)

@@ -44,8 +44,10 @@ CASES = {
     "await": ("import asyncio\nawait asyncio.sleep(0)\n8", {}),
     "what cannot be awaited": ("class C:\n  def __await__(self): return 9\nC()", {}),
     "a metaclass that raises": (
-        "class M(type):\n  def __getattribute__(self, name): raise OSError(name)\n"
-        "class C(metaclass=M): pass\nC()",
+        (
+            "class M(type):\n  def __getattribute__(self, name): raise OSError(name)\n"
+            "class C(metaclass=M): pass\nC()"
+        ),
         {},
     ),
     "a yield": ("yield 1", {}),
@@ -134,7 +136,7 @@ def both(test):
 
 
 def test_every_answer_is_the_same():
-    """Values, failures, output; each twice, because what was compiled before takes a shorter way."""
+    """Values, failures, output; twice, as what was compiled before takes a shorter way."""
 
     def ask(port):
         return {
