@@ -717,10 +717,10 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     Py_END_ALLOW_THREADS
     if (UNLIKELY(size <= 0)) {
         if (size == 0) {
-            Py_RETURN_NONE;
+            return Py_NewRef(Py_None);
         }
         if (failed == EINTR) {
-            Py_RETURN_TRUE; /* handlers run between the bytecodes of the caller */
+            return Py_NewRef(Py_True); /* handlers run between the bytecodes of the caller */
         }
         return CALL0(channel, receive); /* it comes again there */
     }
@@ -741,7 +741,7 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     if (answer(self, size, body_at) < 0) {
         return NULL;
     }
-    Py_RETURN_TRUE;
+    return Py_NewRef(Py_True);
 }
 
 PyDoc_STRVAR(run_doc,
