@@ -4,7 +4,7 @@ defmodule PyPort.OutputWindowTest do
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO
-  import PyPort.Test.Servers
+  import PyPort.Test.{Requests, Servers}
 
   alias PyPort.Error
   alias PyPort.Test.LogTo
@@ -119,16 +119,19 @@ defmodule PyPort.OutputWindowTest do
   end
 
   test "what a thread prints after its request goes to Logger", %{server: server} do
+    gate = new_gate()
+
     code = """
-    import threading, time
+    import os, threading, time
     def late():
-        time.sleep(0.1)
+        while not os.path.exists(gate): time.sleep(0.002)
         print("printed too late")
     threading.Thread(target=late).start()
     """
 
     LogTo.attach(self())
-    assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
+    assert {:ok, nil} = PyPort.eval(code, %{gate: gate}, server: server)
+    open_gate(gate)
     assert LogTo.logged?("printed too late")
   end
 end
