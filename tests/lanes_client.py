@@ -52,10 +52,11 @@ class Port:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, failed, *_error):
         self.process.stdin.close()
         try:
-            self.process.wait(10)
+            if not failed:  # else code may wait for what never comes
+                self.process.wait(10)
         finally:
             self.process.kill()
             self.process.wait()
