@@ -142,6 +142,12 @@ class Port:
             assert time.monotonic() < end, status
             time.sleep(0.01)
 
+    def invoked(self):
+        """Wait for the next call into the BEAM: request, call, function, arguments."""
+        while (message := self.others.get(timeout=5))[0] != "invoke":
+            pass
+        return message[1:]
+
     def _box(self, name):
         return self._boxes.setdefault(name, queue.Queue())
 
