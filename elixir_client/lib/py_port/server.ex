@@ -230,12 +230,8 @@ defmodule PyPort.Server do
     {:noreply, Birth.launch(state)}
   end
 
-  def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
-    case Property.down(state, monitor, pid) do
-      {:ok, state} -> {:noreply, state}
-      :unknown -> {:noreply, state}
-    end
-  end
+  def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
+    do: {:noreply, Property.down(state, monitor, pid)}
 
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
