@@ -96,15 +96,8 @@ defmodule PyPort.Server do
       {:ok, 2}
   """
   @spec start_link([option()]) :: GenServer.on_start()
-  def start_link(options \\ []) do
-    valid = Options.server!(options)
-
-    if Process.whereis(Reaper) do
-      GenServer.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
-    else
-      {:error, Error.not_started()}
-    end
-  end
+  def start_link(options \\ []),
+    do: PyPort.Application.start_link(GenServer, __MODULE__, Options.server!(options))
 
   @doc false
   def child_spec(options) do
