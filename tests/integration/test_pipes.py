@@ -155,7 +155,7 @@ def test_sigterm_while_idle_leaves_at_once(server):
 
 def test_sigterm_during_a_request_finishes_it(server):
     """And those that were read with it."""
-    code = "print('under way', flush=True)\nimport time; time.sleep(0.2); 'slept'"
+    code = "print('under way\\n', end='', flush=True)\nimport time; time.sleep(0.2); 'slept'"
     server.send(eval_(code, id=b"a"), eval_("2", id=b"b"))
     assert server.receive()[0] == "output"
     server.process.send_signal(signal.SIGTERM)
@@ -272,7 +272,7 @@ def test_a_cancel_that_comes_while_another_request_runs_is_honoured(server, gate
     """What waits in the pipe is looked at before the next request of the batch begins."""
     marker = tmp_path / "ran"
     server.send(
-        eval_("print('under way', flush=True)\n" + gate.asleep, id=b"a"),
+        eval_("print('under way\\n', end='', flush=True)\n" + gate.asleep, id=b"a"),
         eval_(f"open({str(marker)!r}, 'w')", id=b"b"),
     )
     assert server.receive()[0] == "output"

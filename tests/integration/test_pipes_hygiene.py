@@ -156,7 +156,7 @@ def test_a_thousand_prints_are_few_frames(server):
 
 def test_flushed_output_arrives_while_the_request_runs(server, gate):
     """A progress line is there before the work is done."""
-    server.send(eval_("print('working', flush=True)\n" + gate.asleep))
+    server.send(eval_("print('working\\n', end='', flush=True)\n" + gate.asleep))
     assert server.receive() == ("output", b"1", "stdout", b"working\n")
     gate.open()
     assert server.receive() == ("ok", b"1", None)

@@ -154,10 +154,10 @@ def test_cancel_cancels_the_task(port):
     code = (
         "import asyncio\n"
         "try:\n"
-        "  print('open', flush=True)\n"
+        "  print('open\\n', end='', flush=True)\n"
         "  await asyncio.sleep(60)\n"
         "finally:\n"
-        "  print('closed')"
+        "  print('closed\\n', end='')"
     )
     name = port.eval(code)
     # A task that has not begun has nothing to close.

@@ -24,8 +24,11 @@ SMALL_SWITCHES = "import sys; sys.setswitchinterval(1e-6); sys.setswitchinterval
 
 
 def begin(port, code):
-    """Send an eval; wait until its code is under way."""
-    name = port.eval("print('under way', flush=True)\n" + code)
+    """Send an eval; wait until its code is under way.
+
+    In one piece: the end that `print` adds is written by itself, and may leave by itself.
+    """
+    name = port.eval("print('under way\\n', end='', flush=True)\n" + code)
     assert port.reply(name)[0] == "output"
     return name
 

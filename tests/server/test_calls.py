@@ -398,8 +398,8 @@ THREAD_OF_A_TASK = "import asyncio\nawait asyncio.to_thread(f, 1)"
 
 @pytest.fixture
 def slow_code(gate):
-    """Code that says that it has begun, and then waits for the gate."""
-    return f"x = 1\nprint('began', flush=True)\n{gate.asleep}x"
+    """Code that says that it has begun, in one piece, and then waits for the gate."""
+    return f"x = 1\nprint('began\\n', end='', flush=True)\n{gate.asleep}x"
 
 
 def test_a_request_in_a_thread_waits_for_its_session_as_well(port, gate, slow_code):
