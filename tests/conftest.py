@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from gate import Gate
 
 from port_server.etf import Atom, decode, encode
 
@@ -183,6 +184,12 @@ def start(tmp_path):
     yield start
     for conversation in running:
         conversation.close()
+
+
+@pytest.fixture
+def gate(tmp_path):
+    """What code waits for until the test opens it."""
+    return Gate(tmp_path / "gate")
 
 
 @pytest.fixture

@@ -52,10 +52,11 @@ class Port:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_error):
+    def __exit__(self, failed, *_error):
         self.process.stdin.close()
         try:
-            self.process.wait(10)
+            if not failed:  # else code may wait for what never comes
+                self.process.wait(10)
         finally:
             self.process.kill()
             self.process.wait()
@@ -140,6 +141,12 @@ class Port:
                 return status
             assert time.monotonic() < end, status
             time.sleep(0.01)
+
+    def invoked(self):
+        """Wait for the next call into the BEAM: request, call, function, arguments."""
+        while (message := self.others.get(timeout=5))[0] != "invoke":
+            pass
+        return message[1:]
 
     def _box(self, name):
         return self._boxes.setdefault(name, queue.Queue())

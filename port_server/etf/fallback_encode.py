@@ -28,7 +28,6 @@ DEFAULT_MAX_BYTES = 2**32 - 1  # what a {packet, 4} header can announce
 DEFAULT_BY_REFERENCE_FROM = 65_536  # bytes; below, a copy is cheaper than one more iovec
 
 _CHANGED = "changed while it was being encoded"
-_INF = float("inf")
 
 
 class BadTermError(Exception):

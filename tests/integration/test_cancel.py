@@ -44,13 +44,6 @@ def cancelled(port, name, timeout=5.0):
     return error
 
 
-def invoked(port):
-    """Wait for a call into the BEAM; give its id."""
-    while (message := port.others.get(timeout=5))[0] != "invoke":
-        pass
-    return message[2]
-
-
 def is_well(port):
     """The server works, and nothing was answered twice."""
     assert port.value(port.eval("1 + 1")) == 2
@@ -360,7 +353,7 @@ def test_cancelling_an_outer_request_raises_at_every_level():
     """Python that waits for Elixir, which waits for Python."""
     with Port() as port:
         outer = port.eval(NESTED)
-        call = invoked(port)
+        call = port.invoked()[1]
         inner = begin(port, "while True: pass", parent=call)
         cancel(port, outer)
         cancelled(port, inner)
@@ -372,7 +365,7 @@ def test_cancelling_an_inner_request_leaves_the_outer_one_alone():
     """It gets its answer."""
     with Port() as port:
         outer = port.eval(NESTED)
-        call = invoked(port)
+        call = port.invoked()[1]
         inner = begin(port, "while True: pass", parent=call)
         cancel(port, inner)
         cancelled(port, inner)
@@ -473,10 +466,13 @@ def test_a_cancelled_task_says_where_it_was():
     """The async lane cancels the task; the code sees CancelledError."""
     with Port() as port:
         name = port.eval(
-            "import asyncio\nasync def stuck():\n    await asyncio.sleep(60)\nawait stuck()"
+            "import asyncio\n"
+            "async def stuck():\n"
+            "    print('at it', flush=True)\n"
+            "    await asyncio.sleep(60)\n"
+            "await stuck()"
         )
-        port.settled(tasks=1)
-        time.sleep(0.2)
+        assert port.reply(name)[0] == "output"
         cancel(port, name)
         error = cancelled(port, name)
         functions = [frame["function"] for frame in error["frames"]]
@@ -490,12 +486,13 @@ def test_a_task_that_swallows_its_cancellation_is_cancelled_again():
             "import asyncio\n"
             "caught = 0\n"
             "while caught < 3:\n"
-            "    try: await asyncio.sleep(60)\n"
+            "    try:\n"
+            "        print('at it', flush=True)\n"
+            "        await asyncio.sleep(60)\n"
             "    except asyncio.CancelledError: caught += 1\n"
             "caught"
         )
-        port.settled(tasks=1)
-        time.sleep(0.2)
+        assert port.reply(name)[0] == "output"
         cancel(port, name)
         assert outcome(port, name) == ("ok", 3)
         is_well(port)
@@ -560,8 +557,13 @@ def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
 def test_the_stacks_are_dumped_on_request():
     """SIGUSR2, while the GIL is held as well; the process lives."""
     with Port() as port:
-        name = begin(port, "def compute(): return sum(range(150_000_000)) and 1\ncompute()")
-        time.sleep(0.1)
+        name = port.eval(
+            "def compute():\n"
+            "    print('at it', flush=True)\n"
+            "    return sum(range(150_000_000)) and 1\n"
+            "compute()"
+        )
+        assert port.reply(name)[0] == "output"
         port.process.send_signal(signal.SIGUSR2)
         assert outcome(port, name, timeout=60) == ("ok", 1)
         port.process.stdin.close()

@@ -205,11 +205,16 @@ logging.warning("extra", extra={"it": Chatty()})
 def test_records_of_threads_belong_to_their_request(server):
     """And those of nobody's thread have none."""
     code = """
-import logging, threading, _thread, time
+import logging, threading, _thread
 thread = threading.Thread(target=logging.warning, args=["thread"])
 thread.start(); thread.join()
-_thread.start_new_thread(logging.warning, ("raw",))
-time.sleep(0.2)
+logged = _thread.allocate_lock()
+logged.acquire()
+def raw():
+    logging.warning("raw")
+    logged.release()
+_thread.start_new_thread(raw, ())
+logged.acquire()
 """
     request, records, _output = logged(server, code)
     assert [(record[1], record[2].get("request")) for record in records] == [
@@ -225,11 +230,12 @@ def test_records_and_prints_come_in_order_of_their_kind_and_before_the_reply(ser
     assert [frame[0] for frame in server.others] == ["log"]
 
 
-def test_a_record_is_seen_while_code_runs_on(server):
+def test_a_record_is_seen_while_code_runs_on(server, gate):
     """It does not wait for the reply."""
-    request = server.send_eval("import logging, time\nlogging.warning('x')\ntime.sleep(3)")
+    request = server.send_eval("import logging\nlogging.warning('x')\n" + gate.asleep)
     frame = server.receive(lambda frame: frame[0] in ("log", "ok"))
     assert frame[0] == "log"
+    gate.open()
     server.reply(request)
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 
 import pytest
+from gate import Gate
 from lanes_client import Port
 from port_client import Client
 
@@ -58,10 +59,11 @@ def test_it_begins_with_its_name_and_the_phase(file):
     assert running(file) is None
 
 
-def test_the_running_request_stands_on_it(port, file):
+def test_the_running_request_stands_on_it(port, file, gate):
     """From its begin to its reply, and nobody after that."""
-    name = port.eval("import time; time.sleep(0.3)")
+    name = port.eval(gate.asleep)
     until(lambda: running(file) == name)
+    gate.open()
     port.value(name)
     until(lambda: running(file) is None)
 
@@ -70,24 +72,27 @@ def test_it_can_be_read_while_the_gil_is_held(port, file):
     """The id is there, the beats stand still: nobody had to be asked."""
     name = port.eval(GIL_HELD)
     until(lambda: running(file) == name)
-    time.sleep(0.05)
-    before = beats(file)
-    time.sleep(0.1)
-    assert beats(file) - before <= 1
-    assert running(file) == name
+    before, began = beats(file), time.monotonic()
+    while running(file) == name:
+        seen, took = beats(file), time.monotonic() - began
+        time.sleep(0.002)
+    # A beat is due every 20 ms; there is one before it holds the GIL, and one after that.
+    assert took > 0.2
+    assert seen - before <= 2
     assert port.value(name, timeout=60) == 1
     until(lambda: beats(file) > before + 2)
 
 
-def test_it_can_be_read_of_a_stopped_server(port, file):
+def test_it_can_be_read_of_a_stopped_server(port, file, gate):
     """SIGSTOP takes nothing away."""
-    name = port.eval("import time; time.sleep(0.3); 1")
+    name = port.eval(gate.asleep + "1")
     until(lambda: running(file) == name)
     os.kill(port.process.pid, signal.SIGSTOP)
     try:
         assert running(file) == name
     finally:
         os.kill(port.process.pid, signal.SIGCONT)
+    gate.open()
     assert port.value(name) == 1
 
 
@@ -106,12 +111,13 @@ def test_when_replies_are_lost_it_does_not_say_that_nothing_had_begun(port, file
 
 
 @pytest.mark.parametrize("size", [1, 8, 31, 32, 33, 255])
-def test_an_id_of_any_length_is_shown_as_far_as_there_is_room(port, file, size):
+def test_an_id_of_any_length_is_shown_as_far_as_there_is_room(port, file, gate, size):
     """Its length is the true one: at most 32 bytes of it are there."""
     name = bytes(range(1, size + 1)) if size < 256 else b""
-    port.tell(Atom("eval"), name, {}, "import time; time.sleep(0.2)", {})
+    port.tell(Atom("eval"), name, {}, gate.asleep, {})
     until(lambda: file.read_bytes()[15] == size)
     assert file.read_bytes()[16 : 16 + min(size, 32)] == name[:32]
+    gate.open()
     port.reply(name)
     until(lambda: file.read_bytes()[15] == 0)
     port.value(port.eval("1"))
@@ -137,16 +143,18 @@ def test_what_other_lanes_do_is_counted(port, file):
     until(lambda: elsewhere(file) == 0)
 
 
-def test_a_request_on_top_of_another_takes_its_place_for_a_while(port, file):
+def test_a_request_on_top_of_another_takes_its_place_for_a_while(port, file, tmp_path):
     """What main runs is what stands there."""
-    outer = port.eval("from port_server import call\ncall(':m', 'f')\nimport time; time.sleep(0.3)")
-    while (message := port.others.get(timeout=5))[0] != "invoke":
-        pass
-    inner = port.eval("import time; time.sleep(0.3)", parent=message[2])
+    below, above = Gate(tmp_path / "below"), Gate(tmp_path / "above")
+    outer = port.eval("from port_server import call\ncall(':m', 'f')\n" + below.asleep)
+    _request, call, *_what = port.invoked()
+    inner = port.eval(above.asleep, parent=call)
     until(lambda: running(file) == inner)
+    above.open()
     port.value(inner)
-    port.tell(Atom("answer"), message[2], (Atom("ok"), None))
+    port.tell(Atom("answer"), call, (Atom("ok"), None))
     until(lambda: running(file) == outer)
+    below.open()
     port.value(outer)
 
 
@@ -154,14 +162,13 @@ def test_a_request_on_top_of_another_takes_its_place_for_a_while(port, file):
 def test_a_request_that_goes_on_waiting_for_a_call_has_its_place_again(port, file, options):
     """Whoever dies then has begun, whatever ran on top of it meanwhile."""
     outer = port.eval("from port_server import call\ncall(':m', 'f')")
-    while (message := port.others.get(timeout=5))[0] != "invoke":
-        pass
+    _request, call, *_what = port.invoked()
     code = "yield 1" if options else "1"
-    inner = port.eval(code, parent=message[2], **options)
+    inner = port.eval(code, parent=call, **options)
     while port.reply(inner)[0] != "ok":
         pass
     until(lambda: running(file) == outer)
-    port.tell(Atom("answer"), message[2], (Atom("ok"), None))
+    port.tell(Atom("answer"), call, (Atom("ok"), None))
     port.value(outer)
     until(lambda: running(file) is None)
 
@@ -194,12 +201,13 @@ def test_a_forked_child_does_not_write_on_it(port, file):
     assert file.read_bytes()[:4] == b"PYP1"
 
 
-def test_draining_is_a_phase(port, file):
+def test_draining_is_a_phase(port, file, gate):
     """The owner that asked for it can see it."""
-    port.eval("import asyncio; await asyncio.sleep(0.5)")
+    port.eval(gate.awaiting)
     until(lambda: elsewhere(file) == 1)
-    port.tell(Atom("shutdown"), 2000)
+    port.tell(Atom("shutdown"), 20_000)
     until(lambda: file.read_bytes()[4] == 2)
+    gate.open()
     assert port.process.wait(10) == 0
 
 

@@ -155,8 +155,9 @@ def test_sigterm_while_idle_leaves_at_once(server):
 
 def test_sigterm_during_a_request_finishes_it(server):
     """And those that were read with it."""
-    server.send(eval_("import time; time.sleep(0.3); 'slept'", id=b"a"), eval_("2", id=b"b"))
-    time.sleep(0.1)
+    code = "print('under way\\n', end='', flush=True)\nimport time; time.sleep(0.2); 'slept'"
+    server.send(eval_(code, id=b"a"), eval_("2", id=b"b"))
+    assert server.receive()[0] == "output"
     server.process.send_signal(signal.SIGTERM)
     assert server.rest() == [("ok", b"a", b"slept"), ("ok", b"b", 2), ("goodbye", "sigterm")]
     assert server.wait() == 0
@@ -267,15 +268,16 @@ def test_a_cancelled_request_in_the_queue_never_runs(server, tmp_path):
     assert not marker.exists()
 
 
-def test_a_cancel_that_comes_while_another_request_runs_is_honoured(server, tmp_path):
+def test_a_cancel_that_comes_while_another_request_runs_is_honoured(server, gate, tmp_path):
     """What waits in the pipe is looked at before the next request of the batch begins."""
     marker = tmp_path / "ran"
     server.send(
-        eval_("import time; time.sleep(0.3)", id=b"a"),
+        eval_("print('under way\\n', end='', flush=True)\n" + gate.asleep, id=b"a"),
         eval_(f"open({str(marker)!r}, 'w')", id=b"b"),
     )
-    time.sleep(0.1)
+    assert server.receive()[0] == "output"
     server.send((A("cancel"), b"b"))
+    gate.open()
     replies = {server.receive()[1]: None for _ in range(2)}
     assert set(replies) == {b"a", b"b"}
     assert not marker.exists()
@@ -295,12 +297,11 @@ def test_a_deadline_that_passed_in_the_queue_is_a_timeout(server):
     assert server.error(eval_("1", deadline_ms=0))["kind"] == "timeout"
 
 
-def test_replies_do_not_wait_for_slow_requests_behind_them(server):
+def test_replies_do_not_wait_for_slow_requests_behind_them(server, gate):
     """A finished reply leaves before the next request of its batch has taken its time."""
-    began = time.monotonic()
-    server.send(eval_("1", id=b"a"), eval_("import time; time.sleep(1)", id=b"b"))
+    server.send(eval_("1", id=b"a"), eval_(gate.asleep, id=b"b"))
     assert server.receive()[1] == b"a"
-    assert time.monotonic() - began < 0.5
+    gate.open()
     assert server.receive()[1] == b"b"
 
 

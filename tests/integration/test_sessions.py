@@ -120,15 +120,15 @@ def test_a_function_outlives_its_session(server, session):
     assert server.call(handle, [2])[2] == 42
 
 
-def test_closing_waits_for_what_runs(server, session):
+def test_closing_waits_for_what_runs(server, session, gate):
     """A request that is running goes on undisturbed; those that wait find no session."""
     request = server.send_eval(
-        "import time\nx = 1\nprint('in', flush=True)\ntime.sleep(0.3)\nx + 1",
-        options={"session": session},
+        f"x = 1\nprint('in', flush=True)\n{gate.asleep}x + 1", options={"session": session}
     )
     server.receive(lambda frame: frame[0] == "output")
     server.tell(Atom("close_session"), session)
     late = server.send_eval("x", options={"session": session})
+    gate.open()
     assert server.reply(request)[2] == 2
     assert server.reply(late)[2]["kind"] == "unavailable"
 

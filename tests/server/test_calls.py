@@ -22,14 +22,6 @@ def port():
         port.settled(calls=0, tasks=0, queue=0, streams=0)
 
 
-def invoked(port):
-    """Wait for the next invoke: request, call, function, arguments."""
-    message = port.others.get(timeout=5)
-    while message[0] != "invoke":
-        message = port.others.get(timeout=5)
-    return message[1:]
-
-
 def answer(port, call, value):
     port.tell(Atom("answer"), call, (OK, value))
 
@@ -37,7 +29,7 @@ def answer(port, call, value):
 def test_a_function_is_called_and_its_result_used(port):
     name = port.eval("f(20) + f(1)", {"f": callback(3)})
     for value in (20, 1):
-        request, call, function, args = invoked(port)
+        request, call, function, args = port.invoked()
         assert (request, function, args) == (name, 3, [value])
         answer(port, call, value * 2)
     assert port.value(name) == 42
@@ -46,7 +38,7 @@ def test_a_function_is_called_and_its_result_used(port):
 def test_async_code_awaits_and_waits_for_many_at_once(port):
     code = "import asyncio\nawait asyncio.gather(*[f(n) for n in range(50)])"
     name = port.eval(code, {"f": callback()})
-    calls = [invoked(port) for _ in range(50)]
+    calls = [port.invoked() for _ in range(50)]
     for _request, call, _function, args in reversed(calls):
         answer(port, call, args[0] + 1)
     assert port.value(name) == list(range(1, 51))
@@ -88,7 +80,7 @@ x
 def test_threads_call_while_main_waits_for_them(port, code):
     name = port.eval(code, {"f": callback()})
     for _ in range(20):
-        _request, call, _function, args = invoked(port)
+        _request, call, _function, args = port.invoked()
         answer(port, call, args[0])
     assert port.value(name) == list(range(20))
 
@@ -97,9 +89,9 @@ def test_requests_made_from_within_a_call_run_on_top_of_it_to_a_depth_of_fifty(p
     names = [port.eval("f(n) + 1", {"f": callback(), "n": 0})]
     calls = []
     for depth in range(1, 50):
-        calls.append(invoked(port)[1])
+        calls.append(port.invoked()[1])
         names.append(port.eval("f(n) + 1", {"f": callback(), "n": depth}, parent=calls[-1]))
-    answer(port, invoked(port)[1], 0)
+    answer(port, port.invoked()[1], 0)
     for depth in range(49, -1, -1):
         value = port.value(names[depth])
         assert value == 50 - depth
@@ -135,7 +127,7 @@ def test_deep_recursion_around_calls_is_pythons_own_error(port):
 
 def test_nothing_unrelated_runs_on_top_of_a_waiting_request(port):
     name = port.eval("f(1)", {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     other = port.eval("2")
     related = port.eval("3", parent=call)
     assert port.value(related) == 3
@@ -147,7 +139,7 @@ def test_nothing_unrelated_runs_on_top_of_a_waiting_request(port):
 
 def test_async_requests_run_while_main_waits_for_a_call(port):
     name = port.eval("f(1)", {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     assert port.value(port.eval("import asyncio\nawait asyncio.sleep(0.01)\n5")) == 5
     assert port.status()["calls"] == 1
     answer(port, call, 1)
@@ -158,7 +150,7 @@ def test_a_request_within_a_call_of_a_thread_runs_in_that_thread(port):
     """Main waits for the thread, and could not run it."""
     code = ONE_THREAD
     name = port.eval(code, {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     inner = port.eval(IN_MAIN, parent=call)
     assert port.value(inner) is False
     answer(port, call, 7)
@@ -168,7 +160,7 @@ def test_a_request_within_a_call_of_a_thread_runs_in_that_thread(port):
 def test_a_session_may_be_entered_again_from_within_a_call_of_its_own(port):
     port.tell(Atom("open_session"), port.new_id(), b"s")
     name = port.eval("x = 1\nf(1)\nx", {"f": callback()}, session=b"s")
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     port.value(port.eval("x = 2", session=b"s", parent=call))
     answer(port, call, None)
     assert port.value(name) == 2
@@ -182,7 +174,7 @@ def test_a_failure_is_an_exception_with_both_traces(port):
         Atom("message"): "no such thing",
         Atom("stacktrace"): "    lib/app.ex:7: App.f/1",
     }
-    port.tell(Atom("answer"), invoked(port)[1], (ERROR, description))
+    port.tell(Atom("answer"), port.invoked()[1], (ERROR, description))
     error = port.error(name)
     assert error["type"].endswith(b"ElixirError")
     assert error["message"] == b"** (ArgumentError) no such thing"
@@ -193,7 +185,7 @@ def test_a_failure_is_an_exception_with_both_traces(port):
 @pytest.mark.parametrize("result", [1, (Atom("ok"),), (Atom("maybe"), 1), (ERROR, 5)])
 def test_an_answer_of_a_strange_shape_is_an_exception(port, result):
     name = port.eval("f(1)", {"f": callback()})
-    port.tell(Atom("answer"), invoked(port)[1], result)
+    port.tell(Atom("answer"), port.invoked()[1], result)
     assert port.error(name)["type"].endswith(b"ElixirError")
 
 
@@ -201,7 +193,7 @@ def test_an_answer_of_a_strange_shape_is_an_exception(port, result):
 def test_a_call_that_is_never_answered_ends_with_the_cancel_of_its_request(port, code):
     """So it is when the caller dies: its request is cancelled."""
     name = port.eval(code, {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     port.tell(Atom("cancel"), name)
     assert port.error(name)["kind"] == "cancelled"
     port.settled(calls=0, tasks=0)
@@ -211,9 +203,9 @@ def test_a_call_that_is_never_answered_ends_with_the_cancel_of_its_request(port,
 
 def test_cancelling_an_outer_request_ends_every_level_down_to_it(port):
     outer = port.eval("try:\n  f(1)\nfinally:\n  x = 1", {"f": callback()})
-    first = invoked(port)[1]
+    first = port.invoked()[1]
     inner = port.eval("f(2)", {"f": callback()}, parent=first)
-    invoked(port)
+    port.invoked()
     port.tell(Atom("cancel"), outer)
     assert port.error(inner)["kind"] == "cancelled"
     assert port.error(outer)["kind"] == "cancelled"
@@ -238,7 +230,7 @@ def test_an_argument_that_cannot_be_written_is_an_error_of_the_call(port):
 
 def test_objects_go_out_in_arguments(port):
     name = port.eval("f(object())", {"f": callback()})
-    _request, call, _function, (handle,), ids = invoked(port)
+    _request, call, _function, (handle,), ids = port.invoked()
     assert handle["id"] == ids[0]
     answer(port, call, None)
     assert port.value(name) is None
@@ -248,7 +240,7 @@ def test_objects_go_out_in_arguments(port):
 
 def test_call_names_a_function_of_the_beam(port):
     name = port.eval("import port_server; port_server.call('Enum', 'sum', [[1, 2]])")
-    request, call, function, args = invoked(port)
+    request, call, function, args = port.invoked()
     assert (request, function, args) == (name, (b"Elixir.Enum", b"sum"), [[1, 2]])
     answer(port, call, 3)
     assert port.value(name) == 3
@@ -360,20 +352,23 @@ def test_a_message_that_cannot_be_sent_is_an_exception_in_the_code(port, code, t
 
 def test_main_waiting_answers_pings(port):
     name = port.eval("f(1)", {"f": callback()})
-    call = invoked(port)[1]
-    began = time.monotonic()
-    assert port.status()["calls"] == 1
-    assert time.monotonic() - began < 0.2
+    call = port.invoked()[1]
+    took = []
+    for _ in range(3):  # what else the machine does only ever adds
+        began = time.monotonic()
+        assert port.status()["calls"] == 1
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.2
     answer(port, call, 1)
     assert port.value(name) == 1
 
 
 def test_the_end_of_input_ends_a_call(port):
     name = port.eval("f(1)", {"f": callback()})
-    invoked(port)
+    port.invoked()
     with Port(init={"heartbeat_interval_ms": 0}) as other:
         waiting = other.eval("f(1)", {"f": callback()})
-        invoked(other)
+        other.invoked()
         other.process.stdin.close()
         assert other.error(waiting)["type"] == b"RuntimeError"
         assert other.process.wait(3) == 0
@@ -385,7 +380,7 @@ def test_a_session_goes_from_lane_to_lane_within_a_call(port):
     """Main waits for the call, and hears all the same that the async lane is done."""
     port.tell(Atom("open_session"), port.new_id(), b"s")
     name = port.eval("f(1)", {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     for _ in range(3):
         slow = port.eval("import asyncio\nawait asyncio.sleep(0.05)", session=b"s", parent=call)
         quick = port.eval("7", session=b"s", parent=call)
@@ -399,20 +394,26 @@ def test_a_session_goes_from_lane_to_lane_within_a_call(port):
 
 
 THREAD_OF_A_TASK = "import asyncio\nawait asyncio.to_thread(f, 1)"
-SLOW = "import time\nx = 1\nprint('began', flush=True)\ntime.sleep(0.3)\nx"
 
 
-def test_a_request_in_a_thread_waits_for_its_session_as_well(port):
+@pytest.fixture
+def slow_code(gate):
+    """Code that says that it has begun, in one piece, and then waits for the gate."""
+    return f"x = 1\nprint('began\\n', end='', flush=True)\n{gate.asleep}x"
+
+
+def test_a_request_in_a_thread_waits_for_its_session_as_well(port, gate, slow_code):
     """One at a time, wherever they run."""
     port.tell(Atom("open_session"), port.new_id(), b"s")
     name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
-    call = invoked(port)[1]
-    slow = port.eval(SLOW, session=b"s")
+    call = port.invoked()[1]
+    slow = port.eval(slow_code, session=b"s")
     assert port.reply(slow)[0] == "output"
     inner = port.eval("x = 2", session=b"s", parent=call)
     dropped = port.eval("x = 3", session=b"s", parent=call)
     port.tell(Atom("cancel"), dropped)
     assert port.error(dropped)["begun"] is False
+    gate.open()
     assert port.value(slow) == 1
     assert port.value(inner) is None
     assert port.value(port.eval("x", session=b"s")) == 2
@@ -420,25 +421,29 @@ def test_a_request_in_a_thread_waits_for_its_session_as_well(port):
     assert port.value(name) == 7
 
 
-def test_a_session_is_free_again_after_a_request_in_a_thread(port):
+def test_a_session_is_free_again_after_a_request_in_a_thread(port, gate, slow_code):
     port.tell(Atom("open_session"), port.new_id(), b"s")
     name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
-    call = invoked(port)[1]
-    held = port.eval(SLOW, session=b"s", parent=call)
+    call = port.invoked()[1]
+    held = port.eval(slow_code, session=b"s", parent=call)
     assert port.reply(held)[0] == "output"
     waiting = port.eval("x", session=b"s")
     again = port.eval("x", session=b"s", parent=call)
+    gate.open()
     assert [port.value(one) for one in (held, waiting, again)] == [1, 1, 1]
     answer(port, call, 7)
     assert port.value(name) == 7
 
 
-def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
+def test_a_request_in_a_thread_whose_time_is_up_says_so(port, gate, slow_code):
     name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
-    call = invoked(port)[1]
-    held = port.eval(SLOW, parent=call)
+    call = port.invoked()[1]
+    held = port.eval(slow_code, parent=call)
     assert port.reply(held)[0] == "output"
-    late = port.eval("1", parent=call, deadline_ms=100)
+    late = port.eval("1", parent=call, deadline_ms=1)
+    port.status()  # it has been read by now
+    time.sleep(0.01)
+    gate.open()
     assert port.value(held) == 1
     assert port.error(late)["kind"] == "timeout"
     answer(port, call, 7)
@@ -447,7 +452,7 @@ def test_a_request_in_a_thread_whose_time_is_up_says_so(port):
 
 def test_binaries_of_an_answer_are_read_as_those_of_the_request(port):
     name = port.eval("f(1)", {"f": callback()}, binary_as=Atom("bytes"))
-    answer(port, invoked(port)[1], b"\xff")
+    answer(port, port.invoked()[1], b"\xff")
     assert port.value(name) == b"\xff"
 
 
@@ -464,7 +469,7 @@ class D:
 
 def test_the_objects_of_a_reply_are_not_those_of_a_request_on_top_of_it(port):
     name = port.eval(WAITS_WHILE_ENCODED, {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     assert port.error(port.eval("1 / 0", parent=call))["type"] == b"ZeroDivisionError"
     assert port.reply(port.eval("5", parent=call)) == ("ok", 5)
     answer(port, call, 7)
@@ -486,22 +491,24 @@ def test_a_call_after_the_end_of_input_fails_at_once(code):
 
 def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_request(port):
     name = port.eval(THREAD_OF_A_TASK, {"f": callback()})
-    call = invoked(port)[1]
+    call = port.invoked()[1]
     pid = port.value(port.eval("import os\nos.fork()", parent=call))
     assert port.value(port.eval("import os\nos.waitpid(pid, 0)[1]", {"pid": pid}), 3) == 0
     answer(port, call, 7)
     assert port.value(name) == 7
 
 
-def test_what_an_object_prints_after_a_request_is_not_of_that_request(port):
+def test_what_an_object_prints_after_a_request_is_not_of_that_request(port, gate, slow_code):
     """Also when another object, which went as the request ended, called into the BEAM."""
     calls = "import port_server\nclass C:\n  def __del__(self): port_server.call('A', 'b')\nC()"
     prints = "class C:\n  def __del__(self): print('gone')\nC()"
     ids = [port.reply(port.eval(code))[2] for code in (calls, prints)]
-    slow = port.eval(SLOW)
+    slow = port.eval(slow_code)
     assert port.reply(slow)[0] == "output"
     port.tell(Atom("release"), ids[0])
-    answer(port, invoked(port)[1], None)
+    port.status()  # it has been read by now, and goes when main can let it go
+    gate.open()
+    answer(port, port.invoked()[1], None)
     assert port.value(slow) == 1
     port.tell(Atom("release"), ids[1])
     port.settled(objects=0)

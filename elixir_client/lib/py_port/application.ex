@@ -32,6 +32,16 @@ defmodule PyPort.Application do
   end
 
   @doc false
+  # A server or a pool, of `behaviour` and by the callbacks of `module`: neither can do without what is started above.
+  @spec start_link(GenServer | Supervisor, module(), map()) ::
+          GenServer.on_start() | {:error, PyPort.Error.t()}
+  def start_link(behaviour, module, %{name: name} = options) do
+    if Process.whereis(PyPort.Reaper),
+      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
+      else: {:error, PyPort.Error.not_started()}
+  end
+
+  @doc false
   # After the environment `:default` has been built: the default pool starts in it, anew or, where the configuration has
   # kept it from starting before there is an environment, for the first time.
   @spec restart_default() :: :ok

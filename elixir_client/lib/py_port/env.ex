@@ -46,6 +46,8 @@ defmodule PyPort.Env do
     * `:extra_args` - more words for `uv sync`, such as `["--extra", "gpu"]`.
   """
 
+  import PyPort.Error, only: [unavailable: 1]
+
   alias PyPort.Env.{Build, Check, Config, Platform, Stamp}
   alias PyPort.Error
 
@@ -322,6 +324,4 @@ defmodule PyPort.Env do
         {:ok, stamp} <- [Stamp.read(base, name)],
         do: {name, base, stamp, Path.join(base, stamp.dir)}
   end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
 end

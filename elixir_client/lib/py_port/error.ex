@@ -191,14 +191,16 @@ defmodule PyPort.Error do
 
   @doc false
   @spec not_started() :: t()
-  def not_started do
-    %__MODULE__{
-      kind: :unavailable,
-      begun: false,
-      message:
+  def not_started,
+    do:
+      unavailable(
         "the application :py_port is not started; start it with Application.ensure_all_started(:py_port)"
-    }
-  end
+      )
+
+  @doc false
+  # Nobody was asked.
+  @spec unavailable(String.t()) :: t()
+  def unavailable(message), do: %__MODULE__{kind: :unavailable, message: message, begun: false}
 
   @doc false
   @spec released(PyPort.Object.t()) :: t()

@@ -96,15 +96,8 @@ defmodule PyPort.Pool do
       {:ok, 2}
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
-  def start_link(options \\ []) do
-    valid = Options.pool!(options)
-
-    if Process.whereis(PyPort.Reaper) do
-      Supervisor.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
-    else
-      {:error, Error.not_started()}
-    end
-  end
+  def start_link(options \\ []),
+    do: PyPort.Application.start_link(Supervisor, __MODULE__, Options.pool!(options))
 
   @doc false
   def child_spec(options) do

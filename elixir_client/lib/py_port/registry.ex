@@ -128,14 +128,7 @@ defmodule PyPort.Registry do
   end
 
   @spec fetch_verdict(pid()) :: PyPort.Liveness.verdict() | nil
-  def fetch_verdict(owner) do
-    case :ets.lookup(@table, {owner, :verdict}) do
-      [{_key, verdict}] -> verdict
-      [] -> nil
-    end
-  rescue
-    ArgumentError -> nil
-  end
+  def fetch_verdict(owner), do: value({owner, :verdict})
 
   @spec count_start(term()) :: :ok
   def count_start(name) do
@@ -145,14 +138,7 @@ defmodule PyPort.Registry do
 
   @doc "How often a Python was started by that name, but for the first time."
   @spec restarts(term()) :: non_neg_integer()
-  def restarts(name) do
-    case :ets.lookup(@table, {:starts, name}) do
-      [{_key, starts}] -> starts - 1
-      [] -> 0
-    end
-  rescue
-    ArgumentError -> 0
-  end
+  def restarts(name), do: (value({:starts, name}) || 1) - 1
 
   @doc false
   @spec fetch(pid()) :: {:ok, Handle.t() | Members.t()} | :error | :not_started

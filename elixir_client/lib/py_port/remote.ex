@@ -6,6 +6,7 @@ defmodule PyPort.Remote do
   # The first part runs on the caller's node, the second on the other one.
   @moduledoc false
 
+  import PyPort.Error, only: [unavailable: 1]
   import PyPort.Reach, only: [remaining: 1]
 
   alias PyPort.{Callbacks, Error, Request}
@@ -140,8 +141,6 @@ defmodule PyPort.Remote do
         "the node #{node} cannot be reached, or went down before it answered; whether the request had begun is not known"
     }
   end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
 
   # --- on the other node ----------------------------------------------------------------------------
 

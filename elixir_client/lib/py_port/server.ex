@@ -96,15 +96,8 @@ defmodule PyPort.Server do
       {:ok, 2}
   """
   @spec start_link([option()]) :: GenServer.on_start()
-  def start_link(options \\ []) do
-    valid = Options.server!(options)
-
-    if Process.whereis(Reaper) do
-      GenServer.start_link(__MODULE__, valid, if(valid.name, do: [name: valid.name], else: []))
-    else
-      {:error, Error.not_started()}
-    end
-  end
+  def start_link(options \\ []),
+    do: PyPort.Application.start_link(GenServer, __MODULE__, Options.server!(options))
 
   @doc false
   def child_spec(options) do
@@ -230,12 +223,8 @@ defmodule PyPort.Server do
     {:noreply, Birth.launch(state)}
   end
 
-  def handle_info({:DOWN, monitor, :process, pid, _reason}, state) do
-    case Property.down(state, monitor, pid) do
-      {:ok, state} -> {:noreply, state}
-      :unknown -> {:noreply, state}
-    end
-  end
+  def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
+    do: {:noreply, Property.down(state, monitor, pid)}
 
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do

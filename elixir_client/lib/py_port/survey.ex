@@ -12,6 +12,7 @@ defmodule PyPort.Survey do
 
   alias PyPort.Env
   alias PyPort.Pool.Default
+  alias PyPort.Server.Handle
 
   @boot "import sys; sys.path.append(sys.argv[1]); from port_server import cli_survey; cli_survey.main()"
 
@@ -152,18 +153,12 @@ defmodule PyPort.Survey do
   defp said(:none, _source), do: :none
 
   defp said({port, version}, source) do
-    with true <- command(port, source),
+    with true <- Handle.command(port, source),
          {:ok, answer} <- receive_frame(port) do
       read(String.split(answer, "\n"), version)
     else
       _ended -> :none
     end
-  end
-
-  defp command(port, source) do
-    Port.command(port, source)
-  rescue
-    ArgumentError -> false
   end
 
   defp receive_frame(port) do

@@ -181,7 +181,7 @@ defmodule PyPort.CallbacksTest do
     send(A("error"), id, {A("kind"): A("cancelled"), A("message"): "cancelled", A("begun"): True})
     """
 
-    assert {:error, %Error{kind: :timeout}} = eval(server, code, %{f: hang}, timeout: 100)
+    assert {:error, %Error{kind: :timeout}} = eval(server, code, %{f: hang}, timeout: 700)
     assert_received {:worker, worker}
     assert eventually(fn -> not Process.alive?(worker) end)
     assert nothing_left?(server)

@@ -2,39 +2,36 @@ defmodule PyPort.DeathTest do
   # What the callers of a Python that has ended are told: how it ended, where it was, and whether their request had begun.
   use ExUnit.Case, async: true
 
-  import PyPort.Test.{FakePython, Processes, Servers}
+  import PyPort.Test.{FakePython, Processes, Requests, Servers}
 
   alias PyPort.{Error, Server}
 
   @moduletag :tmp_dir
   @moduletag capture_log: true
 
-  defp spawn_eval(server, code, globals \\ %{}),
-    do: Task.async(fn -> PyPort.eval(code, globals, server: server, timeout: 60_000) end)
-
   test "of those that wait together, each is told whether its own request had begun", %{tmp_dir: dir} do
     server = start_fake(dir)
-    mark = Path.join(dir, "mark")
+    gate = new_gate()
+    first = begin_eval(server, "page(id)\n" <> wait_for(gate) <> "os.kill(os.getpid(), 11)", timeout: 60_000)
+    behind = for _ <- 1..3, do: spawn_eval(server, "", timeout: 60_000)
+    assert open?(server, 4)
+    open_gate(gate)
 
-    first =
-      spawn_eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.5)\nos.kill(os.getpid(), 11)")
+    assert {{:error, %Error{kind: :killed, signal: "SIGSEGV", begun: true}}, _} = Task.await(first)
 
-    assert eventually(fn -> File.exists?(mark) end)
-    behind = for _ <- 1..3, do: spawn_eval(server, "")
-
-    assert {:error, %Error{kind: :killed, signal: "SIGSEGV", begun: true}} = Task.await(first)
-    for {:error, error} <- Task.await_many(behind), do: assert(%Error{kind: :killed, begun: false} = error)
+    for {outcome, _ms} <- Task.await_many(behind),
+        do: assert({:error, %Error{kind: :killed, begun: false}} = outcome)
   end
 
   test "with others under way elsewhere nobody can tell of those that are not on the page", %{tmp_dir: dir} do
     server = start_fake(dir)
-    mark = Path.join(dir, "mark")
-    code = "page(id, elsewhere=1)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.3)\nos._exit(7)"
-    first = spawn_eval(server, code)
-    assert eventually(fn -> File.exists?(mark) end)
-    behind = spawn_eval(server, "")
-    assert {:error, %Error{kind: :exited, exit_status: 7, begun: true}} = Task.await(first)
-    assert {:error, %Error{kind: :exited, exit_status: 7, begun: nil}} = Task.await(behind)
+    gate = new_gate()
+    first = begin_eval(server, "page(id, elsewhere=1)\n" <> wait_for(gate) <> "os._exit(7)", timeout: 60_000)
+    behind = spawn_eval(server, "", timeout: 60_000)
+    assert open?(server, 2)
+    open_gate(gate)
+    assert {{:error, %Error{kind: :exited, exit_status: 7, begun: true}}, _} = Task.await(first)
+    assert {{:error, %Error{kind: :exited, exit_status: 7, begun: nil}}, _} = Task.await(behind)
   end
 
   test "an answer that was given before the end is the answer, when the end is seen first" do
@@ -43,13 +40,13 @@ defmodule PyPort.DeathTest do
     os_pid = Server.os_pid(server)
     :erlang.suspend_process(owner)
     send(owner, :beat)
-    task = spawn_eval(server, "1 + 1")
+    task = spawn_eval(server, "1 + 1", timeout: 60_000)
     # Its reply stands in the owner's mailbox, behind the look that finds the process gone.
     assert eventually(fn -> {:message_queue_len, 2} == Process.info(owner, :message_queue_len) end)
     signal(os_pid, "KILL")
     assert gone?(os_pid)
     :erlang.resume_process(owner)
-    assert {:ok, 2} = Task.await(task)
+    assert {{:ok, 2}, _} = Task.await(task)
     assert eventually(fn -> Process.whereis(server) == nil end)
   end
 

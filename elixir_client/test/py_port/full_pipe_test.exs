@@ -2,17 +2,11 @@ defmodule PyPort.FullPipeTest do
   # Hundreds of MiB of requests for a Python that does not read them. Not beside other tests, which look at the VM's memory.
   use ExUnit.Case, async: false
 
-  import PyPort.Test.{Processes, Servers}
+  import PyPort.Test.{Processes, Requests, Servers}
 
   alias PyPort.{Error, Server}
 
   @moduletag capture_log: true
-
-  defp eval(server, code, options \\ []) do
-    started = System.monotonic_time(:millisecond)
-    outcome = PyPort.eval(code, %{}, [server: server] ++ options)
-    {outcome, System.monotonic_time(:millisecond) - started}
-  end
 
   # More than all pipes hold, and what is allowed to wait besides.
   @bytes 8 * 1_048_576
@@ -20,13 +14,7 @@ defmodule PyPort.FullPipeTest do
   defp fill(server, count, timeout) do
     data = PyPort.bytes(:binary.copy(<<0>>, @bytes))
 
-    for _ <- 1..count do
-      Task.async(fn ->
-        started = System.monotonic_time(:millisecond)
-        outcome = PyPort.eval("len(x)", %{x: data}, server: server, timeout: timeout)
-        {outcome, System.monotonic_time(:millisecond) - started}
-      end)
-    end
+    for _ <- 1..count, do: spawn_eval(server, "len(x)", globals: %{x: data}, timeout: timeout)
   end
 
   test "with 200 MiB queued to a stopped Python no call takes longer than its time and its graces" do
@@ -46,8 +34,7 @@ defmodule PyPort.FullPipeTest do
 
   test "with 200 MiB queued to a Python that computes in C, neither" do
     server = start_server(max_queued_bytes: 1_073_741_824)
-    blocker = Task.async(fn -> eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity) end)
-    Process.sleep(200)
+    blocker = begin_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
 
     for {outcome, ms} <- server |> fill(25, 300) |> Task.await_many(20_000) do
       assert {:error, %Error{kind: :timeout, begun: false}} = outcome
@@ -55,7 +42,7 @@ defmodule PyPort.FullPipeTest do
     end
 
     assert {{:ok, true}, _} = Task.await(blocker, 60_000)
-    assert {{:ok, 2}, _} = eval(server, "1 + 1", timeout: 30_000)
+    assert {{:ok, 2}, _} = timed_eval(server, "1 + 1", timeout: 30_000)
     assert nothing_left?(server)
   end
 
@@ -66,11 +53,11 @@ defmodule PyPort.FullPipeTest do
     tasks = fill(server, 8, 3_000)
 
     refused = fn ->
-      match?({{:error, %Error{kind: :overloaded, begun: false}}, _}, eval(server, "1", timeout: 100))
+      match?({{:error, %Error{kind: :overloaded, begun: false}}, _}, timed_eval(server, "1", timeout: 100))
     end
 
     assert eventually(refused, 20)
-    assert {{:error, %Error{kind: :overloaded}}, ms} = eval(server, "1")
+    assert {{:error, %Error{kind: :overloaded}}, ms} = timed_eval(server, "1")
     assert ms < 100
     signal(os_pid, "CONT")
     outcomes = for {outcome, _ms} <- Task.await_many(tasks, 30_000), do: outcome

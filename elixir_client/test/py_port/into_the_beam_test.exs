@@ -129,8 +129,8 @@ defmodule PyPort.IntoTheBeamTest do
       Process.sleep(:infinity)
     end
 
-    assert {:error, %Error{kind: :timeout}} = PyPort.eval("f()", %{f: hang}, server: server, timeout: 100)
-    assert_receive {:worker, worker}
+    assert {:error, %Error{kind: :timeout}} = PyPort.eval("f()", %{f: hang}, server: server, timeout: 700)
+    assert_received {:worker, worker}
     assert eventually(fn -> not Process.alive?(worker) end)
     assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
     assert nothing_left?(server)

@@ -5,6 +5,7 @@ defmodule PyPort.LadderTest do
 
   import ExUnit.CaptureLog
   import PyPort.Test.{FakePython, Processes, Servers}
+  import PyPort.Test.Requests, only: [new_gate: 0, open_gate: 1, timed_eval: 3, wait_for: 1]
 
   alias PyPort.{Error, Server}
 
@@ -17,16 +18,19 @@ defmodule PyPort.LadderTest do
       send(A("error"), id, {A(name): value for name, value in fields.items()})
   """
 
-  defp eval(server, code, options \\ []) do
-    started = System.monotonic_time(:millisecond)
-    outcome = PyPort.eval(@cancelled <> code, %{}, [server: server] ++ options)
-    {outcome, System.monotonic_time(:millisecond) - started}
-  end
-
+  defp eval(server, code, options \\ []), do: timed_eval(server, @cancelled <> code, options)
   defp spawn_eval(server, code, options \\ []), do: Task.async(fn -> eval(server, code, options) end)
 
-  # Until its code has begun: it makes this file.
-  defp begun!(path), do: assert(eventually(fn -> File.exists?(path) end))
+  # Beside the test, and at it when this returns: what is on the page then has been written.
+  defp begin_eval(server, dir, page, code, options) do
+    mark = Path.join(dir, "mark")
+    task = spawn_eval(server, page <> mark(mark) <> code, options)
+    exists!(mark)
+    task
+  end
+
+  defp mark(path), do: "\nopen(#{inspect(path)}, 'w').close()\n"
+  defp exists!(path), do: assert(eventually(fn -> File.exists?(path) end))
 
   test "a request that ends when it is told to is a timeout that says where it was", %{tmp_dir: dir} do
     server = start_fake(dir)
@@ -67,11 +71,8 @@ defmodule PyPort.LadderTest do
   } do
     server = start_fake(dir, cancel_grace: 2_000, kill_grace: 500)
     os_pid = Server.os_pid(server)
-    mark = Path.join(dir, "mark")
-
-    blocker = "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(5)\npage()\nsend(A('ok'), id, 'whole')"
-    task = spawn_eval(server, blocker, timeout: :infinity)
-    begun!(mark)
+    blocker = "time.sleep(5)\npage()\nsend(A('ok'), id, 'whole')"
+    task = begin_eval(server, dir, "page(id)", blocker, timeout: :infinity)
 
     # It goes on longer than all graces together, with one that waits behind it all the time.
     for _ <- 1..3 do
@@ -90,18 +91,14 @@ defmodule PyPort.LadderTest do
   test "one that goes on is asked where it is, and its Python killed, all within both graces", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 300, kill_grace: 1_000)
     os_pid = Server.os_pid(server)
-    mark = Path.join(dir, "mark")
 
     code = """
     def stubborn():
-        page(id)
-        open(#{inspect(mark)}, 'w')
         while True: pass
     stubborn()
     """
 
-    task = spawn_eval(server, code, timeout: 200)
-    begun!(mark)
+    task = begin_eval(server, dir, "page(id)", code, timeout: 200)
     waiting = spawn_eval(server, "", timeout: 60_000)
 
     assert {{:error, %Error{kind: :timeout, begun: true} = error}, ms} = Task.await(task)
@@ -153,19 +150,16 @@ defmodule PyPort.LadderTest do
   test "a request elsewhere is no reason to kill while another one holds the interpreter", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 500, kill_grace: 200, heartbeat_interval: 100)
     os_pid = Server.os_pid(server)
-    mark = Path.join(dir, "mark")
-
-    holds =
-      "page(id, elsewhere=1)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(2.5)\npage()\nsend(A('ok'), id, 'whole')"
-
-    task = spawn_eval(server, holds, timeout: :infinity)
-    begun!(mark)
-    Process.sleep(400)
+    gate = new_gate()
+    holds = wait_for(gate) <> "page()\nsend(A('ok'), id, 'whole')"
+    task = begin_eval(server, dir, "page(id, elsewhere=1)", holds, timeout: :infinity)
+    assert eventually(fn -> match?([%{state: :stuck}], PyPort.status(server)) end)
 
     assert {{:error, %Error{kind: :timeout, begun: nil, stack: nil}}, ms} =
              eval(server, "cancelled(False)", timeout: 100)
 
     assert ms in 600..1_200
+    open_gate(gate)
     assert {{:ok, "whole"}, _} = Task.await(task)
     assert Server.os_pid(server) == os_pid
     assert nothing_left?(server)
@@ -219,15 +213,10 @@ defmodule PyPort.LadderTest do
   test "without a page the oldest request is the one that runs", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
     os_pid = Server.os_pid(server)
-    mark = Path.join(dir, "mark")
-
-    task =
-      spawn_eval(server, "open(#{inspect(mark)}, 'w')\ntime.sleep(1.5)\nsend(A('ok'), id, 1)",
-        timeout: :infinity
-      )
-
-    begun!(mark)
+    gate = new_gate()
+    task = begin_eval(server, dir, "", wait_for(gate) <> "send(A('ok'), id, 1)", timeout: :infinity)
     assert {{:error, %Error{kind: :timeout, begun: nil}}, _} = eval(server, "cancelled(False)", timeout: 50)
+    open_gate(gate)
     assert {{:ok, 1}, _} = Task.await(task)
     assert Server.os_pid(server) == os_pid
 
@@ -240,23 +229,20 @@ defmodule PyPort.LadderTest do
     server = start_fake(dir, cancel_grace: 200, kill_grace: 200, heartbeat_interval: 50)
     os_pid = Server.os_pid(server)
     mark = Path.join(dir, "mark")
+    begin = "page(id)" <> mark(mark)
 
-    code = "page(id)\nopen(#{inspect(mark)}, 'w')\nwhile recv()[0] != 'cancel': pass\npage()\ncancelled()"
+    code = begin <> "while recv()[0] != 'cancel': pass\npage()\ncancelled()"
     caller = spawn(fn -> eval(server, code, timeout: :infinity) end)
-    begun!(mark)
+    exists!(mark)
     Process.exit(caller, :kill)
     assert nothing_left?(server)
     assert Server.os_pid(server) == os_pid
 
     File.rm!(mark)
 
-    {:ok, task} =
-      Task.start(fn ->
-        eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\nwhile True: pass", timeout: :infinity)
-      end)
-
-    begun!(mark)
-    Process.exit(task, :kill)
+    caller = spawn(fn -> eval(server, begin <> "while True: pass", timeout: :infinity) end)
+    exists!(mark)
+    Process.exit(caller, :kill)
     assert gone?(os_pid)
   end
 
@@ -290,14 +276,27 @@ defmodule PyPort.LadderTest do
     test "a Python in which a request was interrupted finishes what it has, and is started anew", %{
       tmp_dir: dir
     } do
-      server = start_fake(dir, after_cancel: :restart)
+      server = start_fake(dir, after_cancel: :restart, cancel_grace: 20_000)
       owner = Process.whereis(server)
       monitor = Process.monitor(owner)
 
-      code = "page(id)\nwhile recv()[0] != 'cancel': pass\npage()\ntime.sleep(0.2)\ncancelled()"
-      task = spawn_eval(server, code, timeout: 100)
-      Process.sleep(150)
-      behind = spawn_eval(server, "send(A('ok'), id, 'done')")
+      # It is not told to end before it has read what is behind, and answers that when it has been told.
+      code = """
+      page(id)
+      # In whatever order they come.
+      read = {message[0]: message for message in (recv(), recv())}
+      behind = read["eval"]
+      assert "cancel" in read
+      page()
+      cancelled()
+      assert recv()[0] == "shutdown"
+      send(A("ok"), behind[1], "done")
+      send(A("goodbye"), A("shutdown"))
+      os._exit(0)
+      """
+
+      task = begin_eval(server, dir, "", code, timeout: 100)
+      behind = spawn_eval(server, "")
       assert {{:error, %Error{kind: :timeout, begun: true}}, _} = Task.await(task)
       assert {{:ok, "done"}, _} = Task.await(behind)
       assert_receive {:DOWN, ^monitor, :process, ^owner, {:shutdown, _}}, 2_000
@@ -317,16 +316,11 @@ defmodule PyPort.LadderTest do
 
   test "objects in an answer that comes too late are released", %{tmp_dir: dir} do
     server = start_fake(dir)
-    mark = Path.join(dir, "mark")
     freed = Path.join(dir, "freed")
+    gate = new_gate()
 
     task =
-      spawn_eval(
-        server,
-        "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(0.6)\npage()\nsend(A('ok'), id, 1)"
-      )
-
-    begun!(mark)
+      begin_eval(server, dir, "page(id)", wait_for(gate) <> "page()\nsend(A('ok'), id, 1)", timeout: :infinity)
 
     # It is begun all the same, as one may be whose `cancel` is still to be read.
     late = """
@@ -339,19 +333,17 @@ defmodule PyPort.LadderTest do
     """
 
     assert {{:error, %Error{kind: :timeout, begun: false}}, _} = eval(server, late, timeout: 50)
+    open_gate(gate)
     assert {{:ok, 1}, _} = Task.await(task)
-    begun!(freed)
+    exists!(freed)
     assert nothing_left?(server)
   end
 
   test "64 callers whose time is up together all have their answers at once", %{tmp_dir: dir} do
     server = start_fake(dir)
-    mark = Path.join(dir, "mark")
-
-    blocker =
-      spawn_eval(server, "page(id)\nopen(#{inspect(mark)}, 'w')\ntime.sleep(4)\npage()\nsend(A('ok'), id, 1)")
-
-    begun!(mark)
+    gate = new_gate()
+    code = wait_for(gate) <> "page()\nsend(A('ok'), id, 1)"
+    blocker = begin_eval(server, dir, "page(id)", code, timeout: :infinity)
 
     tasks = for _ <- 1..64, do: spawn_eval(server, "cancelled(False)", timeout: 300)
 
@@ -360,6 +352,7 @@ defmodule PyPort.LadderTest do
       assert ms < 2_500
     end
 
+    open_gate(gate)
     assert {{:ok, 1}, _} = Task.await(blocker)
     assert nothing_left?(server)
   end
@@ -367,16 +360,10 @@ defmodule PyPort.LadderTest do
   test "an owner that is held up costs a caller its graces, and no more", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
     owner = Process.whereis(server)
-    mark = Path.join(dir, "mark")
-
-    task =
-      spawn_eval(server, "open(#{inspect(mark)}, 'w')\nwhile recv()[0] != 'cancel': pass\ncancelled()",
-        timeout: 300
-      )
-
-    begun!(mark)
+    # Held up before the request is made, which needs nobody's leave.
     :sys.suspend(owner)
-    assert {{:error, %Error{kind: :timeout, begun: nil}}, ms} = Task.await(task)
+    code = "while recv()[0] != 'cancel': pass\ncancelled()"
+    assert {{:error, %Error{kind: :timeout, begun: nil}}, ms} = eval(server, code, timeout: 300)
     assert ms in 650..1_200
     :sys.resume(owner)
     assert nothing_left?(server)

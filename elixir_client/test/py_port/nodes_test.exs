@@ -224,7 +224,9 @@ defmodule PyPort.NodesTest do
             PyPort.eval("import asyncio; await asyncio.sleep(60)", %{}, server: far, timeout: :infinity)
           end)
 
-        Process.sleep(500)
+        PyPort.Test.Processes.eventually(fn -> match?([%{pending: 1}], PyPort.status(far)) end, 500) ||
+          raise "nothing was asked"
+
         Process.exit(caller, :kill)
       end
 
@@ -262,7 +264,11 @@ defmodule PyPort.NodesTest do
               end
             end)
 
-          Process.sleep(500)
+          PyPort.Test.Processes.eventually(
+            fn -> far |> PyPort.status() |> Enum.map(& &1.pending) |> Enum.sum() == 5 end,
+            500
+          ) || raise "not all have asked"
+
           {_name, node} = far
           :rpc.cast(node, :erlang, :halt, [0])
           started = System.monotonic_time(:millisecond)
@@ -402,11 +408,27 @@ defmodule PyPort.NodesTest do
       pids = Enum.map(os_pids(one) ++ os_pids(two), &{:ok, &1})
 
       outcomes =
-        on one do
-          code = "import asyncio, os\nawait asyncio.sleep(1)\nos.getpid()"
-          ask = fn -> Task.async(fn -> PyPort.eval(code, %{}, server: Wide) end) end
-          tasks = for _ <- 1..5, do: Process.sleep(50) && ask.()
-          Task.await_many(tasks, 10_000)
+        on one, there: {Wide, two.node} do
+          gate = Path.join(System.tmp_dir!(), "py_port_full_#{System.pid()}")
+          code = "import asyncio, os\nwhile not os.path.exists(gate): await asyncio.sleep(0.01)\nos.getpid()"
+          ask = fn -> PyPort.eval(code, %{gate: gate}, server: Wide, timeout: 30_000) end
+
+          pending = fn ->
+            for(pool <- [Wide, there], status <- PyPort.status(pool), do: status.pending) |> Enum.sum()
+          end
+
+          tasks =
+            for n <- 1..4 do
+              task = Task.async(ask)
+              true = PyPort.Test.Processes.eventually(fn -> pending.() == n end, 1_000)
+              task
+            end
+
+          refused = ask.()
+          File.touch!(gate)
+          outcomes = Task.await_many(tasks, 10_000)
+          File.rm!(gate)
+          [refused | outcomes]
         end
 
       [of_one, of_two] = pids

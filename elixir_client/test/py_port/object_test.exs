@@ -126,7 +126,7 @@ defmodule PyPort.ObjectTest do
 
       assert_receive {:object, object, task}, 5_000
       Process.exit(starter, :kill)
-      Process.sleep(50)
+      assert eventually(fn -> holds?(server, task) end)
       assert lives?(object)
       send(task, :stop)
       assert eventually(fn -> not lives?(object) end)
@@ -201,7 +201,8 @@ defmodule PyPort.ObjectTest do
 
       send(task.pid, :go)
       late = Task.await(task)
-      Process.sleep(50)
+      # All that was told to the server before has been done by then.
+      assert held(server) >= 3
       assert lives?(given) and lives?(late)
       PyPort.release([given, late, outer])
       refute_received _anything
@@ -227,7 +228,8 @@ defmodule PyPort.ObjectTest do
       object = tell(from, fn -> object(server) end)
       assert PyPort.transfer(object, to) == :ok
       Process.exit(from, :kill)
-      Process.sleep(50)
+      assert eventually(fn -> not Process.alive?(from) end)
+      refute holds?(server, from)
       assert lives?(object)
       Process.exit(to, :kill)
       assert eventually(fn -> not lives?(object) end)

@@ -31,11 +31,13 @@ defmodule PyPort.OutputTest do
   test "a chunk is acknowledged when the device has taken it, not before", %{tmp_dir: dir} do
     server = start_fake(dir)
     device = start_device(self())
+    looked = Path.join(dir, "looked")
 
     code = """
     import select
     send(A("output"), id, A("stdout"), "grün".encode())
     early = bool(select.select([0], [], [], 0.1)[0])
+    open(#{inspect(looked)}, "w").close()
     send(A("output"), id, A("stderr"), b"two")
     acks = [recv()[2], recv()[2]]
     send(A("ok"), id, [early, acks])
@@ -43,7 +45,7 @@ defmodule PyPort.OutputTest do
 
     task = Task.async(fn -> PyPort.eval(code, %{}, server: server, stdout: device, stderr: device) end)
     assert_receive {:written, ^device, "grün"}, 5_000
-    Process.sleep(150)
+    assert eventually(fn -> File.exists?(looked) end)
     send(device, :take)
     assert_receive {:written, ^device, "two"}, 5_000
     send(device, :take)

@@ -1,11 +1,13 @@
 defmodule PyPort.OutputWindowTest do
-  # Output, end to end: what Python prints, much of it, to devices of all kinds.
-  use ExUnit.Case, async: true
+  # Output, end to end: what Python prints, much of it, to devices of all kinds. Not beside other tests: one looks at the
+  # VM's memory.
+  use ExUnit.Case, async: false
 
-  import ExUnit.{CaptureIO, CaptureLog}
-  import PyPort.Test.Servers
+  import ExUnit.CaptureIO
+  import PyPort.Test.{Requests, Servers}
 
   alias PyPort.Error
+  alias PyPort.Test.LogTo
 
   setup_all do
     start_supervised!({PyPort.Server, name: __MODULE__, heartbeat_interval: 50})
@@ -61,7 +63,7 @@ defmodule PyPort.OutputWindowTest do
     assert counted(device) == 300_000_000
     send(watcher, :stop)
     assert_receive {:most, most}, 5_000
-    # The window, the text that one device has in hand, and what other tests do meanwhile.
+    # The window, and the text that one device has in hand.
     assert most - before < 30_000_000
     assert nothing_left?(server)
   end
@@ -117,21 +119,19 @@ defmodule PyPort.OutputWindowTest do
   end
 
   test "what a thread prints after its request goes to Logger", %{server: server} do
+    gate = new_gate()
+
     code = """
-    import threading, time
+    import os, threading, time
     def late():
-        time.sleep(0.1)
+        while not os.path.exists(gate): time.sleep(0.002)
         print("printed too late")
     threading.Thread(target=late).start()
     """
 
-    log =
-      capture_log(fn ->
-        assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
-        # stderr is looked at on the beat.
-        Process.sleep(500)
-      end)
-
-    assert log =~ "printed too late"
+    LogTo.attach(self())
+    assert {:ok, nil} = PyPort.eval(code, %{gate: gate}, server: server)
+    open_gate(gate)
+    assert LogTo.logged?("printed too late")
   end
 end

@@ -133,8 +133,14 @@ defmodule PyPort.PoolTest do
     test "after max_requests another works before the old one is gone, and nothing fails meanwhile" do
       pool = start_pool(size: 2, max_requests: 50)
       before = os_pids(pool)
-      seen = for _ <- 1..400, do: Process.sleep(10) && PyPort.eval!(@pid, %{}, server: pool)
-      assert length(Enum.uniq(seen)) > 2
+      # Each of these requests has an answer.
+      assert eventually(fn -> PyPort.eval!(@pid, %{}, server: pool) not in before end, 1_000)
+
+      assert eventually(
+               fn -> PyPort.eval!(@pid, %{}, server: pool) && os_pids(pool) -- before == os_pids(pool) end,
+               1_000
+             )
+
       assert Enum.all?(before, &gone?/1)
       assert length(os_pids(pool)) == 2
     end
@@ -237,7 +243,8 @@ defmodule PyPort.PoolTest do
     test "each server killed in turn under load costs its own requests, and every request has one outcome" do
       pool = start_pool(size: 3)
       supervisor = Process.whereis(PyPort.Supervisor)
-      over = :atomics.new(1, [])
+      # Whether it is over, and how many outcomes there have been.
+      over = :atomics.new(2, [])
       parent = self()
 
       load =
@@ -249,6 +256,7 @@ defmodule PyPort.PoolTest do
             |> Enum.map(fn n ->
               code = "import time; time.sleep(0.003); (caller, n)"
               outcome = PyPort.eval(code, %{caller: caller, n: n}, server: pool)
+              :atomics.add(over, 2, 1)
               send(parent, {:outcome, caller, n, outcome})
               {caller, n, outcome}
             end)
@@ -256,8 +264,10 @@ defmodule PyPort.PoolTest do
         end
 
       for index <- [0, 1, 2, 0, 1, 2] do
-        Process.sleep(50)
         servers = fn -> Pool.servers(pool) end
+        # A hundred between two kills, of which each costs as many as there are callers at the most.
+        until = :atomics.get(over, 2) + 100
+        assert eventually(fn -> :atomics.get(over, 2) >= until end, 1_000)
 
         assert eventually(
                  fn -> length(servers.()) == 3 and Enum.all?(os_pids(pool), &(&1 && alive?(&1))) end,

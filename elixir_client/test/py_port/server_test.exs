@@ -4,16 +4,17 @@ defmodule PyPort.ServerTest do
 
   import ExUnit.CaptureLog
   import PyPort.Sigils
-  import PyPort.Test.Processes
+  import PyPort.Test.{Processes, Requests}
 
   alias PyPort.{Error, Server}
+  alias PyPort.Test.{LogTo, Telemetry}
 
   doctest Server
 
   defp start(options \\ []) do
-    name = :"server_#{System.unique_integer([:positive])}"
+    name = options[:name] || :"server_#{System.unique_integer([:positive])}"
     # A supervisor of its own: a Python that dies is part of the test, not of its supervisor's patience.
-    children = [{Server, [name: name] ++ options}]
+    children = [{Server, Keyword.put(options, :name, name)}]
     start = {Supervisor, :start_link, [children, [strategy: :one_for_one, max_restarts: 100]]}
     start_supervised!(%{id: name, start: start, type: :supervisor})
     {name, fn -> stop_supervised!(name) end}
@@ -63,12 +64,13 @@ defmodule PyPort.ServerTest do
     test "a Python that does not exist is named, at once, and logged once" do
       log =
         capture_log(fn ->
-          {name, _} = start(python: "/no/such/python3")
+          name = :"server_#{System.unique_integer([:positive])}"
+          Telemetry.listen(name)
+          start(name: name, python: "/no/such/python3")
           assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
           assert message =~ "/no/such/python3"
           assert message =~ ":python"
-          # Time for a second try.
-          Process.sleep(700)
+          assert_receive {:event, [:py_port, :server, :boot_failure], %{failures: 2}, _metadata}, 5_000
           assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: name)
         end)
 
@@ -127,7 +129,7 @@ defmodule PyPort.ServerTest do
         for n <- 1..5,
             do: Task.async(fn -> PyPort.eval("#{n}; import time; time.sleep(30)", %{}, server: name) end)
 
-      Process.sleep(50)
+      assert open?(name, 5)
       # The queue is behind a sleeper, so it is a signal that ends it.
       os_pid = Server.os_pid(name)
       signal(os_pid, "SEGV")
@@ -156,10 +158,9 @@ defmodule PyPort.ServerTest do
       {name, _} = start()
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       os_pid = Server.os_pid(name)
-      task = Task.async(fn -> PyPort.eval("import time; time.sleep(30)", %{}, server: name) end)
-      Process.sleep(50)
+      task = begin_eval(name, "import time; time.sleep(30)")
       Process.exit(Process.whereis(name), :kill)
-      assert {:error, %Error{kind: :exited}} = Task.await(task)
+      assert {{:error, %Error{kind: :exited}}, _ms} = Task.await(task)
       assert gone?(os_pid)
       assert eventually_eval(name, "1") == {:ok, 1}
     end
@@ -217,13 +218,13 @@ defmodule PyPort.ServerTest do
     test "a stop lets a short request finish, and ends a long one after the grace" do
       {name, stop} = start(shutdown_grace: 500)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
-      short = Task.async(fn -> PyPort.eval("import time; time.sleep(0.2); 'done'", %{}, server: name) end)
-      long = Task.async(fn -> PyPort.eval("import time; time.sleep(60)", %{}, server: name) end)
-      Process.sleep(50)
+      short = begin_eval(name, "import time; time.sleep(0.2); 'done'")
+      long = spawn_eval(name, "import time; time.sleep(60)")
+      assert open?(name, 2)
       os_pid = Server.os_pid(name)
       {micros, :ok} = :timer.tc(fn -> stop.() end)
-      assert Task.await(short) == {:ok, "done"}
-      assert {:error, %Error{kind: :exited}} = Task.await(long)
+      assert {{:ok, "done"}, _ms} = Task.await(short)
+      assert {{:error, %Error{kind: :exited}}, _ms} = Task.await(long)
       assert micros < 3_000_000
       assert gone?(os_pid)
     end
@@ -249,13 +250,14 @@ defmodule PyPort.ServerTest do
       {name, _} = start()
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       marker = Path.join(System.tmp_dir!(), "pyport_never_#{System.unique_integer([:positive])}")
-      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.4)", %{}, server: name) end)
-      Process.sleep(100)
+      gate = new_gate()
+      blocker = begin_eval(name, wait_for(gate))
 
       assert {:error, %Error{kind: :timeout}} =
                PyPort.eval("open(marker, 'w')", %{marker: marker}, server: name, timeout: 50)
 
-      assert {:ok, nil} = Task.await(blocker)
+      open_gate(gate)
+      assert {{:ok, nil}, _ms} = Task.await(blocker)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       refute File.exists?(marker)
     end
@@ -264,17 +266,16 @@ defmodule PyPort.ServerTest do
       {name, _} = start(max_pending: 2)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
 
-      tasks =
-        for _ <- 1..2,
-            do: Task.async(fn -> PyPort.eval("import time; time.sleep(0.3)", %{}, server: name) end)
-
-      Process.sleep(100)
+      gate = new_gate()
+      tasks = for _ <- 1..2, do: spawn_eval(name, wait_for(gate))
+      assert open?(name, 2)
 
       assert {:error, %Error{kind: :overloaded, begun: false, message: message}} =
                PyPort.eval("1", %{}, server: name)
 
       assert message =~ "max_pending"
-      assert Task.await_many(tasks) == [{:ok, nil}, {:ok, nil}]
+      open_gate(gate)
+      assert [{{:ok, nil}, _}, {{:ok, nil}, _}] = Task.await_many(tasks)
       assert PyPort.eval("1", %{}, server: name) == {:ok, 1}
     end
 
@@ -310,14 +311,14 @@ defmodule PyPort.ServerTest do
     test "requests of callers that died are forgotten" do
       {name, _} = start(heartbeat_interval: 50)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
-      blocker = Task.async(fn -> PyPort.eval("import time; time.sleep(0.5)", %{}, server: name) end)
-      Process.sleep(50)
+      gate = new_gate()
+      blocker = begin_eval(name, wait_for(gate))
       callers = for _ <- 1..10, do: spawn(fn -> PyPort.eval("1", %{}, server: name) end)
-      {:ok, handle} = PyPort.Registry.fetch(Process.whereis(name))
-      assert eventually(fn -> :ets.info(handle.table, :size) == 11 end)
+      assert open?(name, 11)
       Enum.each(callers, &Process.exit(&1, :kill))
-      assert eventually(fn -> :ets.info(handle.table, :size) == 1 end, 30)
-      assert Task.await(blocker) == {:ok, nil}
+      assert open?(name, 1)
+      open_gate(gate)
+      assert {{:ok, nil}, _ms} = Task.await(blocker)
     end
   end
 
@@ -342,13 +343,9 @@ defmodule PyPort.ServerTest do
   end
 
   test "what Python writes to stderr arrives in Logger" do
-    log =
-      capture_log(fn ->
-        {name, _} = start(heartbeat_interval: 20)
-        assert {:ok, _} = PyPort.eval("import os; os.write(2, b'to the log\\n')", %{}, server: name)
-        Process.sleep(100)
-      end)
-
-    assert log =~ "to the log"
+    LogTo.attach(self())
+    {name, _} = start(heartbeat_interval: 20)
+    assert {:ok, _} = PyPort.eval("import os; os.write(2, b'to the log\\n')", %{}, server: name)
+    assert LogTo.logged?("to the log")
   end
 end

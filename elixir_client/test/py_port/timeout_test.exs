@@ -2,23 +2,11 @@ defmodule PyPort.TimeoutTest do
   # Time that is up, with real Pythons that run, sleep, refuse, hold the interpreter, or do not read.
   use ExUnit.Case, async: true
 
-  import PyPort.Test.{Processes, Servers}
+  import PyPort.Test.{Processes, Requests, Servers}
 
   alias PyPort.{Error, Server}
 
   @moduletag capture_log: true
-
-  defp eval(server, code, options \\ []) do
-    started = System.monotonic_time(:millisecond)
-    outcome = PyPort.eval(code, %{}, [server: server] ++ options)
-    {outcome, System.monotonic_time(:millisecond) - started}
-  end
-
-  defp spawn_eval(server, code, options), do: Task.async(fn -> eval(server, code, options) end)
-
-  defp begun?(server) do
-    eventually(fn -> match?([%{running: running}] when running != nil, PyPort.status(server)) end)
-  end
 
   # On time is before the second rung, at 1_700 ms: the graces are 1 s each. On an idle machine it takes some ms.
   describe "with the interpreter free a timeout is on time, and the server goes on" do
@@ -34,12 +22,12 @@ defmodule PyPort.TimeoutTest do
         os_pid = Server.os_pid(server)
 
         assert {{:error, %Error{kind: :timeout, begun: true} = error}, ms} =
-                 eval(server, unquote(code), timeout: 700)
+                 timed_eval(server, unquote(code), timeout: 700)
 
         assert error.stack =~ unquote(where)
         assert [%{file: _, line: _, function: _} | _] = error.frames
         assert ms in 700..1_600
-        assert {{:ok, 2}, _} = eval(server, "1 + 1")
+        assert {{:ok, 2}, _} = timed_eval(server, "1 + 1")
         assert Server.os_pid(server) == os_pid
         assert nothing_left?(server)
       end
@@ -48,20 +36,22 @@ defmodule PyPort.TimeoutTest do
     test "what awaits" do
       server = start_server()
       code = "import asyncio\nasync def nap(): await asyncio.sleep(60)\nawait nap()"
-      assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(server, code, timeout: 700)
+      assert {{:error, %Error{kind: :timeout} = error}, ms} = timed_eval(server, code, timeout: 700)
       assert error.begun in [true, nil]
       assert ms in 700..1_600
-      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+      assert {{:ok, 2}, _} = timed_eval(server, "1 + 1")
       assert nothing_left?(server)
     end
 
     test "what waits for a call into the BEAM" do
       server = start_server()
       hang = fn -> Process.sleep(:infinity) end
-      started = System.monotonic_time(:millisecond)
-      assert {:error, %Error{kind: :timeout}} = PyPort.eval("f()", %{f: hang}, server: server, timeout: 700)
-      assert (System.monotonic_time(:millisecond) - started) in 300..1_200
-      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+
+      assert {{:error, %Error{kind: :timeout}}, ms} =
+               timed_eval(server, "f()", globals: %{f: hang}, timeout: 700)
+
+      assert ms in 300..1_200
+      assert {{:ok, 2}, _} = timed_eval(server, "1 + 1")
       assert nothing_left?(server)
     end
 
@@ -71,38 +61,38 @@ defmodule PyPort.TimeoutTest do
       error = catch_error(PyPort.stream(code, %{}, server: server, timeout: 700) |> Enum.to_list())
       assert %Error{kind: :timeout} = error
       assert error.message =~ "no item within 700 ms"
-      assert {{:ok, 2}, _} = eval(server, "1 + 1")
+      assert {{:ok, 2}, _} = timed_eval(server, "1 + 1")
       assert nothing_left?(server)
     end
   end
 
   test "what waits behind a long request is never run, and its timeout is on time" do
     server = start_server(heartbeat_interval: 100)
-    blocker = spawn_eval(server, "import time; time.sleep(1.5); 'whole'", timeout: :infinity)
-    assert begun?(server)
+    gate = new_gate()
+    blocker = begin_eval(server, wait_for(gate) <> "'whole'", timeout: :infinity)
 
     for _ <- 1..5 do
       code = "import sys; sys.was_run = True"
-      assert {{:error, %Error{kind: :timeout, begun: false}}, ms} = eval(server, code, timeout: 100)
+      assert {{:error, %Error{kind: :timeout, begun: false}}, ms} = timed_eval(server, code, timeout: 100)
       assert ms in 100..900
     end
 
+    open_gate(gate)
     assert {{:ok, "whole"}, _} = Task.await(blocker)
-    assert {{:ok, false}, _} = eval(server, "import sys; hasattr(sys, 'was_run')")
+    assert {{:ok, false}, _} = timed_eval(server, "import sys; hasattr(sys, 'was_run')")
   end
 
   test "the same behind one that holds the interpreter, which goes on undisturbed" do
     server = start_server()
     os_pid = Server.os_pid(server)
-    blocker = spawn_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
-    Process.sleep(200)
+    blocker = begin_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
 
     assert {{:error, %Error{kind: :timeout, begun: false}}, ms} =
-             eval(server, "import sys; sys.was_run = 1", timeout: 100)
+             timed_eval(server, "import sys; sys.was_run = 1", timeout: 100)
 
     assert ms in 100..900
     assert {{:ok, true}, _} = Task.await(blocker, 60_000)
-    assert {{:ok, false}, _} = eval(server, "import sys; hasattr(sys, 'was_run')")
+    assert {{:ok, false}, _} = timed_eval(server, "import sys; hasattr(sys, 'was_run')")
     assert Server.os_pid(server) == os_pid
     assert nothing_left?(server)
   end
@@ -125,14 +115,14 @@ defmodule PyPort.TimeoutTest do
           {Server, name: name, cancel_grace: 300, kill_grace: 1_500, init_code: "import asyncio, re, time"}
         )
 
-        assert {{:ok, 1}, _} = eval(name, "1")
+        assert {{:ok, 1}, _} = timed_eval(name, "1")
         os_pid = Server.os_pid(name)
-        assert {{:error, %Error{kind: :timeout} = error}, ms} = eval(name, unquote(code), timeout: 700)
+        assert {{:error, %Error{kind: :timeout} = error}, ms} = timed_eval(name, unquote(code), timeout: 700)
         assert error.stack =~ unquote(where)
         assert error.begun in [true, nil]
         assert ms in 1_000..3_000
         assert gone?(os_pid)
-        assert eventually(fn -> match?({{:ok, 2}, _}, eval(name, "1 + 1")) end)
+        assert eventually(fn -> match?({{:ok, 2}, _}, timed_eval(name, "1 + 1")) end)
       end
     end
   end
@@ -140,15 +130,13 @@ defmodule PyPort.TimeoutTest do
   test "a Task that is shut down cancels its request, whatever it does" do
     server = start_server(heartbeat_interval: 100, cancel_grace: 300, kill_grace: 300)
     os_pid = Server.os_pid(server)
-    task = Task.async(fn -> PyPort.eval("while True: pass", %{}, server: server, timeout: :infinity) end)
-    assert begun?(server)
+    task = begin_eval(server, "while True: pass", timeout: :infinity)
     Task.shutdown(task, :brutal_kill)
     assert nothing_left?(server)
-    assert {{:ok, 2}, _} = eval(server, "1 + 1", timeout: 1_000)
+    assert {{:ok, 2}, _} = timed_eval(server, "1 + 1", timeout: 1_000)
     assert Server.os_pid(server) == os_pid
 
-    task = Task.async(fn -> PyPort.eval("sum(range(10**12))", %{}, server: server, timeout: :infinity) end)
-    Process.sleep(300)
+    task = begin_eval(server, "sum(range(10**12))", timeout: :infinity)
     Task.shutdown(task, :brutal_kill)
     assert gone?(os_pid)
   end
@@ -185,16 +173,19 @@ defmodule PyPort.TimeoutTest do
 
     assert nothing_left?(server)
     refute_received _anything
-    assert {{:ok, 2}, _} = eval(server, "1 + 1")
+    assert {{:ok, 2}, _} = timed_eval(server, "1 + 1")
   end
 
   test "after_cancel: :restart gives the next request a fresh Python" do
     name = :"server_#{System.unique_integer([:positive])}"
     start_supervised!({Server, name: name, after_cancel: :restart})
-    assert {{:ok, 1}, _} = eval(name, "import sys; sys.mine = 1; 1")
+    assert {{:ok, 1}, _} = timed_eval(name, "import sys; sys.mine = 1; 1")
     os_pid = Server.os_pid(name)
-    assert {{:error, %Error{kind: :timeout}}, _} = eval(name, "while True: pass", timeout: 100)
+    assert {{:error, %Error{kind: :timeout}}, _} = timed_eval(name, "while True: pass", timeout: 100)
     assert gone?(os_pid)
-    assert eventually(fn -> match?({{:ok, false}, _}, eval(name, "import sys; hasattr(sys, 'mine')")) end)
+
+    assert eventually(fn ->
+             match?({{:ok, false}, _}, timed_eval(name, "import sys; hasattr(sys, 'mine')"))
+           end)
   end
 end

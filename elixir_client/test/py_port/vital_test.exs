@@ -3,7 +3,7 @@ defmodule PyPort.VitalTest do
   use ExUnit.Case, async: true
 
   import ExUnit.CaptureLog
-  import PyPort.Test.{FakePython, Processes, Servers}
+  import PyPort.Test.{FakePython, Processes, Requests, Servers}
 
   alias PyPort.{Error, Server, Status}
 
@@ -17,23 +17,20 @@ defmodule PyPort.VitalTest do
     state
   end
 
-  defp spawn_eval(server, code, options \\ []),
-    do: Task.async(fn -> PyPort.eval(code, %{}, [server: server, timeout: :infinity] ++ options) end)
-
   test "code that holds the interpreter shows, with where it is, and is ended when its time is up" do
     server = start_server(heartbeat_interval: 100, kill_grace: 2_000)
     assert state(server) in [:idle, :busy]
 
     log =
       capture_log(fn ->
-        task = spawn_eval(server, "def heavy():\n    return sum(range(10**12))\nheavy()", timeout: 3_000)
+        task = spawn_eval(server, "def heavy():\n    return #{@hold}\nheavy()", timeout: 3_000)
         assert eventually(fn -> state(server) == :gil_held end)
         assert {:ok, stacks} = PyPort.stacks(server)
         assert stacks =~ "in heavy"
         assert stacks =~ "most recent call first"
         # It goes on all the while.
         assert Task.yield(task, 0) == nil
-        assert {:error, %Error{kind: :timeout, begun: true} = error} = Task.await(task, 10_000)
+        assert {{:error, %Error{kind: :timeout, begun: true} = error}, _ms} = Task.await(task, 10_000)
         assert error.stack =~ "in heavy"
         assert eventually(fn -> Process.whereis(server) == nil end)
       end)
@@ -46,12 +43,13 @@ defmodule PyPort.VitalTest do
   test "code that is merely busy is busy", %{tmp_dir: dir} do
     server = start_server(heartbeat_interval: 100)
     enough = Path.expand("enough", dir)
-    task = spawn_eval(server, "import os\nwhile not os.path.exists(#{inspect(enough)}): pass")
+    code = "import os\nwhile not os.path.exists(#{inspect(enough)}): pass"
+    task = spawn_eval(server, code, timeout: :infinity)
     assert eventually(fn -> state(server) == :busy end)
     states = for _ <- 1..10, do: Process.sleep(100) && state(server)
     assert Enum.uniq(states) == [:busy]
     File.touch!(enough)
-    assert {:ok, nil} = Task.await(task)
+    assert {{:ok, nil}, _ms} = Task.await(task)
     assert eventually(fn -> state(server) == :idle end)
   end
 
@@ -91,13 +89,17 @@ defmodule PyPort.VitalTest do
     server = start_server(cancel_grace: 300, kill_grace: 300)
     os_pid = Server.os_pid(server)
     # What is under way elsewhere has no name on the status page: the other request might be that.
-    asleep = spawn_eval(server, "import asyncio\nawait asyncio.sleep(4)\n'slept'")
-    Process.sleep(300)
-    held = spawn_eval(server, "sum(range(10**8)) and 'whole'")
-    Process.sleep(100)
+    gate = new_gate()
+
+    sleeps =
+      "import asyncio, os\nwhile not os.path.exists(#{inspect(gate)}): await asyncio.sleep(0.01)\n'slept'"
+
+    asleep = begin_eval(server, sleeps, timeout: :infinity)
+    held = begin_eval(server, "sum(range(10**8)) and 'whole'", timeout: :infinity)
     assert {:error, %Error{kind: :timeout}} = PyPort.eval("1", %{}, server: server, timeout: 100)
-    assert {:ok, "whole"} = Task.await(held, 60_000)
-    assert {:ok, "slept"} = Task.await(asleep, 60_000)
+    assert {{:ok, "whole"}, _ms} = Task.await(held, 60_000)
+    open_gate(gate)
+    assert {{:ok, "slept"}, _ms} = Task.await(asleep, 60_000)
     assert Server.os_pid(server) == os_pid
   end
 
@@ -147,7 +149,7 @@ defmodule PyPort.VitalTest do
 
     task = spawn_eval(server, code, timeout: 1_000)
     assert eventually(fn -> state(server) == :stuck end)
-    assert {:error, %Error{kind: :timeout, begun: true} = error} = Task.await(task)
+    assert {{:error, %Error{kind: :timeout, begun: true} = error}, _ms} = Task.await(task)
     assert error.stack =~ "in deadlock"
     assert gone?(os_pid)
   end

@@ -15,6 +15,9 @@ defmodule PyPort.Test.Servers do
   @doc "What the server knows to be held: objects, sessions, and claims on replies."
   def held(server), do: :sys.get_state(server).ownership |> PyPort.Server.Ownership.count()
 
+  @doc "Whether the server knows that this process holds something, and so waits for its end."
+  def holds?(server, pid), do: Map.has_key?(:sys.get_state(server).monitors, pid)
+
   @doc "Whether, within a moment, nothing is left of any request; what is left is said."
   def nothing_left?(server) do
     eventually(fn -> left(server) == [] end) || raise "left on #{inspect(server)}: #{inspect(left(server))}"

@@ -10,6 +10,8 @@ defmodule PyPort.Pool.Keeper do
 
   require Logger
 
+  import PyPort.Error, only: [unavailable: 1]
+
   alias PyPort.{Error, Options, Registry, Server}
   alias PyPort.Pool.{Attendant, Members, Policy, Slot}
   alias PyPort.Server.Handle
@@ -414,6 +416,5 @@ defmodule PyPort.Pool.Keeper do
     end
   end
 
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
   defp now, do: System.monotonic_time(:millisecond)
 end

@@ -5,6 +5,8 @@ defmodule PyPort.Server.Birth do
 
   require Logger
 
+  import PyPort.Error, only: [unavailable: 1]
+
   alias PyPort.{Env, Error, Registry, Telemetry, Wire}
   alias PyPort.Server.{Death, Launch, Mail, Ownership, Pulse, Vital}
 
@@ -178,8 +180,6 @@ defmodule PyPort.Server.Birth do
   defp tell(state, event, measurements, metadata \\ %{}) do
     Telemetry.execute([:py_port, :server, event], measurements, Map.merge(Vital.about(state), metadata))
   end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
 
   defp start_timer(:infinity, _message), do: nil
   defp start_timer(after_ms, message), do: :erlang.start_timer(after_ms, self(), message)

@@ -239,7 +239,7 @@ defmodule PyPort.Server.Ladder do
     end
   end
 
-  # A dump may still be under way.
+  # A dump may still be under way, or may have come later than it was waited for.
   defp last_stack(%{stack: nil, dump: {_pid, _reason, _at, mark}} = state),
     do: %{state | stack: Stacks.since(state.handle, mark)}
 
@@ -288,7 +288,7 @@ defmodule PyPort.Server.Ladder do
         stack != nil,
         do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
 
-    %{state | dump: nil, stack: stack}
+    %{state | dump: if(stack == nil, do: state.dump), stack: stack}
   end
 
   def dumped(state, _pid, _result), do: state

@@ -3,6 +3,8 @@ defmodule PyPort.Server.Launch do
   # told first. What becomes of it then is PyPort.Server's, to which the opened port belongs.
   @moduledoc false
 
+  import PyPort.Error, only: [unavailable: 1]
+
   alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
   alias PyPort.Server.{Handle, Page}
 
@@ -189,6 +191,4 @@ defmodule PyPort.Server.Launch do
   end
 
   defp package_path, do: Path.join(to_string(:code.priv_dir(:py_port)), "python")
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
 end

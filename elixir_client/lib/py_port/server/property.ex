@@ -37,16 +37,16 @@ defmodule PyPort.Server.Property do
     end
   end
 
-  @doc "Whether the monitor was one of a holder."
-  @spec down(map(), reference(), pid()) :: {:ok, map()} | :unknown
+  @doc "A process has ended that may have held something: its monitor tells."
+  @spec down(map(), reference(), pid()) :: map()
   def down(state, monitor, pid) do
     case state.monitors do
       %{^pid => ^monitor} ->
         state = %{state | monitors: Map.delete(state.monitors, pid)}
-        {:ok, state.ownership |> Ownership.ended(pid) |> carry_out(state)}
+        state.ownership |> Ownership.ended(pid) |> carry_out(state)
 
-      _other ->
-        :unknown
+      _nothing_held ->
+        state
     end
   end
 

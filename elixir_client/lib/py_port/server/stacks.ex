@@ -3,6 +3,8 @@ defmodule PyPort.Server.Stacks do
   # held. Runs in any process, and asks the server for nothing.
   @moduledoc false
 
+  import PyPort.Error, only: [unavailable: 1]
+
   alias PyPort.{Error, Reaper, StderrFile}
   alias PyPort.Server.Handle
 
@@ -138,8 +140,6 @@ defmodule PyPort.Server.Stacks do
       _no_proc -> not File.exists?("/proc/self")
     end
   end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, begun: false, message: message}
 
   defp deadline, do: now() + @most_ms
   defp now, do: System.monotonic_time(:millisecond)

@@ -26,6 +26,21 @@ defmodule PyPort.EnvTest do
     {Path.dirname(dir), stamp}
   end
 
+  # The environment without its interpreter: its record, and the path that is free now.
+  defp take_interpreter(name) do
+    {base, stamp} = record(name)
+    link = Path.join([base, stamp.dir, stamp.python.executable])
+    File.rm!(link)
+    {stamp, link}
+  end
+
+  # A shell script in its place.
+  defp put_interpreter(name, script) do
+    {_stamp, link} = take_interpreter(name)
+    File.write!(link, "#!/bin/sh\n#{script}\n")
+    File.chmod!(link, 0o755)
+  end
+
   # The environment's record, with something else in it; servers read it when they start.
   defp change(name, fun) do
     {base, stamp} = record(name)
@@ -68,9 +83,7 @@ defmodule PyPort.EnvTest do
 
   test "a Python that was removed is named, with the way out", %{name: name, options: options} do
     :ok = uv_init(options)
-    {base, stamp} = record(name)
-    link = Path.join([base, stamp.dir, stamp.python.executable])
-    File.rm!(link)
+    {stamp, link} = take_interpreter(name)
     File.ln_s!("/no/such/python3", link)
     words = unavailable(name)
     assert words =~ "needs Python #{stamp.python.version}" and words =~ "mix py_port.sync --force"
@@ -78,16 +91,8 @@ defmodule PyPort.EnvTest do
 
   test "an interpreter that does not start is refused with what to do", %{name: name, options: options} do
     :ok = uv_init(options)
-    {base, stamp} = record(name)
-    link = Path.join([base, stamp.dir, stamp.python.executable])
-    File.rm!(link)
-
-    File.write!(
-      link,
-      "#!/bin/sh\necho 'python: error while loading shared libraries: libffi.so.8: no such file' >&2\nexit 127\n"
-    )
-
-    File.chmod!(link, 0o755)
+    loader = "python: error while loading shared libraries: libffi.so.8: no such file"
+    put_interpreter(name, "echo '#{loader}' >&2\nexit 127")
     words = unavailable(name)
 
     assert words =~ "a Python that does not start" and
@@ -99,11 +104,7 @@ defmodule PyPort.EnvTest do
     options: options
   } do
     :ok = uv_init(options)
-    {base, stamp} = record(name)
-    link = Path.join([base, stamp.dir, stamp.python.executable])
-    File.rm!(link)
-    File.write!(link, "#!/bin/sh\necho Python 3.99.1\n")
-    File.chmod!(link, 0o755)
+    put_interpreter(name, "echo Python 3.99.1")
 
     assert unavailable(name) =~
              "Python 3.99.1 runs, and the packages of the environment #{inspect(name)} are for Python 3."
