@@ -87,24 +87,45 @@ defmodule PyPort.Reach do
   defp carried({:elsewhere, node, _pid}), do: {:elsewhere, node, nil}
   defp carried(result), do: result
 
-  defp of_owner(owner, deadline) do
-    case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
-      # The default pool, mostly: one server, which costs what a server by itself does.
-      {:ok, %Members{handles: {handle}, cluster: nil}} -> {:ok, handle}
-      {:ok, %Members{} = members} -> of_pool(members, deadline)
-      :not_started -> {:error, Error.not_started()}
-      _starting -> await_ready(owner, deadline)
+  @doc "The handle of a server that is ready, if finding it takes no time at all; else it is for `handle/2` to say."
+  @spec ready(place()) :: Handle.t() | nil
+  def ready(%Session{server: owner}), do: owner |> Registry.fetch() |> ready_now()
+  def ready(%Object{}), do: nil
+
+  def ready(server) do
+    case whereis(server) do
+      pid when is_pid(pid) -> pid |> Registry.fetch() |> ready_now()
+      _elsewhere_or_nil -> nil
     end
   end
 
-  defp of_pool(members, deadline) do
-    case Members.pick(members) do
-      nil -> (members.cluster && stand_in(members.cluster)) || await_member(members, deadline)
-      %Handle{} = handle when members.cluster == nil -> {:ok, handle}
-      handle -> (Members.full?(handle) && stand_in(members.cluster)) || {:ok, handle}
+  defp ready_now({:ok, %Handle{ready: true} = handle}), do: handle
+  # The default pool, mostly: one server, which costs what a server by itself does.
+  defp ready_now({:ok, %Members{handles: {handle}, cluster: nil}}), do: handle
+  defp ready_now({:ok, %Members{cluster: nil} = members}), do: Members.pick(members)
+  defp ready_now(_found), do: nil
+
+  defp of_owner(owner, deadline) do
+    found = Registry.fetch(owner)
+
+    case ready_now(found) do
+      %Handle{} = handle -> {:ok, handle}
+      nil -> not_ready(found, owner, deadline)
     end
   end
+
+  defp not_ready({:ok, %Members{cluster: nil} = members}, _owner, deadline),
+    do: await_member(members, deadline)
+
+  defp not_ready({:ok, %Members{cluster: cluster} = members}, _owner, deadline) do
+    case Members.pick(members) do
+      nil -> stand_in(cluster) || await_member(members, deadline)
+      handle -> (Members.full?(handle) && stand_in(cluster)) || {:ok, handle}
+    end
+  end
+
+  defp not_ready(:not_started, _owner, _deadline), do: {:error, Error.not_started()}
+  defp not_ready(_starting, owner, deadline), do: await_ready(owner, deadline)
 
   # A pool of the same name on another node, any of those that have a server ready. Who came from another node does not
   # go on to a third.
@@ -273,7 +294,7 @@ defmodule PyPort.Reach do
   @doc "Whether the server takes one more request of this size now."
   @spec admit(Handle.t(), iodata()) :: :ok | {:error, Error.t()}
   def admit(handle, frame) do
-    bytes = :erlang.iolist_size(frame)
+    bytes = if is_binary(frame), do: byte_size(frame), else: :erlang.iolist_size(frame)
     open = Handle.pending(handle)
 
     cond do

@@ -97,7 +97,7 @@ defmodule PyPort.Request do
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
       GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
-      case exchange(handle, id, Wire.open_session(id, name), deadline, timeout, nil) do
+      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
@@ -193,20 +193,29 @@ defmodule PyPort.Request do
   # --- sending --------------------------------------------------------------------------------
 
   # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
-  # `run/2` with nothing in it that such a request does not need.
+  # `run/2` with nothing in it that such a request does not need: where its server is ready, all of the time is left.
   defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
     place = options.session || options.server || PyPort.Default
 
-    with {:ok, handle} <- Reach.handle(place, deadline) do
-      id = Handle.next_id(handle)
-      wire_options = wire_options(options, Callbacks.parent(handle))
-      frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
+    case Reach.ready(place) do
+      nil ->
+        with {:ok, handle} <- Reach.handle(place, deadline),
+             do: run_plain(verb, body, options, deadline, place, handle, remaining(deadline))
 
-      with :ok <- Reach.admit(handle, frame) do
-        handle
-        |> exchange(id, frame, deadline, timeout, extra(options, nil))
-        |> mine(handle, id, options, place)
-      end
+      handle ->
+        run_plain(verb, body, options, deadline, place, handle, timeout)
+    end
+  end
+
+  defp run_plain(verb, body, options, deadline, place, handle, left) do
+    id = Handle.next_id(handle)
+    wire_options = wire_options(options, Callbacks.parent(handle))
+    frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
+
+    with :ok <- Reach.admit(handle, frame) do
+      handle
+      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil))
+      |> mine(handle, id, options, place)
     end
   end
 
@@ -221,7 +230,7 @@ defmodule PyPort.Request do
 
       with :ok <- Reach.admit(handle, frame) do
         servant = servant(found, handle, self())
-        outcome = exchange(handle, id, frame, deadline, timeout, extra(options, servant))
+        outcome = exchange(handle, id, frame, remaining(deadline), deadline, timeout, extra(options, servant))
         if servant, do: Callbacks.stop(servant)
         mine(outcome, handle, id, options, place)
       end
@@ -230,12 +239,12 @@ defmodule PyPort.Request do
 
   # Monitor, row, command, in this order: a reply can only come after the command, and finds the row; a
   # death can come at any time, and finds the monitor.
-  defp exchange(handle, id, frame, deadline, timeout, extra) do
+  defp exchange(handle, id, frame, left, deadline, timeout, extra) do
     ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
 
-    if Handle.insert(handle, {id, ref, self(), deadline, extra}) do
+    if Handle.insert(handle, {id, ref, self(), extra}) do
       Handle.command(handle, frame)
-      await(ref, handle, id, deadline, timeout)
+      await(ref, handle, id, left, deadline, timeout)
     else
       forget(ref)
       :not_sent
@@ -259,7 +268,7 @@ defmodule PyPort.Request do
 
   # --- waiting --------------------------------------------------------------------------------
 
-  defp await(ref, handle, id, deadline, timeout) do
+  defp await(ref, handle, id, left, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         Process.demonitor(ref, [:flush])
@@ -279,7 +288,7 @@ defmodule PyPort.Request do
       {:DOWN, ^ref, :process, _owner, reason} ->
         {:error, Error.of_exit(reason, id)}
     after
-      remaining(deadline) -> timed_out(ref, handle, id, timeout)
+      left -> timed_out(ref, handle, id, timeout)
     end
   end
 
@@ -364,21 +373,18 @@ defmodule PyPort.Request do
   @doc false
   @spec outcome(binary()) :: raw_outcome()
   def outcome(frame) do
-    case Wire.decode(frame) do
-      {:ok, {_ok_or_yield, _id, value, ids}} when is_list(ids) ->
-        {:objects, value, ids}
-
-      {:ok, {:error, _id, description}} ->
-        {:error, Error.from_wire(description)}
-
-      {:ok, {_ok_or_yield, _id, value}} ->
-        {:ok, value}
-
-      {:ok, other} ->
-        {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
-
-      {:error, why} ->
-        {:unread, %Error{kind: :decode, message: why, begun: true}}
+    case Wire.scalar(frame) do
+      {:ok, _value} = outcome -> outcome
+      :other -> outcome_of(Wire.decode(frame))
     end
   end
+
+  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids), do: {:objects, value, ids}
+  defp outcome_of({:ok, {:error, _id, description}}), do: {:error, Error.from_wire(description)}
+  defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
+
+  defp outcome_of({:ok, other}),
+    do: {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
+
+  defp outcome_of({:error, why}), do: {:unread, %Error{kind: :decode, message: why, begun: true}}
 end

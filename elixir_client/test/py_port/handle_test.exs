@@ -22,37 +22,37 @@ defmodule PyPort.Server.HandleTest do
 
   test "an intake with a request in it does not close, and goes on taking them" do
     handle = handle()
-    assert Handle.insert(handle, {"1", nil, self(), 0, nil})
+    assert Handle.insert(handle, {"1", nil, self(), nil})
     refute Handle.close_intake(handle)
-    assert Handle.insert(handle, {"2", nil, self(), 0, nil})
+    assert Handle.insert(handle, {"2", nil, self(), nil})
     assert Handle.pending(handle) == 2
   end
 
   test "a closed intake takes nothing in, and keeps nothing" do
     handle = handle()
     assert Handle.close_intake(handle)
-    refute Handle.insert(handle, {"1", nil, self(), 0, nil})
+    refute Handle.insert(handle, {"1", nil, self(), nil})
     assert Handle.pending(handle) == 0
   end
 
   test "a server that is about to stop takes nothing in, whatever it still has" do
     handle = handle()
-    assert Handle.insert(handle, {"1", nil, self(), 0, nil})
+    assert Handle.insert(handle, {"1", nil, self(), nil})
     assert Handle.refuse(handle) == :ok
-    refute Handle.insert(handle, {"2", nil, self(), 0, nil})
+    refute Handle.insert(handle, {"2", nil, self(), nil})
     assert Handle.pending(handle) == 1
   end
 
   test "the table of a server that has ended takes nothing in" do
     handle = handle()
     :ets.delete(handle.table)
-    refute Handle.insert(handle, {"1", nil, self(), 0, nil})
+    refute Handle.insert(handle, {"1", nil, self(), nil})
   end
 
   test "of a request and a closing that meet, one wins, a thousand times" do
     for round <- 1..1_000 do
       handle = handle()
-      inserting = Task.async(fn -> Handle.insert(handle, {"#{round}", nil, self(), 0, nil}) end)
+      inserting = Task.async(fn -> Handle.insert(handle, {"#{round}", nil, self(), nil}) end)
       closed? = Handle.close_intake(handle)
       inserted? = Task.await(inserting)
       # Both may lose, and ask again; both must never win.

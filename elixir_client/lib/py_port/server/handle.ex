@@ -9,7 +9,7 @@ defmodule PyPort.Server.Handle do
   @type t :: %__MODULE__{
           owner: pid(),
           port: port(),
-          # Rows {id, alias, caller, deadline, extra}: the requests that have no final reply yet. Its size is the load.
+          # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
           # Rows {worker, call id}: the processes that serve a call of this Python into the BEAM; and {:allow, list}, what
           # it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
@@ -38,7 +38,7 @@ defmodule PyPort.Server.Handle do
   def command(%__MODULE__{port: port}, frame), do: command(port, frame)
 
   def command(port, frame) do
-    Port.command(port, frame)
+    :erlang.port_command(port, frame)
   rescue
     ArgumentError -> false
   end

@@ -52,7 +52,7 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      if Handle.insert(handle, {id, ref, self(), :infinity, extra}) do
+      if Handle.insert(handle, {id, ref, self(), extra}) do
         Handle.command(handle, frame)
         loop(state)
       else
