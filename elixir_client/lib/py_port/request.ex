@@ -1,8 +1,8 @@
 defmodule PyPort.Request do
-  # One request from its caller's side: row, monitor, command, receive, decode. All of it runs in the
+  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the
   # caller's process; the owner of the port sees a row of a table and forwards bytes.
   #
-  # The monitor's reference is made and received on in this one module, each clause matching `^ref`, because
+  # The alias is made and received on in this one module, each clause matching `^ref`, because
   # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
@@ -13,6 +13,9 @@ defmodule PyPort.Request do
 
   # Time for the server to say what became of a request, however small its graces are.
   @least_patience_ms 50
+
+  # How often who waits looks whether there is still somebody to wait for. Nobody should ever find out that way.
+  @look_ms 1_000
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
@@ -237,10 +240,10 @@ defmodule PyPort.Request do
     end
   end
 
-  # Monitor, row, command, in this order: a reply can only come after the command, and finds the row; a
-  # death can come at any time, and finds the monitor.
+  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
+  # which can come at any time, by the server's heir.
   defp exchange(handle, id, frame, left, deadline, timeout, extra) do
-    ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+    ref = :erlang.alias()
 
     if Handle.insert(handle, {id, ref, self(), extra}) do
       Handle.command(handle, frame)
@@ -271,7 +274,7 @@ defmodule PyPort.Request do
   defp await(ref, handle, id, left, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
-        Process.demonitor(ref, [:flush])
+        :erlang.unalias(ref)
         outcome(frame)
 
       # It printed: the answer is whole, its output is on its way to a device.
@@ -286,10 +289,32 @@ defmodule PyPort.Request do
         outcome(frame)
 
       {:DOWN, ^ref, :process, _owner, reason} ->
+        :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      left -> timed_out(ref, handle, id, timeout)
+      min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
     end
+  end
+
+  defp look_up(ref, handle, id, 0, _deadline, timeout), do: timed_out(ref, handle, id, timeout)
+
+  defp look_up(ref, handle, id, left, deadline, timeout) do
+    if Process.alive?(handle.owner),
+      do: await(ref, handle, id, left, deadline, timeout),
+      else: await_news(ref, id)
+  end
+
+  # Its heir is just telling why; or was killed with it, and tells nobody.
+  defp await_news(ref, id) do
+    receive do
+      {^ref, frame} when is_binary(frame) -> outcome(frame)
+      {^ref, frame, _writer} -> outcome(frame)
+      {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason, id)}
+    after
+      @least_patience_ms -> {:error, Error.of_exit(:killed, id)}
+    end
+  after
+    forget(ref)
   end
 
   # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
@@ -320,6 +345,7 @@ defmodule PyPort.Request do
         {:error, Error.timeout(timeout, begun, stack)}
 
       {:DOWN, ^ref, :process, _owner, reason} ->
+        :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
       remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
@@ -328,7 +354,7 @@ defmodule PyPort.Request do
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
   defp give_up(ref, handle, id, timeout, {begun, stack}) do
-    Process.demonitor(ref, [:flush])
+    :erlang.unalias(ref)
 
     receive do
       {^ref, frame} when is_binary(frame) ->
@@ -351,7 +377,7 @@ defmodule PyPort.Request do
   defp late(outcome, _timeout), do: outcome
 
   defp forget(ref) do
-    Process.demonitor(ref, [:flush])
+    :erlang.unalias(ref)
     drain(ref)
   end
 
@@ -359,6 +385,7 @@ defmodule PyPort.Request do
     receive do
       {^ref, _} -> drain(ref)
       {^ref, _, _} -> drain(ref)
+      {:DOWN, ^ref, _, _, _} -> drain(ref)
     after
       0 -> :ok
     end

@@ -33,7 +33,7 @@ defmodule PyPort.Server.Handle do
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(handle), do: <<:atomics.add_get(handle.counter, 1, 1)::64>>
 
-  @doc "Writes a frame. A port that has died meanwhile is no news: whoever needs to know has a monitor, or its exit status."
+  @doc "Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has its exit status."
   @spec command(t() | port(), iodata()) :: boolean()
   def command(%__MODULE__{port: port}, frame), do: command(port, frame)
 
@@ -43,8 +43,6 @@ defmodule PyPort.Server.Handle do
     ArgumentError -> false
   end
 
-  # The table can be gone by now, and the port with it.
-
   @doc """
   Puts the row of a request into the table. Where it gives `false`, the server has ended, or takes nothing in any more:
   then nothing may be sent to it.
@@ -52,10 +50,15 @@ defmodule PyPort.Server.Handle do
   @spec insert(t(), tuple()) :: boolean()
   def insert(handle, row) do
     :ets.insert(handle.table, row)
-    # After the row, as close_intake/1 looks for rows after it has closed: one of the two sees the other.
-    :atomics.get(handle.counter, 2) == 0 or not take(handle, elem(row, 0))
+    # After the row, as who has closed the intake looks for rows after it has: one of the two sees the other.
+    :atomics.get(handle.counter, 2) == 0 or withdraw(handle, elem(row, 0))
   rescue
     ArgumentError -> false
+  end
+
+  defp withdraw(handle, id) do
+    :ets.delete(handle.table, id)
+    false
   end
 
   @doc "Lets no request in any more, if there is none now."
@@ -67,21 +70,14 @@ defmodule PyPort.Server.Handle do
     empty?
   end
 
-  @doc "Lets no request in any more, whatever there is: its server is about to stop."
-  @spec refuse(t()) :: :ok
-  def refuse(handle), do: :atomics.put(handle.counter, 2, 1)
+  @doc "Lets no request in any more, whatever there is: its server is about to stop, or has ended."
+  @spec refuse(t() | :atomics.atomics_ref()) :: :ok
+  def refuse(%__MODULE__{counter: counter}), do: refuse(counter)
+  def refuse(counter), do: :atomics.put(counter, 2, 1)
 
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()
   def requests(handle), do: :atomics.get(handle.counter, 1)
-
-  @doc "Whether the row was still there: whoever takes it decides about the request."
-  @spec take(t(), PyPort.Wire.id()) :: boolean()
-  def take(handle, id) do
-    :ets.take(handle.table, id) != []
-  rescue
-    ArgumentError -> false
-  end
 
   @spec pending(t()) :: non_neg_integer()
   def pending(handle) do
