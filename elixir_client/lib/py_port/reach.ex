@@ -7,9 +7,6 @@ defmodule PyPort.Reach do
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
-  # Below this a frame is not worth a look at the port's queue while nothing else is open.
-  @small_frame_bytes 4_096
-
   @type place :: GenServer.server() | Session.t() | Object.t()
 
   @doc """
@@ -294,7 +291,7 @@ defmodule PyPort.Reach do
   @doc "Whether the server takes one more request of this size now."
   @spec admit(Handle.t(), iodata()) :: :ok | {:error, Error.t()}
   def admit(handle, frame) do
-    bytes = if is_binary(frame), do: byte_size(frame), else: :erlang.iolist_size(frame)
+    bytes = :erlang.iolist_size(frame)
     open = Handle.pending(handle)
 
     cond do
@@ -311,28 +308,17 @@ defmodule PyPort.Reach do
       open >= handle.max_pending ->
         {:error, overloaded("#{open} of at most #{handle.max_pending} requests are open (max_pending)")}
 
-      open > 0 or bytes > @small_frame_bytes ->
-        admit_queued(handle)
-
       true ->
-        :ok
+        admit_queued(handle, Handle.queued_bytes(handle, bytes, open))
     end
   end
 
   # A queue that is merely not empty takes one frame of any size, or a large one could never be sent.
-  defp admit_queued(handle) do
-    case Port.info(handle.port, :queue_size) do
-      {:queue_size, queued} when queued > handle.max_queued_bytes ->
-        {:error,
-         overloaded(
-           "#{queued} bytes are waiting to be read by it (max_queued_bytes: #{handle.max_queued_bytes})"
-         )}
-
-      # A closed port: the monitor will tell why.
-      _room_or_closed ->
-        :ok
-    end
+  defp admit_queued(%{max_queued_bytes: most}, queued) when queued > most do
+    {:error, overloaded("#{queued} bytes are waiting to be read by it (max_queued_bytes: #{most})")}
   end
+
+  defp admit_queued(_handle, _queued), do: :ok
 
   defp overloaded(why) do
     %Error{

@@ -35,7 +35,7 @@ defmodule PyPort.Server.Launch do
       # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
       Registry.put(handle)
       Reaper.watch(self(), os_pid, start_time, dir)
-      Handle.command(port, Wire.init(init_options(options, dir)))
+      Handle.command(handle, Wire.init(init_options(options, dir)))
       {:ok, handle, stderr}
     else
       {:error, error} ->
@@ -45,7 +45,7 @@ defmodule PyPort.Server.Launch do
   end
 
   defp handle(options, heir, port, os_pid, start_time, dir) do
-    counter = :atomics.new(2, signed: false)
+    counter = :atomics.new(4, signed: false)
 
     %Handle{
       owner: self(),
@@ -138,7 +138,7 @@ defmodule PyPort.Server.Launch do
          :exit_status,
          :use_stdio,
          :hide,
-         # Never suspend a caller inside Port.command/2; the port's queue is watched instead.
+         # Never suspend a caller that writes; the port's queue is watched instead.
          {:busy_limits_port, :disabled},
          {:busy_limits_msgq, :disabled},
          {:args, arguments},
