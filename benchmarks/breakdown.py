@@ -53,10 +53,10 @@ BEAM_BEFORE = {
     "handle": "find the server, next id",
     "encode": "encode the request",
     "admit": "is there room?",
-    "monitor": "monitor the owner",
+    "alias": "make an alias",
     "row": "insert the row (ETS)",
 }
-BEAM_AFTER = {"demonitor": "demonitor", "decode": "decode the reply"}
+BEAM_AFTER = {"unalias": "take the alias away", "decode": "decode the reply"}
 
 
 MARKS = ("start", *BEAM_BEFORE, "command", "answer", *BEAM_AFTER)
@@ -173,7 +173,7 @@ def print_timeline(spans: dict[str, float], python: dict[str, float], count: int
             ("Python's write(2)", spans["write"]),
             ("Python, until it waits again", spans["tail"]),
             ("switch to the BEAM, poll, read(2), owner, caller", spans["back"]),
-            ("the caller: demonitor, decode", sum(spans[name] for name in BEAM_AFTER)),
+            ("the caller: unalias, decode", sum(spans[name] for name in BEAM_AFTER)),
             ("**all of it**", total),
             ("and the looks at the clock", spans["instruments"]),
         ],

@@ -7,7 +7,7 @@ defmodule Bench.Profile do
   #   * single steps of the BEAM's side in a tight loop, where everything is in the cache.
 
   alias Bench.{Echo, Measure, Subjects}
-  alias PyPort.{Options, Reach, Wire}
+  alias PyPort.{Options, Reach, Request, Wire}
   alias PyPort.Server.Handle
 
   def run(%{rounds: rounds, out: out} = settings) do
@@ -76,23 +76,19 @@ defmodule Bench.Profile do
     steps = [
       {"an empty function", fn -> :ok end},
       {"options: Options.request!", fn -> Options.request!(server: server) end},
-      {"handle: Reach.handle", fn -> Reach.handle(server, :infinity) end},
+      {"handle: Reach.ready", fn -> Reach.ready(server) end},
       {"id: Handle.next_id", fn -> Handle.next_id(handle) end},
       {"deadline: monotonic_time", fn -> Reach.deadline(5000) end},
       {"encode: Wire.request", fn -> Wire.request(:eval, id, body, true) end},
       {"room: Reach.admit", fn -> Reach.admit(handle, frame) end},
-      {"monitor with alias, demonitor",
-       fn ->
-         ref = :erlang.monitor(:process, server, alias: :demonitor)
-         Process.demonitor(ref, [:flush])
-       end},
+      {"alias, unalias", fn -> :erlang.unalias(:erlang.alias()) end},
       {"row: ETS insert, take",
        fn ->
-         :ets.insert(table, {id, 1, self(), 5, nil})
+         :ets.insert(table, {id, 1, self(), nil})
          :ets.take(table, id)
        end},
       {"route: Wire.route", fn -> Wire.route(reply) end},
-      {"decode: Wire.decode", fn -> Wire.decode(reply) end},
+      {"decode: Request.outcome", fn -> Request.outcome(reply) end},
       {"a message to another process and back", fn -> hop(relay, reply) end}
     ]
 
@@ -170,26 +166,26 @@ defmodule Bench.Profile do
   defp traced(server) do
     t0 = now()
     options = Options.request!(server: server)
-    deadline = Reach.deadline(options.timeout)
+    Reach.deadline(options.timeout)
     t1 = now()
-    {:ok, handle} = Reach.handle(options.server, deadline)
+    handle = Reach.ready(options.server)
     id = Handle.next_id(handle)
     t2 = now()
     frame = Wire.request(:eval, id, {%{deadline_ms: options.timeout}, "1 + 1", %{}}, true)
     t3 = now()
     :ok = Reach.admit(handle, frame)
     t4 = now()
-    ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+    ref = :erlang.alias()
     t5 = now()
-    Handle.insert(handle, {id, ref, self(), deadline, nil})
+    Handle.insert(handle, {id, ref, self(), nil})
     t6 = now()
     Handle.command(handle, frame)
     t7 = now()
     reply = receive do: ({^ref, reply} -> reply)
     t8 = now()
-    Process.demonitor(ref, [:flush])
+    :erlang.unalias(ref)
     t9 = now()
-    {:ok, {:ok, _id, 2}} = Wire.decode(reply)
+    {:ok, 2} = Request.outcome(reply)
     [t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, now()]
   end
 end

@@ -47,9 +47,18 @@ defmodule PyPort.Callbacks do
   @spec parent(Handle.t()) :: Wire.id() | nil
   def parent(handle) do
     case Process.get(:"$callers") do
-      [_ | _] = callers -> first_call([self() | callers], handle.calls)
+      [_ | _] = callers -> if serving?(handle.calls), do: first_call([self() | callers], handle.calls)
       # Whoever serves a call has callers.
       _none -> nil
+    end
+  end
+
+  # Beside the row of what is allowed. Most processes have callers, and few servers a call that is being served: one look
+  # instead of one for each caller.
+  defp serving?(calls) do
+    case :ets.info(calls, :size) do
+      :undefined -> false
+      rows -> rows > 1
     end
   end
 

@@ -139,20 +139,29 @@ defmodule PyPort.Options do
 
   defp no_globals!(options, _whose), do: options
 
-  defp validate!(options, defaults, known, whose) do
+  defp validate!(options, defaults, known, whose),
+    do: fill(options, defaults) || explain!(options, defaults, known, whose)
+
+  # Each request does it, so what is wrong is looked for where something is.
+  defp fill([], valid), do: valid
+
+  defp fill([{name, value} | rest], valid) when is_atom(name) and is_map_key(valid, name),
+    do: if(valid?(name, value), do: fill(rest, %{valid | name => value}))
+
+  defp fill(_wrong, _valid), do: nil
+
+  @spec explain!(term(), map(), keyword(), String.t()) :: no_return()
+  defp explain!(options, defaults, known, whose) do
     unless Keyword.keyword?(options) do
       raise ArgumentError, "options must be a keyword list, got: #{inspect(options)}"
     end
 
-    Enum.reduce(options, defaults, fn {name, value}, valid ->
-      unless Map.has_key?(valid, name), do: raise(ArgumentError, unknown(name, Keyword.keys(known), whose))
+    {name, value} =
+      Enum.find(options, fn {name, value} -> not is_map_key(defaults, name) or not valid?(name, value) end)
 
-      unless valid?(name, value) do
-        raise ArgumentError, "option #{inspect(name)} must be #{expected(name)}, got: #{inspect(value)}"
-      end
-
-      %{valid | name => value}
-    end)
+    if is_map_key(defaults, name),
+      do: raise(ArgumentError, "option #{inspect(name)} must be #{expected(name)}, got: #{inspect(value)}"),
+      else: raise(ArgumentError, unknown(name, Keyword.keys(known), whose))
   end
 
   defp unknown(name, known, whose) do

@@ -7,9 +7,6 @@ defmodule PyPort.Reach do
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
-  # Below this a frame is not worth a look at the port's queue while nothing else is open.
-  @small_frame_bytes 4_096
-
   @type place :: GenServer.server() | Session.t() | Object.t()
 
   @doc """
@@ -87,24 +84,45 @@ defmodule PyPort.Reach do
   defp carried({:elsewhere, node, _pid}), do: {:elsewhere, node, nil}
   defp carried(result), do: result
 
-  defp of_owner(owner, deadline) do
-    case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} -> {:ok, handle}
-      # The default pool, mostly: one server, which costs what a server by itself does.
-      {:ok, %Members{handles: {handle}, cluster: nil}} -> {:ok, handle}
-      {:ok, %Members{} = members} -> of_pool(members, deadline)
-      :not_started -> {:error, Error.not_started()}
-      _starting -> await_ready(owner, deadline)
+  @doc "The handle of a server that is ready, if finding it takes no time at all; else it is for `handle/2` to say."
+  @spec ready(place()) :: Handle.t() | nil
+  def ready(%Session{server: owner}), do: owner |> Registry.fetch() |> ready_now()
+  def ready(%Object{}), do: nil
+
+  def ready(server) do
+    case whereis(server) do
+      pid when is_pid(pid) -> pid |> Registry.fetch() |> ready_now()
+      _elsewhere_or_nil -> nil
     end
   end
 
-  defp of_pool(members, deadline) do
-    case Members.pick(members) do
-      nil -> (members.cluster && stand_in(members.cluster)) || await_member(members, deadline)
-      %Handle{} = handle when members.cluster == nil -> {:ok, handle}
-      handle -> (Members.full?(handle) && stand_in(members.cluster)) || {:ok, handle}
+  defp ready_now({:ok, %Handle{ready: true} = handle}), do: handle
+  # The default pool, mostly: one server, which costs what a server by itself does.
+  defp ready_now({:ok, %Members{handles: {handle}, cluster: nil}}), do: handle
+  defp ready_now({:ok, %Members{cluster: nil} = members}), do: Members.pick(members)
+  defp ready_now(_found), do: nil
+
+  defp of_owner(owner, deadline) do
+    found = Registry.fetch(owner)
+
+    case ready_now(found) do
+      %Handle{} = handle -> {:ok, handle}
+      nil -> not_ready(found, owner, deadline)
     end
   end
+
+  defp not_ready({:ok, %Members{cluster: nil} = members}, _owner, deadline),
+    do: await_member(members, deadline)
+
+  defp not_ready({:ok, %Members{cluster: cluster} = members}, _owner, deadline) do
+    case Members.pick(members) do
+      nil -> stand_in(cluster) || await_member(members, deadline)
+      handle -> (Members.full?(handle) && stand_in(cluster)) || {:ok, handle}
+    end
+  end
+
+  defp not_ready(:not_started, _owner, _deadline), do: {:error, Error.not_started()}
+  defp not_ready(_starting, owner, deadline), do: await_ready(owner, deadline)
 
   # A pool of the same name on another node, any of those that have a server ready. Who came from another node does not
   # go on to a third.
@@ -290,28 +308,17 @@ defmodule PyPort.Reach do
       open >= handle.max_pending ->
         {:error, overloaded("#{open} of at most #{handle.max_pending} requests are open (max_pending)")}
 
-      open > 0 or bytes > @small_frame_bytes ->
-        admit_queued(handle)
-
       true ->
-        :ok
+        admit_queued(handle, Handle.queued_bytes(handle, bytes, open))
     end
   end
 
   # A queue that is merely not empty takes one frame of any size, or a large one could never be sent.
-  defp admit_queued(handle) do
-    case Port.info(handle.port, :queue_size) do
-      {:queue_size, queued} when queued > handle.max_queued_bytes ->
-        {:error,
-         overloaded(
-           "#{queued} bytes are waiting to be read by it (max_queued_bytes: #{handle.max_queued_bytes})"
-         )}
-
-      # A closed port: the monitor will tell why.
-      _room_or_closed ->
-        :ok
-    end
+  defp admit_queued(%{max_queued_bytes: most}, queued) when queued > most do
+    {:error, overloaded("#{queued} bytes are waiting to be read by it (max_queued_bytes: #{most})")}
   end
+
+  defp admit_queued(_handle, _queued), do: :ok
 
   defp overloaded(why) do
     %Error{

@@ -1,8 +1,8 @@
 defmodule PyPort.Request do
-  # One request from its caller's side: row, monitor, command, receive, decode. All of it runs in the
+  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the
   # caller's process; the owner of the port sees a row of a table and forwards bytes.
   #
-  # The monitor's reference is made and received on in this one module, each clause matching `^ref`, because
+  # The alias is made and received on in this one module, each clause matching `^ref`, because
   # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
@@ -13,6 +13,9 @@ defmodule PyPort.Request do
 
   # Time for the server to say what became of a request, however small its graces are.
   @least_patience_ms 50
+
+  # How often who waits looks whether there is still somebody to wait for. Nobody should ever find out that way.
+  @look_ms 1_000
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
@@ -97,7 +100,7 @@ defmodule PyPort.Request do
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
       GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
-      case exchange(handle, id, Wire.open_session(id, name), deadline, timeout, nil) do
+      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
@@ -193,20 +196,29 @@ defmodule PyPort.Request do
   # --- sending --------------------------------------------------------------------------------
 
   # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
-  # `run/2` with nothing in it that such a request does not need.
+  # `run/2` with nothing in it that such a request does not need: where its server is ready, all of the time is left.
   defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
     place = options.session || options.server || PyPort.Default
 
-    with {:ok, handle} <- Reach.handle(place, deadline) do
-      id = Handle.next_id(handle)
-      wire_options = wire_options(options, Callbacks.parent(handle))
-      frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
+    case Reach.ready(place) do
+      nil ->
+        with {:ok, handle} <- Reach.handle(place, deadline),
+             do: run_plain(verb, body, options, deadline, place, handle, remaining(deadline))
 
-      with :ok <- Reach.admit(handle, frame) do
-        handle
-        |> exchange(id, frame, deadline, timeout, extra(options, nil))
-        |> mine(handle, id, options, place)
-      end
+      handle ->
+        run_plain(verb, body, options, deadline, place, handle, timeout)
+    end
+  end
+
+  defp run_plain(verb, body, options, deadline, place, handle, left) do
+    id = Handle.next_id(handle)
+    wire_options = wire_options(options, Callbacks.parent(handle))
+    frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
+
+    with :ok <- Reach.admit(handle, frame) do
+      handle
+      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil))
+      |> mine(handle, id, options, place)
     end
   end
 
@@ -221,21 +233,21 @@ defmodule PyPort.Request do
 
       with :ok <- Reach.admit(handle, frame) do
         servant = servant(found, handle, self())
-        outcome = exchange(handle, id, frame, deadline, timeout, extra(options, servant))
+        outcome = exchange(handle, id, frame, remaining(deadline), deadline, timeout, extra(options, servant))
         if servant, do: Callbacks.stop(servant)
         mine(outcome, handle, id, options, place)
       end
     end
   end
 
-  # Monitor, row, command, in this order: a reply can only come after the command, and finds the row; a
-  # death can come at any time, and finds the monitor.
-  defp exchange(handle, id, frame, deadline, timeout, extra) do
-    ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
+  # which can come at any time, by the server's heir.
+  defp exchange(handle, id, frame, left, deadline, timeout, extra) do
+    ref = :erlang.alias()
 
-    if Handle.insert(handle, {id, ref, self(), deadline, extra}) do
+    if Handle.insert(handle, {id, ref, self(), extra}) do
       Handle.command(handle, frame)
-      await(ref, handle, id, deadline, timeout)
+      await(ref, handle, id, left, deadline, timeout)
     else
       forget(ref)
       :not_sent
@@ -259,10 +271,10 @@ defmodule PyPort.Request do
 
   # --- waiting --------------------------------------------------------------------------------
 
-  defp await(ref, handle, id, deadline, timeout) do
+  defp await(ref, handle, id, left, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
-        Process.demonitor(ref, [:flush])
+        :erlang.unalias(ref)
         outcome(frame)
 
       # It printed: the answer is whole, its output is on its way to a device.
@@ -277,10 +289,32 @@ defmodule PyPort.Request do
         outcome(frame)
 
       {:DOWN, ^ref, :process, _owner, reason} ->
+        :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      remaining(deadline) -> timed_out(ref, handle, id, timeout)
+      min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
     end
+  end
+
+  defp look_up(ref, handle, id, 0, _deadline, timeout), do: timed_out(ref, handle, id, timeout)
+
+  defp look_up(ref, handle, id, left, deadline, timeout) do
+    if Process.alive?(handle.owner),
+      do: await(ref, handle, id, left, deadline, timeout),
+      else: await_news(ref, id)
+  end
+
+  # Its heir is just telling why; or was killed with it, and tells nobody.
+  defp await_news(ref, id) do
+    receive do
+      {^ref, frame} when is_binary(frame) -> outcome(frame)
+      {^ref, frame, _writer} -> outcome(frame)
+      {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason, id)}
+    after
+      @least_patience_ms -> {:error, Error.of_exit(:killed, id)}
+    end
+  after
+    forget(ref)
   end
 
   # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
@@ -311,6 +345,7 @@ defmodule PyPort.Request do
         {:error, Error.timeout(timeout, begun, stack)}
 
       {:DOWN, ^ref, :process, _owner, reason} ->
+        :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
       remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
@@ -319,7 +354,7 @@ defmodule PyPort.Request do
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
   defp give_up(ref, handle, id, timeout, {begun, stack}) do
-    Process.demonitor(ref, [:flush])
+    :erlang.unalias(ref)
 
     receive do
       {^ref, frame} when is_binary(frame) ->
@@ -342,7 +377,7 @@ defmodule PyPort.Request do
   defp late(outcome, _timeout), do: outcome
 
   defp forget(ref) do
-    Process.demonitor(ref, [:flush])
+    :erlang.unalias(ref)
     drain(ref)
   end
 
@@ -350,6 +385,7 @@ defmodule PyPort.Request do
     receive do
       {^ref, _} -> drain(ref)
       {^ref, _, _} -> drain(ref)
+      {:DOWN, ^ref, _, _, _} -> drain(ref)
     after
       0 -> :ok
     end
@@ -364,21 +400,18 @@ defmodule PyPort.Request do
   @doc false
   @spec outcome(binary()) :: raw_outcome()
   def outcome(frame) do
-    case Wire.decode(frame) do
-      {:ok, {_ok_or_yield, _id, value, ids}} when is_list(ids) ->
-        {:objects, value, ids}
-
-      {:ok, {:error, _id, description}} ->
-        {:error, Error.from_wire(description)}
-
-      {:ok, {_ok_or_yield, _id, value}} ->
-        {:ok, value}
-
-      {:ok, other} ->
-        {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
-
-      {:error, why} ->
-        {:unread, %Error{kind: :decode, message: why, begun: true}}
+    case Wire.scalar(frame) do
+      {:ok, _value} = outcome -> outcome
+      :other -> outcome_of(Wire.decode(frame))
     end
   end
+
+  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids), do: {:objects, value, ids}
+  defp outcome_of({:ok, {:error, _id, description}}), do: {:error, Error.from_wire(description)}
+  defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
+
+  defp outcome_of({:ok, other}),
+    do: {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
+
+  defp outcome_of({:error, why}), do: {:unread, %Error{kind: :decode, message: why, begun: true}}
 end

@@ -64,7 +64,7 @@ defmodule PyPort.Server do
   require Logger
 
   alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
-  alias PyPort.Server.{Birth, Death, Handle, Ladder, Mail, Property, Traffic, Vital}
+  alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
@@ -230,6 +230,17 @@ defmodule PyPort.Server do
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
     {:noreply, %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}}
+  end
+
+  # Nor does the heir.
+  def handle_info({:EXIT, heir, reason}, %{heir: heir} = state) do
+    Logger.error(
+      "PyPort #{state.who}: the process of its open requests ended: #{Exception.format_exit(reason)}"
+    )
+
+    heir = Heir.start_link()
+    Heir.replace(heir, state.handle)
+    {:noreply, %{state | heir: heir}}
   end
 
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.

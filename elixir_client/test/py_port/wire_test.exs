@@ -21,6 +21,88 @@ defmodule PyPort.WireTest do
              :eval |> Wire.request(@id, {%{}, "1", %{}}, true) |> IO.iodata_to_binary()
   end
 
+  # What `term_to_binary` writes, behind the prefix that the protocol fixes.
+  defp written_whole(verb, arity, body) do
+    <<131, 104, _arity, rest::binary>> = :erlang.term_to_binary(body)
+    <<131, 104, arity, 119, 4, verb::binary, 109, 8::32, @id::binary, rest::binary>>
+  end
+
+  test "a small request is, put together by hand, the same bytes as encoded in one call" do
+    options = [
+      %{},
+      %{deadline_ms: 0},
+      %{deadline_ms: 255},
+      %{deadline_ms: 256},
+      %{deadline_ms: 5000},
+      %{deadline_ms: 0x7FFFFFFF},
+      %{deadline_ms: 0x80000000},
+      %{deadline_ms: 5000, binary_as: :bytes},
+      %{session: "7"}
+    ]
+
+    globals = [
+      %{},
+      %{x: 1, y: 2.5},
+      %{"x" => "y", z: nil},
+      %{deadline_ms: 5000},
+      %{deadline_ms: "x"},
+      %{n: -(2 ** 70)}
+    ]
+
+    for opts <- options, code <- ["", "1 + 1", String.duplicate("x", 70_000)], values <- globals do
+      body = {opts, code, values}
+      assert Wire.request(:eval, @id, body, true) == written_whole("eval", 5, body)
+    end
+
+    for opts <- options, args <- [[], [1], [1, 2], [256, "x"], [nil]], kwargs <- globals do
+      body = {opts, "math:sqrt", args, kwargs}
+      assert Wire.request(:call, @id, body, true) == written_whole("call", 6, body)
+    end
+  end
+
+  test "a scalar reads the same by hand as by the BEAM, in a reply and in an item" do
+    scalars =
+      [nil, true, false, 0, 255, 256, -1, -(2 ** 31), 2 ** 31 - 1, 0.0, -1.5, 1.0e300, "", "text", <<255>>] ++
+        [String.duplicate("x", 100_000)]
+
+    for value <- scalars, {tag, atom} <- [{"ok", :ok}, {"yield", :yield}] do
+      <<131, term::binary>> = written(value)
+      frame = frame(tag, 3, term)
+      assert Wire.scalar(frame) === {:ok, value}
+      assert Wire.decode(frame) === {:ok, {atom, @id, value}}
+    end
+  end
+
+  # As Python writes atoms, and OTP 26; OTP 25 writes them in another way.
+  defp written(atom) when is_atom(atom) do
+    name = Atom.to_string(atom)
+    <<131, 119, byte_size(name), name::binary>>
+  end
+
+  defp written(value), do: :erlang.term_to_binary(value)
+
+  test "what is no scalar, or no value, or not whole, is not read by hand" do
+    for value <- [[], [1], {}, %{}, :other, 2 ** 31, 2 ** 70] do
+      <<131, term::binary>> = written(value)
+      assert Wire.scalar(frame("ok", 3, term)) == :other
+    end
+
+    assert Wire.scalar(frame("ok", 4, <<97, 1, 106>>)) == :other
+    assert Wire.scalar(frame("error", 3, <<97, 1>>)) == :other
+    assert Wire.scalar(frame("ok", 3, <<97, 1, 0>>)) == :other
+    assert Wire.scalar(frame("ok", 3, <<97>>)) == :other
+    assert Wire.scalar(frame("ok", 3, <<109, 4::32, "abc">>)) == :other
+    assert Wire.scalar(frame("ok", 3, <<109, 2::32, "abc">>)) == :other
+    # No number: what Erlang has no float for.
+    assert Wire.scalar(frame("ok", 3, <<70, 0x7FF8::16, 0::48>>)) == :other
+  end
+
+  test "a large binary in a reply is passed on, not copied" do
+    frame = frame("ok", 3, <<109, 1_000_000::32, String.duplicate("x", 1_000_000)::binary>>)
+    {:ok, value} = Wire.scalar(frame)
+    assert :binary.referenced_byte_size(value) == byte_size(frame)
+  end
+
   test "a large binary in a request is passed on, not copied" do
     large = :binary.copy("x", 1_000_000)
     assert large in List.flatten(Wire.request(:eval, @id, {%{}, "1", %{data: large}}, false))

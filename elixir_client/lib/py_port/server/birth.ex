@@ -8,7 +8,7 @@ defmodule PyPort.Server.Birth do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Env, Error, Registry, Telemetry, Wire}
-  alias PyPort.Server.{Death, Launch, Mail, Ownership, Pulse, Vital}
+  alias PyPort.Server.{Death, Heir, Launch, Mail, Ownership, Pulse, Vital}
 
   @type state :: map()
 
@@ -44,6 +44,7 @@ defmodule PyPort.Server.Birth do
       # id -> what a request has besides its row: %{writer: pid | nil, servant: pid | nil, cancel: Ladder.entry() | nil}
       attached: %{},
       mail: nil,
+      heir: Heir.start_link(),
       ownership: Ownership.new(),
       # holder of objects or sessions -> the monitor on it
       monitors: %{}
@@ -52,7 +53,7 @@ defmodule PyPort.Server.Birth do
 
   @spec launch(state()) :: state()
   def launch(%{options: options, who: who} = state) do
-    case Launch.open(options) do
+    case Launch.open(options, state.heir) do
       {:ok, handle, stderr} ->
         if options.name, do: Registry.count_start(options.name)
         Logger.debug("PyPort #{who}: Python is starting (process #{handle.os_pid})")

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Death do
   require Logger
 
   alias PyPort.{Error, Reaper, Registry, StderrFile, Telemetry, Wire}
-  alias PyPort.Server.{Ladder, Ownership, Pulse, Traffic, Vital}
+  alias PyPort.Server.{Handle, Ladder, Ownership, Pulse, Traffic, Vital}
 
   @type state :: map()
   @type reason :: {:shutdown, {:python_ended, Error.t(), PyPort.Server.Page.t() | nil}}
@@ -124,8 +124,8 @@ defmodule PyPort.Server.Death do
   @spec drain(state(), (state() -> state())) :: state()
   def drain(%{handle: handle} = state, log_stderr) do
     grace = state.options.shutdown_grace
-    PyPort.Server.Handle.refuse(handle)
-    PyPort.Server.Handle.command(handle, Wire.shutdown(grace))
+    Handle.refuse(handle)
+    Handle.command(handle, Wire.shutdown(grace))
     {_status, state} = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
     state |> log_stderr.() |> close()
   end
@@ -156,7 +156,9 @@ defmodule PyPort.Server.Death do
   def close(%{handle: handle, stderr: stderr} = state) do
     Reaper.kill(self())
     close_port(handle.port)
-    :ets.delete(handle.table)
+    # Whoever has a request open yet is told by the heir, which gets the table when this process has ended.
+    Handle.refuse(handle)
+    if Handle.pending(handle) == 0, do: :ets.delete(handle.table)
     :ets.delete(handle.calls)
     Registry.delete(self())
     StderrFile.close(stderr)

@@ -303,7 +303,7 @@ defmodule PyPort.Server.Ladder do
   end
 
   defp tell_caller(state, id, news) do
-    with [{_id, ref, _caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id),
+    with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.handle.table, id),
          do: send(ref, {ref, news})
   end
 

@@ -6,7 +6,7 @@ defmodule PyPort.Server.Launch do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Page}
+  alias PyPort.Server.{Handle, Heir, Page}
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
   # there; `exec` keeps the pid, and with it the process group that the port's child leads.
@@ -24,8 +24,8 @@ defmodule PyPort.Server.Launch do
   @output_window_bytes 1_048_576
 
   @doc "Starts a Python whose owner is the calling process."
-  @spec open(map()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
-  def open(options) do
+  @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
+  def open(options, heir) do
     dir = new_dir()
     stderr_path = StderrFile.path(dir)
 
@@ -33,11 +33,11 @@ defmodule PyPort.Server.Launch do
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
-      handle = handle(options, port, os_pid, start_time, dir)
+      handle = handle(options, heir, port, os_pid, start_time, dir)
       # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
       Registry.put(handle)
       Reaper.watch(self(), os_pid, start_time, dir)
-      Handle.command(port, Wire.init(init_options(options, dir)))
+      Handle.command(handle, Wire.init(init_options(options, dir)))
       {:ok, handle, stderr}
     else
       {:error, error} ->
@@ -46,13 +46,15 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp handle(options, port, os_pid, start_time, dir) do
+  defp handle(options, heir, port, os_pid, start_time, dir) do
+    counter = :atomics.new(4, signed: false)
+
     %Handle{
       owner: self(),
       port: port,
-      table: :ets.new(:py_port_requests, [:set, :public, write_concurrency: true]),
+      table: Heir.new_table(heir, counter),
       calls: calls(options.allow),
-      counter: :atomics.new(2, signed: false),
+      counter: counter,
       os_pid: os_pid,
       start_time: start_time,
       dir: dir,
@@ -138,7 +140,7 @@ defmodule PyPort.Server.Launch do
          :exit_status,
          :use_stdio,
          :hide,
-         # Never suspend a caller inside Port.command/2; the port's queue is watched instead.
+         # Never suspend a caller that writes; the port's queue is watched instead.
          {:busy_limits_port, :disabled},
          {:busy_limits_msgq, :disabled},
          {:args, arguments},

@@ -52,7 +52,7 @@ defmodule PyPort.Server.Traffic do
   @doc "Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here."
   @spec sweep(state()) :: state()
   def sweep(%{phase: :ready, handle: %{table: table}} = state) do
-    rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_, :_}), else: []
+    rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_}), else: []
 
     state =
       for [id, caller] <- rows, node(caller) == node(), not Process.alive?(caller), reduce: state do
@@ -81,7 +81,7 @@ defmodule PyPort.Server.Traffic do
 
   defp reply(state, id, frame, objects?) do
     case :ets.take(state.handle.table, id) do
-      [{_id, ref, reader, _deadline, _extra}] ->
+      [{_id, ref, reader, _extra}] ->
         case state.attached do
           %{^id => attached} ->
             state |> objects(id, attached, reader, frame, objects?) |> last(id, attached, ref, frame)
@@ -139,7 +139,7 @@ defmodule PyPort.Server.Traffic do
     frames = [{objects?, frame} | more_items(state.handle.port, number, @most_items)]
 
     case :ets.lookup(state.handle.table, id) do
-      [{_id, ref, reader, _deadline, _extra}] ->
+      [{_id, ref, reader, _extra}] ->
         state = claim_items(state, id, reader, frames)
         send(ref, {ref, Enum.map(frames, &elem(&1, 1))})
         state
@@ -181,7 +181,7 @@ defmodule PyPort.Server.Traffic do
 
       _none_yet ->
         case :ets.lookup(state.handle.table, id) do
-          [{_id, _ref, caller, _deadline, extra}] ->
+          [{_id, _ref, caller, extra}] ->
             writer = Output.start(state.handle, id, caller, extra && extra.devices)
             Output.write(writer, frame)
             attach(state, id, :writer, writer)
@@ -220,13 +220,13 @@ defmodule PyPort.Server.Traffic do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->
         :none
 
-      {[{_id, _ref, caller, _deadline, %{servant: servant}}], _attached} when servant != nil ->
+      {[{_id, _ref, caller, %{servant: servant}}], _attached} when servant != nil ->
         {:ok, servant, caller, state}
 
-      {[{_id, _ref, caller, _deadline, _extra}], %{^id => %{servant: servant}}} when servant != nil ->
+      {[{_id, _ref, caller, _extra}], %{^id => %{servant: servant}}} when servant != nil ->
         {:ok, servant, caller, state}
 
-      {[{_id, _ref, caller, _deadline, _extra}], _attached} ->
+      {[{_id, _ref, caller, _extra}], _attached} ->
         servant = Callbacks.start(state.handle, [], caller)
         {:ok, servant, caller, attach(state, id, :servant, servant)}
 
@@ -250,7 +250,7 @@ defmodule PyPort.Server.Traffic do
   defp log(state, frame) do
     caller =
       with id when id != nil <- Wire.log_request(frame),
-           [{_id, _ref, caller, _deadline, _extra}] <- :ets.lookup(state.handle.table, id) do
+           [{_id, _ref, caller, _extra}] <- :ets.lookup(state.handle.table, id) do
         caller
       else
         _nobody -> nil

@@ -29,6 +29,8 @@ defmodule PyPort.Stream.Relay do
       # It stands in the row as the caller: log records and calls into the BEAM look here for what the consumer has.
       if logger_metadata != :undefined, do: :logger.set_process_metadata(logger_metadata)
       Process.put(:"$callers", [consumer | callers])
+
+      # A stream lasts, so a monitor of its own costs nothing. The news of the server's end may come from its heir, too.
       ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
 
       state = %{
@@ -52,7 +54,7 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      if Handle.insert(handle, {id, ref, self(), :infinity, extra}) do
+      if Handle.insert(handle, {id, ref, self(), extra}) do
         Handle.command(handle, frame)
         loop(state)
       else

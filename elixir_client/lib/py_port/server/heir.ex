@@ -1,0 +1,54 @@
+defmodule PyPort.Server.Heir do
+  # Stands beside a server for those who have requests open there: when the server ends, by any way of ending, its table
+  # of requests comes here, and each of them is told why, in the words of a monitor.
+  #
+  # A monitor of each caller's own would be simpler, and was what stood here before: to set it and to take it away again
+  # are two signals to the server, which is woken for each of them, and half a microsecond of every request.
+  @moduledoc false
+
+  alias PyPort.Server.Handle
+
+  @doc "Starts it, linked to the calling server."
+  @spec start_link() :: pid()
+  def start_link do
+    server = self()
+
+    spawn_link(fn ->
+      Process.flag(:trap_exit, true)
+
+      receive do
+        {:EXIT, ^server, reason} -> inherit(server, reason)
+      end
+    end)
+  end
+
+  @doc "The table of requests of the calling server. `counter` is that of its `Handle`."
+  @spec new_table(pid(), :atomics.atomics_ref()) :: :ets.tid()
+  def new_table(heir, counter) do
+    :ets.new(:py_port_requests, [:set, :public, {:write_concurrency, true}, {:heir, heir, counter}])
+  end
+
+  @doc "Makes another process the heir, after the end of the one before."
+  @spec replace(pid(), Handle.t() | nil) :: :ok
+  def replace(_heir, nil), do: :ok
+
+  def replace(heir, handle) do
+    :ets.setopts(handle.table, {:heir, heir, handle.counter})
+    :ok
+  end
+
+  # A table comes before the signal of its owner's end. There is none where nobody had a request open.
+  defp inherit(server, reason) do
+    receive do
+      {:"ETS-TRANSFER", table, ^server, counter} ->
+        Handle.refuse(counter)
+        # Who comes later sees that, and goes away by itself.
+        for {_id, ref, _caller, _extra} <- :ets.tab2list(table),
+            do: send(ref, {:DOWN, ref, :process, server, reason})
+
+        :ets.delete(table)
+    after
+      0 -> :ok
+    end
+  end
+end
