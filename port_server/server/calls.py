@@ -14,6 +14,7 @@ from itertools import count
 
 from port_server.etf import EncodeError, encode_parts, read_term
 from port_server.protocol import messages, outgoing
+from port_server.protocol.framing import HEADER_BYTES, length_at
 from port_server.runtime.beam import Cancelled, ElixirError, error_of
 from port_server.runtime.objects import Exports
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from .async_lane import AsyncLane
     from .baton import Baton
-    from .channel import Channel
+    from .channel import Channel, Part
     from .control import Control
     from .dispatcher import Dispatcher
     from .lanes import MainLane
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
 # room a RecursionError could strike in the middle of ours.
 _HEADROOM: Final = 80
 _NOBODY: Final = messages.id_term_of(b"")
+# How the answer to a call begins, and where its result stands, in what was read.
+_ANSWER_HEAD: Final = b"\x83h\x03w\x06answerm\0\0\0\x08"
+_OK_HEADS: Final = (b"h\x02w\x02ok", b"h\x02d\0\x02ok")
+_RESULT_AT: Final = HEADER_BYTES + len(_ANSWER_HEAD) + 8
+# What calls begin with that nothing is made from within: most. Nothing is ever put into it.
+_NONE: Final[deque[Any]] = deque()
 GONE: Final = "the other side of the port is gone, nobody answers any more"
 
 
@@ -65,8 +72,20 @@ class Call:
         self.failure: BaseException | None = None
         self.lock: Any = None
         self.future: Any = None
-        self.queue: deque[Queued] = deque()
-        self.streams: deque[Stream] = deque()
+        self.queue: deque[Queued] = _NONE
+        self.streams: deque[Stream] = _NONE
+
+    def add_request(self, entry: Queued) -> None:
+        """Put a request that was made from within the call behind the others. With the baton."""
+        if self.queue is _NONE:
+            self.queue = deque()
+        self.queue.append(entry)
+
+    def add_stream(self, stream: Stream) -> None:
+        """Put a stream that can go on behind the others. With the baton."""
+        if self.streams is _NONE:
+            self.streams = deque()
+        self.streams.append(stream)
 
     @property
     def over(self) -> bool:
@@ -98,6 +117,10 @@ class Call:
             raise self.failure
         assert self.answered is not None
         frame, at = self.answered
+        if type(frame) is bytes:
+            for head in _OK_HEADS:  # which most begin with
+                if frame.startswith(head, at):
+                    return read_term(frame, at + len(head), binary_as=binary_as, max_depth=max_depth)[0]
         if bytes(frame[at : at + 2]) == b"h\x02":
             tag, at = read_term(frame, at + 2)
             if tag == "ok":
@@ -246,15 +269,22 @@ class Calls:
 
     # --- the three ways to wait -------------------------------------------------------------------
 
-    def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
-        exports = Exports(self._lane.evaluator.objects)
+    def _written(
+        self, call: Call, function: Any, args: list[Any], exports: Exports
+    ) -> list[Part]:
+        """Give the frame of a call, in parts. Runs user code: it asks arguments for their values.
+
+        Raises:
+            EncodeError: an argument cannot be written.
+        """
+        settings = self._settings
         try:
-            parts = encode_parts(
+            parts: list[Part] = encode_parts(
                 args,
                 head=outgoing.invoke_head(call.id_term, call.id, function),
                 default=exports.export,
-                max_depth=self._settings.max_depth,
-                max_bytes=self._settings.max_frame_bytes,
+                max_depth=settings.max_depth,
+                max_bytes=settings.max_frame_bytes,
             )
         except BaseException as error:
             exports.undo()
@@ -263,6 +293,10 @@ class Calls:
             raise
         if exports.ids:
             parts = messages.with_objects(parts, exports.take())
+        return parts
+
+    def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
+        parts = self._written(call, function, args, Exports(self._lane.evaluator.objects))
         self.pending[call.id] = call
         if self._gone:  # looked at once the call can be seen: nobody is missed
             raise RuntimeError(GONE)
@@ -273,43 +307,89 @@ class Calls:
         self.pending.pop(call.id, None)
 
     def _result(self, call: Call) -> Any:
-        return call.result(self._dispatcher.binary_as(call.id_term), self._settings.max_depth)
+        dispatcher = self._dispatcher
+        # Most are answered while there is no request but plain ones.
+        special = dispatcher.turns.jobs or self._async.jobs
+        return call.result(
+            dispatcher.binary_as(call.id_term) if special else "str", self._settings.max_depth
+        )
 
     def _in_main(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
         lane = self._lane
-        lane.check()
+        if lane.cancelled:
+            lane.check()
         self._check_depth(len(lane.below))
         call = Call(next(self._numbers), id_term)
+        baton = self._baton
         paused = lane.pause()
         try:
-            self._begin(call, function, args)
-            self._baton.take_back()
+            # Main's own exports are free: `pause` has put aside what they were at.
+            parts = self._written(call, function, args, lane.evaluator.exports)
+            # Before it is written, or the control thread might read the answer.
+            if not baton.lock.acquire(False):
+                baton.wait()
             try:
-                self._pump(call)
+                self.pending[call.id] = call
+                if self._gone:
+                    raise RuntimeError(GONE)
+                self._channel.send(parts)
+                if not self._answered_at_once(call):
+                    self._pump(call)
             finally:
-                self._end(call)
-                self._dispatcher.adopt(call)
-                self._baton.let_go()
+                self.pending.pop(call.id, None)
+                baton.let_go()
         finally:
             lane.resume(paused)
-        lane.check()
+        if lane.cancelled:
+            lane.check()
         return self._result(call)
+
+    def _answered_at_once(self, call: Call) -> bool:
+        """Read once; tell whether that was the answer to `call` and nothing else.
+
+        What most calls wait for: it is taken where it stands, past the router. Anything else goes
+        the usual way.
+        """
+        reader = self._channel.reader
+        dispatcher = self._dispatcher
+        if self._lane.cancelled or not reader.between or dispatcher.turns.held:
+            return False
+        data = self._channel.receive()
+        if data is None:
+            raise RuntimeError(GONE)
+        size = len(data) - HEADER_BYTES
+        if (
+            data.startswith(_ANSWER_HEAD + call.id, HEADER_BYTES)
+            and length_at(data)[0] == size
+            and size <= reader.max_frame_bytes
+        ):
+            call.answered = data, _RESULT_AT
+            return True
+        dispatcher.route(reader.feed(data))
+        self._channel.write_out()  # a pong, an error: what routing has held
+        return False
 
     def _pump(self, call: Call) -> None:
         """Read the port until the call is answered, and run what was made from within it."""
         lane = self._lane
         dispatcher = self._dispatcher
-        while not call.over:
-            lane.check()
-            if call.queue:
-                dispatcher.run_one(call.queue)
-            elif call.streams:
-                dispatcher.advance(call.streams)
-            # For a session that another lane has: its end is to be heard as well.
-            elif not (dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()):
-                raise RuntimeError(GONE)
-            else:
-                self._channel.write_out()  # a pong, an error: what routing has held
+        try:
+            while not call.over:
+                lane.check()
+                if call.queue:
+                    dispatcher.run_one(call.queue)
+                elif call.streams:
+                    dispatcher.advance(call.streams)
+                # For a session that another lane has: its end is to be heard as well.
+                elif not (
+                    dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()
+                ):
+                    raise RuntimeError(GONE)
+                else:
+                    self._channel.write_out()
+        finally:
+            dispatcher.adopt(call)
+            lane.show_below()
 
     def _in_thread(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
         self._check_depth(0)
@@ -351,7 +431,8 @@ class Calls:
                 f"Elixir, which calls Python, and so on without an end"
             )
         try:
-            sys._getframe(max(0, sys.getrecursionlimit() - _HEADROOM))  # noqa: SLF001
+            # A negative number gives the frame itself, which is there as well.
+            sys._getframe(sys.getrecursionlimit() - _HEADROOM)  # noqa: SLF001
         except ValueError:
             return
         raise RecursionError("maximum recursion depth nearly reached in a call into the BEAM")
