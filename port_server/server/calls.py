@@ -42,7 +42,6 @@ _HEADROOM: Final = 80
 _NOBODY: Final = messages.id_term_of(b"")
 # How the answer to a call begins, and where its result stands, in what was read.
 _ANSWER_HEAD: Final = b"\x83h\x03w\x06answerm\0\0\0\x08"
-_OK_HEADS: Final = (b"h\x02w\x02ok", b"h\x02d\0\x02ok")
 _RESULT_AT: Final = HEADER_BYTES + len(_ANSWER_HEAD) + 8
 # What calls begin with that nothing is made from within: most. Nothing is ever put into it.
 _NONE: Final[deque[Any]] = deque()
@@ -117,10 +116,6 @@ class Call:
             raise self.failure
         assert self.answered is not None
         frame, at = self.answered
-        if type(frame) is bytes:
-            for head in _OK_HEADS:  # which most begin with
-                if frame.startswith(head, at):
-                    return read_term(frame, at + len(head), binary_as=binary_as, max_depth=max_depth)[0]
         if bytes(frame[at : at + 2]) == b"h\x02":
             tag, at = read_term(frame, at + 2)
             if tag == "ok":
@@ -217,16 +212,16 @@ class Calls:
             raise RuntimeError("a forked process cannot call into the BEAM: it has no port")
         ident = get_ident()
         lane = self._lane
+        if ident == lane.main:
+            if lane.running is None:
+                # A __del__ or a signal handler, between requests: main would read into itself.
+                raise RuntimeError("there is no request that could call into the BEAM just now")
+            return self._in_main(id_term or lane.running, function, args)
         if ident == self._control.ident:
             raise RuntimeError("this is no place to call into the BEAM from")
         if ident == self._async.ident:
             return self._await(id_term or _NOBODY, function, args)
-        if ident != lane.main:
-            return self._in_thread(id_term or _NOBODY, function, args)
-        if lane.running is None:
-            # A __del__ or a signal handler, between requests: main would read into itself.
-            raise RuntimeError("there is no request that could call into the BEAM just now")
-        return self._in_main(id_term or lane.running, function, args)
+        return self._in_thread(id_term or _NOBODY, function, args)
 
     def send(self, pid: Any, term: Any) -> None:
         """Send a message to a process."""
@@ -269,9 +264,7 @@ class Calls:
 
     # --- the three ways to wait -------------------------------------------------------------------
 
-    def _written(
-        self, call: Call, function: Any, args: list[Any], exports: Exports
-    ) -> list[Part]:
+    def _written(self, call: Call, function: Any, args: list[Any], exports: Exports) -> list[Part]:
         """Give the frame of a call, in parts. Runs user code: it asks arguments for their values.
 
         Raises:
@@ -315,12 +308,17 @@ class Calls:
         )
 
     def _in_main(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
+        """Call from main: the way that most calls take, and written out for it."""
         lane = self._lane
         if lane.cancelled:
             lane.check()
         self._check_depth(len(lane.below))
         call = Call(next(self._numbers), id_term)
+        call_id = call.id
         baton = self._baton
+        channel = self._channel
+        dispatcher = self._dispatcher
+        reader = channel.reader
         paused = lane.pause()
         try:
             # Main's own exports are free: `pause` has put aside what they were at.
@@ -329,45 +327,38 @@ class Calls:
             if not baton.lock.acquire(False):
                 baton.wait()
             try:
-                self.pending[call.id] = call
+                self.pending[call_id] = call
                 if self._gone:
                     raise RuntimeError(GONE)
-                self._channel.send(parts)
-                if not self._answered_at_once(call):
+                channel.send(parts)
+                if reader.between and not (lane.cancelled or dispatcher.turns.held):
+                    # The next read brings the answer, and nothing else, for most: it is taken where
+                    # it stands, past the router.
+                    data = channel.receive()
+                    if data is None:
+                        raise RuntimeError(GONE)
+                    size = len(data) - HEADER_BYTES
+                    if (
+                        data.startswith(_ANSWER_HEAD + call_id, HEADER_BYTES)
+                        and length_at(data)[0] == size
+                        and size <= reader.max_frame_bytes
+                    ):
+                        call.answered = data, _RESULT_AT
+                    else:
+                        dispatcher.route(reader.feed(data))
+                        channel.write_out()  # a pong, an error: what routing has held
+                if call.answered is None:
                     self._pump(call)
+                elif call.queue or call.streams:  # they came with it
+                    dispatcher.adopt(call)
             finally:
-                self.pending.pop(call.id, None)
+                self.pending.pop(call_id, None)
                 baton.let_go()
         finally:
             lane.resume(paused)
         if lane.cancelled:
             lane.check()
         return self._result(call)
-
-    def _answered_at_once(self, call: Call) -> bool:
-        """Read once; tell whether that was the answer to `call` and nothing else.
-
-        What most calls wait for: it is taken where it stands, past the router. Anything else goes
-        the usual way.
-        """
-        reader = self._channel.reader
-        dispatcher = self._dispatcher
-        if self._lane.cancelled or not reader.between or dispatcher.turns.held:
-            return False
-        data = self._channel.receive()
-        if data is None:
-            raise RuntimeError(GONE)
-        size = len(data) - HEADER_BYTES
-        if (
-            data.startswith(_ANSWER_HEAD + call.id, HEADER_BYTES)
-            and length_at(data)[0] == size
-            and size <= reader.max_frame_bytes
-        ):
-            call.answered = data, _RESULT_AT
-            return True
-        dispatcher.route(reader.feed(data))
-        self._channel.write_out()  # a pong, an error: what routing has held
-        return False
 
     def _pump(self, call: Call) -> None:
         """Read the port until the call is answered, and run what was made from within it."""
