@@ -1,7 +1,8 @@
 """How the C extensions are built; everything else stands in pyproject.toml.
 
 Optional: where there is no compiler the install succeeds without them. Then erlang-py does the work
-of the codec, and the kernel that of the watch, as far as it can.
+of the codec, the general path that of the plain request, and the kernel that of the watch, as far
+as it can.
 """
 
 import sysconfig
@@ -17,6 +18,7 @@ def extension(name: str, source: str) -> Extension:
     return Extension(
         name,
         [source],
+        depends=["port_server/etf/native.h"],
         define_macros=[("Py_LIMITED_API", "0x030b0000")] if STABLE_ABI else [],
         py_limited_api=STABLE_ABI,
         extra_compile_args=["-O3", "-g0", "-fno-plt", "-fvisibility=hidden", "-pthread"],
@@ -27,6 +29,7 @@ def extension(name: str, source: str) -> Extension:
 setup(
     ext_modules=[
         extension("port_server.etf.native", "port_server/etf/native.c"),
+        extension("port_server.server._plain", "port_server/server/plain.c"),
         extension("port_server.server._watch", "port_server/server/watch.c"),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},

@@ -8,7 +8,7 @@
  *     caches               atoms and short keys by their bytes on the wire
  *     reader               bytes -> values
  *     writer               values -> bytes
- *     entry points         decode, read_term, encode, encode_parts
+ *     entry points         decode, read_term, encode, encode_parts; for C: native.h
  *     module               what is imported once, slots by the running Py_Version
  *
  * Two rules hold everywhere. A length from the wire is compared with the bytes left before anything is
@@ -23,6 +23,8 @@
 #include <stdarg.h>
 #include <stdint.h>
 #include <string.h>
+
+#include "native.h"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define LIKELY(x) __builtin_expect(!!(x), 1)
@@ -2748,7 +2750,7 @@ reader_option(Reader *r, const char *function, PyObject *name, PyObject *value)
 
 static PyObject *
 read_buffer(State *st, const char *function, PyObject *buffer, Py_ssize_t offset, int whole,
-            PyObject *const *options, PyObject *names, Py_ssize_t *end)
+            int max_depth, PyObject *const *options, PyObject *names, Py_ssize_t *end)
 {
     Reader r;
     Py_buffer view;
@@ -2758,7 +2760,7 @@ read_buffer(State *st, const char *function, PyObject *buffer, Py_ssize_t offset
     r.st = st;
     r.owed = 0;
     r.depth = 0;
-    r.max_depth = DEFAULT_MAX_DEPTH;
+    r.max_depth = max_depth;
     r.binary_as = AS_STR;
     r.floats_as = FLOATS_LIST;
     r.plain_structs = 0;
@@ -2847,7 +2849,7 @@ decode(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *name
                      nargs);
         return NULL;
     }
-    return read_buffer(st, "decode", args[0], 0, 1, args + nargs, names, &end);
+    return read_buffer(st, "decode", args[0], 0, 1, DEFAULT_MAX_DEPTH, args + nargs, names, &end);
 }
 
 PyDoc_STRVAR(read_term_doc,
@@ -2887,7 +2889,8 @@ read_term(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *n
     if (offset == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    value = read_buffer(st, "read_term", args[0], offset, 0, args + nargs, names, &end);
+    value = read_buffer(st, "read_term", args[0], offset, 0, DEFAULT_MAX_DEPTH, args + nargs, names,
+                        &end);
     if (value == NULL) {
         return NULL;
     }
@@ -2935,6 +2938,20 @@ writer_option(Writer *w, const char *function, PyObject *name, PyObject *value, 
     return unknown_option(function, name);
 }
 
+/* Writes a value behind what w holds; the caller frees w whatever comes back. */
+static int
+write_behind(Writer *w, PyObject *value)
+{
+    if (LIKELY(write_value(w, value) == 0)) {
+        if (LIKELY(w->size + w->spliced <= w->max_bytes)) {
+            return 0;
+        }
+        fail_too_large(w);
+    }
+    failure_raise(w->st, &w->failure, 1);
+    return -1;
+}
+
 /* Writes head and value into w; the caller frees w whatever comes back. */
 static int
 write_whole(Writer *w, const char *function, PyObject *const *args, Py_ssize_t nargs,
@@ -2973,12 +2990,7 @@ write_whole(Writer *w, const char *function, PyObject *const *args, Py_ssize_t n
             goto failed;
         }
     }
-    if (LIKELY(write_value(w, args[0]) == 0)) {
-        if (LIKELY(w->size + w->spliced <= w->max_bytes)) {
-            return 0;
-        }
-        fail_too_large(w);
-    }
+    return write_behind(w, args[0]);
 failed:
     failure_raise(w->st, &w->failure, 1);
     return -1;
@@ -3069,41 +3081,94 @@ append_stolen(PyObject *list, PyObject *item)
     return result;
 }
 
+/* What w holds, as a list of bytes and of what was not copied. */
+static PyObject *
+parts_of(Writer *w)
+{
+    Py_ssize_t i, from = 0;
+    PyObject *parts = PyList_New(0);
+    if (parts == NULL) {
+        return NULL;
+    }
+    for (i = 0; i < w->splice_count; i++) {
+        const Splice *s = &w->splices[i];
+        if (s->at > from &&
+            append_stolen(parts, PyBytes_FromStringAndSize(w->buffer + from, s->at - from)) < 0) {
+            goto failed;
+        }
+        if (PyList_Append(parts, s->owner) < 0) {
+            goto failed;
+        }
+        from = s->at;
+    }
+    if (w->size > from &&
+        append_stolen(parts, PyBytes_FromStringAndSize(w->buffer + from, w->size - from)) < 0) {
+        goto failed;
+    }
+    return parts;
+failed:
+    Py_DECREF(parts);
+    return NULL;
+}
+
 static PyObject *
 encode_parts(PyObject *module, PyObject *const *args, Py_ssize_t nargs, PyObject *names)
 {
     State *st = state_of(module);
     PyObject *parts = NULL;
-    Py_ssize_t i, from = 0;
     if (st == NULL) {
         return NULL;
     }
     WRITER(w, st, DEFAULT_BY_REFERENCE_FROM);
-    if (write_whole(&w, "encode_parts", args, nargs, names) < 0 ||
-        (parts = PyList_New(0)) == NULL) {
-        goto done;
+    if (write_whole(&w, "encode_parts", args, nargs, names) == 0) {
+        parts = parts_of(&w);
     }
-    for (i = 0; i < w.splice_count; i++) {
-        const Splice *s = &w.splices[i];
-        if (s->at > from &&
-            append_stolen(parts, PyBytes_FromStringAndSize(w.buffer + from, s->at - from)) < 0) {
-            Py_CLEAR(parts);
-            goto done;
-        }
-        if (PyList_Append(parts, s->owner) < 0) {
-            Py_CLEAR(parts);
-            goto done;
-        }
-        from = s->at;
-    }
-    if (w.size > from &&
-        append_stolen(parts, PyBytes_FromStringAndSize(w.buffer + from, w.size - from)) < 0) {
-        Py_CLEAR(parts);
-    }
-done:
     writer_free(&w);
     return parts;
 }
+
+/* ---- for other C: see native.h ----------------------------------------------------------------- */
+
+static PyObject *
+c_read(PyObject *module, PyObject *buffer, Py_ssize_t offset, int max_depth, Py_ssize_t *end)
+{
+    State *st = state_of(module);
+    if (st == NULL) {
+        return NULL;
+    }
+    return read_buffer(st, "read_term", buffer, offset, 0, max_depth, NULL, NULL, end);
+}
+
+static PyObject *
+c_write(PyObject *module, PyObject *value, const NativeWriting *how, char *room, Py_ssize_t *size)
+{
+    State *st = state_of(module);
+    PyObject *parts = NULL;
+    if (st == NULL) {
+        return NULL;
+    }
+    WRITER(w, st, DEFAULT_BY_REFERENCE_FROM);
+    w.hook = how->hook;
+    w.max_bytes = how->max_bytes;
+    w.max_depth = how->max_depth;
+    if (put(&w, how->head, how->head_bytes) < 0) {
+        failure_raise(st, &w.failure, 1);
+    }
+    else if (write_behind(&w, value) == 0) {
+        if (LIKELY(w.splice_count == 0 && w.size <= how->room_bytes)) {
+            memcpy(room, w.buffer, (size_t)w.size);
+            *size = w.size;
+            parts = Py_NewRef(Py_None);
+        }
+        else {
+            parts = parts_of(&w);
+        }
+    }
+    writer_free(&w);
+    return parts;
+}
+
+static const NativeApi c_api = {c_read, c_write};
 
 /* ---- module ------------------------------------------------------------------------------------ */
 
@@ -3251,6 +3316,14 @@ module_exec(PyObject *module)
     }
     if (learn_layouts(st) < 0) {
         return -1;
+    }
+    {
+        PyObject *capsule = PyCapsule_New((void *)&c_api, NATIVE_API_NAME, NULL);
+        int added = capsule == NULL ? -1 : PyModule_AddObjectRef(module, "_c_api", capsule);
+        Py_XDECREF(capsule);
+        if (added < 0) {
+            return -1;
+        }
     }
     /* Last: state_of takes it as the sign that all the others are there. */
     {

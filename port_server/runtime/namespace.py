@@ -98,9 +98,10 @@ class Namespaces:
 
     Attributes:
         base: what each begins as, but for its `__loader__`.
+        names: keys of globals that were looked at, and the names they are.
     """
 
-    __slots__ = ("_names", "_sessions", "base")
+    __slots__ = ("_sessions", "base", "names")
 
     def __init__(self) -> None:
         # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
@@ -112,7 +113,7 @@ class Namespaces:
             "__spec__": None,
             "__loader__": None,
         }
-        self._names: dict[str, str] = {}
+        self.names: dict[str, str] = {}
         self._sessions: dict[bytes, dict[str, Any]] = {}
 
     def fresh(self, snippet: Snippet, values: dict[Any, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ class Namespaces:
         namespace = self.base.copy()
         namespace["__loader__"] = snippet.source
         if values:
-            names = self._names
+            names = self.names
             for key, value in values.items():
                 namespace[names.get(key) or self._name(key, values)] = value
         return namespace
@@ -170,7 +171,7 @@ class Namespaces:
                 f"opened it has ended"
             )
         if values:
-            names = self._names
+            names = self.names
             namespace.update(
                 {names.get(key) or self._name(key, values): values[key] for key in values}
             )
@@ -204,8 +205,8 @@ class Namespaces:
                 f'Python identifiers, like :rows or "rows". Put the map itself into one global'
             )
         # Another spelling is looked at each time: the name it stands for may be there as well.
-        if key == name and len(self._names) < _NAMES_LIMIT:
-            self._names[name] = name
+        if key == name and len(self.names) < _NAMES_LIMIT:
+            self.names[name] = name
         return name
 
 

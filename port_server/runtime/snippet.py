@@ -42,6 +42,7 @@ class Snippet(Timed):
     """Code that can be run in any namespace.
 
     Attributes:
+        expression: its code, if it is one expression and nothing else; else None.
         kind: PLAIN, COROUTINE, GENERATOR or ASYNC_GENERATOR: what `run` gives.
         source: the file it belongs to, for tracebacks; `__loader__` of its namespaces.
         line: where it begins there.
@@ -57,6 +58,7 @@ class Snippet(Timed):
         "_function",
         "_names",
         "_tail",
+        "expression",
         "kind",
         "line",
         "run",
@@ -87,8 +89,10 @@ class Snippet(Timed):
         self._tail = tail
         self._function = function
         self._names: frozenset[str] | None = None
+        self.expression: CodeType | None = None
         self.run: Callable[[dict[str, Any]], Any] = self.run_parts
         if tail is not None and body is None:
+            self.expression = tail
             self.run = partial(eval, tail)  # an expression alone: no Python frame in between
 
     @property
@@ -117,14 +121,18 @@ class Snippet(Timed):
 
 
 class Snippets:
-    """The cache of compiled snippets. Bounded: the oldest goes first."""
+    """The cache of compiled snippets. Bounded: the oldest goes first.
 
-    __slots__ = ("_entries", "_limit", "get")
+    Attributes:
+        entries: the cache itself, whose `get` is here as well.
+    """
+
+    __slots__ = ("_limit", "entries", "get")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._entries: dict[Key, Snippet] = {}
-        self.get = self._entries.get
+        self.entries: dict[Key, Snippet] = {}
+        self.get = self.entries.get
 
     def compile(self, key: Key, text: str, file: str | None = None, line: int = 1) -> Snippet:
         """Compile `text`, which begins at `line` of `file`, and keep it as `key`.
@@ -133,7 +141,7 @@ class Snippets:
             SyntaxError: and what else compile() raises.
         """
         snippet = compile_snippet(text, file, line)
-        entries = self._entries
+        entries = self.entries
         # Oldest first, not least recently used: a hit must cost one dict lookup and nothing else.
         while len(entries) >= self._limit:
             old = entries.pop(next(iter(entries)))

@@ -26,7 +26,7 @@ from .window import DESCRIBING, SPARED, Window, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import FrameType
     from typing import Any, Final
 
@@ -53,7 +53,15 @@ class Cancels:
 
     __slots__ = ("_lane", "_next", "_other", "_resend_s", "_stdio", "_tries", "_window")
 
-    def __init__(self, lane: MainLane, stdio: Stdio, window: Window, settings: Settings) -> None:
+    def __init__(
+        self,
+        lane: MainLane,
+        stdio: Stdio,
+        window: Window,
+        settings: Settings,
+        doorways: Iterable[Any],
+    ) -> None:
+        """Begin; `doorways` are those of `Window.know`."""
         self._resend_s = settings.cancel_resend_ms / 1000
         self._lane = lane
         self._next = 0.0
@@ -63,8 +71,9 @@ class Cancels:
         self._window = window
         window.cancels = self._raise
         window.know(
-            borders=(Evaluator.evaluate, Evaluator.evaluate_plain, Stream.advance),
+            borders=(Evaluator.evaluate, Stream.advance),
             open=(
+                Evaluator.answer_unusual,
                 Evaluator.reply,
                 Evaluator.failed,
                 Evaluator.description,
@@ -74,6 +83,7 @@ class Cancels:
             open_modules=(failure, targets),
             through_modules=(carry, imports, objects, streams),
             describing=(failure.describe_cancelled,),
+            doorways=(*doorways, type(lane).run_in_c),
         )
 
     def install(self) -> None:

@@ -180,24 +180,28 @@ class Channel:
             and len(parts[0]) <= _JOINED_BYTES
             and self._acquire(False)
         ):
-            self._writer = self._main
             part = parts[0]
-            frame = header(len(part)) + part
-            try:
-                if not self.gone:
-                    count = os.write(self._stdio.writes, frame)
-                    if count != len(frame):
-                        self._write_rest([frame], count)
-            except OSError as error:
-                self._lose(error)
-            finally:
-                self._writer = 0
-                self._release()
+            self.finish(header(len(part)) + part, 0)
             if self.held:  # another thread came meanwhile
                 self.write_out()
             return
         self.hold(parts)
         self.write_out()
+
+    def finish(self, data: bytes, count: int) -> None:
+        """Write what is left of `data`, `count` bytes of which are written. For the main thread.
+
+        With the lock taken; lets go of it.
+        """
+        self._writer = self._main
+        try:
+            if not self.gone:
+                self._write_rest([data], count)
+        except OSError as error:
+            self._lose(error)
+        finally:
+            self._writer = 0
+            self._release()
 
     def hold(self, parts: list[Part]) -> None:
         """Take a frame, in parts, to be written with the next `write_out`.

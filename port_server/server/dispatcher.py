@@ -315,7 +315,7 @@ class Dispatcher(Router):
             lane.page.count()
             self._channel.hold(parts)
             self.turns.end(stream.job)
-            lane.settle(stream.job.id_term, ended=True)
+            lane.settle(stream.job.id_term, True)
         elif stream.can_go_on:
             stream.ready = True
             ready.append(stream)

@@ -13,8 +13,7 @@ from _thread import allocate_lock
 from sys import getrefcount
 
 from port_server.etf import Struct, read_term
-from port_server.protocol import messages
-from port_server.protocol.messages import OK_HEAD, ProtocolError
+from port_server.protocol.messages import ProtocolError
 from port_server.runtime.namespace import (
     NamespaceError,
     Namespaces,
@@ -66,6 +65,7 @@ class Evaluator(Replies):
         namespaces: what requests run in.
         objects: what the other side has handles of.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
+        snippets: the code that was compiled.
         take_over: called with a job and what is to be awaited or iterated for its value.
     """
 
@@ -73,14 +73,13 @@ class Evaluator(Replies):
         "_awaited",
         "_channel",
         "_compiling",
-        "_export",
         "_read",
-        "_snippets",
         "_targets",
         "exports",
         "namespaces",
         "objects",
         "ran",
+        "snippets",
         "take_over",
     )
 
@@ -92,12 +91,11 @@ class Evaluator(Replies):
         self.objects = Objects(settings)
         self.objects.install()
         self.exports = Exports(self.objects)
-        self._export = self.exports.export
         self.ran: Snippet | Target | ObjectTarget | None = None
         self._awaited: set[Any] = set()
         self._channel = channel
         self._compiling = allocate_lock()
-        self._snippets = Snippets(settings.code_cache_entries)
+        self.snippets = Snippets(settings.code_cache_entries)
         self._targets = Targets()
         self.limit(settings)
 
@@ -149,10 +147,10 @@ class Evaluator(Replies):
                 else:
                     values, at = read(frame, at, binary_as=job.binary_as)
                 if at != len(frame) or type(values) is not dict:
-                    raise _no_eval(frame, at, values)
+                    raise no_eval(frame, at, values)
                 step = "run"
                 # Only text is looked up as it came: what else it may be is not always hashable.
-                entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(
+                entry = (self.snippets.get(code) if type(code) is str else None) or self.compile(
                     code
                 )
                 if job is None or job.session is None:
@@ -162,7 +160,7 @@ class Evaluator(Replies):
                 if job is not None and job.returns == "globals":
                     job.namespace, job.names = values, entry.names
                 if entry.kind is not PLAIN:
-                    _check_yield(entry, job)
+                    check_yield(entry, job)
                 if self._channel.held and entry.suspect:
                     self._channel.write_out()
                 self.ran = entry
@@ -218,63 +216,24 @@ class Evaluator(Replies):
             pass
         return parts
 
-    def evaluate_plain(self, frame: Frame, id_term: bytes, at: int) -> list[Part] | None:
-        """Do what `evaluate` does, for an eval with the usual options. For main.
+    def answer_unusual(
+        self, frame: Frame, id_term: bytes, code: Any, value: Any
+    ) -> list[Part] | None:
+        """Answer a plain eval with a value that is none of the usual types.
 
-        The hot path, written out: what such a request does not need is not looked at, and as
-        little as possible is called.
+        Returns:
+            The reply, or None if the value is to be awaited: it was handed to `take_over`.
         """
-        code: Any = None
-        values: Any = None
-        value: Any = None
-        job: Job | None = None
-        step = "code"
-        parts: list[Part] | None = None
-        exports = self.exports
+        if not hasattr(type(value), "__await__"):
+            return self.reply(id_term, value, None, self.exports)
+        self._learn(code)
+        job = Job(frame, "eval", id_term, len(frame))
         try:
-            code, at = self._read(frame, at)
-            step = "globals"
-            values, at = self._read(frame, at)
-            if at != len(frame) or type(values) is not dict:
-                raise _no_eval(frame, at, values)
-            step = "run"
-            entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(code)
-            if values:
-                values = self.namespaces.fresh(entry, values)
-            else:
-                values = self.namespaces.base.copy()
-                values["__loader__"] = entry.source
-            if entry.kind is not PLAIN:
-                _check_yield(entry, None)
-            if entry.suspect and self._channel.held:
-                self._channel.write_out()
-            self.ran = entry
-            value = entry.run(values)
-            step = "result"
-            if type(value) in _PLAIN_TYPES:
-                parts = self._encode(
-                    value, head=OK_HEAD + id_term, default=self._export, max_bytes=self._max_bytes
-                )
-                if exports.ids:
-                    parts = messages.with_objects(parts, exports.ids)
-                    exports.ids = []
-            elif hasattr(type(value), "__await__"):
-                self._learn(code)
-                job = Job(frame, "eval", id_term, at)
-                self.take_over(job, value)
-            else:
-                parts = self.reply(id_term, value, None, exports)
-        except BaseException as error:
-            if job is None or not job.elsewhere:
-                parts = self.failed(error, step, id_term, exports)
-        try:  # see `evaluate`
-            cyclic = getrefcount(values) > _ALONE
-            code = values = value = None
-            if cyclic and gc.isenabled() and parts is not None:
-                gc.collect(1)
-        except BaseException:  # noqa: S110  raised by a signal; the reply is there already
-            pass
-        return parts
+            self.take_over(job, value)
+        except BaseException:
+            if not job.elsewhere:  # else it is a signal that came just behind that
+                raise
+        return None
 
     def is_async(self, frame: Frame, kind: str, at: int) -> bool:
         """Tell whether a request is known to need the async lane, by its code alone.
@@ -287,7 +246,7 @@ class Evaluator(Replies):
                     return False
                 return read_term(frame, at)[0] in self._awaited
             code = read_term(frame, at, plain_structs=True)[0]
-            entry = (self._snippets.get(code) if type(code) is str else None) or self._compile(code)
+            entry = (self.snippets.get(code) if type(code) is str else None) or self.compile(code)
         except Exception:
             return False  # main will find it, too, and answer it
         return entry.kind not in {PLAIN, GENERATOR} or code in self._awaited
@@ -311,10 +270,10 @@ class Evaluator(Replies):
             )
         return ObjectTarget(self.objects.find(target), name), end
 
-    def _compile(self, code: Any) -> Snippet:
+    def compile(self, code: Any) -> Snippet:
         with self._compiling:
             if type(code) is str:
-                return self._snippets.compile(code, code)
+                return self.snippets.compile(code, code)
             if (
                 type(code) is not tuple
                 or len(code) != 4
@@ -328,7 +287,7 @@ class Evaluator(Replies):
                     f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
                 )
             _tag, text, file, line = code
-            return self._snippets.get(code) or self._snippets.compile(code, text, file, line)
+            return self.snippets.get(code) or self.snippets.compile(code, text, file, line)
 
 
 def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
@@ -343,7 +302,7 @@ def _keywords(kwargs: dict[Any, Any]) -> dict[str, Any]:
     return keywords
 
 
-def _check_yield(snippet: Snippet, job: Job | None) -> None:
+def check_yield(snippet: Snippet, job: Job | None) -> None:
     if snippet.kind in {GENERATOR, ASYNC_GENERATOR} and not (job is not None and job.stream):
         raise NotStreamedError(
             f"top-level `yield` (line {snippet.special_line} of {snippet.source.file}) gives a "
@@ -351,7 +310,7 @@ def _check_yield(snippet: Snippet, job: Job | None) -> None:
         )
 
 
-def _no_eval(frame: Frame, at: int, values: Any) -> ProtocolError:
+def no_eval(frame: Frame, at: int, values: Any) -> ProtocolError:
     if at != len(frame):
         return _trailing(frame, at, "eval")
     return ProtocolError(f"globals are a map, not {named(values)}")

@@ -1,8 +1,8 @@
 """The main lane: requests in the main thread, one after another, or one on top of a waiting one.
 
-`MainLane.answer` is the one place where main enters and leaves user code: the baton is let go
-before and taken back after. What a signal raises is raised inside of `Evaluator.evaluate`, never
-here: see `window`.
+`MainLane.run` is where main enters and leaves user code: the baton is let go before and taken back
+after. For plain requests plain.c does the same. What a signal raises is raised inside of
+`Evaluator.evaluate`, never here: see `window`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     Paused = tuple[bytes, list[int]]
 
 _NEVER: Final = float("inf")
-# A look-up here is cheaper than the attribute, and does not raise where there is none.
-_sys: Final = sys.__dict__
 
 
 class MainLane:
@@ -54,6 +52,8 @@ class MainLane:
         main: the main thread's ident.
         page: shows which request runs. It stays there until its reply is written, or another
             begins.
+        run_plain: does what `run` does for an eval with the usual options, whose frame is bytes and
+            whose id has 8; None where there is no C for it.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
         usual_options: the options that plain requests come with, as the bytes of their term.
@@ -62,7 +62,6 @@ class MainLane:
     __slots__ = (
         "_acquire",
         "_baton",
-        "_dropped",
         "_output",
         "_release",
         "_stdio",
@@ -77,6 +76,7 @@ class MainLane:
         "evaluator",
         "main",
         "page",
+        "run_plain",
         "running",
         "usual_options",
     )
@@ -100,9 +100,9 @@ class MainLane:
         self.evaluator = evaluator
         self.main = get_ident()
         self.page = page
+        self.run_plain: Callable[[bytes, bytes, int], list[Part] | None] | None = None
         self.running: bytes | None = None
         self._baton = baton
-        self._dropped = evaluator.objects.dropped
         self._acquire = baton.lock.acquire
         self._release = baton.lock.release
         self._output = output
@@ -132,8 +132,13 @@ class MainLane:
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
         end = at + len(self.usual_options)
         if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
-            if kind == "eval":
-                return self.run_plain(frame, id_term, end)
+            if (
+                kind == "eval"
+                and self.run_plain is not None
+                and len(id_term) == USUAL_TERM_BYTES
+                and type(frame) is bytes
+            ):
+                return self.run_in_c(frame, id_term, end)
             return self.run(frame, kind, id_term, end, None)
         evaluator = self.evaluator
         try:
@@ -182,50 +187,15 @@ class MainLane:
             elif job.stream:
                 self.attend()
         if self._window.alert:
-            self.settle(id_term, ended=parts is not None)
+            self.settle(id_term, parts is not None)
         return parts
 
-    def run_plain(self, frame: Frame, id_term: bytes, at: int) -> list[Part] | None:
-        """Do what `run` does, for an eval with the usual options: the hot path, written out."""
-        output = self._output
-        self.running = output.running = id_term
-        page = self.page.map
-        if page is not None:
-            if len(id_term) == USUAL_TERM_BYTES:
-                page[USUAL_AT] = id_term
-            else:
-                self.page.show(id_term)
-        baton = self._baton
-        baton.sequence += 1
-        self._release()
-        if baton.parked:
-            baton.wake()
-        try:
-            try:
-                # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
-                parts = self.evaluator.evaluate_plain(frame, id_term, at)
-            except BaseException as error:  # raised by a signal, while a failure was described
-                parts = self.evaluator.interrupted(error, id_term, self.evaluator.exports)
-            streams = self._streams
-            if (
-                self._stdio.forked
-                or output.requests
-                or self._dropped
-                or _sys.get("stdout") is not streams.stdout
-                or _sys.get("stderr") is not streams.stderr
-                or _sys.get("stdin") is not streams.stdin
-            ):
-                self.leave(parts is not None)
-            else:
-                output.running = None
-        finally:
-            if not self._acquire(False):
-                baton.wait()
-        if self._window.alert:
-            self.settle(id_term, ended=parts is not None)
-        return parts
+    def run_in_c(self, frame: bytes, id_term: bytes, at: int) -> list[Part] | None:
+        """Do what `run_plain` does, which there must be: a frame for `Window.place` to know."""
+        assert self.run_plain is not None
+        return self.run_plain(frame, id_term, at)
 
-    def settle(self, id_term: bytes, *, ended: bool) -> None:
+    def settle(self, id_term: bytes, ended: bool) -> None:
         """Forget what was to be raised in a request that main is done with."""
         self._window.settle(alone=not self.below)
         if id_term in self.cancelled:

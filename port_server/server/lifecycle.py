@@ -127,7 +127,7 @@ class Server:
         self.async_lane = AsyncLane(channel, self.evaluator, self.output, settings)
         dispatcher = Dispatcher(baton, stdio, channel, lane, self.async_lane, turns, settings)
         vitals = Vitals(baton, lane, self.async_lane, dispatcher)
-        self.cancels = Cancels(lane, stdio, self.window, settings)
+        self.cancels = Cancels(lane, stdio, self.window, settings, doorways=[Server._loop])
         self.control = Control(
             baton, stdio, channel, dispatcher, vitals, self.output, self.cancels, self.page
         )
@@ -184,10 +184,10 @@ class Server:
     def _loop(self) -> None:
         channel = self.channel
         reader = channel.reader
-        read, receive = channel.read, channel.receive
         dispatcher = self.dispatcher
         dispatch = dispatcher.dispatch
-        answer_plain = PlainRequests(channel, self.lane, dispatcher).answer
+        plain = PlainRequests(self, self._settings)
+        receive, answer_plain = plain.receive, plain.answer
         held = dispatcher.turns.held
         frames: list[Frame] | None
         while not (dispatcher.stopping or channel.gone):
@@ -199,12 +199,14 @@ class Server:
                     continue
                 if reader.between:
                     data = receive()
+                    if data is True:
+                        continue
                     if data is None:
                         return
                     if answer_plain(data):
                         continue
                     frames = reader.feed(data)
-                elif (frames := read()) is None:
+                elif (frames := channel.read()) is None:
                     return
                 dispatch(frames)
                 # Or their buffer would be in use during the next read, and not be used again.

@@ -46,12 +46,14 @@ class Window:
     Attributes:
         alert: whether anything waits: a cancel or what a handler raised. All that others look at.
         cancels: raises Cancelled if the request that runs is cancelled; set by who knows that.
+        evaluating: tells whether C that a doorway has called evaluates a request; set by who knows.
         waiting: what handlers raised in our code, with user code below on the stack.
     """
 
     __slots__ = (
         "_borders",
         "_describing",
+        "_doorways",
         "_open",
         "_open_files",
         "_report",
@@ -59,15 +61,18 @@ class Window:
         "_through_files",
         "alert",
         "cancels",
+        "evaluating",
         "waiting",
     )
 
     def __init__(self, report: Callable[[BaseException], None]) -> None:
         self.alert = False
         self.cancels: Callable[[str], None] = _nothing
+        self.evaluating: Callable[[], bool] = bool
         self.waiting: list[BaseException] = []
         self._borders: frozenset[CodeType] = frozenset()
         self._describing: frozenset[CodeType] = frozenset()
+        self._doorways: frozenset[CodeType] = frozenset()
         self._open: frozenset[CodeType] = frozenset()
         self._open_files: frozenset[str] = frozenset()
         self._through_files: frozenset[str] = frozenset()
@@ -81,6 +86,7 @@ class Window:
         open_modules: Iterable[Any] = (),
         through_modules: Iterable[Any] = (),
         describing: Iterable[Any] = (),
+        doorways: Iterable[Any] = (),
     ) -> None:
         """Learn what of ours is not to be protected.
 
@@ -91,20 +97,27 @@ class Window:
             through_modules: modules whose functions call user code and cope with what it raises,
                 but not with being cut short themselves.
             describing: functions that describe what was cut short.
+            doorways: functions that call C which runs user code and makes a reply of whatever is
+                raised in it: borders while `evaluating`. They call nothing that is in `open`.
         """
         self._describing = frozenset(function.__code__ for function in describing)
         self._borders = frozenset(function.__code__ for function in borders)
+        self._doorways = frozenset(function.__code__ for function in doorways)
         self._open = frozenset(function.__code__ for function in open) | self._borders
         self._open_files = frozenset([module.__file__ for module in open_modules])
         self._through_files = frozenset([module.__file__ for module in through_modules])
 
-    def place(self, frame: FrameType | None) -> str:
+    def place(self, innermost: FrameType | None) -> str:
         """Tell where main is whose innermost frame this is."""
+        frame = innermost
         place = OPEN
         foreign = False
         while frame is not None:
             code = frame.f_code
             if code in self._borders:
+                return place
+            # Not where it is only just going to call, or is back.
+            if code in self._doorways and frame is not innermost and self.evaluating():
                 return place
             if code in self._describing:
                 place = DESCRIBING if place is not INSIDE else INSIDE

@@ -172,7 +172,8 @@ defmodule PyPort.Env.Package do
     end
   end
 
-  defp packed?(name), do: String.starts_with?(name, "port_server/") and Path.extname(name) in [".py", ".c"]
+  defp packed?(name),
+    do: String.starts_with?(name, "port_server/") and Path.extname(name) in [".py", ".c", ".h"]
 
   defp cached(config, python) do
     case Path.wildcard(Path.join(cache_dir(config, python), "*.whl")) do

@@ -1,0 +1,31 @@
+/* What native.c offers to other C of this package, without the cost of a call through Python. */
+
+#ifndef PORT_SERVER_ETF_NATIVE_H
+#define PORT_SERVER_ETF_NATIVE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+/* The capsule in the module; its pointer is a NativeApi. */
+#define NATIVE_API_NAME "port_server.etf.native._c_api"
+
+typedef struct {
+    const char *head; /* what stands before the term */
+    Py_ssize_t head_bytes;
+    PyObject *hook; /* encode()'s `default`, or NULL */
+    long long max_bytes;
+    int max_depth;
+    Py_ssize_t room_bytes; /* how much is written right into the caller's room */
+} NativeWriting;
+
+typedef struct {
+    /* read_term(): a new reference and where the term ended, or NULL with a DecodeError. */
+    PyObject *(*read)(PyObject *module, PyObject *buffer, Py_ssize_t offset, int max_depth,
+                      Py_ssize_t *end);
+    /* encode_parts(): None where everything, `size` bytes, is in `room`; else a list of parts; NULL with an
+     * EncodeError. */
+    PyObject *(*write)(PyObject *module, PyObject *value, const NativeWriting *how, char *room,
+                       Py_ssize_t *size);
+} NativeApi;
+
+#endif

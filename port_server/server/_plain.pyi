@@ -1,0 +1,13 @@
+# What plain.c offers.
+
+from typing import Any, Literal
+
+from port_server.protocol.framing import Frame
+
+from .channel import Part
+
+class Plain:
+    def __init__(self, **parts: Any) -> None: ...
+    def is_evaluating(self) -> bool: ...
+    def turn(self) -> bytes | Literal[True] | None: ...
+    def run(self, frame: Frame, id_term: bytes, at: int, /) -> list[Part] | None: ...

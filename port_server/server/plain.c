@@ -1,0 +1,964 @@
+/* The plain request, from the read that brings it to the write of its reply: one eval that comes alone, with the options
+ * that are usual. What is not plain is handed to Python untouched.
+ *
+ * What happens here, and in which order, is what MainLane.run and Evaluator.evaluate do: read them first. It is
+ * written out in C because in Python its 150 bytecodes are most of what such a request costs. Whatever is seldom
+ * needed (compiling, a failure, a value to be awaited, a write that takes a part) is a call of the methods that the
+ * general path has for it.
+ *
+ * Signal handlers run between bytecodes, so in here only in those of user code and of the methods that are called.
+ * What they raise may end the request while `evaluating` says so, and nothing else; see window.py.
+ *
+ * Without the GIL are only the read and the write. The buffer is used between them and not across user code, in
+ * which `run` may be called again; a frame of it that is needed for longer is copied.
+ */
+
+#include "../etf/native.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__GNUC__) || defined(__clang__)
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define LIKELY(x) (x)
+#define UNLIKELY(x) (x)
+#endif
+
+/* A request: the header, {eval, Id, Options, Code, Globals} with an Id of 8 bytes. */
+#define HEADER_BYTES 4
+static const unsigned char request_head[] = {131, 'h', 5, 'w', 4, 'e', 'v', 'a', 'l', 'm', 0, 0, 0, 8};
+#define ID_TERM_AT (HEADER_BYTES + 9)
+#define ID_TERM_BYTES 13
+#define OPTIONS_AT (ID_TERM_AT + ID_TERM_BYTES)
+static const unsigned char no_globals[] = {'t', 0, 0, 0, 0};
+/* {ok, Id, Value}, up to the id. */
+static const char reply_head[] = {(char)131, 'h', 3, 'w', 2, 'o', 'k'};
+/* A reply this large is written from here, and a larger one in parts: channel.py's bound, and the header. */
+#define ROOM_BYTES (16384 + HEADER_BYTES)
+/* Of the status page, see page.py. */
+#define PAGE_BYTES 64
+#define PAGE_ID_AT 11
+#define PAGE_LENGTH_AT 15
+
+/* What `turn` and `run` work with; given by name to the constructor, and the same for as long as the server lives. */
+#define PARTS(X)                                                                                                       \
+    X(stdio) X(channel) X(lane) X(output) X(baton) X(evaluator) X(streams) X(window) X(dispatcher) X(exports)          \
+    X(held) X(queue) X(ready) X(dropped) X(requests) X(snippets) X(base) X(names) X(namespaces) X(sys_dict)            \
+    X(take_baton) X(leave_baton) X(take_writing) X(leave_writing) X(compile) X(check_yield) X(not_an_eval)             \
+    X(export_value) X(collect) X(with_objects) X(plain_kind) X(native) X(page)
+
+/* The attributes and methods of those that are used. */
+#define WORDS(X)                                                                                                       \
+    X(reads) X(writes) X(forked) X(running) X(usual_options) X(sequence) X(parked) X(wake) X(wait) X(ids) X(alert)     \
+    X(gone) X(ran) X(source) X(kind) X(suspect) X(expression) X(run) X(stdout) X(stderr) X(stdin) X(__loader__)        \
+    X(fresh) X(write_out) X(failed) X(interrupted) X(answer_unusual) X(leave) X(settle) X(send)        \
+    X(finish) X(receive) X(answered)
+
+enum {
+#define X(name) P_##name,
+    PARTS(X)
+#undef X
+        P_COUNT
+};
+
+enum {
+#define X(name) W_##name,
+    WORDS(X)
+#undef X
+        W_COUNT
+};
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *parts[P_COUNT];
+    PyObject *words[W_COUNT];
+    const NativeApi *codec;
+    Py_buffer page;
+    char *buffer; /* what was read */
+    Py_ssize_t read_bytes;
+    Py_ssize_t max_frame_bytes;
+    int max_depth;
+    int evaluating;
+} Plain;
+
+/* A reply: `size` bytes behind the header's place in `room`; or parts; or neither, if it comes later. */
+typedef struct {
+    PyObject *parts;
+    Py_ssize_t size;
+    char room[ROOM_BYTES];
+} Reply;
+
+#define PART(name) (self->parts[P_##name])
+#define WORD(name) (self->words[W_##name])
+#define GET(of, name) PyObject_GetAttr(PART(of), WORD(name))
+#define SET(of, name, value) PyObject_SetAttr(PART(of), WORD(name), value)
+#define CALL(of, name, ...) PyObject_CallMethodObjArgs(PART(of), WORD(name), __VA_ARGS__, NULL)
+#define CALL0(of, name) PyObject_CallMethodObjArgs(PART(of), WORD(name), NULL)
+
+/* ---- small things ------------------------------------------------------------------------------------------------ */
+
+/* Tells whether an attribute is true; -1 with an exception. */
+static inline int
+flag(Plain *self, int part, int word)
+{
+    int result;
+    PyObject *value = PyObject_GetAttr(self->parts[part], self->words[word]);
+    if (value == NULL) {
+        return -1;
+    }
+    result = value == Py_False ? 0 : value == Py_True ? 1 : PyObject_IsTrue(value);
+    Py_DECREF(value);
+    return result;
+}
+
+#define FLAG(of, name) flag(self, P_##of, W_##name)
+
+/* An attribute that is an fd. */
+static int
+fd_of(Plain *self, int word)
+{
+    long fd;
+    PyObject *value = PyObject_GetAttr(PART(stdio), self->words[word]);
+    if (value == NULL) {
+        return -1;
+    }
+    fd = PyLong_AsLong(value);
+    Py_DECREF(value);
+    return (int)fd;
+}
+
+/* 1 if a lock was taken, 0 if it was not, -1 with an exception. */
+static int
+try_lock(PyObject *acquire)
+{
+    PyObject *taken = PyObject_CallFunctionObjArgs(acquire, Py_False, NULL);
+    int result = taken == NULL ? -1 : taken == Py_True;
+    Py_XDECREF(taken);
+    return result;
+}
+
+/* Drops the result of a call; -1 if there is none. */
+static int
+done(PyObject *result)
+{
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static PyObject *
+take_exception(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value != NULL && traceback != NULL) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+static void
+show_running(Plain *self, const char *id_term)
+{
+    if (self->page.buf != NULL) {
+        memcpy((char *)self->page.buf + PAGE_ID_AT, id_term, ID_TERM_BYTES);
+    }
+}
+
+static void
+show_none(Plain *self)
+{
+    if (self->page.buf != NULL) {
+        ((volatile char *)self->page.buf)[PAGE_LENGTH_AT] = 0;
+    }
+}
+
+static int
+is_plain_value(PyObject *value)
+{
+    PyTypeObject *type = Py_TYPE(value);
+    return type == &PyLong_Type || type == &PyUnicode_Type || type == Py_TYPE(Py_None) || type == &PyFloat_Type ||
+           type == &PyBool_Type || type == &PyList_Type || type == &PyDict_Type || type == &PyTuple_Type ||
+           type == &PyBytes_Type || type == &PySet_Type || type == &PyFrozenSet_Type;
+}
+
+/* ---- the evaluation ---------------------------------------------------------------------------------------------- */
+
+/* The text of a binary at `p`, and how long its term is; NULL without an exception if it is anything else. */
+static PyObject *
+text_at(const unsigned char *p, const unsigned char *end, Py_ssize_t *size)
+{
+    PyObject *text;
+    Py_ssize_t length;
+    if (end - p < 5 || p[0] != 'm') {
+        return NULL;
+    }
+    length = (Py_ssize_t)p[1] << 24 | (Py_ssize_t)p[2] << 16 | (Py_ssize_t)p[3] << 8 | p[4];
+    if (length > end - p - 5) {
+        return NULL;
+    }
+    text = PyUnicode_DecodeUTF8((const char *)p + 5, length, NULL);
+    if (text == NULL) {
+        PyErr_Clear(); /* the codec says it better */
+    }
+    *size = 5 + length;
+    return text;
+}
+
+/* A new namespace for `snippet` that holds `values`, which may be NULL for none. */
+static PyObject *
+namespace_of(Plain *self, PyObject *snippet, PyObject *values)
+{
+    PyObject *namespace, *source, *key, *value;
+    Py_ssize_t at = 0;
+    int result;
+    if (values != NULL) {
+        while (PyDict_Next(values, &at, &key, &value)) {
+            /* One that was never seen is looked at, and perhaps refused, there. */
+            if (PyDict_GetItemWithError(PART(names), key) == NULL) {
+                return PyErr_Occurred() ? NULL : CALL(namespaces, fresh, snippet, values);
+            }
+        }
+    }
+    namespace = PyDict_Copy(PART(base));
+    source = namespace == NULL ? NULL : PyObject_GetAttr(snippet, WORD(source));
+    result = source == NULL ? -1 : PyDict_SetItem(namespace, WORD(__loader__), source);
+    Py_XDECREF(source);
+    at = 0;
+    while (values != NULL && result == 0 && PyDict_Next(values, &at, &key, &value)) {
+        PyObject *name = PyDict_GetItemWithError(PART(names), key);
+        result = name == NULL ? -1 : PyDict_SetItem(namespace, name, value);
+    }
+    if (result < 0) {
+        Py_CLEAR(namespace);
+    }
+    return namespace;
+}
+
+/* Runs a snippet. */
+static PyObject *
+run_snippet(Plain *self, PyObject *snippet, PyObject *namespace)
+{
+    PyObject *value, *expression = PyObject_GetAttr(snippet, WORD(expression));
+    if (expression == NULL) {
+        return NULL;
+    }
+    if (expression == Py_None) {
+        value = PyObject_CallMethodObjArgs(snippet, WORD(run), namespace, NULL);
+    }
+    else {
+        value = PyEval_EvalCode(expression, namespace, namespace);
+    }
+    Py_DECREF(expression);
+    return value;
+}
+
+/* What is to be done before a snippet runs. */
+static int
+prepare(Plain *self, PyObject *snippet)
+{
+    PyObject *kind = PyObject_GetAttr(snippet, WORD(kind));
+    Py_ssize_t held;
+    if (kind == NULL) {
+        return -1;
+    }
+    Py_DECREF(kind);
+    if (UNLIKELY(kind != PART(plain_kind)) &&
+        done(PyObject_CallFunctionObjArgs(PART(check_yield), snippet, Py_None, NULL)) < 0) {
+        return -1;
+    }
+    held = PyObject_Size(PART(held));
+    if (UNLIKELY(held != 0)) { /* replies that must not wait for code that is not known to be quick */
+        PyObject *suspect = held < 0 ? NULL : PyObject_GetAttr(snippet, WORD(suspect));
+        int slow = suspect == NULL ? -1 : PyObject_IsTrue(suspect);
+        Py_XDECREF(suspect);
+        if (slow < 0 || (slow && done(CALL0(channel, write_out)) < 0)) {
+            return -1;
+        }
+    }
+    return SET(evaluator, ran, snippet);
+}
+
+/* Writes the reply that carries a value of a usual type. */
+static int
+write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
+{
+    char head[sizeof(reply_head) + ID_TERM_BYTES];
+    NativeWriting how = {head,           sizeof(head),    PART(export_value), self->max_frame_bytes,
+                         self->max_depth, ROOM_BYTES - HEADER_BYTES};
+    PyObject *ids, *parts;
+    Py_ssize_t count;
+    memcpy(head, reply_head, sizeof(reply_head));
+    memcpy(head + sizeof(reply_head), PyBytes_AsString(id_term), ID_TERM_BYTES);
+    parts = self->codec->write(PART(native), value, &how, reply->room + HEADER_BYTES, &reply->size);
+    if (parts == NULL) {
+        return -1;
+    }
+    if (LIKELY(parts == Py_None)) {
+        Py_CLEAR(parts);
+    }
+    ids = GET(exports, ids);
+    count = ids == NULL ? -1 : PyObject_Size(ids);
+    if (UNLIKELY(count > 0)) { /* objects are in it */
+        PyObject *empty = NULL, *with = NULL;
+        if (parts == NULL) {
+            parts = Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+        }
+        if (parts != NULL) {
+            with = PyObject_CallFunctionObjArgs(PART(with_objects), parts, ids, NULL);
+        }
+        if (with != NULL) {
+            empty = PyList_New(0);
+        }
+        if (empty == NULL || SET(exports, ids, empty) < 0) {
+            Py_CLEAR(with);
+            count = -1;
+        }
+        Py_XDECREF(empty);
+        Py_XDECREF(parts);
+        parts = with;
+    }
+    Py_XDECREF(ids);
+    if (count < 0) {
+        Py_XDECREF(parts);
+        return -1;
+    }
+    reply->parts = parts;
+    return 0;
+}
+
+/* Reads the body of an eval, runs it, and makes its reply; as Evaluator.evaluate, but what goes wrong is an exception,
+ * with the step at which it did. `values` gets what is to be dropped then. */
+static int
+attempt(Plain *self, const unsigned char *body, const unsigned char *end, PyObject *frame, Py_ssize_t at,
+        PyObject *id_term, Reply *reply, PyObject **values, const char **step)
+{
+    PyObject *value, *snippet = NULL, *copy = NULL, *given = NULL;
+    Py_ssize_t size = 0, whole = at + (end - body);
+    PyObject *code = text_at(body, end, &size);
+    int result = -1;
+
+    *step = "code";
+    if (code != NULL) {
+        body += size;
+        at += size;
+    }
+    if (code == NULL || end - body != sizeof(no_globals) || memcmp(body, no_globals, sizeof(no_globals)) != 0) {
+        /* The codec reads out of an object. */
+        if (frame == NULL) {
+            frame = copy = PyBytes_FromStringAndSize(self->buffer + HEADER_BYTES, whole);
+            if (copy == NULL) {
+                goto leave;
+            }
+        }
+        if (code == NULL) {
+            code = self->codec->read(PART(native), frame, at, self->max_depth, &at);
+            if (code == NULL) {
+                goto leave;
+            }
+        }
+        *step = "globals";
+        given = self->codec->read(PART(native), frame, at, self->max_depth, &at);
+        if (given == NULL) {
+            goto leave;
+        }
+        *values = given;
+        if (at != whole || Py_TYPE(given) != &PyDict_Type) {
+            PyObject *place = PyLong_FromSsize_t(at);
+            PyObject *error = place == NULL ? NULL
+                                            : PyObject_CallFunctionObjArgs(PART(not_an_eval), frame, place, given, NULL);
+            Py_XDECREF(place);
+            if (error != NULL) {
+                PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+                Py_DECREF(error);
+            }
+            goto leave;
+        }
+    }
+    *step = "run";
+    if (Py_TYPE(code) == &PyUnicode_Type) {
+        snippet = Py_XNewRef(PyDict_GetItemWithError(PART(snippets), code));
+        if (snippet == NULL && PyErr_Occurred()) {
+            goto leave;
+        }
+    }
+    if (snippet == NULL) {
+        snippet = PyObject_CallFunctionObjArgs(PART(compile), code, NULL);
+        if (snippet == NULL) {
+            goto leave;
+        }
+    }
+    {
+        PyObject *namespace = namespace_of(self, snippet, given);
+        if (namespace == NULL) {
+            goto leave;
+        }
+        Py_XDECREF(given);
+        *values = namespace;
+    }
+    if (prepare(self, snippet) < 0) {
+        goto leave;
+    }
+    value = run_snippet(self, snippet, *values);
+    if (value == NULL) {
+        goto leave;
+    }
+    *step = "result";
+    if (LIKELY(is_plain_value(value))) {
+        result = write_reply(self, value, id_term, reply);
+    }
+    else {
+        if (frame == NULL) {
+            frame = copy = PyBytes_FromStringAndSize(self->buffer + HEADER_BYTES, whole);
+        }
+        reply->parts = frame == NULL ? NULL : CALL(evaluator, answer_unusual, frame, id_term, code, value);
+        if (reply->parts == Py_None) { /* it goes on elsewhere */
+            Py_CLEAR(reply->parts);
+            result = 1;
+        }
+        else if (reply->parts != NULL) {
+            result = 0;
+        }
+    }
+    Py_DECREF(value);
+leave:
+    Py_XDECREF(copy);
+    Py_XDECREF(snippet);
+    Py_XDECREF(code);
+    return result;
+}
+
+/* As Evaluator.evaluate: whatever goes wrong has a reply, too. 0 if there is one, 1 if it comes later; -1 with what was
+ * raised while a failure was described a second time. */
+static int
+evaluate(Plain *self, const unsigned char *body, const unsigned char *end, PyObject *frame, Py_ssize_t at,
+         PyObject *id_term, Reply *reply)
+{
+    PyObject *values = NULL, *type, *error, *traceback;
+    const char *step = NULL;
+    int cyclic, result, before = self->evaluating;
+    self->evaluating = 1;
+    result = attempt(self, body, end, frame, at, id_term, reply, &values, &step);
+    if (UNLIKELY(result < 0)) {
+        PyObject *where = NULL;
+        error = take_exception();
+        where = PyUnicode_InternFromString(step);
+        Py_CLEAR(reply->parts);
+        if (where != NULL) {
+            reply->parts = CALL(evaluator, failed, error, where, id_term, PART(exports));
+            Py_DECREF(where);
+        }
+        Py_DECREF(error);
+        if (reply->parts == NULL) { /* a signal */
+            error = take_exception();
+            reply->parts = CALL(evaluator, interrupted, error, id_term, PART(exports));
+            Py_DECREF(error);
+        }
+        result = reply->parts == NULL ? -1 : 0;
+    }
+    if (values != NULL) {
+        PyErr_Fetch(&type, &error, &traceback);
+        cyclic = Py_REFCNT(values) > 1 && Py_TYPE(values) == &PyDict_Type;
+        Py_DECREF(values); /* a __del__ may run, whose prints are the request's as well */
+        if (UNLIKELY(cyclic) && result == 0 && PyGC_IsEnabled()) {
+            /* Functions of the namespace refer to it; without this its data would stay until the collector comes. */
+            if (done(PyObject_CallFunction(PART(collect), "i", 1)) < 0) {
+                PyErr_Clear(); /* a signal; the reply is there already */
+            }
+        }
+        PyErr_Restore(type, error, traceback);
+    }
+    self->evaluating = before;
+    return result;
+}
+
+/* ---- the lane ---------------------------------------------------------------------------------------------------- */
+
+/* Tells whether user code has left anything behind that MainLane.leave has to put in order. */
+static int
+is_untidy(Plain *self)
+{
+    static const int words[] = {W_stdout, W_stderr, W_stdin};
+    int i, forked = FLAG(stdio, forked);
+    if (forked != 0 || PyObject_Size(PART(requests)) != 0 || PyObject_Size(PART(dropped)) != 0) {
+        return forked < 0 ? -1 : 1;
+    }
+    for (i = 0; i < 3; i++) {
+        PyObject *ours = PyObject_GetAttr(PART(streams), self->words[words[i]]);
+        if (ours == NULL) {
+            return -1;
+        }
+        Py_DECREF(ours);
+        if (PyDict_GetItemWithError(PART(sys_dict), self->words[words[i]]) != ours) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+static int
+count_up(Plain *self)
+{
+    int result;
+    long long count;
+    PyObject *number = GET(baton, sequence);
+    if (number == NULL) {
+        return -1;
+    }
+    count = PyLong_AsLongLong(number);
+    Py_DECREF(number);
+    number = PyLong_FromLongLong(count + 1);
+    result = number == NULL ? -1 : SET(baton, sequence, number);
+    Py_XDECREF(number);
+    return result;
+}
+
+static int
+enter(Plain *self, PyObject *id_term)
+{
+    int parked;
+    if (SET(lane, running, id_term) < 0 || SET(output, running, id_term) < 0) {
+        return -1;
+    }
+    show_running(self, PyBytes_AsString(id_term));
+    if (count_up(self) < 0 || done(PyObject_CallFunctionObjArgs(PART(leave_baton), NULL)) < 0) {
+        return -1;
+    }
+    parked = FLAG(baton, parked);
+    return parked > 0 ? done(CALL0(baton, wake)) : parked;
+}
+
+static int
+take_baton_back(Plain *self)
+{
+    int taken = try_lock(PART(take_baton));
+    return taken == 0 ? done(CALL0(baton, wait)) : taken < 0 ? -1 : 0;
+}
+
+/* As MainLane.run; gives what `evaluate` gives. */
+static int
+run_request(Plain *self, const unsigned char *body, const unsigned char *end, PyObject *frame, Py_ssize_t at,
+            PyObject *id_term, Reply *reply)
+{
+    int alert, untidy, result;
+    if (enter(self, id_term) < 0) {
+        return -1;
+    }
+    result = evaluate(self, body, end, frame, at, id_term, reply);
+    if (LIKELY(result >= 0)) {
+        untidy = is_untidy(self);
+        if (untidy > 0) {
+            untidy = done(CALL(lane, leave, result == 0 ? Py_True : Py_False));
+        }
+        else if (untidy == 0) {
+            untidy = SET(output, running, Py_None);
+        }
+        if (untidy < 0) {
+            result = -1;
+        }
+    }
+    if (LIKELY(result >= 0)) {
+        result = take_baton_back(self) < 0 ? -1 : result;
+    }
+    else {
+        PyObject *type, *error, *traceback;
+        PyErr_Fetch(&type, &error, &traceback);
+        if (take_baton_back(self) < 0) {
+            PyErr_Clear();
+        }
+        PyErr_Restore(type, error, traceback);
+    }
+    alert = result < 0 ? 0 : FLAG(window, alert);
+    if (UNLIKELY(alert != 0) &&
+        (alert < 0 || done(CALL(lane, settle, id_term, result == 0 ? Py_True : Py_False)) < 0)) {
+        result = -1;
+    }
+    if (result < 0) {
+        Py_CLEAR(reply->parts);
+    }
+    return result;
+}
+
+/* ---- reading and writing ----------------------------------------------------------------------------------------- */
+
+static PyObject *
+parts_of(const Reply *reply)
+{
+    if (reply->parts != NULL) {
+        return Py_NewRef(reply->parts);
+    }
+    return Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+}
+
+/* Writes what is in the room of a reply, as Channel.send does; -1 with an exception. */
+static int
+write_room(Plain *self, Reply *reply)
+{
+    Py_ssize_t written = 0, total = reply->size + HEADER_BYTES;
+    int fd = -1, gone, result = 0;
+    gone = FLAG(channel, gone);
+    if (gone == 0) {
+        fd = fd_of(self, W_writes);
+    }
+    if (gone < 0 || (gone == 0 && fd == -1 && PyErr_Occurred())) {
+        result = -1;
+    }
+    else if (!gone) {
+        reply->room[0] = (char)(reply->size >> 24);
+        reply->room[1] = (char)(reply->size >> 16);
+        reply->room[2] = (char)(reply->size >> 8);
+        reply->room[3] = (char)reply->size;
+        Py_BEGIN_ALLOW_THREADS
+        written = write(fd, reply->room, (size_t)total);
+        Py_END_ALLOW_THREADS
+        if (UNLIKELY(written != total)) { /* an error comes again there */
+            PyObject *rest = Py_BuildValue("y#", reply->room, total);
+            PyObject *count = PyLong_FromSsize_t(written < 0 ? 0 : written);
+            result = rest == NULL || count == NULL ? -1 : done(CALL(channel, finish, rest, count));
+            Py_XDECREF(rest);
+            Py_XDECREF(count);
+            return result;
+        }
+    }
+    if (UNLIKELY(result < 0)) {
+        PyObject *type, *error, *traceback;
+        PyErr_Fetch(&type, &error, &traceback);
+        Py_XDECREF(PyObject_CallFunctionObjArgs(PART(leave_writing), NULL));
+        PyErr_Restore(type, error, traceback);
+        return -1;
+    }
+    return done(PyObject_CallFunctionObjArgs(PART(leave_writing), NULL));
+}
+
+static int
+send_reply(Plain *self, Reply *reply)
+{
+    PyObject *parts;
+    int result;
+    if (LIKELY(reply->parts == NULL && PyObject_Size(PART(held)) == 0)) {
+        int taken = try_lock(PART(take_writing));
+        if (LIKELY(taken > 0)) {
+            result = write_room(self, reply);
+            if (result == 0 && UNLIKELY(PyObject_Size(PART(held)) != 0)) { /* another thread came meanwhile */
+                result = done(CALL0(channel, write_out));
+            }
+            return result;
+        }
+        if (taken < 0) {
+            return -1;
+        }
+    }
+    parts = parts_of(reply);
+    result = parts == NULL ? -1 : done(CALL(channel, send, parts));
+    Py_XDECREF(parts);
+    return result;
+}
+
+/* Answers the plain request that was read. */
+static int
+answer(Plain *self, Py_ssize_t size, Py_ssize_t body_at)
+{
+    Reply reply;
+    const unsigned char *data = (const unsigned char *)self->buffer;
+    PyObject *id_term = PyBytes_FromStringAndSize(self->buffer + ID_TERM_AT, ID_TERM_BYTES);
+    int result;
+    if (id_term == NULL) {
+        return -1;
+    }
+    reply.parts = NULL;
+    reply.size = 0;
+    result = run_request(self, data + body_at, data + size, NULL, body_at - HEADER_BYTES, id_term, &reply);
+    Py_DECREF(id_term);
+    if (UNLIKELY(result == 1 ||
+                 (result == 0 && (PyObject_Size(PART(queue)) != 0 || PyObject_Size(PART(ready)) != 0)))) {
+        PyObject *parts = result == 1 ? Py_NewRef(Py_None) : parts_of(&reply);
+        result = parts == NULL ? -1 : done(CALL(dispatcher, answered, PART(lane), parts));
+        Py_XDECREF(parts);
+    }
+    else if (LIKELY(result == 0)) {
+        result = send_reply(self, &reply);
+        if (LIKELY(result == 0)) {
+            result = SET(lane, running, Py_None);
+            show_none(self);
+        }
+    }
+    Py_XDECREF(reply.parts);
+    return result;
+}
+
+PyDoc_STRVAR(turn_doc,
+             "turn($self, /)\n"
+             "--\n\n"
+             "Wait for bytes, between frames, and answer them if they are one plain request.\n"
+             "\n"
+             "Returns:\n"
+             "    True if they were, or if a signal came first; else the bytes as they came, and None at\n"
+             "    the end.");
+
+static PyObject *
+turn(PyObject *object, PyObject *Py_UNUSED(none))
+{
+    Plain *self = (Plain *)object;
+    const unsigned char *data = (const unsigned char *)self->buffer;
+    PyObject *options;
+    Py_ssize_t size, body_at;
+    int failed, is_plain, fd = fd_of(self, W_reads);
+    if (fd == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    size = read(fd, self->buffer, (size_t)self->read_bytes);
+    failed = errno;
+    Py_END_ALLOW_THREADS
+    if (UNLIKELY(size <= 0)) {
+        if (size == 0) {
+            return Py_NewRef(Py_None);
+        }
+        if (failed == EINTR) {
+            return Py_NewRef(Py_True); /* handlers run between the bytecodes of the caller */
+        }
+        return CALL0(channel, receive); /* it comes again there */
+    }
+    options = GET(lane, usual_options);
+    if (options == NULL) {
+        return NULL;
+    }
+    body_at = OPTIONS_AT + PyBytes_Size(options);
+    is_plain = size >= body_at && memcmp(data + HEADER_BYTES, request_head, sizeof(request_head)) == 0 &&
+               memcmp(data + OPTIONS_AT, PyBytes_AsString(options), (size_t)(body_at - OPTIONS_AT)) == 0 &&
+               ((Py_ssize_t)data[0] << 24 | (Py_ssize_t)data[1] << 16 | (Py_ssize_t)data[2] << 8 | data[3]) ==
+                   size - HEADER_BYTES &&
+               size - HEADER_BYTES <= self->max_frame_bytes;
+    Py_DECREF(options);
+    if (!is_plain) {
+        return PyBytes_FromStringAndSize(self->buffer, size);
+    }
+    if (answer(self, size, body_at) < 0) {
+        return NULL;
+    }
+    return Py_NewRef(Py_True);
+}
+
+PyDoc_STRVAR(run_doc,
+             "run($self, frame, id_term, at, /)\n"
+             "--\n\n"
+             "Evaluate a plain request with the baton let go; give its reply.\n"
+             "\n"
+             "Args:\n"
+             "    frame: the whole message, as bytes.\n"
+             "    id_term: the id, of 8 bytes, as the bytes of its term.\n"
+             "    at: where its code begins.\n"
+             "\n"
+             "Returns:\n"
+             "    The reply, in parts, or None if it comes later.");
+
+static PyObject *
+run(PyObject *object, PyObject *args)
+{
+    Plain *self = (Plain *)object;
+    Reply reply;
+    PyObject *frame, *id_term, *parts = NULL;
+    const unsigned char *data;
+    Py_ssize_t at, size;
+    int result;
+    if (!PyArg_ParseTuple(args, "SSn:run", &frame, &id_term, &at)) {
+        return NULL;
+    }
+    size = PyBytes_Size(frame);
+    if (PyBytes_Size(id_term) != ID_TERM_BYTES || at < 0 || at > size) {
+        PyErr_SetString(PyExc_ValueError, "no plain request");
+        return NULL;
+    }
+    data = (const unsigned char *)PyBytes_AsString(frame);
+    reply.parts = NULL;
+    reply.size = 0;
+    result = run_request(self, data + at, data + size, frame, at, id_term, &reply);
+    if (result >= 0) {
+        parts = result == 1 ? Py_NewRef(Py_None) : parts_of(&reply);
+    }
+    Py_XDECREF(reply.parts);
+    return parts;
+}
+
+/* ---- the type ---------------------------------------------------------------------------------------------------- */
+
+static int
+plain_clear(PyObject *object)
+{
+    Plain *self = (Plain *)object;
+    int i;
+    for (i = 0; i < P_COUNT; i++) {
+        Py_CLEAR(self->parts[i]);
+    }
+    for (i = 0; i < W_COUNT; i++) {
+        Py_CLEAR(self->words[i]);
+    }
+    return 0;
+}
+
+static int
+plain_traverse(PyObject *object, visitproc visit, void *arg)
+{
+    Plain *self = (Plain *)object;
+    int i;
+    Py_VISIT(Py_TYPE(object));
+    for (i = 0; i < P_COUNT; i++) {
+        Py_VISIT(self->parts[i]);
+    }
+    return 0;
+}
+
+static void
+plain_dealloc(PyObject *object)
+{
+    Plain *self = (Plain *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    PyObject_GC_UnTrack(object);
+    if (self->page.buf != NULL) {
+        PyBuffer_Release(&self->page);
+    }
+    PyMem_Free(self->buffer);
+    plain_clear(object);
+    free_object(object);
+    Py_DECREF(type);
+}
+
+static PyObject *
+plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
+{
+    static const char *const part_names[] = {
+#define X(name) #name,
+        PARTS(X)
+#undef X
+    };
+    static const char *const word_names[] = {
+#define X(name) #name,
+        WORDS(X)
+#undef X
+    };
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    PyObject *object = allocate(type, 0), *number;
+    Plain *self = (Plain *)object;
+    int i;
+    if (object == NULL) {
+        return NULL;
+    }
+    if (PyTuple_Size(args) != 0 || given == NULL) {
+        PyErr_SetString(PyExc_TypeError, "what it works with is given by name");
+        goto failed;
+    }
+    for (i = 0; i < P_COUNT; i++) {
+        self->parts[i] = Py_XNewRef(PyDict_GetItemString(given, part_names[i]));
+        if (self->parts[i] == NULL) {
+            PyErr_Format(PyExc_TypeError, "%s is missing", part_names[i]);
+            goto failed;
+        }
+    }
+    for (i = 0; i < W_COUNT; i++) {
+        self->words[i] = PyUnicode_InternFromString(word_names[i]);
+        if (self->words[i] == NULL) {
+            goto failed;
+        }
+    }
+#define NUMBER(field)                                                                                                  \
+    number = PyDict_GetItemString(given, #field);                                                                      \
+    if (number == NULL) {                                                                                              \
+        PyErr_SetString(PyExc_TypeError, #field " is missing");                                                        \
+        goto failed;                                                                                                   \
+    }                                                                                                                  \
+    self->field = PyLong_AsLong(number);                                                                               \
+    if (PyErr_Occurred()) {                                                                                            \
+        goto failed;                                                                                                   \
+    }
+    NUMBER(read_bytes)
+    NUMBER(max_frame_bytes)
+    NUMBER(max_depth)
+#undef NUMBER
+    self->codec = PyCapsule_Import(NATIVE_API_NAME, 0);
+    if (self->codec == NULL) {
+        goto failed;
+    }
+    if (PART(page) != Py_None) {
+        if (PyObject_GetBuffer(PART(page), &self->page, PyBUF_WRITABLE) < 0) {
+            goto failed;
+        }
+        if (self->page.len < PAGE_BYTES) {
+            PyErr_SetString(PyExc_ValueError, "the page is too small");
+            goto failed;
+        }
+    }
+    self->buffer = PyMem_Malloc((size_t)self->read_bytes);
+    if (self->buffer == NULL) {
+        PyErr_NoMemory();
+        goto failed;
+    }
+    return object;
+failed:
+    Py_DECREF(object);
+    return NULL;
+}
+
+PyDoc_STRVAR(is_evaluating_doc,
+             "is_evaluating($self, /)\n"
+             "--\n\n"
+             "Tell whether a request is being evaluated: its code runs, or its reply is being made.");
+
+static PyObject *
+is_evaluating(PyObject *object, PyObject *Py_UNUSED(none))
+{
+    return PyBool_FromLong(((Plain *)object)->evaluating);
+}
+
+static PyMethodDef plain_methods[] = {
+    {"is_evaluating", is_evaluating, METH_NOARGS, is_evaluating_doc},
+    {"turn", turn, METH_NOARGS, turn_doc},
+    {"run", run, METH_VARARGS, run_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot plain_slots[] = {
+    {Py_tp_doc, "Reads, evaluates and answers plain requests. For the main thread."},
+    {Py_tp_new, plain_new},
+    {Py_tp_dealloc, plain_dealloc},
+    {Py_tp_traverse, plain_traverse},
+    {Py_tp_clear, plain_clear},
+    {Py_tp_methods, plain_methods},
+    {0, NULL},
+};
+
+static PyType_Spec plain_spec = {
+    .name = "port_server.server._plain.Plain",
+    .basicsize = sizeof(Plain),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .slots = plain_slots,
+};
+
+static int
+module_exec(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &plain_spec, NULL);
+    int result = type == NULL ? -1 : PyModule_AddType(module, (PyTypeObject *)type);
+    Py_XDECREF(type);
+    return result;
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, (void *)module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_plain",
+    .m_doc = "The plain request, from the read that brings it to the write of its reply.",
+    .m_size = 0,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC PyInit__plain(void) { return PyModuleDef_Init(&definition); }
