@@ -8,15 +8,16 @@ so nothing can lock up. Async code awaits.
 from __future__ import annotations
 
 import sys
-from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
 from _thread import allocate_lock, get_ident
 from itertools import count
 
-from port_server.etf import EncodeError, encode_parts, read_term
+from port_server.etf import EncodeError, encode_parts
 from port_server.protocol import messages, outgoing
 from port_server.protocol.framing import HEADER_BYTES, length_at
-from port_server.runtime.beam import Cancelled, ElixirError, error_of
+from port_server.runtime.beam import Cancelled
 from port_server.runtime.objects import Exports
+
+from .call import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from .control import Control
     from .dispatcher import Dispatcher
     from .lanes import MainLane
-    from .router import Queued
     from .stdio import Stdio
-    from .streams import Stream
 
 # Frames of the interpreter's own that one level of nesting takes, and then some: below that much
 # room a RecursionError could strike in the middle of ours.
@@ -43,92 +42,7 @@ _NOBODY: Final = messages.id_term_of(b"")
 # How the answer to a call begins, and where its result stands, in what was read.
 _ANSWER_HEAD: Final = b"\x83h\x03w\x06answerm\0\0\0\x08"
 _RESULT_AT: Final = HEADER_BYTES + len(_ANSWER_HEAD) + 8
-# What calls begin with that nothing is made from within: most. Nothing is ever put into it.
-_NONE: Final[deque[Any]] = deque()
 GONE: Final = "the other side of the port is gone, nobody answers any more"
-
-
-class Call:
-    """One call under way.
-
-    Attributes:
-        id: what the answer names.
-        id_term: the request that makes it.
-        answered: the frame of the answer and where its result begins, or None.
-        failure: what to raise instead, or None.
-        lock: what a thread waits on; released whenever there is something for it to do.
-        future: what async code waits on, or None.
-        queue: requests made from within the call.
-        streams: streams made from within the call that can go on.
-    """
-
-    __slots__ = ("answered", "failure", "future", "id", "id_term", "lock", "queue", "streams")
-
-    def __init__(self, number: int, id_term: bytes) -> None:
-        self.id = number.to_bytes(8, "big")
-        self.id_term = id_term
-        self.answered: tuple[Frame, int] | None = None
-        self.failure: BaseException | None = None
-        self.lock: Any = None
-        self.future: Any = None
-        self.queue: deque[Queued] = _NONE
-        self.streams: deque[Stream] = _NONE
-
-    def add_request(self, entry: Queued) -> None:
-        """Put a request that was made from within the call behind the others. With the baton."""
-        if self.queue is _NONE:
-            self.queue = deque()
-        self.queue.append(entry)
-
-    def add_stream(self, stream: Stream) -> None:
-        """Put a stream that can go on behind the others. With the baton."""
-        if self.streams is _NONE:
-            self.streams = deque()
-        self.streams.append(stream)
-
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return self.answered is not None or self.failure is not None
-
-    def wake(self) -> None:
-        """Let whoever waits look again. Main needs no waking: it reads the port itself."""
-        if self.lock is not None:
-            try:  # noqa: SIM105  contextlib is an import
-                self.lock.release()
-            except RuntimeError:  # it is awake
-                pass
-        elif self.future is not None and self.over:
-            future = self.future
-            try:  # noqa: SIM105
-                future.get_loop().call_soon_threadsafe(_resolve, future)
-            except RuntimeError:  # the loop was closed
-                pass
-
-    def result(self, binary_as: str, max_depth: int) -> Any:
-        """Read the result.
-
-        Raises:
-            ElixirError: the call failed.
-            DecodeError: it cannot be read.
-        """
-        if self.failure is not None:
-            raise self.failure
-        assert self.answered is not None
-        frame, at = self.answered
-        if bytes(frame[at : at + 2]) == b"h\x02":
-            tag, at = read_term(frame, at + 2)
-            if tag == "ok":
-                value, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
-                return value
-            if tag == "error":
-                raise error_of(read_term(frame, at, binary_as="bytes")[0])
-        raise ElixirError("error", "", "the answer is neither {ok, Value} nor {error, Map}")
-
-
-def _resolve(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class Calls:

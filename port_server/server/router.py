@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame
 
     from .async_lane import AsyncLane
-    from .calls import Call, Calls
+    from .call import Call
+    from .calls import Calls
     from .cancel import Cancels
     from .channel import Channel
     from .heartbeat import Vitals
