@@ -187,6 +187,20 @@ is_plain_value(PyObject *value)
            type == &PyBytes_Type || type == &PySet_Type || type == &PyFrozenSet_Type;
 }
 
+/* A list with what is in the room of a reply. */
+static PyObject *
+room_as_parts(const Reply *reply)
+{
+    PyObject *part = PyBytes_FromStringAndSize(reply->room + HEADER_BYTES, reply->size);
+    PyObject *parts = part == NULL ? NULL : PyList_New(1);
+    if (parts == NULL) {
+        Py_XDECREF(part);
+        return NULL;
+    }
+    PyList_SetItem(parts, 0, part);
+    return parts;
+}
+
 /* ---- the evaluation ---------------------------------------------------------------------------------------------- */
 
 /* The text of a binary at `p`, and how long its term is; NULL without an exception if it is anything else. */
@@ -307,7 +321,7 @@ write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
     if (UNLIKELY(count > 0)) { /* objects are in it */
         PyObject *empty = NULL, *with = NULL;
         if (parts == NULL) {
-            parts = Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+            parts = room_as_parts(reply);
         }
         if (parts != NULL) {
             with = PyObject_CallFunctionObjArgs(PART(with_objects), parts, ids, NULL);
@@ -589,10 +603,7 @@ run_request(Plain *self, const unsigned char *body, const unsigned char *end, Py
 static PyObject *
 parts_of(const Reply *reply)
 {
-    if (reply->parts != NULL) {
-        return Py_NewRef(reply->parts);
-    }
-    return Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+    return reply->parts != NULL ? Py_NewRef(reply->parts) : room_as_parts(reply);
 }
 
 /* Writes what is in the room of a reply, as Channel.send does; -1 with an exception. */
@@ -617,7 +628,7 @@ write_room(Plain *self, Reply *reply)
         written = write(fd, reply->room, (size_t)total);
         Py_END_ALLOW_THREADS
         if (UNLIKELY(written != total)) { /* an error comes again there */
-            PyObject *rest = Py_BuildValue("y#", reply->room, total);
+            PyObject *rest = PyBytes_FromStringAndSize(reply->room, total);
             PyObject *count = PyLong_FromSsize_t(written < 0 ? 0 : written);
             result = rest == NULL || count == NULL ? -1 : done(CALL(channel, finish, rest, count));
             Py_XDECREF(rest);
