@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 def invoke_head(id_term: bytes, call_id: bytes, function: Any) -> bytes:
     """Write `{invoke, Id, CallId, Function, ` of an invoke; the arguments, a list, follow."""
     head = b"\x83h\x05w\x06invoke" + id_term + id_term_of(call_id)
+    if type(function) is int and 0 <= function < 256:
+        return head + b"a" + function.to_bytes(1, "big")
     return encode(function, head=head)
 
 

@@ -8,14 +8,16 @@ so nothing can lock up. Async code awaits.
 from __future__ import annotations
 
 import sys
-from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
 from _thread import allocate_lock, get_ident
 from itertools import count
 
-from port_server.etf import EncodeError, encode_parts, read_term
+from port_server.etf import EncodeError, encode_parts
 from port_server.protocol import messages, outgoing
-from port_server.runtime.beam import Cancelled, ElixirError, error_of
+from port_server.protocol.framing import HEADER_BYTES, length_at
+from port_server.runtime.beam import Cancelled
 from port_server.runtime.objects import Exports
+
+from .call import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,90 +29,20 @@ if TYPE_CHECKING:
 
     from .async_lane import AsyncLane
     from .baton import Baton
-    from .channel import Channel
+    from .channel import Channel, Part
     from .control import Control
     from .dispatcher import Dispatcher
     from .lanes import MainLane
-    from .router import Queued
     from .stdio import Stdio
-    from .streams import Stream
 
 # Frames of the interpreter's own that one level of nesting takes, and then some: below that much
 # room a RecursionError could strike in the middle of ours.
 _HEADROOM: Final = 80
 _NOBODY: Final = messages.id_term_of(b"")
+# How the answer to a call begins, and where its result stands, in what was read.
+_ANSWER_HEAD: Final = b"\x83h\x03w\x06answerm\0\0\0\x08"
+_RESULT_AT: Final = HEADER_BYTES + len(_ANSWER_HEAD) + 8
 GONE: Final = "the other side of the port is gone, nobody answers any more"
-
-
-class Call:
-    """One call under way.
-
-    Attributes:
-        id: what the answer names.
-        id_term: the request that makes it.
-        answered: the frame of the answer and where its result begins, or None.
-        failure: what to raise instead, or None.
-        lock: what a thread waits on; released whenever there is something for it to do.
-        future: what async code waits on, or None.
-        queue: requests made from within the call.
-        streams: streams made from within the call that can go on.
-    """
-
-    __slots__ = ("answered", "failure", "future", "id", "id_term", "lock", "queue", "streams")
-
-    def __init__(self, number: int, id_term: bytes) -> None:
-        self.id = number.to_bytes(8, "big")
-        self.id_term = id_term
-        self.answered: tuple[Frame, int] | None = None
-        self.failure: BaseException | None = None
-        self.lock: Any = None
-        self.future: Any = None
-        self.queue: deque[Queued] = deque()
-        self.streams: deque[Stream] = deque()
-
-    @property
-    def over(self) -> bool:
-        """Whether there is nothing left to wait for."""
-        return self.answered is not None or self.failure is not None
-
-    def wake(self) -> None:
-        """Let whoever waits look again. Main needs no waking: it reads the port itself."""
-        if self.lock is not None:
-            try:  # noqa: SIM105  contextlib is an import
-                self.lock.release()
-            except RuntimeError:  # it is awake
-                pass
-        elif self.future is not None and self.over:
-            future = self.future
-            try:  # noqa: SIM105
-                future.get_loop().call_soon_threadsafe(_resolve, future)
-            except RuntimeError:  # the loop was closed
-                pass
-
-    def result(self, binary_as: str, max_depth: int) -> Any:
-        """Read the result.
-
-        Raises:
-            ElixirError: the call failed.
-            DecodeError: it cannot be read.
-        """
-        if self.failure is not None:
-            raise self.failure
-        assert self.answered is not None
-        frame, at = self.answered
-        if bytes(frame[at : at + 2]) == b"h\x02":
-            tag, at = read_term(frame, at + 2)
-            if tag == "ok":
-                value, at = read_term(frame, at, binary_as=binary_as, max_depth=max_depth)
-                return value
-            if tag == "error":
-                raise error_of(read_term(frame, at, binary_as="bytes")[0])
-        raise ElixirError("error", "", "the answer is neither {ok, Value} nor {error, Map}")
-
-
-def _resolve(future: Any) -> None:
-    if not future.done():
-        future.set_result(None)
 
 
 class Calls:
@@ -194,16 +126,16 @@ class Calls:
             raise RuntimeError("a forked process cannot call into the BEAM: it has no port")
         ident = get_ident()
         lane = self._lane
+        if ident == lane.main:
+            if lane.running is None:
+                # A __del__ or a signal handler, between requests: main would read into itself.
+                raise RuntimeError("there is no request that could call into the BEAM just now")
+            return self._in_main(id_term or lane.running, function, args)
         if ident == self._control.ident:
             raise RuntimeError("this is no place to call into the BEAM from")
         if ident == self._async.ident:
             return self._await(id_term or _NOBODY, function, args)
-        if ident != lane.main:
-            return self._in_thread(id_term or _NOBODY, function, args)
-        if lane.running is None:
-            # A __del__ or a signal handler, between requests: main would read into itself.
-            raise RuntimeError("there is no request that could call into the BEAM just now")
-        return self._in_main(id_term or lane.running, function, args)
+        return self._in_thread(id_term or _NOBODY, function, args)
 
     def send(self, pid: Any, term: Any) -> None:
         """Send a message to a process."""
@@ -246,15 +178,20 @@ class Calls:
 
     # --- the three ways to wait -------------------------------------------------------------------
 
-    def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
-        exports = Exports(self._lane.evaluator.objects)
+    def _written(self, call: Call, function: Any, args: list[Any], exports: Exports) -> list[Part]:
+        """Give the frame of a call, in parts. Runs user code: it asks arguments for their values.
+
+        Raises:
+            EncodeError: an argument cannot be written.
+        """
+        settings = self._settings
         try:
-            parts = encode_parts(
+            parts: list[Part] = encode_parts(
                 args,
                 head=outgoing.invoke_head(call.id_term, call.id, function),
                 default=exports.export,
-                max_depth=self._settings.max_depth,
-                max_bytes=self._settings.max_frame_bytes,
+                max_depth=settings.max_depth,
+                max_bytes=settings.max_frame_bytes,
             )
         except BaseException as error:
             exports.undo()
@@ -263,6 +200,10 @@ class Calls:
             raise
         if exports.ids:
             parts = messages.with_objects(parts, exports.take())
+        return parts
+
+    def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
+        parts = self._written(call, function, args, Exports(self._lane.evaluator.objects))
         self.pending[call.id] = call
         if self._gone:  # looked at once the call can be seen: nobody is missed
             raise RuntimeError(GONE)
@@ -273,43 +214,87 @@ class Calls:
         self.pending.pop(call.id, None)
 
     def _result(self, call: Call) -> Any:
-        return call.result(self._dispatcher.binary_as(call.id_term), self._settings.max_depth)
+        dispatcher = self._dispatcher
+        # Most are answered while there is no request but plain ones.
+        special = dispatcher.turns.jobs or self._async.jobs
+        return call.result(
+            dispatcher.binary_as(call.id_term) if special else "str", self._settings.max_depth
+        )
 
     def _in_main(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
+        """Call from main: the way that most calls take, and written out for it."""
         lane = self._lane
-        lane.check()
+        if lane.cancelled:
+            lane.check()
         self._check_depth(len(lane.below))
         call = Call(next(self._numbers), id_term)
+        call_id = call.id
+        baton = self._baton
+        channel = self._channel
+        dispatcher = self._dispatcher
+        reader = channel.reader
         paused = lane.pause()
         try:
-            self._begin(call, function, args)
-            self._baton.take_back()
+            # Main's own exports are free: `pause` has put aside what they were at.
+            parts = self._written(call, function, args, lane.evaluator.exports)
+            # Before it is written, or the control thread might read the answer.
+            if not baton.lock.acquire(False):
+                baton.wait()
             try:
-                self._pump(call)
+                self.pending[call_id] = call
+                if self._gone:
+                    raise RuntimeError(GONE)
+                channel.send(parts)
+                if reader.between and not (lane.cancelled or dispatcher.turns.held):
+                    # The next read brings the answer, and nothing else, for most: it is taken where
+                    # it stands, past the router.
+                    data = channel.receive()
+                    if data is None:
+                        raise RuntimeError(GONE)
+                    size = len(data) - HEADER_BYTES
+                    if (
+                        data.startswith(_ANSWER_HEAD + call_id, HEADER_BYTES)
+                        and length_at(data)[0] == size
+                        and size <= reader.max_frame_bytes
+                    ):
+                        call.answered = data, _RESULT_AT
+                    else:
+                        dispatcher.route(reader.feed(data))
+                        channel.write_out()  # a pong, an error: what routing has held
+                if call.answered is None:
+                    self._pump(call)
+                elif call.queue or call.streams:  # they came with it
+                    dispatcher.adopt(call)
             finally:
-                self._end(call)
-                self._dispatcher.adopt(call)
-                self._baton.let_go()
+                self.pending.pop(call_id, None)
+                baton.let_go()
         finally:
             lane.resume(paused)
-        lane.check()
+        if lane.cancelled:
+            lane.check()
         return self._result(call)
 
     def _pump(self, call: Call) -> None:
         """Read the port until the call is answered, and run what was made from within it."""
         lane = self._lane
         dispatcher = self._dispatcher
-        while not call.over:
-            lane.check()
-            if call.queue:
-                dispatcher.run_one(call.queue)
-            elif call.streams:
-                dispatcher.advance(call.streams)
-            # For a session that another lane has: its end is to be heard as well.
-            elif not (dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()):
-                raise RuntimeError(GONE)
-            else:
-                self._channel.write_out()  # a pong, an error: what routing has held
+        try:
+            while not call.over:
+                lane.check()
+                if call.queue:
+                    dispatcher.run_one(call.queue)
+                elif call.streams:
+                    dispatcher.advance(call.streams)
+                # For a session that another lane has: its end is to be heard as well.
+                elif not (
+                    dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()
+                ):
+                    raise RuntimeError(GONE)
+                else:
+                    self._channel.write_out()
+        finally:
+            dispatcher.adopt(call)
+            lane.show_below()
 
     def _in_thread(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
         self._check_depth(0)
@@ -351,7 +336,8 @@ class Calls:
                 f"Elixir, which calls Python, and so on without an end"
             )
         try:
-            sys._getframe(max(0, sys.getrecursionlimit() - _HEADROOM))  # noqa: SLF001
+            # A negative number gives the frame itself, which is there as well.
+            sys._getframe(sys.getrecursionlimit() - _HEADROOM)  # noqa: SLF001
         except ValueError:
             return
         raise RecursionError("maximum recursion depth nearly reached in a call into the BEAM")

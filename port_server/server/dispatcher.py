@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from .async_lane import AsyncLane
     from .baton import Baton
-    from .calls import Call
+    from .call import Call
     from .channel import Channel, Part
     from .jobs import Job
     from .lanes import MainLane

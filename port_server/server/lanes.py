@@ -255,18 +255,18 @@ class MainLane:
         """Main waits in the midst of a request: others may run on top. Give what `resume` needs."""
         running = self.running
         assert running is not None
-        self._output.flush_of(running)
+        if self._output.requests:
+            self._output.flush_of(running)
         self.below.append(running)
         self._output.running = self.running = None
         # It may wait in the midst of being encoded, and those on top have their own objects.
         return running, self.evaluator.exports.take()
 
     def resume(self, paused: Paused) -> None:
-        """Go on with the request that `pause` left."""
+        """Go on with the request that `pause` left, and that the page shows."""
         running, self.evaluator.exports.ids = paused
         self.below.pop()
         self.running = self._output.running = running
-        self.page.show(running)
 
     def show_below(self) -> None:
         """Show what main goes on with when the request on top has ended, if that waits below."""

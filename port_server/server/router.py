@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame
 
     from .async_lane import AsyncLane
-    from .calls import Call, Calls
+    from .call import Call
+    from .calls import Calls
     from .cancel import Cancels
     from .channel import Channel
     from .heartbeat import Vitals
@@ -156,7 +157,7 @@ class Router:
         if call is None or call.lock is not None or call.future is not None:
             self.ready.append(stream)
         else:
-            call.streams.append(stream)
+            call.add_stream(stream)
 
     def _place(self, entry: Queued, *, aside: bool) -> None:
         """Put a request where it can run: on top of the call that it came from, or in a lane."""
@@ -188,7 +189,7 @@ class Router:
             self._async.evaluate(job)
 
     def _hand_to(self, call: Call, job: Job, entry: Queued) -> None:
-        call.queue.append(entry)
+        call.add_request(entry)
         call.wake()
         if self.calls.pending.get(call.id) is not call and call.lock is not None:
             # Its thread went on meanwhile, and may have looked into the queue for the last time.

@@ -1,5 +1,6 @@
 """Python calls into the BEAM, from every place that code may run in."""
 
+import os
 import time
 
 import pytest
@@ -361,6 +362,27 @@ def test_main_waiting_answers_pings(port):
     assert min(took) < 0.2
     answer(port, call, 1)
     assert port.value(name) == 1
+
+
+def framed(*message):
+    term = encode(message)
+    return len(term).to_bytes(4, "big") + term
+
+
+def test_an_answer_may_come_in_pieces_or_together_with_what_comes_next(port):
+    """However frames are cut into reads: the same value, and nothing that came with it is lost."""
+    writes = port.process.stdin.fileno()
+    for cut in (2, 9, 20, 37):
+        name = port.eval("f(1)", {"f": callback()})
+        data = framed(Atom("answer"), invoked(port)[1], (OK, cut))
+        os.write(writes, data[:cut])
+        os.write(writes, data[cut:])
+        assert port.value(name) == cut
+    name = port.eval("f(1)", {"f": callback()})
+    answered = framed(Atom("answer"), invoked(port)[1], (OK, 7))
+    os.write(writes, answered + framed(Atom("eval"), b"together", {}, b"6 * 7", {}))
+    assert port.value(name) == 7
+    assert port.value(b"together") == 42
 
 
 def test_the_end_of_input_ends_a_call(port):

@@ -1,7 +1,7 @@
 defmodule PyPort.Callbacks do
-  # Calls from Python into the BEAM. A request that may be called back has one process here, its servant: it keeps
-  # the request's functions, runs each call in a worker of its own, ends them all when the caller of the request dies
-  # or has its answer, and says so to Python where a worker ended without an answer.
+  # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns, links to and keeps a note
+  # of (see PyPort.Server.Traffic). What a request's calls need to know of its caller, its functions first of all, stands
+  # in a row of the server's table, which the caller writes before it asks: so none of it passes through the server.
   #
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
@@ -11,25 +11,57 @@ defmodule PyPort.Callbacks do
 
   # --- for the caller and the server ----------------------------------------------------------
 
-  @doc "Starts a servant for a request of `caller`; `funs` are in the order of their index, last first."
-  @spec start(Handle.t(), [fun()], pid()) :: pid()
-  def start(handle, funs, caller) do
-    # What the caller itself, or who stands in for it, starts inherits from the caller; what the server starts for it
-    # has to look.
-    known = if caller == self() or Remote.stands_in?(), do: surroundings(Process.get())
-    spawn(fn -> serve(handle, funs, caller, known) end)
+  @typedoc """
+  The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
+  home}`; `home` is where the functions are called, if not here.
+  """
+  @type context :: {Wire.maybe_id(), tuple(), pid(), pid(), [pid()], map(), Remote.home() | nil}
+
+  @doc """
+  What calls of a request of `caller` have to know; its functions are in the order of their index, last first. For the
+  caller itself, or who stands in for it: what they start inherits from the caller.
+  """
+  @spec context(Wire.id(), [fun()], pid()) :: context()
+  def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
+
+  @doc "Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet."
+  @spec keep(Handle.t(), context()) :: boolean()
+  def keep(handle, context) do
+    :ets.insert(handle.calls, context)
+  rescue
+    ArgumentError -> false
   end
 
-  @spec stop(pid()) :: :ok
-  def stop(servant) do
-    send(servant, :stop)
-    :ok
+  @doc "Forgets what `keep/2` has kept."
+  @spec forget(Handle.t(), Wire.id()) :: true
+  def forget(handle, id) do
+    :ets.delete(handle.calls, id)
+  rescue
+    ArgumentError -> true
   end
 
-  @spec invoke(pid(), Wire.id(), binary()) :: :ok
-  def invoke(servant, call_id, frame) do
-    send(servant, {:invoke, call_id, frame})
-    :ok
+  @doc "The requests whose functions are kept."
+  @spec kept(Handle.t()) :: [Wire.id()]
+  def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
+
+  @doc "Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process."
+  @spec start(Handle.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
+  def start(handle, id, call_id, caller, frame),
+    do: spawn_link(fn -> work(handle, id, call_id, caller, frame) end)
+
+  @doc "A worker has ended: where it left no answer, Python is told why."
+  @spec ended(Handle.t(), pid(), Wire.id(), term()) :: true
+  def ended(handle, worker, call_id, reason) do
+    if reason != :normal, do: answer(handle, call_id, {:error, died(reason)})
+    :ets.delete(handle.calls, worker)
+  end
+
+  @doc "Ends a worker; nobody waits for its answer for ever."
+  @spec stop(Handle.t(), pid(), Wire.id()) :: boolean()
+  def stop(handle, worker, call_id) do
+    Process.exit(worker, :kill)
+    :ets.delete(handle.calls, worker)
+    answer(handle, call_id, {:error, request_over()})
   end
 
   @doc "Whether handles are among the arguments: they are listed behind them."
@@ -73,93 +105,56 @@ defmodule PyPort.Callbacks do
     ArgumentError -> nil
   end
 
-  # --- the servant ----------------------------------------------------------------------------
+  # --- the caller, as its calls see it --------------------------------------------------------
 
-  defp serve(handle, funs, caller, known) do
-    state = %{
-      handle: handle,
-      funs: funs |> Enum.reverse() |> List.to_tuple(),
-      caller: caller,
-      # Made when the first call comes: most functions given are called, but not all.
-      around: known || surroundings_of(caller),
-      group_leader: Output.group_leader(caller),
-      down: Process.monitor(caller),
-      server_down: Process.monitor(handle.owner),
-      # pid -> call id
-      workers: %{}
-    }
-
-    loop(state)
+  defp context(id, funs, caller, group_leader, get) do
+    {id, funs |> Enum.reverse() |> List.to_tuple(), caller, group_leader, List.wrap(get.(:"$callers")),
+     get.(:"$logger_metadata$") || %{}, Remote.home(get)}
   end
 
-  defp loop(%{down: down, server_down: server_down} = state) do
-    receive do
-      {:invoke, call_id, frame} ->
-        {worker, _monitor} = spawn_monitor(fn -> work(call_id, frame, state) end)
-        loop(put_in(state.workers[worker], call_id))
+  defp context_of(handle, id, caller) do
+    case :ets.lookup(handle.calls, id) do
+      [context] ->
+        context
 
-      :stop ->
-        end_workers(state)
+      # A request without functions, whose code calls by name. The next call has it easier.
+      [] ->
+        dictionary = dictionary(caller)
 
-      {:DOWN, ^down, :process, _caller, _reason} ->
-        end_workers(state)
+        context =
+          context(
+            id,
+            [],
+            caller,
+            Output.group_leader(caller),
+            &(dictionary |> List.keyfind(&1, 0, {nil, nil}) |> elem(1))
+          )
 
-      {:DOWN, ^server_down, :process, _server, _reason} ->
-        for {worker, _call_id} <- state.workers, do: Process.exit(worker, :kill)
-
-      {:DOWN, _monitor, :process, worker, reason} ->
-        {call_id, workers} = Map.pop(state.workers, worker)
-        forget_call(state.handle, worker)
-        if call_id != nil and reason != :normal, do: answer(state.handle, call_id, {:error, ended(reason)})
-        loop(%{state | workers: workers})
+        keep(handle, context)
+        context
     end
   end
 
-  # Python may wait for them in a thread of its own; nobody waits for ever.
-  defp end_workers(state) do
-    for {worker, call_id} <- state.workers do
-      Process.exit(worker, :kill)
-      forget_call(state.handle, worker)
-      answer(state.handle, call_id, {:error, request_over()})
-    end
-
-    :ok
-  end
-
-  defp answer(handle, call_id, outcome), do: Handle.command(handle, Wire.answer(call_id, outcome))
-
-  defp forget_call(handle, worker) do
-    :ets.delete(handle.calls, worker)
-  rescue
-    ArgumentError -> true
-  end
-
-  defp surroundings_of(caller) do
+  defp dictionary(caller) do
     case node(caller) == node() && Process.info(caller, :dictionary) do
-      {:dictionary, dictionary} -> surroundings(dictionary)
-      _dead_or_remote -> surroundings([])
+      {:dictionary, dictionary} -> dictionary
+      _dead_or_remote -> []
     end
-  end
-
-  defp surroundings(dictionary) do
-    %{
-      callers: List.wrap(dictionary[:"$callers"]),
-      # Where the functions are called, if not here.
-      home: Remote.home(dictionary),
-      logger_metadata: dictionary[:"$logger_metadata$"] || %{}
-    }
   end
 
   # --- the worker -----------------------------------------------------------------------------
 
-  defp work(call_id, frame, %{handle: handle} = state) do
-    Process.group_leader(self(), state.group_leader)
-    Process.put(:"$callers", [state.caller | state.around.callers])
-    if state.around.logger_metadata != %{}, do: :logger.set_process_metadata(state.around.logger_metadata)
+  defp work(handle, id, call_id, caller, frame) do
+    {_id, _funs, caller, group_leader, callers, metadata, _home} = context = context_of(handle, id, caller)
+    Process.group_leader(self(), group_leader)
+    Process.put(:"$callers", [caller | callers])
+    if metadata != %{}, do: :logger.set_process_metadata(metadata)
+    # Taken out by the server, when the worker has ended.
     :ets.insert(handle.calls, {self(), call_id})
-    write_answer(handle, call_id, outcome(frame, call_id, state))
-    :ets.delete(handle.calls, self())
+    write_answer(handle, call_id, outcome(frame, call_id, handle, context))
   end
+
+  defp answer(handle, call_id, outcome), do: Handle.command(handle, Wire.answer(call_id, outcome))
 
   defp write_answer(handle, call_id, outcome) do
     frame = Wire.answer(call_id, outcome)
@@ -173,36 +168,37 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp outcome(frame, call_id, state) do
+  defp outcome(frame, call_id, handle, context) do
     case Wire.decode(frame) do
       {:ok, {:invoke, _id, _call_id, function, args}} ->
-        run(function, args, state)
+        run(function, args, handle, context)
 
       {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
         # They live as long as the call: a process that is called a million times must not collect them.
-        Property.adopt(state.handle.owner, {:call, call_id}, object_ids, self())
-        run(function, args, state)
+        Property.adopt(handle.owner, {:call, call_id}, object_ids, self())
+        run(function, args, handle, context)
 
       {:ok, _other} ->
         {:error, description(:error, "PyPort.Error", "a call of an unknown shape", "")}
 
       {:error, why} ->
-        if objects?(frame), do: Property.disclaim(state.handle.owner, {:call, call_id})
+        if objects?(frame), do: Property.disclaim(handle.owner, {:call, call_id})
         {:error, description(:error, "PyPort.Error", "the arguments cannot be read: #{why}", "")}
     end
   end
 
-  defp run(function, args, state) when is_list(args) do
+  defp run(function, args, handle, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
+       when is_list(args) do
     attempt(fn ->
-      case {resolve(function, length(args), state), state.around.home} do
-        {{:ok, fun}, home} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
-        {{:ok, fun}, _home} -> {:ok, apply(fun, args)}
-        {{:refused, message}, _home} -> {:error, description(:refused, "PyPort.Error", message, "")}
+      case resolve(function, length(args), funs, handle) do
+        {:ok, fun} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
+        {:ok, fun} -> {:ok, apply(fun, args)}
+        {:refused, message} -> {:error, description(:refused, "PyPort.Error", message, "")}
       end
     end)
   end
 
-  defp run(_function, args, _state) do
+  defp run(_function, args, _handle, _context) do
     {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
   end
 
@@ -230,7 +226,7 @@ defmodule PyPort.Callbacks do
       {:error, description(:throw, "throw", inspect(value), stacktrace(__STACKTRACE__))}
   end
 
-  defp resolve(index, arity, %{funs: funs}) when is_integer(index) do
+  defp resolve(index, arity, funs, _handle) when is_integer(index) do
     if index >= 0 and index < tuple_size(funs) do
       fun = elem(funs, index)
 
@@ -245,7 +241,7 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve({module, function}, arity, %{handle: handle}) when is_binary(module) and is_binary(function) do
+  defp resolve({module, function}, arity, _funs, handle) when is_binary(module) and is_binary(function) do
     [{:allow, allow}] = :ets.lookup(handle.calls, :allow)
 
     with {:ok, module} <- existing_module(module),
@@ -262,7 +258,7 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve(other, _arity, _state), do: {:refused, "this is no function: #{inspect(other)}"}
+  defp resolve(other, _arity, _funs, _handle), do: {:refused, "this is no function: #{inspect(other)}"}
 
   # "Enum" for Enum, "lists" for :lists.
   defp existing_module(<<first, _::binary>> = name) when first in ?A..?Z do
@@ -291,7 +287,7 @@ defmodule PyPort.Callbacks do
   defp description(kind, type, message, stacktrace),
     do: %{kind: kind, type: type, message: message, stacktrace: stacktrace}
 
-  defp ended(reason) do
+  defp died(reason) do
     description(
       :exit,
       "exit",

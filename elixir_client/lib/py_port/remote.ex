@@ -197,9 +197,9 @@ defmodule PyPort.Remote do
     end)
   end
 
-  @doc "For whom the process with this dictionary stands in, if it does for anybody."
-  @spec home(keyword()) :: home() | nil
-  def home(dictionary), do: List.keyfind(dictionary, @home, 0, {nil, nil}) |> elem(1)
+  @doc "For whom the process whose dictionary `get` looks into stands in, if it does for anybody."
+  @spec home((term() -> term())) :: home() | nil
+  def home(get), do: get.(@home)
 
   @doc "Whether this process stands in for one of another node: what it asks for is not sent on to a third."
   @spec stands_in?() :: boolean()

@@ -100,7 +100,7 @@ defmodule PyPort.Request do
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
       GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
-      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil) do
+      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil, nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: handle.owner, name: name}}
 
@@ -131,9 +131,10 @@ defmodule PyPort.Request do
 
   @spec draft_eval(String.t() | PyPort.Code.t(), map()) :: draft()
   def draft_eval(code, globals) do
-    small? = Wire.small?(globals)
-    {globals, found} = if small?, do: {globals, Values.none()}, else: Values.scan(globals, Values.none())
-    %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
+    {globals, found} =
+      if Wire.small?(globals), do: {globals, Values.none()}, else: Values.scan(globals, Values.none())
+
+    %{verb: :eval, body: {nil, code(code), globals}, small?: Wire.small?(globals), target: nil, found: found}
   end
 
   @spec draft_call(target(), list(), map()) :: draft()
@@ -183,15 +184,17 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
   @doc "What stands in the row of a request beyond what each has."
-  @spec extra(map(), pid() | nil) :: Handle.extra()
+  @spec extra(map(), Callbacks.context() | nil) :: Handle.extra()
   def extra(%{stdout: nil, stderr: nil}, nil), do: nil
-  def extra(%{stdout: nil, stderr: nil}, servant), do: %{devices: nil, servant: servant}
-  def extra(%{stdout: stdout, stderr: stderr}, servant), do: %{devices: {stdout, stderr}, servant: servant}
+  def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
 
-  @doc "The process that serves calls of the functions among its values; nil where there are none."
-  @spec servant(Values.found(), Handle.t(), caller :: pid()) :: pid() | nil
-  def servant(%{funs: []}, _handle, _caller), do: nil
-  def servant(%{funs: funs}, handle, caller), do: Callbacks.start(handle, funs, caller)
+  def extra(%{stdout: stdout, stderr: stderr}, context),
+    do: %{devices: {stdout, stderr}, functions?: context != nil}
+
+  @doc "What calls of the functions among the values of a request have to know; nil where there are none."
+  @spec context(Values.found(), Wire.id(), caller :: pid()) :: Callbacks.context() | nil
+  def context(%{funs: []}, _id, _caller), do: nil
+  def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
 
   # --- sending --------------------------------------------------------------------------------
 
@@ -217,7 +220,7 @@ defmodule PyPort.Request do
 
     with :ok <- Reach.admit(handle, frame) do
       handle
-      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil))
+      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil), nil)
       |> mine(handle, id, options, place)
     end
   end
@@ -232,20 +235,22 @@ defmodule PyPort.Request do
       frame = frame(draft, handle, id, options)
 
       with :ok <- Reach.admit(handle, frame) do
-        servant = servant(found, handle, self())
-        outcome = exchange(handle, id, frame, remaining(deadline), deadline, timeout, extra(options, servant))
-        if servant, do: Callbacks.stop(servant)
-        mine(outcome, handle, id, options, place)
+        context = context(found, id, self())
+
+        handle
+        |> exchange(id, frame, remaining(deadline), deadline, timeout, extra(options, context), context)
+        |> mine(handle, id, options, place)
       end
     end
   end
 
   # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
   # which can come at any time, by the server's heir.
-  defp exchange(handle, id, frame, left, deadline, timeout, extra) do
+  defp exchange(handle, id, frame, left, deadline, timeout, extra, context) do
     ref = :erlang.alias()
 
     if Handle.insert(handle, {id, ref, self(), extra}) do
+      if context, do: Callbacks.keep(handle, context)
       Handle.command(handle, frame)
       await(ref, handle, id, left, deadline, timeout)
     else

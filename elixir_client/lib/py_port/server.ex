@@ -223,8 +223,14 @@ defmodule PyPort.Server do
     {:noreply, Birth.launch(state)}
   end
 
+  def handle_info({{:caller_down, id}, _monitor, :process, _pid, _reason}, state),
+    do: {:noreply, Traffic.caller_down(state, id)}
+
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
     do: {:noreply, Property.down(state, monitor, pid)}
+
+  def handle_info({:EXIT, worker, reason}, %{workers: workers} = state) when is_map_key(workers, worker),
+    do: {:noreply, Traffic.worker_ended(state, worker, reason)}
 
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do

@@ -5,7 +5,7 @@ defmodule PyPort.Stream do
 
   import PyPort.Reach, only: [deadline: 1]
 
-  alias PyPort.{Callbacks, Error, Options, Reach, Remote, Request}
+  alias PyPort.{Error, Options, Reach, Remote, Request}
   alias PyPort.Server.{Handle, Property}
   alias PyPort.Stream.Relay
 
@@ -23,7 +23,7 @@ defmodule PyPort.Stream do
   end
 
   @typedoc "A stream that Python has been asked for, wherever its server lives."
-  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), servant: pid() | nil}
+  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid()}
 
   @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
@@ -36,9 +36,10 @@ defmodule PyPort.Stream do
          id = Handle.next_id(handle),
          frame = Request.frame(draft, handle, id, options),
          :ok <- Reach.admit(handle, frame) do
-      servant = Request.servant(draft.found, handle, consumer)
-      relay = Relay.start(handle, id, frame, options.credit, Request.extra(options, servant), consumer)
-      {:ok, %{owner: handle.owner, id: id, relay: relay, servant: servant}}
+      context = Request.context(draft.found, id, consumer)
+      extra = Request.extra(options, context)
+      relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
+      {:ok, %{owner: handle.owner, id: id, relay: relay}}
     else
       {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
       {:error, error} -> {:error, error}
@@ -92,10 +93,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp stop(stream) do
-    if stream.servant, do: Callbacks.stop(stream.servant)
-    Relay.stop(stream.relay)
-  end
+  defp stop(stream), do: Relay.stop(stream.relay)
 
   # Most items hold no handle, and need nothing but their bytes.
   defp tagged(frames, stream), do: Enum.map(frames, &tag(&1, stream))

@@ -12,7 +12,6 @@ defmodule PyPort.Survey do
 
   alias PyPort.Env
   alias PyPort.Pool.Default
-  alias PyPort.Server.Handle
 
   @boot "import sys; sys.path.append(sys.argv[1]); from port_server import cli_survey; cli_survey.main()"
 
@@ -153,12 +152,15 @@ defmodule PyPort.Survey do
   defp said(:none, _source), do: :none
 
   defp said({port, version}, source) do
-    with true <- Handle.command(port, source),
-         {:ok, answer} <- receive_frame(port) do
-      read(String.split(answer, "\n"), version)
-    else
-      _ended -> :none
+    Port.command(port, source)
+
+    case receive_frame(port) do
+      {:ok, answer} -> read(String.split(answer, "\n"), version)
+      :none -> :none
     end
+  rescue
+    # It has ended meanwhile.
+    ArgumentError -> :none
   end
 
   defp receive_frame(port) do

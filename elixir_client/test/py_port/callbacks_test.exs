@@ -187,6 +187,63 @@ defmodule PyPort.CallbacksTest do
     assert nothing_left?(server)
   end
 
+  test "a call that still runs when its request has its answer is ended", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    test = self()
+
+    hang = fn ->
+      send(test, {:worker, self()})
+      Process.sleep(:infinity)
+    end
+
+    # The second call is answered when the first one runs.
+    code = "invoke(0, [], 1); invoke(1, [], 2); answer(); send(A('ok'), id, None)"
+
+    first_runs = fn ->
+      send(test, {:waiting, self()})
+      receive do: (:go -> :ok)
+    end
+
+    task = Task.async(fn -> eval(server, code, %{f: hang, g: first_runs}) end)
+    assert_receive {:worker, worker}, 5_000
+    assert_receive {:waiting, other}, 5_000
+    send(other, :go)
+    assert {:ok, nil} = Task.await(task)
+    assert eventually(fn -> not Process.alive?(worker) end)
+    assert nothing_left?(server)
+  end
+
+  test "calls end with their server, however it ends", %{tmp_dir: dir} do
+    test = self()
+
+    hang = fn ->
+      send(test, {:worker, self()})
+      Process.sleep(:infinity)
+    end
+
+    for {ending, n} <- Enum.with_index([&Process.exit(&1, :kill), &GenServer.stop/1]) do
+      home = Path.join(dir, "#{n}")
+      File.mkdir_p!(home)
+      server = start_fake(home)
+      caller = Task.async(fn -> eval(server, "invoke(0, []); answer()", %{f: hang}) end)
+      assert_receive {:worker, worker}, 5_000
+      server |> Process.whereis() |> ending.()
+      assert {:error, %Error{}} = Task.await(caller)
+      assert eventually(fn -> not Process.alive?(worker) end)
+    end
+  end
+
+  test "a worker that is killed harms neither its server nor other calls", %{tmp_dir: dir} do
+    server = start_fake(dir)
+
+    assert ["error", %{"kind" => "exit", "message" => message}] =
+             call(server, 0, "[]", %{f: fn -> Process.exit(self(), :kill) end})
+
+    assert message =~ "killed"
+    assert ["ok", 2] = call(server, 0, "[1]", %{f: &(&1 + 1)})
+    assert nothing_left?(server)
+  end
+
   test "a call of a request that is over is answered, and not run", %{tmp_dir: dir} do
     server = start_fake(dir)
 

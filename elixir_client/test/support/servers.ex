@@ -30,6 +30,7 @@ defmodule PyPort.Test.Servers do
       owned: Map.to_list(state.ownership.things),
       monitors: Map.keys(state.monitors),
       attached: Map.to_list(state.attached),
+      workers: Map.to_list(state.workers),
       requests: :ets.tab2list(handle.table),
       # The list of what is allowed stays.
       calls: :ets.tab2list(handle.calls) |> List.keydelete(:allow, 0)

@@ -41,8 +41,11 @@ defmodule PyPort.Server.Birth do
       dump: nil,
       stack: nil,
       doom: nil,
-      # id -> what a request has besides its row: %{writer: pid | nil, servant: pid | nil, cancel: Ladder.entry() | nil}
+      # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
+      # Ladder.entry() | nil}
       attached: %{},
+      # worker -> the call that it serves, {request, call id}, or :stopped if that is over
+      workers: %{},
       mail: nil,
       heir: Heir.start_link(),
       ownership: Ownership.new(),

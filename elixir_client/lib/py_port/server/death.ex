@@ -143,6 +143,9 @@ defmodule PyPort.Server.Death do
 
       {:EXIT, ^port, _reason} ->
         {nil, state}
+
+      {:EXIT, worker, reason} when is_map_key(state.workers, worker) ->
+        await_exit(port, deadline, Traffic.worker_ended(state, worker, reason))
     after
       max(deadline - System.monotonic_time(:millisecond), 0) -> {nil, state}
     end
@@ -168,6 +171,11 @@ defmodule PyPort.Server.Death do
     Process.exit(state.mail, :kill)
     for {_holder, monitor} <- state.monitors, do: Process.demonitor(monitor, [:flush])
 
+    for {worker, _call} <- state.workers do
+      Process.unlink(worker)
+      Process.exit(worker, :kill)
+    end
+
     %{
       state
       | handle: nil,
@@ -176,6 +184,7 @@ defmodule PyPort.Server.Death do
         timer: nil,
         mail: nil,
         attached: %{},
+        workers: %{},
         ownership: Ownership.new(),
         monitors: %{}
     }

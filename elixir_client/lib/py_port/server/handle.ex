@@ -11,8 +11,8 @@ defmodule PyPort.Server.Handle do
           port: port(),
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
-          # Rows {worker, call id}: the processes that serve a call of this Python into the BEAM; and {:allow, list}, what
-          # it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
+          # What calls of this Python into the BEAM need. Rows {worker, call id}: the processes that serve one; those of
+          # PyPort.Callbacks, which begin with a request's id; and {:allow, list}, what it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many large
           # frames were written, and how many of these the port is known to be rid of.
@@ -29,7 +29,7 @@ defmodule PyPort.Server.Handle do
         }
 
   @typedoc "What a request has beyond the plain one; nil there, since the plain one shall not pay for it."
-  @type extra :: nil | %{devices: PyPort.Output.devices(), servant: pid() | nil}
+  @type extra :: nil | %{devices: PyPort.Output.devices(), functions?: boolean()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(handle), do: <<:atomics.add_get(handle.counter, 1, 1)::64>>

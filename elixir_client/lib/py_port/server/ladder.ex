@@ -56,7 +56,13 @@ defmodule PyPort.Server.Ladder do
       }
 
       state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
-      if why == :caller_down, do: silence(state, id), else: state
+
+      case why do
+        :caller_down -> silence(state, id)
+        # What is made from now on is for nobody; who reads no further still hears the rest.
+        :stopped -> Traffic.end_calls(state, id)
+        :timeout -> state
+      end
     else
       state
     end
@@ -310,9 +316,9 @@ defmodule PyPort.Server.Ladder do
   # What it still prints, and whom it still calls, has nobody to be for.
   defp silence(state, id) do
     attached = Map.fetch!(state.attached, id)
-    if attached.servant, do: PyPort.Callbacks.stop(attached.servant)
     if attached.writer, do: Output.abandon(attached.writer)
-    state = put_in(state.attached[id], %{attached | servant: nil, writer: nil})
+    state = put_in(state.attached[id], %{attached | writer: nil})
+    state = Traffic.end_calls(state, id)
     Property.cast(state, {:disclaim, {:reply, id}})
   end
 

@@ -36,16 +36,15 @@ defmodule PyPort.Server.Traffic do
         state
 
       {attached, rest} ->
-        if attached.servant, do: Callbacks.stop(attached.servant)
         if attached.writer, do: Output.abandon(attached.writer)
-        %{state | attached: rest}
+        listen_no_more(%{state | attached: rest}, id, attached.caller)
     end
   end
 
   @doc "Sets what belongs to a request besides its row, until its final reply."
-  @spec attach(state(), Wire.id(), :writer | :servant | :cancel, term()) :: state()
+  @spec attach(state(), Wire.id(), :writer | :caller | :cancel, term()) :: state()
   def attach(state, id, what, value) do
-    attached = Map.get(state.attached, id, %{writer: nil, servant: nil, cancel: nil})
+    attached = Map.get(state.attached, id, %{writer: nil, caller: nil, cancel: nil})
     %{state | attached: Map.put(state.attached, id, Map.put(attached, what, value))}
   end
 
@@ -59,9 +58,15 @@ defmodule PyPort.Server.Traffic do
         state -> orphaned(state, id)
       end
 
-    # What is attached to "" serves calls outside of any request.
-    over = for {id, _attached} <- state.attached, id != "", not :ets.member(table, id), do: id
-    Enum.reduce(over, state, &abandon(&2, &1))
+    over = for {id, _attached} <- state.attached, not :ets.member(table, id), do: id
+    state = Enum.reduce(over, state, &abandon(&2, &1))
+    # Kept by workers that were ended meanwhile.
+    for id <- Callbacks.kept(state.handle),
+        id != "",
+        not :ets.member(table, id),
+        do: Callbacks.forget(state.handle, id)
+
+    state
   end
 
   def sweep(state), do: state
@@ -81,7 +86,9 @@ defmodule PyPort.Server.Traffic do
 
   defp reply(state, id, frame, objects?) do
     case :ets.take(state.handle.table, id) do
-      [{_id, ref, reader, _extra}] ->
+      [{_id, ref, reader, extra}] ->
+        if extra != nil and extra.functions?, do: Callbacks.forget(state.handle, id)
+
         case state.attached do
           %{^id => attached} ->
             state |> objects(id, attached, reader, frame, objects?) |> last(id, attached, ref, frame)
@@ -117,7 +124,6 @@ defmodule PyPort.Server.Traffic do
   # An alias that is not listened to any more drops it.
   defp last(state, id, attached, ref, frame) do
     state = if attached.cancel, do: Ladder.ended(state, id, attached.cancel, frame), else: state
-    if attached.servant, do: Callbacks.stop(attached.servant)
 
     if attached.writer do
       send(ref, {ref, frame, attached.writer})
@@ -126,7 +132,7 @@ defmodule PyPort.Server.Traffic do
       send(ref, {ref, frame})
     end
 
-    %{state | attached: Map.delete(state.attached, id)}
+    listen_no_more(%{state | attached: Map.delete(state.attached, id)}, id, attached.caller)
   end
 
   # How many items of a stream are taken out of the mailbox at once, before others have their turn.
@@ -195,18 +201,16 @@ defmodule PyPort.Server.Traffic do
 
   # --- calls into the BEAM --------------------------------------------------------------------
 
-  # The process that serves the calls of a request is made by its caller where there are functions among its
-  # values, and here where Python calls by name.
   defp invoke(state, id, call_id, frame) do
-    case servant(state, id) do
-      {:ok, servant, caller, state} ->
+    case caller(state, id) do
+      {:ok, caller, state} ->
         state =
           if Callbacks.objects?(frame),
             do: Property.claim(state, {:call, call_id}, caller, frame),
             else: state
 
-        Callbacks.invoke(servant, call_id, frame)
-        state
+        worker = Callbacks.start(state.handle, id, call_id, caller, frame)
+        %{state | workers: Map.put(state.workers, worker, {id, call_id})}
 
       :none ->
         if Callbacks.objects?(frame), do: Property.release_in(state.handle, frame)
@@ -215,32 +219,70 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  defp servant(state, id) do
+  # Who waits for the request that calls. From its first call on its death is to be known at once.
+  defp caller(state, id) do
     case {:ets.lookup(state.handle.table, id), state.attached} do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->
         :none
 
-      {[{_id, _ref, caller, %{servant: servant}}], _attached} when servant != nil ->
-        {:ok, servant, caller, state}
+      {_row, %{^id => %{caller: :dead}}} ->
+        :none
 
-      {[{_id, _ref, caller, _extra}], %{^id => %{servant: servant}}} when servant != nil ->
-        {:ok, servant, caller, state}
+      {[{_id, _ref, caller, _extra}], %{^id => %{caller: monitor}}} when monitor != nil ->
+        {:ok, caller, state}
 
       {[{_id, _ref, caller, _extra}], _attached} ->
-        servant = Callbacks.start(state.handle, [], caller)
-        {:ok, servant, caller, attach(state, id, :servant, servant)}
+        {:ok, caller, attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))}
 
       # Outside any request: from a thread of init_code, say. The server itself stands in for a caller.
-      {[], %{^id => %{servant: servant}}} when id == "" ->
-        {:ok, servant, self(), state}
-
       {[], _attached} when id == "" ->
-        servant = Callbacks.start(state.handle, [], self())
-        {:ok, servant, self(), attach(state, id, :servant, servant)}
+        {:ok, self(), state}
 
       {[], _attached} ->
         :none
     end
+  end
+
+  @doc "A worker has ended."
+  @spec worker_ended(state(), pid(), term()) :: state()
+  def worker_ended(state, worker, reason) do
+    case Map.pop(state.workers, worker) do
+      {:stopped, workers} ->
+        %{state | workers: workers}
+
+      {{_id, call_id}, workers} ->
+        Callbacks.ended(state.handle, worker, call_id, reason)
+        %{state | workers: workers}
+    end
+  end
+
+  @doc "The caller of a request that has made calls has died."
+  @spec caller_down(state(), Wire.id()) :: state()
+  def caller_down(state, id) do
+    case state.attached do
+      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead)
+      _over -> state
+    end
+  end
+
+  @doc "Ends the calls of a request: there is nobody any more whom they are for."
+  @spec end_calls(state(), Wire.id()) :: state()
+  def end_calls(state, id) do
+    Callbacks.forget(state.handle, id)
+
+    for {worker, {^id, call_id}} <- state.workers, reduce: state do
+      state ->
+        Callbacks.stop(state.handle, worker, call_id)
+        %{state | workers: Map.put(state.workers, worker, :stopped)}
+    end
+  end
+
+  # Its calls, too, where there have been any.
+  defp listen_no_more(state, _id, nil), do: state
+
+  defp listen_no_more(state, id, monitor) do
+    if is_reference(monitor), do: Process.demonitor(monitor, [:flush])
+    end_calls(state, id)
   end
 
   # --- mail -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Output, Wire}
+  alias PyPort.{Callbacks, Output, Wire}
   alias PyPort.Server.Handle
 
   @flush_ms 5_000
@@ -20,8 +20,15 @@ defmodule PyPort.Stream.Relay do
           | :not_sent
 
   @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
-  @spec start(Handle.t(), Wire.id(), iodata(), pos_integer(), Handle.extra(), consumer :: pid()) :: pid()
-  def start(handle, id, frame, credit, extra, consumer) do
+  @spec start(
+          Handle.t(),
+          Wire.id(),
+          iodata(),
+          {Handle.extra(), Callbacks.context() | nil},
+          pos_integer(),
+          consumer :: pid()
+        ) :: pid()
+  def start(handle, id, frame, {extra, context}, credit, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -55,6 +62,7 @@ defmodule PyPort.Stream.Relay do
       }
 
       if Handle.insert(handle, {id, ref, self(), extra}) do
+        if context, do: Callbacks.keep(handle, context)
         Handle.command(handle, frame)
         loop(state)
       else
