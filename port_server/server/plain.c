@@ -195,6 +195,20 @@ is_plain_value(PyObject *value)
            type == &PyBytes_Type || type == &PySet_Type || type == &PyFrozenSet_Type;
 }
 
+/* A list with what is in the room of a reply. */
+static PyObject *
+room_as_parts(const Reply *reply)
+{
+    PyObject *part = PyBytes_FromStringAndSize(reply->room + HEADER_BYTES, reply->size);
+    PyObject *parts = part == NULL ? NULL : PyList_New(1);
+    if (parts == NULL) {
+        Py_XDECREF(part);
+        return NULL;
+    }
+    PyList_SetItem(parts, 0, part);
+    return parts;
+}
+
 /* ---- the evaluation ---------------------------------------------------------------------------------------------- */
 
 /* The text of a binary at `p`, and how long its term is; NULL without an exception if it is anything else. */
@@ -315,7 +329,7 @@ write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
     if (UNLIKELY(count > 0)) { /* objects are in it */
         PyObject *empty = NULL, *with = NULL;
         if (parts == NULL) {
-            parts = Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+            parts = room_as_parts(reply);
         }
         if (parts != NULL) {
             with = PyObject_CallFunctionObjArgs(PART(with_objects), parts, ids, NULL);
@@ -604,10 +618,7 @@ run_request(Plain *self, const unsigned char *body, const unsigned char *end, Py
 static PyObject *
 parts_of(const Reply *reply)
 {
-    if (reply->parts != NULL) {
-        return Py_NewRef(reply->parts);
-    }
-    return Py_BuildValue("[y#]", reply->room + HEADER_BYTES, reply->size);
+    return reply->parts != NULL ? Py_NewRef(reply->parts) : room_as_parts(reply);
 }
 
 /* Writes what is in the room of a reply, as Channel.send does; -1 with an exception. */
@@ -634,7 +645,7 @@ write_room(Plain *self, Reply *reply)
         MARK(written);
         Py_END_ALLOW_THREADS
         if (UNLIKELY(written != total)) { /* an error comes again there */
-            PyObject *rest = Py_BuildValue("y#", reply->room, total);
+            PyObject *rest = PyBytes_FromStringAndSize(reply->room, total);
             PyObject *count = PyLong_FromSsize_t(written < 0 ? 0 : written);
             result = rest == NULL || count == NULL ? -1 : done(CALL(channel, finish, rest, count));
             Py_XDECREF(rest);
@@ -736,10 +747,10 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     Py_END_ALLOW_THREADS
     if (UNLIKELY(size <= 0)) {
         if (size == 0) {
-            Py_RETURN_NONE;
+            return Py_NewRef(Py_None);
         }
         if (failed == EINTR) {
-            Py_RETURN_TRUE; /* handlers run between the bytecodes of the caller */
+            return Py_NewRef(Py_True); /* handlers run between the bytecodes of the caller */
         }
         return CALL0(channel, receive); /* it comes again there */
     }
@@ -760,7 +771,7 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     if (answer(self, size, body_at) < 0) {
         return NULL;
     }
-    Py_RETURN_TRUE;
+    return Py_NewRef(Py_True);
 }
 
 PyDoc_STRVAR(run_doc,

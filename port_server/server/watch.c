@@ -105,7 +105,7 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
         errno = failed;
         return PyErr_SetFromErrno(PyExc_OSError);
     }
-    Py_RETURN_NONE;
+    return Py_NewRef(Py_None);
 }
 
 static PyMethodDef methods[] = {

@@ -1,6 +1,7 @@
 """Imports point down: cli -> server -> runtime, protocol -> etf. Read from the syntax trees."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,17 @@ def test_modules_stay_readable():
     for part in ("protocol", "runtime", "server"):
         for path in (ROOT / part).rglob("*.py"):
             assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_the_c_is_for_all_versions_whatever_it_is_built_with():
+    """What the headers of later versions make into something that 3.11 does not understand.
+
+    Py_RETURN_NONE and its like count no reference since 3.12; formats with `#` become functions
+    that want PY_SSIZE_T_CLEAN in 3.11.
+    """
+    for path in ROOT.rglob("*.c"):
+        text = path.read_text()
+        assert "Py_RETURN_" not in text, path
+        assert not re.search(
+            r'(BuildValue|PyArg_Parse|CallFunction|CallMethod)\w*\([^;]*"[^"\n]*#', text
+        ), path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from lanes_client import Port, atoms
 
@@ -206,10 +208,11 @@ def test_nothing_is_kept():
                             port.tell(Atom("release"), message[2])
             return port.value(port.eval(count, deadline_ms=60_000))
 
-        turns(300)  # what was made at the start goes, and caches fill
-        before, *references = turns(1)
-        after, *later = turns(400)
-        # One that is lost or kept in any of the cases would show 400 times.
-        assert after - before < 200
-        for was, now in zip(references, later, strict=True):
-            assert abs(now - was) < 200, (references, later)
+        counts = [turns(200) for _ in range(5)]
+        # Caches fill, and what was made at the start goes, but each time less: one that is lost or
+        # kept in any of the cases would show 200 times in every row.
+        changes = [
+            [abs(now - was) for was, now in zip(before, after, strict=True)]
+            for before, after in itertools.pairwise(counts)
+        ]
+        assert all(min(of_one) < 150 for of_one in zip(*changes, strict=True)), counts
