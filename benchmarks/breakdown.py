@@ -2,42 +2,31 @@
 
     python benchmarks/breakdown.py [--short]
 
-The BEAM's side is measured by beam/profile.exs, Python's by trace/sitecustomize.py, both by the
-same clock; here they are put together. Of all requests those in the middle count, the fifth around
-the median: means of their spans add up to the whole, and what interrupts a request now and then is
-not in them.
+The BEAM's side is measured by beam/profile.exs, Python's by the marks of plain.c (traced.py), both
+by the same clock; here they are put together. Of all requests those in the middle count, the fifth
+around the median: means of their spans add up to the whole, and what interrupts a request now and
+then is not in them.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
-from typing import NamedTuple
 
+import traced
 from batches import cpu_of_batches
 from bench import PYTHON, Bench
+from traced import Mark
 
 MIDDLE = (0.4, 0.6)
-READ, WRITE, STEP = "1", "2", "3"
-
-# Python's steps: where the function stands, what it is, and the step that calls it. Where one is
-# not there any more the run fails: say here what has taken its place.
-_SERVER = "port_server.server"
-_EVALUATOR = f"{_SERVER}.evaluate:Evaluator"
-STEPS = (
-    (f"{_SERVER}.plain:PlainRequests.answer", "is it a plain request?", ""),
-    (f"{_SERVER}.lanes:MainLane.run_plain", "the lane: page, baton, order", "PlainRequests.answer"),
-    (f"{_EVALUATOR}.evaluate_plain", "evaluate: namespace, dropping", "MainLane.run_plain"),
-    (f"{_SERVER}.evaluate:read_term", "decode code and globals", "Evaluator.evaluate_plain"),
-    ("port_server.runtime.snippet:eval", "run the code object", "Evaluator.evaluate_plain"),
-    (f"{_SERVER}.replies:encode_parts", "encode the reply", "Evaluator.evaluate_plain"),
-    (f"{_SERVER}.channel:Channel.send", "send: lock, header", "PlainRequests.answer"),
-)  # fmt: skip
+BUILT = traced.ROOT / ".cache/trace"
 
 LADDER = {
     "echo_c": "C echo, used by who owns the port: what every port costs",
@@ -57,90 +46,65 @@ BEAM_BEFORE = {
     "row": "insert the row (ETS)",
 }
 BEAM_AFTER = {"unalias": "take the alias away", "decode": "decode the reply"}
+# What Python does until it writes, by the marks at whose ends it is done.
+PYTHON_STEPS = {
+    "entered": "is it plain? into the lane: page, order, baton",
+    "decoded": "decode code and globals",
+    "found": "look up the snippet, make its namespace",
+    "ran": "run the code object",
+    "encoded": "encode the reply",
+    "dropped": "drop the value and its namespace",
+    "left": "out of the lane: what user code left behind, baton",
+    "write": "to the write: lock, header",
+}
 
-
+# Of a request that is followed: the BEAM's and Python's, each in their order.
 MARKS = ("start", *BEAM_BEFORE, "command", "answer", *BEAM_AFTER)
-
-
-class Call(NamedTuple):
-    """One call of a traced function in Python, in ns of the common clock."""
-
-    began: int
-    ended: int
-    label: str
-
-
-def read_trace(path: Path) -> tuple[list[Call], int]:
-    """Give the calls in their order, and what tracing adds to each."""
-    calls = []
-    inner = 0
-    for line in path.read_text().splitlines():
-        label, began, ended = line.split("\t")
-        if label == "#inner":
-            inner = int(began)
-        else:
-            calls.append(Call(int(began), int(ended), label))
-    return sorted(calls), inner
+PYTHON_MARKS = ("read", *PYTHON_STEPS, "written", "wait")
 
 
 def spans_of(
-    requests: list[dict[str, int]], calls: list[Call], inner_ns: int, clock_ns: float
+    requests: list[dict[str, int]], marks: list[Mark], mark_ns: float, clock_ns: float
 ) -> list[dict[str, float]]:
-    """Give the spans of each request; all but `step`, a part of `python`, add up to `total`."""
+    """Give the spans of each request, by what ends them; all but `total` add up to `total`.
+
+    Both sides look at the clock in one line of time. A look's cost stands half before and half
+    after what it says, and is counted to `instruments`.
+    """
     found = []
     at = 0
-    for mark in requests:
-        while at < len(calls) and calls[at].ended <= mark["start"]:
+    for request in requests:
+        while at < len(marks) and marks[at].ns <= request["start"]:
             at += 1
         look = at
-        mine = []
-        while look < len(calls) and calls[look].began < mark["answer"]:
-            mine.append(calls[look])
+        while look < len(marks) and marks[look].ns < request["answer"]:
             look += 1
-        reads = [c.ended for c in mine if c.label == READ and c.ended < mark["answer"]]
-        writes = [c for c in mine if c.label == WRITE and c.began > mark["start"]]
-        if len(reads) != 1 or len(writes) != 1:
-            continue  # a heartbeat, or what the scheduler did to it
-        arrived, answered = reads[0], writes[0].began
-        written = min(writes[0].ended, mark["answer"])
-        # Python reads again before the BEAM is there, or after.
-        again = [c.began for c in mine if c.label == READ and c.began >= written]
-        idle = min([*again, mark["answer"]])
-        steps = [c for c in mine if c.label == STEP and c.began >= arrived and c.began < answered]
-        spans = {"total": mark["decode"] - mark["start"]}
-        last = mark["start"]
-        for name in BEAM_BEFORE:
-            spans[name] = mark[name] - last - clock_ns
-            last = mark[name]
-        spans["there"] = arrived - last - inner_ns / 2
-        # Half of what tracing adds stands at the beginning of a call, half at its end.
-        spans["python"] = answered - arrived - inner_ns
-        spans["step"] = sum(
-            min(c.ended, answered) - c.began - inner_ns / (1 if c.ended < answered else 2)
-            for c in steps
-        )
-        spans["write"] = written - answered - inner_ns / 2
-        spans["tail"] = idle - written - inner_ns / 2 if again else 0.0
-        spans["back"] = mark["answer"] - idle - clock_ns
-        last = mark["answer"]
-        for name in BEAM_AFTER:
-            spans[name] = mark[name] - last - clock_ns
-            last = mark[name]
-        spans["instruments"] = spans["total"] - sum(
-            time for name, time in spans.items() if name not in {"total", "step"}
-        )
-        found.append(spans)
+        python = after_its_read(marks[at:look])
+        if not python:
+            continue  # it took another way, or is not in the ring any more
+        beam = [(ns, name, clock_ns) for name, ns in request.items()]
+        # What Python had left of the request before belongs to the way there.
+        early = [(mark.ns, "read", mark_ns) for mark in marks[at : look - len(python)]]
+        looks = sorted([*beam, *early, *((mark.ns, mark.step, mark_ns) for mark in python)])
+        spans: dict[str, float] = defaultdict(float)
+        spans["total"] = request[MARKS[-1]] - request[MARKS[0]]
+        for (began, _name, cost), (ended, name, its_cost) in pairwise(looks):
+            # The BEAM has written by then; whether Python runs already is the scheduler's choice.
+            ways = "read" if ended < python[0].ns else "answer"
+            spans[ways if name == "command" else name] += ended - began - (cost + its_cost) / 2
+            spans["instruments"] += (cost + its_cost) / 2
+        found.append(dict(spans))
     return found
 
 
-def own_times(inclusive: dict[str, float], whole: float) -> dict[str, float]:
-    """Take from each step what its own steps took."""
-    own = {label: inclusive[label] for _where, label, _caller in STEPS}
-    labels = {where.split(":")[1]: label for where, label, _caller in STEPS}
-    own["the loop around it"] = whole
-    for _where, label, caller in STEPS:
-        own[labels.get(caller, "the loop around it")] -= inclusive[label]
-    return own
+def after_its_read(marks: list[Mark]) -> list[Mark]:
+    """Give the marks from the read on, if they are those of one request that was answered."""
+    steps = [mark.step for mark in marks]
+    first = steps.index("read") if "read" in steps else len(steps)
+    mine = tuple(steps[first:])
+    # What comes after the write may come after the answer.
+    answered = "write" in mine and mine == PYTHON_MARKS[: len(mine)]
+    return marks[first:] if answered else []
 
 
 def middle(requests: list[dict[str, float]]) -> dict[str, float]:
@@ -162,26 +126,26 @@ def print_table(title: str, rows: list[tuple[str, float]], whole: float | None =
         print(f"| {label} | {ns / 1000:.2f} |" + (f" {ns / whole:.0%} |" if whole else ""))
 
 
-def print_timeline(spans: dict[str, float], python: dict[str, float], count: int) -> None:
+def print_timeline(spans: dict[str, float], count: int) -> None:
     total = spans["total"] - spans["instruments"]
     print_table(
         f"The way of a request (the middle fifth of {count:,})",
         [
             ("the caller, until it writes", sum(spans[name] for name in BEAM_BEFORE)),
-            ("Port.command, write(2), switch to Python, read(2)", spans["there"]),
-            ("Python, until it writes", spans["python"]),
-            ("Python's write(2)", spans["write"]),
-            ("Python, until it waits again", spans["tail"]),
-            ("switch to the BEAM, poll, read(2), owner, caller", spans["back"]),
+            ("Port.command, write(2), switch to Python, read(2)", spans["read"]),
+            ("Python, until it writes", sum(spans[name] for name in PYTHON_STEPS)),
+            ("Python's write(2)", spans.get("written", 0.0)),
+            ("Python, until it waits again", spans.get("wait", 0.0)),
+            ("switch to the BEAM, poll, read(2), owner, caller", spans["answer"]),
             ("the caller: unalias, decode", sum(spans[name] for name in BEAM_AFTER)),
             ("**all of it**", total),
             ("and the looks at the clock", spans["instruments"]),
         ],
         total,
     )
-    print_table("Python, by size", by_size(python), total)
-    steps = {label: spans[name] for name, label in {**BEAM_BEFORE, **BEAM_AFTER}.items()}
-    print_table("The caller, by size", by_size(steps), total)
+    for title, steps in (("Python", PYTHON_STEPS), ("The caller", {**BEAM_BEFORE, **BEAM_AFTER})):
+        sizes = by_size({label: spans[name] for name, label in steps.items()})
+        print_table(f"{title}, by size", sizes, total)
 
 
 def by_size(steps: dict[str, float]) -> list[tuple[str, float]]:
@@ -194,38 +158,33 @@ def main() -> int:
     options = parser.parse_args()
     few = 4 if options.short else 1
     with tempfile.TemporaryDirectory(prefix="pyport-bench-") as folder:
-        trace = Path(folder) / "trace"
         bench = Bench(Path(folder))
+        build = [PYTHON, str(Path(traced.__file__)), str(BUILT)]
+        if subprocess.run(build, check=False).returncode:
+            return 1
+        ring = Path(folder) / "ring"
+        traced.make_ring(ring)
         how = {
             "rounds": 20 // few,
             "requests": 1000 // few,
-            "trace": str(trace),
-            "steps": [where for where, _label, _caller in STEPS],
+            "traced": traced.environment(BUILT, ring),
             "canned": str(Path(folder) / "hello"),
         }
         lines = bench.beam("profile", how, one_core=True)
-        traces = [read_trace(Path(f"{trace}.{n}")) for n in range(len(STEPS) + 1)]
+        marks, mark_ns = traced.read_ring(ring)
         machine = bench.machine()
     batches = cpu_of_batches(PYTHON, 20 // few, 4000)
     samples: dict[str, list[float]] = defaultdict(list)
-    requests: list[list[dict[str, int]]] = [[] for _ in traces]
+    requests: list[dict[str, int]] = []
     for line in lines:
-        name, number, value = line.split("\t")
+        name, _round, value = line.split("\t")
         if name == "timeline":
-            stamps = map(int, value.split())
-            requests[int(number)].append(dict(zip(MARKS, stamps, strict=True)))
+            requests.append(dict(zip(MARKS, map(int, value.split()), strict=True)))
         else:
             samples[name].append(float(value))
-    clock_ns = samples["clock"][0]
-    followed = [
-        spans_of(marks, calls, inner_ns, clock_ns)
-        for marks, (calls, inner_ns) in zip(requests, traces, strict=True)
-    ]
-    spans = middle(followed[0])
-    inclusive = {
-        label: median(spans["step"] for spans in some)
-        for (_where, label, _caller), some in zip(STEPS, followed[1:], strict=True)
-    }
+    followed = spans_of(requests, marks, mark_ns, samples["clock"][0])
+    if not followed:
+        sys.exit("No request could be followed: is the codec of this Python the native one?")
     for name, value in machine.items():
         print(f"* {name}: {value}")
     print(f"* load: {os.getloadavg()[0]:.1f}")
@@ -233,8 +192,7 @@ def main() -> int:
         "Whole requests, through more and more of PyPort (medians)",
         [(label, median(samples[f"ladder/{name}"])) for name, label in LADDER.items()],
     )
-    python = own_times(inclusive, spans["python"])
-    print_timeline(spans, python, len(followed[0]))
+    print_timeline(middle(followed), len(followed))
     empty = median(samples["step/an empty function"])
     print_table(
         "Single steps of the BEAM's side, in a tight loop",

@@ -2,8 +2,8 @@ defmodule Bench.Profile do
   # Where the time of one tiny request goes. Three looks at the same thing, in one run, all on one core:
   #
   #   * whole requests through more and more of PyPort, each beside the others;
-  #   * the timeline of real requests: the steps of PyPort.Request with a look at the clock after each, and Python's own,
-  #     by the same clock (trace/sitecustomize.py), so that the spans add up to the whole;
+  #   * the timeline of real requests: the steps of PyPort.Request with a look at the clock after each, and the marks of
+  #     Python's own, by the same clock (trace/trace.h), so that the spans add up to the whole;
   #   * single steps of the BEAM's side in a tight loop, where everything is in the cache.
 
   alias Bench.{Echo, Measure, Subjects}
@@ -128,38 +128,24 @@ defmodule Bench.Profile do
 
   # --- the timeline ---------------------------------------------------------------------------
 
-  # A server for each step of Python's that is looked at, and the first for none.
-  defp timeline(%{rounds: rounds, requests: requests, trace: trace, steps: steps, out: out}) do
-    traced_servers =
-      for {step, n} <- Enum.with_index(["" | steps]) do
-        env = [
-          {"PYPORT_TRACE", "#{trace}.#{n}"},
-          {"PYPORT_TRACE_STEP", step},
-          {"PYTHONPATH", Path.expand("../trace", __DIR__)}
-        ]
-
-        {n, Subjects.server(env: env, shutdown_grace: 20_000)}
-      end
-
-    for {_n, server} <- traced_servers, _ <- 1..500, do: traced(server)
+  defp timeline(%{rounds: rounds, requests: requests, traced: env, out: out}) do
+    server = Subjects.server(env: for({name, value} <- env, do: {Atom.to_string(name), value}))
+    for _ <- 1..500, do: traced(server)
 
     followed =
-      for _ <- 1..rounds, {n, server} <- traced_servers do
+      for _ <- 1..rounds do
         for _ <- 1..20, do: traced(server)
-        for _ <- 1..div(requests, 4), do: {n, traced(server)}
+        for _ <- 1..div(requests, 4), do: traced(server)
       end
 
     # The clock itself: the least of several, as it is taken from what was measured.
     clock = Enum.min(for _ <- 1..50, do: Measure.mean(&now/0, 1_000))
     Measure.write(out, "clock", 1, clock)
-    for {_n, server} <- traced_servers, do: Subjects.stop(server)
-
-    for {n, stamps} <- Enum.concat(followed) do
-      IO.write(out, "timeline\t#{n}\t#{Enum.join(stamps, " ")}\n")
-    end
+    Subjects.stop(server)
+    for stamps <- Enum.concat(followed), do: IO.write(out, "timeline\t1\t#{Enum.join(stamps, " ")}\n")
   end
 
-  # CLOCK_MONOTONIC, as Python's perf_counter_ns; System.monotonic_time counts from elsewhere.
+  # CLOCK_MONOTONIC, as the marks of plain.c; System.monotonic_time counts from elsewhere.
   defp now, do: :os.perf_counter(:nanosecond)
 
   # PyPort.Request.eval/3 step by step, by the same functions.

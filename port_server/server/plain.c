@@ -27,6 +27,14 @@
 #define UNLIKELY(x) (x)
 #endif
 
+/* Where a step of a request ends, for `make profile`, which has a build of its own (benchmarks/trace); nothing in any
+ * other. */
+#ifdef PLAIN_TRACE
+#include "trace.h"
+#else
+#define MARK(step)
+#endif
+
 /* A request: the header, {eval, Id, Options, Code, Globals} with an Id of 8 bytes. */
 #define HEADER_BYTES 4
 static const unsigned char request_head[] = {131, 'h', 5, 'w', 4, 'e', 'v', 'a', 'l', 'm', 0, 0, 0, 8};
@@ -394,6 +402,7 @@ attempt(Plain *self, const unsigned char *body, const unsigned char *end, PyObje
             goto leave;
         }
     }
+    MARK(decoded);
     *step = "run";
     if (Py_TYPE(code) == &PyUnicode_Type) {
         snippet = Py_XNewRef(PyDict_GetItemWithError(PART(snippets), code));
@@ -418,10 +427,12 @@ attempt(Plain *self, const unsigned char *body, const unsigned char *end, PyObje
     if (prepare(self, snippet) < 0) {
         goto leave;
     }
+    MARK(found);
     value = run_snippet(self, snippet, *values);
     if (value == NULL) {
         goto leave;
     }
+    MARK(ran);
     *step = "result";
     if (LIKELY(is_plain_value(value))) {
         result = write_reply(self, value, id_term, reply);
@@ -439,6 +450,7 @@ attempt(Plain *self, const unsigned char *body, const unsigned char *end, PyObje
             result = 0;
         }
     }
+    MARK(encoded);
     Py_DECREF(value);
 leave:
     Py_XDECREF(copy);
@@ -563,7 +575,9 @@ run_request(Plain *self, const unsigned char *body, const unsigned char *end, Py
     if (enter(self, id_term) < 0) {
         return -1;
     }
+    MARK(entered);
     result = evaluate(self, body, end, frame, at, id_term, reply);
+    MARK(dropped);
     if (LIKELY(result >= 0)) {
         untidy = is_untidy(self);
         if (untidy > 0) {
@@ -595,6 +609,7 @@ run_request(Plain *self, const unsigned char *body, const unsigned char *end, Py
     if (result < 0) {
         Py_CLEAR(reply->parts);
     }
+    MARK(left);
     return result;
 }
 
@@ -625,7 +640,9 @@ write_room(Plain *self, Reply *reply)
         reply->room[2] = (char)(reply->size >> 8);
         reply->room[3] = (char)reply->size;
         Py_BEGIN_ALLOW_THREADS
+        MARK(write);
         written = write(fd, reply->room, (size_t)total);
+        MARK(written);
         Py_END_ALLOW_THREADS
         if (UNLIKELY(written != total)) { /* an error comes again there */
             PyObject *rest = PyBytes_FromStringAndSize(reply->room, total);
@@ -723,8 +740,10 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
+    MARK(wait);
     size = read(fd, self->buffer, (size_t)self->read_bytes);
     failed = errno;
+    MARK(read);
     Py_END_ALLOW_THREADS
     if (UNLIKELY(size <= 0)) {
         if (size == 0) {
