@@ -269,7 +269,7 @@ def test_a_cancelled_request_in_the_queue_never_runs(server, tmp_path):
 
 
 def test_a_cancel_that_comes_while_another_request_runs_is_honoured(server, gate, tmp_path):
-    """What waits in the pipe is looked at before the next of the batch, if this one was not quick."""
+    """What waits in the pipe is looked at before the next of a batch, after one that was slow."""
     marker = tmp_path / "ran"
     slow = "print('under way\\n', end='', flush=True)\nimport time; time.sleep(0.01)\n"
     server.send(

@@ -374,12 +374,12 @@ def test_an_answer_may_come_in_pieces_or_together_with_what_comes_next(port):
     writes = port.process.stdin.fileno()
     for cut in (2, 9, 20, 37):
         name = port.eval("f(1)", {"f": callback()})
-        data = framed(Atom("answer"), invoked(port)[1], (OK, cut))
+        data = framed(Atom("answer"), port.invoked()[1], (OK, cut))
         os.write(writes, data[:cut])
         os.write(writes, data[cut:])
         assert port.value(name) == cut
     name = port.eval("f(1)", {"f": callback()})
-    answered = framed(Atom("answer"), invoked(port)[1], (OK, 7))
+    answered = framed(Atom("answer"), port.invoked()[1], (OK, 7))
     os.write(writes, answered + framed(Atom("eval"), b"together", {}, b"6 * 7", {}))
     assert port.value(name) == 7
     assert port.value(b"together") == 42
