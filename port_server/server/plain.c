@@ -9,14 +9,16 @@
  * Signal handlers run between bytecodes, so in here only in those of user code and of the methods that are called.
  * What they raise may end the request while `evaluating` says so, and nothing else; see window.py.
  *
- * Without the GIL are only the read and the write. The buffer is used between them and not across user code, in
+ * Without the GIL are only the read, and a write that has to wait. The buffer is used between them and not across user code, in
  * which `run` may be called again; a frame of it that is needed for longer is copied.
  */
 
+#define _GNU_SOURCE /* pwritev2 */
 #include "../etf/native.h"
 
 #include <errno.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #if defined(__GNUC__) || defined(__clang__)
@@ -90,6 +92,7 @@ typedef struct {
     Py_ssize_t max_frame_bytes;
     int max_depth;
     int evaluating;
+    int must_let_go;
 } Plain;
 
 /* A reply: `size` bytes behind the header's place in `room`; or parts; or neither, if it comes later. */
@@ -621,6 +624,28 @@ parts_of(const Reply *reply)
     return reply->parts != NULL ? Py_NewRef(reply->parts) : room_as_parts(reply);
 }
 
+/* Writes if that can be done at once, with the GIL kept: beside a thread that computes, to let it go costs a whole
+ * switch interval until it is back, and the next request, which the reply brings, waits for that. -1 if it cannot. */
+static Py_ssize_t
+write_now(Plain *self, int fd, char *data, Py_ssize_t size)
+{
+#ifdef RWF_NOWAIT
+    struct iovec part = {data, (size_t)size};
+    Py_ssize_t written;
+    if (self->must_let_go) {
+        return -1;
+    }
+    written = pwritev2(fd, &part, 1, -1, RWF_NOWAIT);
+    if (UNLIKELY(written < 0 && errno != EAGAIN)) {
+        self->must_let_go = 1; /* a kernel or a file that does not know it */
+    }
+    return written;
+#else
+    (void)self, (void)fd, (void)data, (void)size;
+    return -1;
+#endif
+}
+
 /* Writes what is in the room of a reply, as Channel.send does; -1 with an exception. */
 static int
 write_room(Plain *self, Reply *reply)
@@ -639,11 +664,14 @@ write_room(Plain *self, Reply *reply)
         reply->room[1] = (char)(reply->size >> 16);
         reply->room[2] = (char)(reply->size >> 8);
         reply->room[3] = (char)reply->size;
-        Py_BEGIN_ALLOW_THREADS
         MARK(write);
-        written = write(fd, reply->room, (size_t)total);
+        written = write_now(self, fd, reply->room, total);
+        if (UNLIKELY(written < 0)) {
+            Py_BEGIN_ALLOW_THREADS
+            written = write(fd, reply->room, (size_t)total);
+            Py_END_ALLOW_THREADS
+        }
         MARK(written);
-        Py_END_ALLOW_THREADS
         if (UNLIKELY(written != total)) { /* an error comes again there */
             PyObject *rest = PyBytes_FromStringAndSize(reply->room, total);
             PyObject *count = PyLong_FromSsize_t(written < 0 ? 0 : written);
