@@ -57,7 +57,7 @@ NoneType: Final = type(None)
 _NEVER: Final = float("inf")
 # How long tasks that were cancelled at the end may take to end.
 _LAST_WAIT_S: Final = 0.2
-SWITCH_INTERVAL_S: Final = 0.0002
+SWITCH_INTERVAL_S: Final = 0.0001
 _OURS: Final = (signal.SIGTERM, signal.SIGINT)
 
 
