@@ -57,7 +57,7 @@ defmodule PyPort.Callbacks do
   end
 
   @doc "Ends a worker; nobody waits for its answer for ever."
-  @spec stop(Handle.t(), pid(), Wire.id()) :: boolean()
+  @spec stop(Handle.t(), pid(), Wire.id()) :: :ok
   def stop(handle, worker, call_id) do
     Process.exit(worker, :kill)
     :ets.delete(handle.calls, worker)
