@@ -319,8 +319,8 @@ defmodule PyPort.LadderTest do
     freed = Path.join(dir, "freed")
     gate = new_gate()
 
-    task =
-      begin_eval(server, dir, "page(id)", wait_for(gate) <> "page()\nsend(A('ok'), id, 1)", timeout: :infinity)
+    code = wait_for(gate) <> "page()\nsend(A('ok'), id, 1)"
+    task = begin_eval(server, dir, "page(id)", code, timeout: :infinity)
 
     # It is begun all the same, as one may be whose `cancel` is still to be read.
     late = """
