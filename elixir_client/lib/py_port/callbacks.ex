@@ -32,8 +32,8 @@ defmodule PyPort.Callbacks do
     ArgumentError -> false
   end
 
-  @doc "Forgets what `keep/2` has kept."
-  @spec forget(Handle.t(), Wire.id()) :: true
+  @doc "Forgets what `keep/2` has kept; of a worker, that it serves a call."
+  @spec forget(Handle.t(), Wire.id() | pid()) :: true
   def forget(handle, id) do
     :ets.delete(handle.calls, id)
   rescue
@@ -49,18 +49,18 @@ defmodule PyPort.Callbacks do
   def start(handle, id, call_id, caller, frame),
     do: spawn_link(fn -> work(handle, id, call_id, caller, frame) end)
 
-  @doc "A worker has ended: where it left no answer, Python is told why."
-  @spec ended(Handle.t(), pid(), Wire.id(), term()) :: true
+  @doc "A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one."
+  @spec ended(Handle.t(), pid(), Wire.id(), term()) :: :ok
   def ended(handle, worker, call_id, reason) do
-    if reason != :normal, do: answer(handle, call_id, {:error, died(reason)})
-    :ets.delete(handle.calls, worker)
+    if :ets.take(handle.calls, worker) != [] or reason != :normal,
+      do: answer(handle, call_id, {:error, died(reason)}),
+      else: :ok
   end
 
   @doc "Ends a worker; nobody waits for its answer for ever."
   @spec stop(Handle.t(), pid(), Wire.id()) :: :ok
   def stop(handle, worker, call_id) do
     Process.exit(worker, :kill)
-    :ets.delete(handle.calls, worker)
     answer(handle, call_id, {:error, request_over()})
   end
 
@@ -149,9 +149,10 @@ defmodule PyPort.Callbacks do
     Process.group_leader(self(), group_leader)
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
-    # Taken out by the server, when the worker has ended.
+    # Where it is still there when the worker has ended, there was no answer.
     :ets.insert(handle.calls, {self(), call_id})
     write_answer(handle, call_id, outcome(frame, call_id, handle, context))
+    forget(handle, self())
   end
 
   defp answer(handle, call_id, outcome), do: Handle.command(handle, Wire.answer(call_id, outcome))

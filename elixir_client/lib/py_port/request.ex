@@ -284,12 +284,7 @@ defmodule PyPort.Request do
 
       # It printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
-        receive do
-          {^ref, :flushed} -> :ok
-        after
-          remaining(deadline) -> Output.leave(writer)
-        end
-
+        flushed(ref, writer, deadline)
         forget(ref)
         outcome(frame)
 
@@ -299,6 +294,20 @@ defmodule PyPort.Request do
     after
       min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
     end
+  end
+
+  # The writer ends without a word where its server does: nobody else knows any more who waits for it.
+  defp flushed(ref, writer, deadline) do
+    monitor = Process.monitor(writer)
+
+    receive do
+      {^ref, :flushed} -> :ok
+      {:DOWN, ^monitor, :process, _writer, _reason} -> :ok
+    after
+      remaining(deadline) -> Output.leave(writer)
+    end
+
+    Process.demonitor(monitor, [:flush])
   end
 
   defp look_up(ref, handle, id, 0, _deadline, timeout), do: timed_out(ref, handle, id, timeout)

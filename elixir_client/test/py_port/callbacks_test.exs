@@ -69,6 +69,7 @@ defmodule PyPort.CallbacksTest do
           {fn -> throw(:ball) end, "throw", ":ball"},
           {fn -> Process.exit(self(), :kill) end, "exit", "killed"},
           {fn -> exit(:normal) end, "exit", "normal"},
+          {fn -> Process.exit(self(), :normal) end, "exit", "normal"},
           {fn _one -> 1 end, "error", "arity"}
         ] do
       assert ["error", %{"kind" => ^kind, "message" => text}] = call(server, "0", "[]", %{f: fun})
@@ -231,6 +232,24 @@ defmodule PyPort.CallbacksTest do
       assert {:error, %Error{}} = Task.await(caller)
       assert eventually(fn -> not Process.alive?(worker) end)
     end
+  end
+
+  test "objects of a call that is stopped before it has looked at them are released", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    marker = Path.expand("released", dir)
+
+    # To read so many takes a while, in which the request ends.
+    code = """
+    invoke(0, [list(range(300_000))], ids=[7])
+    send(A("ok"), id, 1)
+    while (message := recv())[0] != "release": pass
+    assert message[1] == [7], message
+    open(#{inspect(marker)}, "w")
+    """
+
+    assert {:ok, 1} = eval(server, code, %{f: fn _numbers -> 1 end})
+    assert eventually(fn -> File.exists?(marker) end)
+    assert nothing_left?(server)
   end
 
   test "a worker that is killed harms neither its server nor other calls", %{tmp_dir: dir} do

@@ -120,6 +120,21 @@ defmodule PyPort.OutputTest do
     Process.exit(hung, :kill)
   end
 
+  test "a caller whose output waits for a device has its answer when the server ends", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    device = start_device(self())
+    code = "send(A('output'), id, A('stdout'), b'x'); send(A('ok'), id, 1)"
+
+    task = Task.async(fn -> PyPort.eval(code, %{}, server: server, stdout: device, timeout: :infinity) end)
+
+    assert_receive {:written, ^device, "x"}, 5_000
+    # The answer is there, but for what comes before it.
+    assert eventually(fn -> match?([%{pending: 0}], PyPort.status(server)) end)
+    server |> Process.whereis() |> Process.exit(:kill)
+    assert Task.await(task) == {:ok, 1}
+    Process.exit(device, :kill)
+  end
+
   test "what a request prints that nobody waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
     log =
       capture_log(fn ->

@@ -247,14 +247,19 @@ defmodule PyPort.Server.Traffic do
   @spec worker_ended(state(), pid(), term()) :: state()
   def worker_ended(state, worker, reason) do
     case Map.pop(state.workers, worker) do
-      {:stopped, workers} ->
-        %{state | workers: workers}
+      {{:stopped, call_id}, workers} ->
+        Callbacks.forget(state.handle, worker)
+        disclaim(%{state | workers: workers}, call_id)
 
       {{_id, call_id}, workers} ->
         Callbacks.ended(state.handle, worker, call_id, reason)
-        %{state | workers: workers}
+        state = %{state | workers: workers}
+        if reason == :normal, do: state, else: disclaim(state, call_id)
     end
   end
+
+  # What it has adopted, it has said before its end. What it has not, is nobody's.
+  defp disclaim(state, call_id), do: Property.cast(state, {:disclaim, {:call, call_id}})
 
   @doc "The caller of a request that has made calls has died."
   @spec caller_down(state(), Wire.id()) :: state()
@@ -273,7 +278,7 @@ defmodule PyPort.Server.Traffic do
     for {worker, {^id, call_id}} <- state.workers, reduce: state do
       state ->
         Callbacks.stop(state.handle, worker, call_id)
-        %{state | workers: Map.put(state.workers, worker, :stopped)}
+        %{state | workers: Map.put(state.workers, worker, {:stopped, call_id})}
     end
   end
 
