@@ -311,6 +311,13 @@ defmodule PyPort.Server do
 
   defp carry_on({:ok, state}), do: {:noreply, state}
 
+  # Its goodbye, which says why, may be still on its way, and its end behind it: they have until the next look. A child
+  # that holds the pipe would keep the end from coming.
+  defp carry_on({:exited, %{phase: :starting, gone?: false} = state}) do
+    Reaper.kill(self())
+    {:noreply, %{state | gone?: true}}
+  end
+
   defp carry_on({:exited, state}) do
     {status, state} = Death.exited(state)
     died(status, state)

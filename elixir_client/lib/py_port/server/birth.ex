@@ -34,6 +34,8 @@ defmodule PyPort.Server.Birth do
       # When the server's next look after its house is due; monotonic ms.
       due: nil,
       pulse: nil,
+      # Whether it was seen to have ended before it was ready.
+      gone?: false,
       liveness: nil,
       # What was last thought of Python, and since when: {verdict, monotonic ms}
       verdict: nil,
@@ -44,7 +46,7 @@ defmodule PyPort.Server.Birth do
       # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
       # Ladder.entry() | nil}
       attached: %{},
-      # worker -> the call that it serves, {request, call id}, or :stopped if that is over
+      # worker -> the call that it serves, {request, call id}, or {:stopped, call id} if that is over
       workers: %{},
       mail: nil,
       heir: Heir.start_link(),
@@ -60,7 +62,16 @@ defmodule PyPort.Server.Birth do
       {:ok, handle, stderr} ->
         if options.name, do: Registry.count_start(options.name)
         Logger.debug("PyPort #{who}: Python is starting (process #{handle.os_pid})")
-        state = %{state | phase: :starting, handle: handle, stderr: stderr, since: System.monotonic_time()}
+
+        state = %{
+          state
+          | phase: :starting,
+            handle: handle,
+            stderr: stderr,
+            since: System.monotonic_time(),
+            gone?: false
+        }
+
         tell(state, :start, %{system_time: System.system_time()})
 
         %{
