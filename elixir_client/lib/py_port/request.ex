@@ -334,9 +334,15 @@ defmodule PyPort.Request do
   # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
   # need not be waited for. An answer that comes meanwhile is the answer.
   defp timed_out(ref, handle, id, timeout) do
-    Handle.command(handle, Wire.cancel(id))
-    GenServer.cast(handle.owner, {:cancel, id, :timeout})
+    cancel(handle, id, :timeout)
     await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil})
+  end
+
+  @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
+  @spec cancel(Handle.t(), Wire.id(), PyPort.Server.Ladder.why()) :: :ok
+  def cancel(handle, id, why) do
+    GenServer.cast(handle.owner, {:cancel, id, why})
+    Handle.command(handle, Wire.cancel(id))
   end
 
   defp await_end(ref, handle, id, timeout, deadline, so_far) do

@@ -38,7 +38,7 @@ defmodule PyPort.Server.Ladder do
   # Those that have an answer are looked at again now and then: they may begin yet.
   @again_ms 100
 
-  @doc "The request is to end; its `cancel` has been sent."
+  @doc "The request is to end; its `cancel` is on its way."
   @spec cancel(state(), Wire.id(), why()) :: state()
   def cancel(%{phase: :ready} = state, id, why) do
     if :ets.member(state.handle.table, id) and entry(state, id) == nil do

@@ -73,7 +73,12 @@ defmodule PyPort.Server.Traffic do
 
   defp orphaned(state, id) do
     case state.attached do
+      %{^id => %{cancel: %{why: :caller_down}}} ->
+        state
+
+      # It may have died before it told Python, too; to be told twice does no harm.
       %{^id => %{cancel: %{}}} ->
+        Handle.command(state.handle, Wire.cancel(id))
         state
 
       _not_cancelled ->

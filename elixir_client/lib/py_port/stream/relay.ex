@@ -7,7 +7,7 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Wire}
+  alias PyPort.{Callbacks, Output, Request, Wire}
   alias PyPort.Server.Handle
 
   @flush_ms 5_000
@@ -229,8 +229,7 @@ defmodule PyPort.Stream.Relay do
   end
 
   defp cancel(%{ref: ref} = state, why) do
-    Handle.command(state.handle, Wire.cancel(state.id))
-    GenServer.cast(state.handle.owner, {:cancel, state.id, why})
+    Request.cancel(state.handle, state.id, why)
     await_reply(ref)
   end
 
