@@ -27,12 +27,8 @@
 #include "native.h"
 
 #if defined(__GNUC__) || defined(__clang__)
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define COLD __attribute__((cold, noinline))
 #else
-#define LIKELY(x) (x)
-#define UNLIKELY(x) (x)
 #define COLD
 #endif
 
@@ -231,21 +227,6 @@ failure_step_key(Failure *f, PyObject *key)
     if (f->steps != NULL) {
         failure_step(f, Py_NewRef(key));
     }
-}
-
-/* Takes the current exception, normalised, with its traceback attached. */
-static PyObject *
-take_exception(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (value != NULL && traceback != NULL) {
-        PyException_SetTraceback(value, traceback);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
 }
 
 static void

@@ -1,4 +1,4 @@
-/* What native.c offers to other C of this package, without the cost of a call through Python. */
+/* What native.c offers to other C of this package, without the cost of a call through Python; and what both use. */
 
 #ifndef PORT_SERVER_ETF_NATIVE_H
 #define PORT_SERVER_ETF_NATIVE_H
@@ -27,5 +27,28 @@ typedef struct {
     PyObject *(*write)(PyObject *module, PyObject *value, const NativeWriting *how, char *room,
                        Py_ssize_t *size);
 } NativeApi;
+
+#if defined(__GNUC__) || defined(__clang__)
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#else
+#define LIKELY(x) (x)
+#define UNLIKELY(x) (x)
+#endif
+
+/* Takes the current exception, normalised, with its traceback attached. */
+static inline PyObject *
+take_exception(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (value != NULL && traceback != NULL) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
 
 #endif

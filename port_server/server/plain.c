@@ -21,14 +21,6 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#if defined(__GNUC__) || defined(__clang__)
-#define LIKELY(x) __builtin_expect(!!(x), 1)
-#define UNLIKELY(x) __builtin_expect(!!(x), 0)
-#else
-#define LIKELY(x) (x)
-#define UNLIKELY(x) (x)
-#endif
-
 /* Where a step of a request ends, for `make profile`, which has a build of its own (benchmarks/trace); nothing in any
  * other. */
 #ifdef PLAIN_TRACE
@@ -157,20 +149,6 @@ done(PyObject *result)
 {
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
-}
-
-static PyObject *
-take_exception(void)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (value != NULL && traceback != NULL) {
-        PyException_SetTraceback(value, traceback);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
 }
 
 static void

@@ -144,7 +144,7 @@ defmodule PyPort.Reach do
       :ok -> of_owner(pool, deadline)
       {:error, error} -> {:error, error}
       :timeout -> {:error, Registry.trouble(pool) || still_starting()}
-      :gone -> {:error, unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
+      :gone -> {:error, Error.unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
     end
   end
 
@@ -202,7 +202,7 @@ defmodule PyPort.Reach do
   defp running(:not_started, _server), do: {:error, Error.not_started()}
 
   defp running(_none, server),
-    do: {:error, unavailable("the server #{inspect(server)} has no Python running at the moment")}
+    do: {:error, Error.unavailable("the server #{inspect(server)} has no Python running at the moment")}
 
   # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
   # process would not understand the question, and might die of it.
@@ -216,7 +216,7 @@ defmodule PyPort.Reach do
 
   # It is known as one from its start to its end.
   defp await_ready({:supervisor, PyPort.Pool, 1}, owner, _deadline),
-    do: {:error, unavailable("the pool #{inspect(owner)} is being stopped")}
+    do: {:error, Error.unavailable("the pool #{inspect(owner)} is being stopped")}
 
   defp await_ready(_other, owner, _deadline) do
     # Of a process that has just ended nothing is known any more.
@@ -230,7 +230,7 @@ defmodule PyPort.Reach do
 
   # What lived on a server is not there again when its supervisor has started another.
   defp gone({:error, %Error{kind: :unavailable}}, what) do
-    {:error, unavailable("the server of #{what} has ended, and it has ended with it")}
+    {:error, Error.unavailable("the server of #{what} has ended, and it has ended with it")}
   end
 
   defp gone(result, _what), do: result
@@ -244,7 +244,7 @@ defmodule PyPort.Reach do
 
       object ->
         {:error,
-         unavailable(
+         Error.unavailable(
            "#{inspect(object)} belongs to another server (#{inspect(object.server)}) than the one that this " <>
              "request goes to (#{inspect(owner)}); objects cannot move, send their values instead"
          )}
@@ -268,7 +268,7 @@ defmodule PyPort.Reach do
 
   defp not_running(PyPort.Default) do
     if Process.whereis(PyPort.Supervisor) do
-      unavailable(
+      Error.unavailable(
         "the default pool is not running: it is switched off (config :py_port, pool: false), or is just " <>
           "being restarted. Name another one with the option :server"
       )
@@ -278,13 +278,11 @@ defmodule PyPort.Reach do
   end
 
   defp not_running(server) do
-    unavailable(
+    Error.unavailable(
       "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being " <>
         "restarted. #{Suggest.running(server)}"
     )
   end
-
-  defp unavailable(message), do: %Error{kind: :unavailable, message: message, begun: false}
 
   # --- room -----------------------------------------------------------------------------------
 

@@ -38,6 +38,14 @@ defmodule PyPort.CallbacksTest do
     outcome
   end
 
+  # A function that says who runs it, and never answers.
+  defp hang(test) do
+    fn ->
+      send(test, {:worker, self()})
+      Process.sleep(:infinity)
+    end
+  end
+
   test "functions among the top-level values are called by their place", %{tmp_dir: dir} do
     server = start_fake(dir)
     assert call(server, "globals_['f']['index']" |> field(), "[20]", %{f: &(&1 + 1)}) == ["ok", 21]
@@ -153,10 +161,7 @@ defmodule PyPort.CallbacksTest do
       "invoke(0, []); globals_; import os; open(#{inspect(Path.join(dir, "told"))}, 'w').write(repr(answer()))\n" <>
         "send(A('ok'), id, None)"
 
-    hang = fn ->
-      send(test, {:worker, self()})
-      Process.sleep(:infinity)
-    end
+    hang = hang(test)
 
     caller = spawn(fn -> eval(server, code, %{f: hang}, timeout: :infinity) end)
     assert_receive {:worker, worker}, 5_000
@@ -169,12 +174,7 @@ defmodule PyPort.CallbacksTest do
 
   test "a call that never answers is the caller's timeout, and is ended with it", %{tmp_dir: dir} do
     server = start_fake(dir)
-    test = self()
-
-    hang = fn ->
-      send(test, {:worker, self()})
-      Process.sleep(:infinity)
-    end
+    hang = hang(self())
 
     code = """
     invoke(0, [])
@@ -191,11 +191,7 @@ defmodule PyPort.CallbacksTest do
   test "a call that still runs when its request has its answer is ended", %{tmp_dir: dir} do
     server = start_fake(dir)
     test = self()
-
-    hang = fn ->
-      send(test, {:worker, self()})
-      Process.sleep(:infinity)
-    end
+    hang = hang(test)
 
     # The second call is answered when the first one runs.
     code = "invoke(0, [], 1); invoke(1, [], 2); answer(); send(A('ok'), id, None)"
@@ -215,12 +211,7 @@ defmodule PyPort.CallbacksTest do
   end
 
   test "calls end with their server, however it ends", %{tmp_dir: dir} do
-    test = self()
-
-    hang = fn ->
-      send(test, {:worker, self()})
-      Process.sleep(:infinity)
-    end
+    hang = hang(self())
 
     for {ending, n} <- Enum.with_index([&Process.exit(&1, :kill), &GenServer.stop/1]) do
       home = Path.join(dir, "#{n}")

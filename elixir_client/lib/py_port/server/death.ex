@@ -133,10 +133,14 @@ defmodule PyPort.Server.Death do
   defp await_exit(port, deadline, state) do
     receive do
       {^port, {:data, frame}} ->
-        case frame |> Wire.route() |> Traffic.frame(frame, state) do
-          {:ok, state} -> await_exit(port, deadline, state)
-          :other -> await_exit(port, deadline, state)
-        end
+        state =
+          case frame |> Wire.route() |> Traffic.frame(frame, state) do
+            {:ok, state} -> state
+            # News of a Python that is about to be none.
+            :other -> state
+          end
+
+        await_exit(port, deadline, state)
 
       {^port, {:exit_status, status}} ->
         {status, state}
