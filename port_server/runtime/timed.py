@@ -23,7 +23,7 @@ class Timed:
     def __init__(self) -> None:
         self.suspect = 1
 
-    def time(self, *, quick: bool) -> None:
+    def time(self, quick: bool) -> None:
         """Note how the last run went."""
         if not quick:
             self.suspect = _PROBATION

@@ -67,6 +67,7 @@ class Channel:
         gone: whether the other side no longer reads. Nothing is raised for it, because writes also
             happen inside of a print of user code; whoever runs the loop looks here.
         held: frames that wait to be written, each as bytes or as a list of parts.
+        held_bytes: how much of that is small frames.
         lost: told when that becomes so; replies are lost from then on.
         reader: cuts what comes into frames.
         silent: whether nothing is written yet, see `keep_silent`.
@@ -75,7 +76,6 @@ class Channel:
 
     __slots__ = (
         "_acquire",
-        "_held_bytes",
         "_main",
         "_most_held",
         "_poll",
@@ -85,6 +85,7 @@ class Channel:
         "_writer",
         "gone",
         "held",
+        "held_bytes",
         "lost",
         "reader",
         "silent",
@@ -100,7 +101,7 @@ class Channel:
         self.writing = allocate_lock()
         self._acquire = self.writing.acquire
         self._release = self.writing.release
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._main = get_ident()
         self._writer = 0
         self._most_held = settings.held_replies
@@ -213,8 +214,8 @@ class Channel:
             return
         if len(parts) == 1 and (size := len(parts[0])) <= _JOINED_BYTES:
             self.held.append(header(size) + parts[0])
-            self._held_bytes += size
-            if self._held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
+            self.held_bytes += size
+            if self.held_bytes > _JOINED_BYTES or len(self.held) >= self._most_held:
                 self.write_out()
             return
         size = sum(map(len, parts))
@@ -230,7 +231,7 @@ class Channel:
         """Write everything that is held, or leave it to the thread that is writing just now."""
         while self.held:
             if not self._acquire(blocking=False):
-                few = self._held_bytes < _MOST_UNWRITTEN_BYTES
+                few = self.held_bytes < _MOST_UNWRITTEN_BYTES
                 if few or self.silent or self._writer == get_ident():
                     return
                 self._acquire()
@@ -258,7 +259,7 @@ class Channel:
                         parts = frame
                         break
                 if not held:
-                    self._held_bytes = 0
+                    self.held_bytes = 0
                 # Small ones as one: a buffer costs a writev more than copying it.
                 if small:
                     parts = [b"".join(small), *parts]

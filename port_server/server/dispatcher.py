@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from .stdio import Stdio
     from .turns import Turns
 
-# A request that took this long may have left cancels in the pipe for those that were read with it.
-_LOOK_AGAIN_S: Final = 0.001
+# In us. A request that took this long may have left cancels in the pipe for those that were read with it.
+LOOK_AGAIN_US: Final = 1000
 # How many reads such a look takes at most: a full pipe of 1 MiB. More waits in the pipe, which is
 # what holds a flooding client back.
 _LOOKS: Final = 16
@@ -155,7 +155,7 @@ class Dispatcher(Router):
             self._run()
             if self.ready:
                 self.advance(self.ready)
-                self._look_again()
+                self.look_again()
             elif not self.queue:
                 break
         self._channel.write_out()
@@ -252,18 +252,18 @@ class Dispatcher(Router):
             now = monotonic()
             ran, evaluator.ran = evaluator.ran, None
             if ran is not None:
-                ran.time(quick=now - began < self._hold_s)
+                ran.time(now - began < self._hold_s)
             if now - held_since > self._hold_s:
                 channel.write_out()
-            if now - began > _LOOK_AGAIN_S and queue:
-                self._look_again()
+            if (now - began) * 1e6 > LOOK_AGAIN_US and queue:
+                self.look_again()
                 now = monotonic()
             began = now
             count -= 1
             if count <= 0 and self.ready:  # streams have their turn
                 return
 
-    def _look_again(self) -> None:
+    def look_again(self) -> None:
         """Read what came meanwhile: a cancel may concern a request that waits in the queue."""
         channel = self._channel
         channel.write_out()

@@ -56,6 +56,7 @@ class MainLane:
             whose id has 8; None where there is no C for it.
         running: the id of the request that is being answered as the bytes of its term, or None;
             who hands its reply on resets it.
+        usual_deadline_ms: what those say, counted from when the request was read; or infinity.
         usual_options: the options that plain requests come with, as the bytes of their term.
     """
 
@@ -67,7 +68,6 @@ class MainLane:
         "_stdio",
         "_streams",
         "_turns",
-        "_usual_deadline_ms",
         "_window",
         "attend",
         "below",
@@ -78,6 +78,7 @@ class MainLane:
         "page",
         "run_plain",
         "running",
+        "usual_deadline_ms",
         "usual_options",
     )
 
@@ -111,7 +112,7 @@ class MainLane:
         self._turns = turns
         self._window = window
         self.usual_options = EMPTY_MAP
-        self._usual_deadline_ms: float = _NEVER
+        self.usual_deadline_ms: float = _NEVER
 
     def answer(
         self, frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float
@@ -131,7 +132,7 @@ class MainLane:
         """
         # Terms are prefix-free: where the bytes of the last options stand, those options do.
         end = at + len(self.usual_options)
-        if frame[at:end] == self.usual_options and waited_ms < self._usual_deadline_ms:
+        if frame[at:end] == self.usual_options and waited_ms < self.usual_deadline_ms:
             if (
                 kind == "eval"
                 and self.run_plain is not None
@@ -248,7 +249,7 @@ class MainLane:
         if not job.special and job.binary_as == "str":
             # A client sends the same options again and again.
             self.usual_options = bytes(frame[at : job.at])
-            self._usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
+            self.usual_deadline_ms = _NEVER if job.deadline_ms is None else job.deadline_ms
         return job
 
     def pause(self) -> Paused:

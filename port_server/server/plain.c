@@ -1,8 +1,9 @@
-/* The plain request, from the read that brings it to the write of its reply: one eval that comes alone, with the options
- * that are usual. What is not plain is handed to Python untouched.
+/* The plain request, from the read that brings it to the write of its reply: an eval with the options that are usual, alone
+ * or with others of its kind. What is not plain is handed to Python untouched.
  *
- * What happens here, and in which order, is what MainLane.run and Evaluator.evaluate do: read them first. It is
- * written out in C because in Python its 150 bytecodes are most of what such a request costs. Whatever is seldom
+ * What happens here, and in which order, is what MainLane.run and Evaluator.evaluate do, and Dispatcher._run where
+ * several come together: read them first. It is written out in C because in Python its 150 bytecodes are most of what
+ * such a request costs. Whatever is seldom
  * needed (compiling, a failure, a value to be awaited, a write that takes a part) is a call of the methods that the
  * general path has for it.
  *
@@ -50,14 +51,16 @@ static const char reply_head[] = {(char)131, 'h', 3, 'w', 2, 'o', 'k'};
     X(stdio) X(channel) X(lane) X(output) X(baton) X(evaluator) X(streams) X(window) X(dispatcher) X(exports)          \
     X(held) X(queue) X(ready) X(dropped) X(requests) X(snippets) X(base) X(names) X(namespaces) X(sys_dict)            \
     X(take_baton) X(leave_baton) X(take_writing) X(leave_writing) X(compile) X(check_yield) X(not_an_eval)             \
-    X(export_value) X(collect) X(with_objects) X(plain_kind) X(native) X(page)
+    X(export_value) X(collect) X(with_objects) X(plain_kind) X(native) X(page) X(monotonic) X(enqueue) X(dequeue)      \
+    X(unshift) X(hold_back) X(take_held) X(put_back)
 
 /* The attributes and methods of those that are used. */
 #define WORDS(X)                                                                                                       \
     X(reads) X(writes) X(forked) X(running) X(usual_options) X(sequence) X(parked) X(wake) X(wait) X(ids) X(alert)     \
     X(gone) X(ran) X(source) X(kind) X(suspect) X(expression) X(run) X(stdout) X(stderr) X(stdin) X(__loader__)        \
     X(fresh) X(write_out) X(failed) X(interrupted) X(answer_unusual) X(leave) X(settle) X(send)        \
-    X(finish) X(receive) X(answered)
+    X(finish) X(receive) X(answered) X(eval) X(mixed) X(usual_deadline_ms) X(time) X(held_bytes) X(hold) X(look_again) \
+    X(work)
 
 enum {
 #define X(name) P_##name,
@@ -82,6 +85,9 @@ typedef struct {
     char *buffer; /* what was read */
     Py_ssize_t read_bytes;
     Py_ssize_t max_frame_bytes;
+    long held_replies;
+    long reply_hold_us;
+    long look_again_us;
     int max_depth;
     int evaluating;
     int must_let_go;
@@ -149,6 +155,29 @@ done(PyObject *result)
 {
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
+}
+
+/* What a header says. */
+static inline Py_ssize_t
+length_at(const unsigned char *data)
+{
+    return (Py_ssize_t)data[0] << 24 | (Py_ssize_t)data[1] << 16 | (Py_ssize_t)data[2] << 8 | data[3];
+}
+
+/* How long the plain request is that `data` begins with, its header included; 0 if there is none, or not all of it. */
+static inline Py_ssize_t
+plain_request(Plain *self, const unsigned char *data, Py_ssize_t size, PyObject *options, Py_ssize_t options_bytes)
+{
+    Py_ssize_t bytes;
+    if (size < OPTIONS_AT + options_bytes || memcmp(data + HEADER_BYTES, request_head, sizeof(request_head)) != 0 ||
+        memcmp(data + OPTIONS_AT, PyBytes_AsString(options), (size_t)options_bytes) != 0) {
+        return 0;
+    }
+    bytes = length_at(data);
+    return bytes > size - HEADER_BYTES || bytes > self->max_frame_bytes ||
+                   bytes < OPTIONS_AT - HEADER_BYTES + options_bytes
+               ? 0
+               : HEADER_BYTES + bytes;
 }
 
 static void
@@ -624,11 +653,11 @@ write_now(Plain *self, int fd, char *data, Py_ssize_t size)
 #endif
 }
 
-/* Writes what is in the room of a reply, as Channel.send does; -1 with an exception. */
+/* Writes `total` bytes and lets go of the lock, which is taken; as Channel.finish does. -1 with an exception. */
 static int
-write_room(Plain *self, Reply *reply)
+write_all(Plain *self, char *data, Py_ssize_t total)
 {
-    Py_ssize_t written = 0, total = reply->size + HEADER_BYTES;
+    Py_ssize_t written = 0;
     int fd = -1, gone, result = 0;
     gone = FLAG(channel, gone);
     if (gone == 0) {
@@ -638,20 +667,16 @@ write_room(Plain *self, Reply *reply)
         result = -1;
     }
     else if (!gone) {
-        reply->room[0] = (char)(reply->size >> 24);
-        reply->room[1] = (char)(reply->size >> 16);
-        reply->room[2] = (char)(reply->size >> 8);
-        reply->room[3] = (char)reply->size;
         MARK(write);
-        written = write_now(self, fd, reply->room, total);
+        written = write_now(self, fd, data, total);
         if (UNLIKELY(written < 0)) {
             Py_BEGIN_ALLOW_THREADS
-            written = write(fd, reply->room, (size_t)total);
+            written = write(fd, data, (size_t)total);
             Py_END_ALLOW_THREADS
         }
         MARK(written);
         if (UNLIKELY(written != total)) { /* an error comes again there */
-            PyObject *rest = PyBytes_FromStringAndSize(reply->room, total);
+            PyObject *rest = PyBytes_FromStringAndSize(data, total);
             PyObject *count = PyLong_FromSsize_t(written < 0 ? 0 : written);
             result = rest == NULL || count == NULL ? -1 : done(CALL(channel, finish, rest, count));
             Py_XDECREF(rest);
@@ -669,6 +694,17 @@ write_room(Plain *self, Reply *reply)
     return done(PyObject_CallFunctionObjArgs(PART(leave_writing), NULL));
 }
 
+/* Puts its header before what is in the room of a reply; gives how long both are. */
+static Py_ssize_t
+put_header(Reply *reply)
+{
+    reply->room[0] = (char)(reply->size >> 24);
+    reply->room[1] = (char)(reply->size >> 16);
+    reply->room[2] = (char)(reply->size >> 8);
+    reply->room[3] = (char)reply->size;
+    return reply->size + HEADER_BYTES;
+}
+
 static int
 send_reply(Plain *self, Reply *reply)
 {
@@ -677,7 +713,7 @@ send_reply(Plain *self, Reply *reply)
     if (LIKELY(reply->parts == NULL && PyObject_Size(PART(held)) == 0)) {
         int taken = try_lock(PART(take_writing));
         if (LIKELY(taken > 0)) {
-            result = write_room(self, reply);
+            result = write_all(self, reply->room, put_header(reply));
             if (result == 0 && UNLIKELY(PyObject_Size(PART(held)) != 0)) { /* another thread came meanwhile */
                 result = done(CALL0(channel, write_out));
             }
@@ -725,10 +761,261 @@ answer(Plain *self, Py_ssize_t size, Py_ssize_t body_at)
     return result;
 }
 
+/* ---- requests that come together --------------------------------------------------------------------------------- */
+
+static double
+now(Plain *self)
+{
+    double seconds;
+    PyObject *time = PyObject_CallFunctionObjArgs(PART(monotonic), NULL);
+    if (time == NULL) {
+        return -1;
+    }
+    seconds = PyFloat_AsDouble(time);
+    Py_DECREF(time);
+    return seconds;
+}
+
+/* Writes what is held, as Channel.write_out does. */
+static int
+write_held(Plain *self)
+{
+    char frames[ROOM_BYTES];
+    Py_ssize_t size = 0;
+    int taken;
+    if (PyObject_Size(PART(held)) == 0) {
+        return 0;
+    }
+    taken = try_lock(PART(take_writing));
+    if (UNLIKELY(taken <= 0)) {
+        return taken < 0 ? -1 : done(CALL0(channel, write_out));
+    }
+    while (PyObject_Size(PART(held)) != 0) {
+        Py_ssize_t bytes;
+        PyObject *frame = PyObject_CallFunctionObjArgs(PART(take_held), NULL);
+        if (frame == NULL) {
+            PyErr_Clear(); /* it is found again below */
+            break;
+        }
+        bytes = Py_TYPE(frame) == &PyBytes_Type ? PyBytes_Size(frame) : ROOM_BYTES;
+        if (bytes > ROOM_BYTES - size) {
+            taken = done(PyObject_CallFunctionObjArgs(PART(put_back), frame, NULL));
+            Py_DECREF(frame);
+            break;
+        }
+        memcpy(frames + size, PyBytes_AsString(frame), (size_t)bytes);
+        size += bytes;
+        Py_DECREF(frame);
+    }
+    if (write_all(self, frames, size) < 0 || taken < 0) {
+        return -1;
+    }
+    if (LIKELY(PyObject_Size(PART(held)) == 0)) {
+        PyObject *none = PyLong_FromLong(0);
+        int result = none == NULL ? -1 : SET(channel, held_bytes, none);
+        Py_XDECREF(none);
+        return result;
+    }
+    return done(CALL0(channel, write_out)); /* what is too large for here, or came meanwhile */
+}
+
+/* Holds a reply for the next write, as Channel.hold does. */
+static int
+hold_reply(Plain *self, Reply *reply)
+{
+    PyObject *frame, *held_bytes;
+    long long bytes;
+    int result;
+    if (UNLIKELY(reply->parts != NULL)) {
+        return done(CALL(channel, hold, reply->parts));
+    }
+    frame = PyBytes_FromStringAndSize(reply->room, put_header(reply));
+    result = frame == NULL ? -1 : done(PyObject_CallFunctionObjArgs(PART(hold_back), frame, NULL));
+    Py_XDECREF(frame);
+    if (result < 0) {
+        return -1;
+    }
+    held_bytes = GET(channel, held_bytes);
+    if (held_bytes == NULL) {
+        return -1;
+    }
+    bytes = PyLong_AsLongLong(held_bytes) + reply->size;
+    Py_DECREF(held_bytes);
+    held_bytes = PyLong_FromLongLong(bytes);
+    result = held_bytes == NULL ? -1 : SET(channel, held_bytes, held_bytes);
+    Py_XDECREF(held_bytes);
+    if (result == 0 && UNLIKELY(bytes > ROOM_BYTES - HEADER_BYTES ||
+                                PyObject_Size(PART(held)) >= self->held_replies)) {
+        result = write_held(self);
+    }
+    return result;
+}
+
+/* Notes how long the code that has just run took, if that is news. */
+static int
+time_code(Plain *self, int is_quick)
+{
+    int suspect, result;
+    PyObject *ran = GET(evaluator, ran);
+    if (ran == NULL || ran == Py_None) {
+        Py_XDECREF(ran);
+        return ran == NULL ? -1 : 0;
+    }
+    result = SET(evaluator, ran, Py_None);
+    if (result == 0) {
+        PyObject *value = PyObject_GetAttr(ran, WORD(suspect));
+        suspect = value == NULL ? -1 : PyObject_IsTrue(value);
+        Py_XDECREF(value);
+        result = suspect < 0 ? -1 : 0;
+        if (suspect > 0 || (suspect == 0 && !is_quick)) {
+            result = done(PyObject_CallMethodObjArgs(ran, WORD(time), is_quick ? Py_True : Py_False, NULL));
+        }
+    }
+    Py_DECREF(ran);
+    return result;
+}
+
+/* Runs the request that `entry` of the queue holds, if it is plain. 1 if its reply is held or comes later, 0 if it is
+ * not for here, -1 with an exception. */
+static int
+run_queued(Plain *self, PyObject *entry, double began)
+{
+    PyObject *frame = PyTuple_GetItem(entry, 0), *kind = PyTuple_GetItem(entry, 1);
+    PyObject *id_term = PyTuple_GetItem(entry, 2), *options = NULL, *deadline = NULL;
+    Py_ssize_t at = PyLong_AsSsize_t(PyTuple_GetItem(entry, 3)), size, options_bytes;
+    double arrived = PyFloat_AsDouble(PyTuple_GetItem(entry, 4));
+    const unsigned char *data;
+    Reply reply;
+    int result = 0;
+    if (kind != WORD(eval) || Py_TYPE(frame) != &PyBytes_Type || PyBytes_Size(id_term) != ID_TERM_BYTES) {
+        return 0;
+    }
+    options = GET(lane, usual_options);
+    deadline = options == NULL ? NULL : GET(lane, usual_deadline_ms);
+    if (deadline == NULL) {
+        Py_XDECREF(options);
+        return -1;
+    }
+    data = (const unsigned char *)PyBytes_AsString(frame);
+    size = PyBytes_Size(frame);
+    options_bytes = PyBytes_Size(options);
+    if (size - at >= options_bytes && memcmp(data + at, PyBytes_AsString(options), (size_t)options_bytes) == 0 &&
+        (began - arrived) * 1000 < PyFloat_AsDouble(deadline)) {
+        at += options_bytes;
+        reply.parts = NULL;
+        reply.size = 0;
+        result = run_request(self, data + at, data + size, frame, at, id_term, &reply);
+        if (result == 0) {
+            result = hold_reply(self, &reply);
+        }
+        Py_XDECREF(reply.parts);
+        if (result >= 0) {
+            result = SET(lane, running, Py_None) < 0 ? -1 : 1;
+        }
+    }
+    Py_DECREF(options);
+    Py_DECREF(deadline);
+    return result;
+}
+
+/* Runs what is queued, as Dispatcher.work does, and leaves to that whatever is not for here. */
+static int
+run_queue(Plain *self)
+{
+    double held_since, ended, began = now(self);
+    held_since = began;
+    while (began >= 0 && PyObject_Size(PART(queue)) != 0 && PyObject_Size(PART(ready)) == 0) {
+        int result;
+        PyObject *entry = PyObject_CallFunctionObjArgs(PART(dequeue), NULL);
+        if (entry == NULL) {
+            return -1;
+        }
+        if (PyObject_Size(PART(held)) == 0) {
+            held_since = began;
+        }
+        result = run_queued(self, entry, began);
+        if (UNLIKELY(result == 0)) {
+            result = done(PyObject_CallFunctionObjArgs(PART(unshift), entry, NULL));
+            Py_DECREF(entry);
+            return result < 0 ? -1 : done(CALL0(dispatcher, work));
+        }
+        Py_DECREF(entry);
+        ended = result < 0 ? -1 : now(self);
+        if (ended < 0 || time_code(self, (ended - began) * 1e6 < self->reply_hold_us) < 0) {
+            return -1;
+        }
+        if (UNLIKELY((ended - held_since) * 1e6 > self->reply_hold_us) && write_held(self) < 0) {
+            return -1;
+        }
+        if (UNLIKELY((ended - began) * 1e6 > self->look_again_us) && PyObject_Size(PART(queue)) != 0) {
+            if (done(CALL0(dispatcher, look_again)) < 0) {
+                return -1;
+            }
+            ended = now(self);
+        }
+        began = ended;
+    }
+    if (began < 0) {
+        return -1;
+    }
+    if (UNLIKELY(PyObject_Size(PART(queue)) != 0 || PyObject_Size(PART(ready)) != 0)) {
+        return done(CALL0(dispatcher, work));
+    }
+    show_none(self);
+    return write_held(self);
+}
+
+/* Puts a request into the queue, as Router.route does. */
+static int
+enqueue(Plain *self, const unsigned char *frame, Py_ssize_t size, PyObject *arrived)
+{
+    PyObject *fields[5], *entry = PyTuple_New(5);
+    int i, result = entry == NULL ? -1 : 0;
+    fields[0] = PyBytes_FromStringAndSize((const char *)frame, size);
+    fields[1] = Py_NewRef(WORD(eval));
+    fields[2] = PyBytes_FromStringAndSize((const char *)frame + ID_TERM_AT - HEADER_BYTES, ID_TERM_BYTES);
+    fields[3] = PyLong_FromLong(OPTIONS_AT - HEADER_BYTES);
+    fields[4] = Py_NewRef(arrived);
+    for (i = 0; i < 5; i++) {
+        if (entry == NULL || fields[i] == NULL) {
+            Py_XDECREF(fields[i]);
+            result = -1;
+        }
+        else {
+            PyTuple_SetItem(entry, i, fields[i]);
+        }
+    }
+    if (result == 0) {
+        result = done(PyObject_CallFunctionObjArgs(PART(enqueue), entry, NULL));
+    }
+    Py_XDECREF(entry);
+    return result;
+}
+
+/* Answers the plain requests that were read, one behind another. While one runs, the others are where a cancel finds
+ * them. */
+static int
+answer_all(Plain *self, Py_ssize_t size)
+{
+    const unsigned char *data = (const unsigned char *)self->buffer;
+    Py_ssize_t at = 0;
+    PyObject *arrived = PyObject_CallFunctionObjArgs(PART(monotonic), NULL);
+    int result = arrived == NULL ? -1 : SET(dispatcher, mixed, Py_True);
+    while (result == 0 && at < size) {
+        Py_ssize_t bytes = length_at(data + at);
+        result = enqueue(self, data + at + HEADER_BYTES, bytes, arrived);
+        at += HEADER_BYTES + bytes;
+    }
+    Py_XDECREF(arrived);
+    return result < 0 ? -1 : run_queue(self);
+}
+
+/* ---- the port ---------------------------------------------------------------------------------------------------- */
+
 PyDoc_STRVAR(turn_doc,
              "turn($self, /)\n"
              "--\n\n"
-             "Wait for bytes, between frames, and answer them if they are one plain request.\n"
+             "Wait for bytes, between frames, and answer them if they are plain requests.\n"
              "\n"
              "Returns:\n"
              "    True if they were, or if a signal came first; else the bytes as they came, and None at\n"
@@ -740,8 +1027,8 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     Plain *self = (Plain *)object;
     const unsigned char *data = (const unsigned char *)self->buffer;
     PyObject *options;
-    Py_ssize_t size, body_at;
-    int failed, is_plain, fd = fd_of(self, W_reads);
+    Py_ssize_t size, options_bytes, first, whole;
+    int failed, result, fd = fd_of(self, W_reads);
     if (fd == -1 && PyErr_Occurred()) {
         return NULL;
     }
@@ -764,20 +1051,18 @@ turn(PyObject *object, PyObject *Py_UNUSED(none))
     if (options == NULL) {
         return NULL;
     }
-    body_at = OPTIONS_AT + PyBytes_Size(options);
-    is_plain = size >= body_at && memcmp(data + HEADER_BYTES, request_head, sizeof(request_head)) == 0 &&
-               memcmp(data + OPTIONS_AT, PyBytes_AsString(options), (size_t)(body_at - OPTIONS_AT)) == 0 &&
-               ((Py_ssize_t)data[0] << 24 | (Py_ssize_t)data[1] << 16 | (Py_ssize_t)data[2] << 8 | data[3]) ==
-                   size - HEADER_BYTES &&
-               size - HEADER_BYTES <= self->max_frame_bytes;
+    options_bytes = PyBytes_Size(options);
+    first = whole = plain_request(self, data, size, options, options_bytes);
+    while (UNLIKELY(whole > 0 && whole < size)) {
+        Py_ssize_t next = plain_request(self, data + whole, size - whole, options, options_bytes);
+        whole = next > 0 ? whole + next : 0;
+    }
     Py_DECREF(options);
-    if (!is_plain) {
+    if (whole == 0) {
         return PyBytes_FromStringAndSize(self->buffer, size);
     }
-    if (answer(self, size, body_at) < 0) {
-        return NULL;
-    }
-    return Py_NewRef(Py_True);
+    result = LIKELY(first == size) ? answer(self, size, OPTIONS_AT + options_bytes) : answer_all(self, size);
+    return result < 0 ? NULL : Py_NewRef(Py_True);
 }
 
 PyDoc_STRVAR(run_doc,
@@ -915,6 +1200,9 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
     NUMBER(read_bytes)
     NUMBER(max_frame_bytes)
     NUMBER(max_depth)
+    NUMBER(held_replies)
+    NUMBER(reply_hold_us)
+    NUMBER(look_again_us)
 #undef NUMBER
     self->codec = PyCapsule_Import(NATIVE_API_NAME, 0);
     if (self->codec == NULL) {

@@ -1,17 +1,18 @@
-"""The plain request: one eval or call that comes alone, with the options that are usual.
+"""The plain request: an eval or call that comes alone, with the options that are usual.
 
 The hot path, for main: nothing to put in order, no look at the clock, and nothing is cut out of
 the bytes that were read: a message is evaluated where it stands, behind its header. Whatever is
 not plain is left untouched, for the frame reader and the dispatcher.
 
-For an eval all of it is C (plain.c), from the read to the write, where that could be built; what is
-here does the rest.
+For evals all of it is C (plain.c), from the read to the write, where that could be built, and there
+several may come together; what is here does the rest.
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+from time import monotonic
 
 from port_server.etf import codec_name
 from port_server.protocol.framing import HEADER_BYTES, length_at
@@ -24,6 +25,7 @@ from port_server.protocol.messages import (
 )
 from port_server.runtime.snippet import PLAIN
 
+from .dispatcher import LOOK_AGAIN_US
 from .evaluate import check_yield, no_eval
 
 TYPE_CHECKING = False
@@ -132,9 +134,19 @@ class PlainRequests:
             plain_kind=PLAIN,
             native=native,
             page=lane.page.map,
+            monotonic=monotonic,
+            enqueue=dispatcher.queue.append,
+            dequeue=dispatcher.queue.popleft,
+            unshift=dispatcher.queue.appendleft,
+            hold_back=channel.held.append,
+            take_held=channel.held.popleft,
+            put_back=channel.held.appendleft,
             read_bytes=settings.read_bytes,
             max_frame_bytes=settings.max_frame_bytes,
             max_depth=settings.max_depth,
+            held_replies=settings.held_replies,
+            reply_hold_us=settings.reply_hold_us,
+            look_again_us=LOOK_AGAIN_US,
         )
         server.window.evaluating = plain.is_evaluating
         self.receive = plain.turn

@@ -175,7 +175,7 @@ def test_every_answer_to_an_odd_request_is_the_same():
 
 
 def test_several_at_once_are_the_same():
-    """What is read together goes through a queue."""
+    """What is read together goes through a queue, which the C runs as well."""
 
     def ask(port):
         cases = [case for case in CASES if "fork" not in case and "stdout" not in case]
@@ -186,6 +186,75 @@ def test_several_at_once_are_the_same():
     with_c, without = both(ask)
     for case, said in without.items():
         assert with_c[case] == said, case
+
+
+def batch(port, *codes, deadline_ms=60_000):
+    """Write evals together, with the options that are usual by then; give their ids."""
+    with port.at_once():
+        return [port.eval(code, deadline_ms=deadline_ms) for code in codes]
+
+
+def test_more_than_a_write_takes_comes_in_order():
+    """Small replies, large ones and those in parts, hundreds at once, each once."""
+    sizes = [1, 300, 17_000, 2, 70_000, 5_000, 16_300, 3] * 80
+
+    def ask(port):
+        names = batch(port, *(f"print({n}); 'x' * {size}" for n, size in enumerate(sizes)))
+        names += batch(port, *(f"{n}, b'y' * {size}" for n, size in enumerate(sizes)))
+        return [all_of(port, name) for name in names]
+
+    with_c, without = both(ask)
+    assert with_c == without
+    assert [len(said[-1][1]) for said in with_c[: len(sizes)]] == sizes
+
+
+def test_a_reply_does_not_wait_for_slow_code_behind_it():
+    """Code that is not known to be quick lets the replies go that are held."""
+    with Port() as port:
+        port.value(port.eval("0", deadline_ms=60_000))
+        quick, slow, last = batch(port, "1", "import time; time.sleep(0.5); 2", "3")
+        assert port.value(quick) == 1
+        assert not port.answered(slow)
+        assert port.value(slow) == 2
+        assert port.value(last) == 3
+        # And what was slow once is held to be slow.
+        quick, slow = batch(port, "4", "import time; time.sleep(0.5); 2")
+        assert port.value(quick) == 4
+        assert not port.answered(slow)
+        assert port.value(slow) == 2
+
+
+def test_what_waits_behind_another_can_be_cancelled():
+    """It never begins, and who comes behind it is served."""
+    with Port() as port:
+        port.value(port.eval("0", deadline_ms=60_000))
+        slow, late, last = batch(port, "import time; time.sleep(0.3); 1", "2", "3")
+        port.tell(Atom("cancel"), late)
+        assert port.value(slow) == 1
+        error = port.error(late)
+        assert error["kind"] == "cancelled"
+        assert error["begun"] is False
+        assert port.value(last) == 3
+
+
+def test_what_waits_too_long_behind_another_does_not_begin():
+    """The deadline counts the time in the queue."""
+    with Port() as port:
+        port.value(port.eval("0", deadline_ms=200))
+        slow, late = batch(port, "import time; time.sleep(0.4); 1", "2", deadline_ms=200)
+        assert port.value(slow) == 1
+        assert port.error(late)["kind"] == "timeout"
+
+
+def test_what_waits_behind_another_runs_aside_if_it_can():
+    """Async code does not wait for a main lane that is busy."""
+    with Port() as port:
+        port.value(port.eval("0", deadline_ms=60_000))
+        aside = "import asyncio; await asyncio.sleep(0); 1"
+        slow, quick = batch(port, "import time; time.sleep(0.5); 2", aside)
+        assert port.value(quick) == 1
+        assert not port.answered(slow)
+        assert port.value(slow) == 2
 
 
 def test_nothing_is_kept():
@@ -206,6 +275,11 @@ def test_nothing_is_kept():
                     for message in all_of(port, name):
                         if message[0] == "ok" and len(message) == 3:
                             port.tell(Atom("release"), message[2])
+                with port.at_once():
+                    names = [port.eval(code, given, deadline_ms=60_000) for code, given in cases]
+                for message in (message for name in names for message in all_of(port, name)):
+                    if message[0] == "ok" and len(message) == 3:
+                        port.tell(Atom("release"), message[2])
             return port.value(port.eval(count, deadline_ms=60_000))
 
         counts = [turns(200) for _ in range(5)]

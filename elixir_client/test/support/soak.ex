@@ -16,6 +16,9 @@ defmodule PyPort.Test.Soak do
   @segments 6
   # After so many everything that is loaded on first use is loaded.
   @warm_segments 2
+  # How often what is there is counted at the end of a segment.
+  @looks 10
+  @between_looks_ms 20
   @memory_limit 1_073_741_824
   # Of a request that should not meet its timeout, if nobody harms its server.
   @timeout 4_000
@@ -314,15 +317,28 @@ defmodule PyPort.Test.Soak do
     for name <- [@steady | @servers], do: quiet!(name)
     Enum.each(Process.list(), &:erlang.garbage_collect/1)
 
-    %{
+    Map.merge(counts(), %{
       atoms: :erlang.system_info(:atom_count),
+      beam_mib: mib(:erlang.memory(:total)),
+      steady_mib: mib(rss(Server.os_pid(@steady)))
+    })
+  end
+
+  # What was told to end may be ending yet; what is left is there at every look.
+  defp counts do
+    Enum.reduce(1..@looks, %{}, fn _, least ->
+      Process.sleep(@between_looks_ms)
+      Map.merge(least, count(), fn _key, one, other -> min(one, other) end)
+    end)
+  end
+
+  defp count do
+    %{
       processes: length(Process.list()),
       ports: length(Port.list()),
       tables: length(:ets.all()),
       terms: :persistent_term.info().count,
-      fds: length(File.ls!("/proc/self/fd")),
-      beam_mib: mib(:erlang.memory(:total)),
-      steady_mib: mib(rss(Server.os_pid(@steady)))
+      fds: length(File.ls!("/proc/self/fd"))
     }
   end
 
@@ -367,12 +383,19 @@ defmodule PyPort.Test.Soak do
 
     for key <- [:processes, :ports, :tables, :terms, :fds],
         last[key] > earlier |> Enum.map(& &1[key]) |> Enum.max() do
-      raise "#{key} grow: #{inspect(Enum.map(samples, & &1[key]))}"
+      counts = Enum.map(samples, & &1[key])
+
+      raise "#{key} grow: #{inspect(counts, charlists: :as_lists)}#{if key == :processes, do: "; " <> processes()}"
     end
 
     for key <- [:beam_mib, :steady_mib], last[key] > first[key] * 1.15 + 4 do
       raise "#{key} grows: #{inspect(Enum.map(samples, & &1[key]))}"
     end
+  end
+
+  defp processes do
+    processes = Process.list() |> Enum.map(&:proc_lib.translate_initial_call/1) |> Enum.frequencies()
+    "now there are #{inspect(processes, limit: :infinity)}"
   end
 
   # An atom by its number in the table, which is how the BEAM writes it for itself alone.
