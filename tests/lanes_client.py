@@ -16,6 +16,8 @@ import time
 from port_server.etf import Atom, decode, encode
 
 MS = 0.001
+# A prelude: requests and calls take the general path.
+WITHOUT_C = "import sys; sys.modules['port_server.server._plain'] = None; "
 START = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
 
 

@@ -13,7 +13,6 @@ from itertools import count
 
 from port_server.etf import EncodeError, encode_parts
 from port_server.protocol import messages, outgoing
-from port_server.protocol.framing import HEADER_BYTES, length_at
 from port_server.runtime.beam import Cancelled
 from port_server.runtime.objects import Exports
 
@@ -21,8 +20,8 @@ from .call import Call
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
-    from typing import Any, Final
+    from collections.abc import Awaitable, Callable
+    from typing import Any, Final, NoReturn
 
     from port_server.protocol.framing import Frame
     from port_server.settings import Settings
@@ -37,11 +36,8 @@ if TYPE_CHECKING:
 
 # Frames of the interpreter's own that one level of nesting takes, and then some: below that much
 # room a RecursionError could strike in the middle of ours.
-_HEADROOM: Final = 80
+HEADROOM: Final = 80
 _NOBODY: Final = messages.id_term_of(b"")
-# How the answer to a call begins, and where its result stands, in what was read.
-_ANSWER_HEAD: Final = b"\x83h\x03w\x06answerm\0\0\0\x08"
-_RESULT_AT: Final = HEADER_BYTES + len(_ANSWER_HEAD) + 8
 GONE: Final = "the other side of the port is gone, nobody answers any more"
 
 
@@ -49,6 +45,10 @@ class Calls:
     """The calls of one server; what `runtime.beam` reaches the BEAM through.
 
     Attributes:
+        ask: does what is to be done for a call from main if it is a usual one, else nothing, and
+            gives NotImplemented; None where there is no C for it.
+        gone: whether no answer comes any more.
+        numbers: what calls are told apart by.
         pending: those that are not answered, by their id.
     """
 
@@ -58,11 +58,12 @@ class Calls:
         "_channel",
         "_control",
         "_dispatcher",
-        "_gone",
         "_lane",
-        "_numbers",
         "_settings",
         "_stdio",
+        "ask",
+        "gone",
+        "numbers",
         "pending",
     )
 
@@ -77,15 +78,16 @@ class Calls:
         control: Control,
         settings: Settings,
     ) -> None:
+        self.ask: Callable[[bytes, Any, list[Any]], Any] | None = None
         self.pending: dict[bytes, Call] = {}
         self._async = async_lane
-        self._gone = False
+        self.gone = False
         self._baton = baton
         self._channel = channel
         self._control = control
         self._dispatcher = dispatcher
         self._lane = lane
-        self._numbers = count(1)
+        self.numbers = count(1)
         self._settings = settings
         self._stdio = stdio
 
@@ -171,7 +173,7 @@ class Calls:
 
     def fail_all(self) -> None:
         """Let everyone who waits know that no answer comes, and whoever calls from now on."""
-        self._gone = True
+        self.gone = True
         for call in list(self.pending.values()):
             call.failure = RuntimeError(GONE)
             call.wake()
@@ -194,18 +196,22 @@ class Calls:
                 max_bytes=settings.max_frame_bytes,
             )
         except BaseException as error:
-            exports.undo()
-            if isinstance(error, EncodeError):
-                raise error.at("args") from None
-            raise
+            self.not_written(error, exports)
         if exports.ids:
             parts = messages.with_objects(parts, exports.take())
         return parts
 
+    def not_written(self, error: BaseException, exports: Exports) -> NoReturn:
+        """Raise what kept the arguments of a call from being written."""
+        exports.undo()
+        if isinstance(error, EncodeError):
+            raise error.at("args") from None
+        raise error
+
     def _begin(self, call: Call, function: Any, args: list[Any]) -> None:
         parts = self._written(call, function, args, Exports(self._lane.evaluator.objects))
         self.pending[call.id] = call
-        if self._gone:  # looked at once the call can be seen: nobody is missed
+        if self.gone:  # looked at once the call can be seen: nobody is missed
             raise RuntimeError(GONE)
         self._channel.hold(parts)
         self._channel.write_out()
@@ -213,7 +219,13 @@ class Calls:
     def _end(self, call: Call) -> None:
         self.pending.pop(call.id, None)
 
-    def _result(self, call: Call) -> Any:
+    def result(self, call: Call) -> Any:
+        """Read the result of a call that is over.
+
+        Raises:
+            ElixirError: the call failed.
+            DecodeError: it cannot be read.
+        """
         dispatcher = self._dispatcher
         # Most are answered while there is no request but plain ones.
         special = dispatcher.turns.jobs or self._async.jobs
@@ -222,57 +234,48 @@ class Calls:
         )
 
     def _in_main(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
-        """Call from main: the way that most calls take, and written out for it."""
+        """Call from main: the way that most calls take. For most of those there is C, see `ask`."""
+        if self.ask is not None:
+            result = self.ask(id_term, function, args)
+            if result is not NotImplemented:
+                return result
         lane = self._lane
-        if lane.cancelled:
-            lane.check()
+        lane.check()
         self._check_depth(len(lane.below))
-        call = Call(next(self._numbers), id_term)
-        call_id = call.id
+        call = Call(next(self.numbers), id_term)
         baton = self._baton
-        channel = self._channel
-        dispatcher = self._dispatcher
-        reader = channel.reader
         paused = lane.pause()
         try:
             # Main's own exports are free: `pause` has put aside what they were at.
             parts = self._written(call, function, args, lane.evaluator.exports)
             # Before it is written, or the control thread might read the answer.
-            if not baton.lock.acquire(False):
-                baton.wait()
+            baton.take_back()
             try:
-                self.pending[call_id] = call
-                if self._gone:
+                self.pending[call.id] = call
+                if self.gone:
                     raise RuntimeError(GONE)
-                channel.send(parts)
-                if reader.between and not (lane.cancelled or dispatcher.turns.held):
-                    # The next read brings the answer, and nothing else, for most: it is taken where
-                    # it stands, past the router.
-                    data = channel.receive()
-                    if data is None:
-                        raise RuntimeError(GONE)
-                    size = len(data) - HEADER_BYTES
-                    if (
-                        data.startswith(_ANSWER_HEAD + call_id, HEADER_BYTES)
-                        and length_at(data)[0] == size
-                        and size <= reader.max_frame_bytes
-                    ):
-                        call.answered = data, _RESULT_AT
-                    else:
-                        dispatcher.route(reader.feed(data))
-                        channel.write_out()  # a pong, an error: what routing has held
-                if call.answered is None:
-                    self._pump(call)
-                elif call.queue or call.streams:  # they came with it
-                    dispatcher.adopt(call)
+                self._channel.send(parts)
+                self._pump(call)
             finally:
-                self.pending.pop(call_id, None)
+                self._end(call)
                 baton.let_go()
         finally:
             lane.resume(paused)
-        if lane.cancelled:
-            lane.check()
-        return self._result(call)
+        lane.check()
+        return self.result(call)
+
+    def go_on(self, call: Call, data: bytes | None) -> None:
+        """Wait on for the answer to a call of main's whose first read brought something else.
+
+        Args:
+            call: one that is pending, and written. With the baton.
+            data: what was read, or None at the end.
+        """
+        if data is None:
+            raise RuntimeError(GONE)
+        self._dispatcher.route(self._channel.reader.feed(data))
+        self._channel.write_out()  # a pong, an error: what routing has held
+        self._pump(call)
 
     def _pump(self, call: Call) -> None:
         """Read the port until the call is answered, and run what was made from within it."""
@@ -298,7 +301,7 @@ class Calls:
 
     def _in_thread(self, id_term: bytes, function: Any, args: list[Any]) -> Any:
         self._check_depth(0)
-        call = Call(next(self._numbers), id_term)
+        call = Call(next(self.numbers), id_term)
         call.lock = allocate_lock()
         call.lock.acquire()
         try:
@@ -313,7 +316,7 @@ class Calls:
             self._end(call)
             while call.queue:  # came with the answer
                 self._dispatcher.run_guest(call.queue.popleft())
-        return self._result(call)
+        return self.result(call)
 
     async def _awaited(self, call: Call, function: Any, args: list[Any]) -> Any:
         call.future = self._async.loop.create_future()
@@ -323,10 +326,10 @@ class Calls:
             await call.future
         finally:
             self._end(call)
-        return self._result(call)
+        return self.result(call)
 
     def _await(self, id_term: bytes, function: Any, args: list[Any]) -> Awaitable[Any]:
-        return self._awaited(Call(next(self._numbers), id_term), function, args)
+        return self._awaited(Call(next(self.numbers), id_term), function, args)
 
     def _check_depth(self, waiting: int) -> None:
         limit = self._settings.max_nested_calls
@@ -337,7 +340,7 @@ class Calls:
             )
         try:
             # A negative number gives the frame itself, which is there as well.
-            sys._getframe(sys.getrecursionlimit() - _HEADROOM)  # noqa: SLF001
+            sys._getframe(sys.getrecursionlimit() - HEADROOM)  # noqa: SLF001
         except ValueError:
             return
         raise RecursionError("maximum recursion depth nearly reached in a call into the BEAM")

@@ -7,11 +7,14 @@
  * needed (compiling, a failure, a value to be awaited, a write that takes a part) is a call of the methods that the
  * general path has for it.
  *
+ * A call into the BEAM from main is here as well: from the write that brings it there to the read that brings its answer.
+ *
  * Signal handlers run between bytecodes, so in here only in those of user code and of the methods that are called.
  * What they raise may end the request while `evaluating` says so, and nothing else; see window.py.
  *
- * Without the GIL are only the read, and a write that has to wait. The buffer is used between them and not across user code, in
- * which `run` may be called again; a frame of it that is needed for longer is copied.
+ * Without the GIL are only the reads, and a write that has to wait. A call from user code has a buffer of its own, because the
+ * one of the request may yet be needed; neither is used across user code, in which both `run` and `ask` may be called
+ * again: a frame that is needed for longer is copied.
  */
 
 #define _GNU_SOURCE /* pwritev2 */
@@ -39,6 +42,11 @@ static const unsigned char request_head[] = {131, 'h', 5, 'w', 4, 'e', 'v', 'a',
 static const unsigned char no_globals[] = {'t', 0, 0, 0, 0};
 /* {ok, Id, Value}, up to the id. */
 static const char reply_head[] = {(char)131, 'h', 3, 'w', 2, 'o', 'k'};
+/* {invoke, Id, CallId, Function, Args}, up to the id; and {answer, CallId, {ok, Value}}, up to the id, and behind it. */
+static const char invoke_head[] = {(char)131, 'h', 5, 'w', 6, 'i', 'n', 'v', 'o', 'k', 'e'};
+static const char answer_head[] = {(char)131, 'h', 3, 'w', 6, 'a', 'n', 's', 'w', 'e', 'r', 'm', 0, 0, 0, 8};
+static const char answer_ok[] = {'h', 2, 'w', 2, 'o', 'k'};
+#define CALL_ID_BYTES 8
 /* A reply this large is written from here, and a larger one in parts: channel.py's bound, and the header. */
 #define ROOM_BYTES (16384 + HEADER_BYTES)
 /* Of the status page, see page.py. */
@@ -52,7 +60,8 @@ static const char reply_head[] = {(char)131, 'h', 3, 'w', 2, 'o', 'k'};
     X(held) X(queue) X(ready) X(dropped) X(requests) X(snippets) X(base) X(names) X(namespaces) X(sys_dict)            \
     X(take_baton) X(leave_baton) X(take_writing) X(leave_writing) X(compile) X(check_yield) X(not_an_eval)             \
     X(export_value) X(collect) X(with_objects) X(plain_kind) X(native) X(page) X(monotonic) X(enqueue) X(dequeue)      \
-    X(unshift) X(hold_back) X(take_held) X(put_back)
+    X(unshift) X(hold_back) X(take_held) X(put_back) X(calls) X(pending) X(numbers) X(new_call) X(reader) X(below)      \
+    X(cancelled) X(turns_held) X(turns_jobs) X(tasks) X(get_frame) X(recursion_limit)
 
 /* The attributes and methods of those that are used. */
 #define WORDS(X)                                                                                                       \
@@ -60,7 +69,7 @@ static const char reply_head[] = {(char)131, 'h', 3, 'w', 2, 'o', 'k'};
     X(gone) X(ran) X(source) X(kind) X(suspect) X(expression) X(run) X(stdout) X(stderr) X(stdin) X(__loader__)        \
     X(fresh) X(write_out) X(failed) X(interrupted) X(answer_unusual) X(leave) X(settle) X(send)        \
     X(finish) X(receive) X(answered) X(eval) X(mixed) X(usual_deadline_ms) X(time) X(held_bytes) X(hold) X(look_again) \
-    X(work)
+    X(work) X(resumed) X(between) X(flush_of) X(pop) X(go_on) X(not_written) X(result) X(check)
 
 enum {
 #define X(name) P_##name,
@@ -83,17 +92,21 @@ typedef struct {
     const NativeApi *codec;
     Py_buffer page;
     char *buffer; /* what was read */
+    char *answer; /* the same, where code waits for the answer to a call */
     Py_ssize_t read_bytes;
     Py_ssize_t max_frame_bytes;
     long held_replies;
     long reply_hold_us;
     long look_again_us;
+    long max_nested_calls;
+    long headroom;
     int max_depth;
     int evaluating;
     int must_let_go;
 } Plain;
 
-/* A reply: `size` bytes behind the header's place in `room`; or parts; or neither, if it comes later. */
+/* A frame to be written, most often a reply: `size` bytes behind the header's place in `room`; or parts; or neither, if it
+ * comes later. */
 typedef struct {
     PyObject *parts;
     Py_ssize_t size;
@@ -316,17 +329,14 @@ prepare(Plain *self, PyObject *snippet)
     return SET(evaluator, ran, snippet);
 }
 
-/* Writes the reply that carries a value of a usual type. */
+/* Makes the frame of a message that ends with `value`, and with the objects in it, if there are any. */
 static int
-write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
+write_message(Plain *self, const char *head, Py_ssize_t head_bytes, PyObject *value, Reply *reply)
 {
-    char head[sizeof(reply_head) + ID_TERM_BYTES];
-    NativeWriting how = {head,           sizeof(head),    PART(export_value), self->max_frame_bytes,
+    NativeWriting how = {head,           head_bytes,      PART(export_value), self->max_frame_bytes,
                          self->max_depth, ROOM_BYTES - HEADER_BYTES};
     PyObject *ids, *parts;
     Py_ssize_t count;
-    memcpy(head, reply_head, sizeof(reply_head));
-    memcpy(head + sizeof(reply_head), PyBytes_AsString(id_term), ID_TERM_BYTES);
     parts = self->codec->write(PART(native), value, &how, reply->room + HEADER_BYTES, &reply->size);
     if (parts == NULL) {
         return -1;
@@ -362,6 +372,16 @@ write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
     }
     reply->parts = parts;
     return 0;
+}
+
+/* Makes the reply that carries a value of a usual type. */
+static int
+write_reply(Plain *self, PyObject *value, PyObject *id_term, Reply *reply)
+{
+    char head[sizeof(reply_head) + ID_TERM_BYTES];
+    memcpy(head, reply_head, sizeof(reply_head));
+    memcpy(head + sizeof(reply_head), PyBytes_AsString(id_term), ID_TERM_BYTES);
+    return write_message(self, head, sizeof(head), value, reply);
 }
 
 /* Reads the body of an eval, runs it, and makes its reply; as Evaluator.evaluate, but what goes wrong is an exception,
@@ -538,35 +558,42 @@ is_untidy(Plain *self)
 }
 
 static int
-count_up(Plain *self)
+count_up(Plain *self, int word)
 {
     int result;
     long long count;
-    PyObject *number = GET(baton, sequence);
+    PyObject *number = PyObject_GetAttr(PART(baton), self->words[word]);
     if (number == NULL) {
         return -1;
     }
     count = PyLong_AsLongLong(number);
     Py_DECREF(number);
     number = PyLong_FromLongLong(count + 1);
-    result = number == NULL ? -1 : SET(baton, sequence, number);
+    result = number == NULL ? -1 : PyObject_SetAttr(PART(baton), self->words[word], number);
     Py_XDECREF(number);
     return result;
+}
+
+/* User code begins or goes on: others may have the baton. */
+static int
+let_baton_go(Plain *self)
+{
+    int parked;
+    if (count_up(self, W_sequence) < 0 || done(PyObject_CallFunctionObjArgs(PART(leave_baton), NULL)) < 0) {
+        return -1;
+    }
+    parked = FLAG(baton, parked);
+    return parked > 0 ? done(CALL0(baton, wake)) : parked;
 }
 
 static int
 enter(Plain *self, PyObject *id_term)
 {
-    int parked;
     if (SET(lane, running, id_term) < 0 || SET(output, running, id_term) < 0) {
         return -1;
     }
     show_running(self, PyBytes_AsString(id_term));
-    if (count_up(self) < 0 || done(PyObject_CallFunctionObjArgs(PART(leave_baton), NULL)) < 0) {
-        return -1;
-    }
-    parked = FLAG(baton, parked);
-    return parked > 0 ? done(CALL0(baton, wake)) : parked;
+    return let_baton_go(self);
 }
 
 static int
@@ -706,7 +733,7 @@ put_header(Reply *reply)
 }
 
 static int
-send_reply(Plain *self, Reply *reply)
+send_frame(Plain *self, Reply *reply)
 {
     PyObject *parts;
     int result;
@@ -751,7 +778,7 @@ answer(Plain *self, Py_ssize_t size, Py_ssize_t body_at)
         Py_XDECREF(parts);
     }
     else if (LIKELY(result == 0)) {
-        result = send_reply(self, &reply);
+        result = send_frame(self, &reply);
         if (LIKELY(result == 0)) {
             result = SET(lane, running, Py_None);
             show_none(self);
@@ -1106,6 +1133,229 @@ run(PyObject *object, PyObject *args)
     return parts;
 }
 
+/* ---- calls into the BEAM ----------------------------------------------------------------------------------------- */
+
+/* Tells whether a call is a usual one, and can be made. */
+static int
+may_ask(Plain *self, PyObject *id_term, PyObject *function, PyObject *arguments)
+{
+    PyObject *frame, *limit;
+    long number, depth;
+    int flags;
+    if (PyObject_Size(PART(cancelled)) != 0 || PyObject_Size(PART(turns_held)) != 0 ||
+        PyObject_Size(PART(below)) >= self->max_nested_calls || Py_TYPE(id_term) != &PyBytes_Type ||
+        PyBytes_Size(id_term) != ID_TERM_BYTES || Py_TYPE(function) != &PyLong_Type ||
+        Py_TYPE(arguments) != &PyList_Type) {
+        return 0;
+    }
+    number = PyLong_AsLong(function);
+    if (number < 0 || number > 255) {
+        PyErr_Clear();
+        return 0;
+    }
+    flags = FLAG(calls, gone);
+    if (flags == 0) {
+        flags = FLAG(reader, between);
+        flags = flags < 0 ? -1 : !flags;
+    }
+    if (flags != 0) {
+        return flags < 0 ? -1 : 0;
+    }
+    /* As Calls._check_depth: that deep there is no frame yet. */
+    limit = PyObject_CallFunctionObjArgs(PART(recursion_limit), NULL);
+    if (limit == NULL) {
+        return -1;
+    }
+    depth = PyLong_AsLong(limit) - self->headroom;
+    Py_DECREF(limit);
+    frame = PyObject_CallFunction(PART(get_frame), "l", depth);
+    if (UNLIKELY(frame != NULL)) {
+        Py_DECREF(frame);
+        return 0;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
+        return -1;
+    }
+    PyErr_Clear();
+    return 1;
+}
+
+/* Reads the answer to a call; its frame, or None with `call` answered, or NULL with an exception. */
+static PyObject *
+read_answer(Plain *self, PyObject *call, const char *call_id)
+{
+    PyObject *data;
+    Py_ssize_t size;
+    int failed, fd = fd_of(self, W_reads);
+    if (fd == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    size = read(fd, self->answer, (size_t)self->read_bytes);
+    failed = errno;
+    Py_END_ALLOW_THREADS
+    if (LIKELY(size >= (Py_ssize_t)(HEADER_BYTES + sizeof(answer_head) + CALL_ID_BYTES))) {
+        const char *frame = self->answer + HEADER_BYTES;
+        if (LIKELY(memcmp(frame, answer_head, sizeof(answer_head)) == 0 &&
+                   memcmp(frame + sizeof(answer_head), call_id, CALL_ID_BYTES) == 0 &&
+                   length_at((const unsigned char *)self->answer) == size - HEADER_BYTES &&
+                   size - HEADER_BYTES <= self->max_frame_bytes)) {
+            return PyBytes_FromStringAndSize(frame, size - HEADER_BYTES);
+        }
+    }
+    if (size > 0 || (size < 0 && failed == EINTR)) { /* a handler of Python's runs in there */
+        data = PyBytes_FromStringAndSize(self->answer, size < 0 ? 0 : size);
+    }
+    else {
+        data = size == 0 ? Py_NewRef(Py_None) : CALL0(channel, receive);
+    }
+    if (data != NULL) {
+        int result = done(CALL(calls, go_on, call, data));
+        Py_DECREF(data);
+        return result < 0 ? NULL : Py_NewRef(Py_None);
+    }
+    return NULL;
+}
+
+/* Writes a call, and waits for the answer; gives what `read_answer` gives. */
+static PyObject *
+exchange(Plain *self, PyObject *call, const char *call_id, PyObject *id_term, PyObject *function, PyObject *arguments)
+{
+    char head[sizeof(invoke_head) + ID_TERM_BYTES + ID_TERM_BYTES + 2], *at = head;
+    PyObject *frame = NULL, *key, *type, *error, *traceback;
+    Reply invoke;
+    int result;
+    memcpy(at, invoke_head, sizeof(invoke_head));
+    at += sizeof(invoke_head);
+    memcpy(at, PyBytes_AsString(id_term), ID_TERM_BYTES);
+    at += ID_TERM_BYTES;
+    memcpy(at, answer_head + sizeof(answer_head) - 5, 5); /* a binary of 8 bytes */
+    memcpy(at + 5, call_id, CALL_ID_BYTES);
+    at += ID_TERM_BYTES;
+    *at++ = 'a';
+    *at++ = (char)PyLong_AsLong(function);
+    invoke.parts = NULL;
+    invoke.size = 0;
+    if (UNLIKELY(write_message(self, head, at - head, arguments, &invoke) < 0)) {
+        error = take_exception();
+        Py_XDECREF(CALL(calls, not_written, error, PART(exports)));
+        Py_DECREF(error);
+        return NULL;
+    }
+    key = PyBytes_FromStringAndSize(call_id, CALL_ID_BYTES);
+    if (key == NULL || take_baton_back(self) < 0) { /* before it is written, or another might read the answer */
+        Py_XDECREF(key);
+        Py_XDECREF(invoke.parts);
+        return NULL;
+    }
+    result = PyDict_SetItem(PART(pending), key, call);
+    if (result == 0 && send_frame(self, &invoke) == 0) {
+        frame = read_answer(self, call, call_id);
+    }
+    Py_XDECREF(invoke.parts);
+    PyErr_Fetch(&type, &error, &traceback);
+    if (PyDict_DelItem(PART(pending), key) < 0) {
+        PyErr_Clear(); /* it was taken out with the answer */
+    }
+    Py_DECREF(key);
+    if (count_up(self, W_resumed) < 0 || let_baton_go(self) < 0) {
+        Py_CLEAR(frame);
+        return NULL;
+    }
+    PyErr_Restore(type, error, traceback);
+    return frame;
+}
+
+/* The value that an answer carries. */
+static PyObject *
+value_of(Plain *self, PyObject *call, PyObject *frame)
+{
+    const Py_ssize_t at = sizeof(answer_head) + CALL_ID_BYTES;
+    PyObject *where;
+    Py_ssize_t end;
+    int result;
+    if (frame == Py_None) {
+        return CALL(calls, result, call);
+    }
+    if (LIKELY(PyObject_Size(PART(turns_jobs)) == 0 && PyObject_Size(PART(tasks)) == 0 &&
+               PyBytes_Size(frame) > at + (Py_ssize_t)sizeof(answer_ok) &&
+               memcmp(PyBytes_AsString(frame) + at, answer_ok, sizeof(answer_ok)) == 0)) {
+        return self->codec->read(PART(native), frame, at + sizeof(answer_ok), self->max_depth, &end);
+    }
+    where = Py_BuildValue("(On)", frame, at);
+    result = where == NULL ? -1 : PyObject_SetAttrString(call, "answered", where);
+    Py_XDECREF(where);
+    return result < 0 ? NULL : CALL(calls, result, call);
+}
+
+PyDoc_STRVAR(ask_doc,
+             "ask($self, id_term, function, args, /)\n"
+             "--\n\n"
+             "Do what Calls._in_main does, if the call is a usual one.\n"
+             "\n"
+             "Args:\n"
+             "    id_term: the request that the function was given to, as the bytes of its id's term.\n"
+             "    function: its number.\n"
+             "    args: a list.\n"
+             "\n"
+             "Returns:\n"
+             "    The result; NotImplemented if nothing was done.");
+
+static PyObject *
+ask(PyObject *object, PyObject *args)
+{
+    Plain *self = (Plain *)object;
+    PyObject *id_term, *function, *arguments, *number, *call, *id, *type, *error, *traceback;
+    PyObject *running = NULL, *ids = NULL, *empty = NULL, *frame = NULL, *value;
+    int usual;
+    if (!PyArg_ParseTuple(args, "OOO:ask", &id_term, &function, &arguments)) {
+        return NULL;
+    }
+    usual = may_ask(self, id_term, function, arguments);
+    if (usual <= 0) {
+        return usual < 0 ? NULL : Py_NewRef(Py_NotImplemented);
+    }
+    number = PyIter_Next(PART(numbers));
+    call = number == NULL ? NULL : PyObject_CallFunctionObjArgs(PART(new_call), number, id_term, NULL);
+    Py_XDECREF(number);
+    if (call == NULL) {
+        return NULL;
+    }
+    id = PyObject_GetAttrString(call, "id");
+    running = GET(lane, running);
+    ids = GET(exports, ids);
+    empty = PyList_New(0);
+    /* As MainLane.pause. */
+    if (id == NULL || running == NULL || ids == NULL || empty == NULL ||
+        (PyObject_Size(PART(requests)) != 0 && done(CALL(output, flush_of, running)) < 0) ||
+        PyList_Append(PART(below), running) < 0) {
+        goto leave;
+    }
+    if (SET(output, running, Py_None) == 0 && SET(lane, running, Py_None) == 0 && SET(exports, ids, empty) == 0) {
+        frame = exchange(self, call, PyBytes_AsString(id), id_term, function, arguments);
+    }
+    /* As MainLane.resume. */
+    PyErr_Fetch(&type, &error, &traceback);
+    if (SET(exports, ids, ids) < 0 || done(CALL0(below, pop)) < 0 || SET(lane, running, running) < 0 ||
+        SET(output, running, running) < 0) {
+        Py_CLEAR(frame);
+        goto leave;
+    }
+    PyErr_Restore(type, error, traceback);
+    if (UNLIKELY(frame != NULL && PyObject_Size(PART(cancelled)) != 0 && done(CALL0(lane, check)) < 0)) {
+        Py_CLEAR(frame);
+    }
+leave:
+    value = frame == NULL ? NULL : value_of(self, call, frame);
+    Py_XDECREF(frame);
+    Py_XDECREF(empty);
+    Py_XDECREF(ids);
+    Py_XDECREF(running);
+    Py_XDECREF(id);
+    Py_DECREF(call);
+    return value;
+}
+
 /* ---- the type ---------------------------------------------------------------------------------------------------- */
 
 static int
@@ -1145,6 +1395,7 @@ plain_dealloc(PyObject *object)
         PyBuffer_Release(&self->page);
     }
     PyMem_Free(self->buffer);
+    PyMem_Free(self->answer);
     plain_clear(object);
     free_object(object);
     Py_DECREF(type);
@@ -1203,6 +1454,8 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
     NUMBER(held_replies)
     NUMBER(reply_hold_us)
     NUMBER(look_again_us)
+    NUMBER(max_nested_calls)
+    NUMBER(headroom)
 #undef NUMBER
     self->codec = PyCapsule_Import(NATIVE_API_NAME, 0);
     if (self->codec == NULL) {
@@ -1218,7 +1471,8 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
         }
     }
     self->buffer = PyMem_Malloc((size_t)self->read_bytes);
-    if (self->buffer == NULL) {
+    self->answer = PyMem_Malloc((size_t)self->read_bytes);
+    if (self->buffer == NULL || self->answer == NULL) {
         PyErr_NoMemory();
         goto failed;
     }
@@ -1243,11 +1497,12 @@ static PyMethodDef plain_methods[] = {
     {"is_evaluating", is_evaluating, METH_NOARGS, is_evaluating_doc},
     {"turn", turn, METH_NOARGS, turn_doc},
     {"run", run, METH_VARARGS, run_doc},
+    {"ask", ask, METH_VARARGS, ask_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static PyType_Slot plain_slots[] = {
-    {Py_tp_doc, "Reads, evaluates and answers plain requests. For the main thread."},
+    {Py_tp_doc, "Reads, evaluates and answers plain requests, and calls into the BEAM. For the main thread."},
     {Py_tp_new, plain_new},
     {Py_tp_dealloc, plain_dealloc},
     {Py_tp_traverse, plain_traverse},

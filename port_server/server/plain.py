@@ -25,6 +25,8 @@ from port_server.protocol.messages import (
 )
 from port_server.runtime.snippet import PLAIN
 
+from .call import Call
+from .calls import HEADROOM
 from .dispatcher import LOOK_AGAIN_US
 from .evaluate import check_yield, no_eval
 
@@ -99,7 +101,7 @@ class PlainRequests:
         except ImportError:
             return
         evaluator, lane, baton = server.evaluator, server.lane, server.baton
-        channel, dispatcher = server.channel, server.dispatcher
+        channel, dispatcher, calls = server.channel, server.dispatcher, server.calls
         plain = Plain(
             stdio=server.stdio,
             channel=channel,
@@ -141,13 +143,28 @@ class PlainRequests:
             hold_back=channel.held.append,
             take_held=channel.held.popleft,
             put_back=channel.held.appendleft,
+            calls=calls,
+            pending=calls.pending,
+            numbers=calls.numbers,
+            new_call=Call,
+            reader=channel.reader,
+            below=lane.below,
+            cancelled=lane.cancelled,
+            turns_held=dispatcher.turns.held,
+            turns_jobs=dispatcher.turns.jobs,
+            tasks=server.async_lane.jobs,
+            get_frame=sys._getframe,  # noqa: SLF001  to ask how deep the stack is
+            recursion_limit=sys.getrecursionlimit,
             read_bytes=settings.read_bytes,
             max_frame_bytes=settings.max_frame_bytes,
             max_depth=settings.max_depth,
             held_replies=settings.held_replies,
             reply_hold_us=settings.reply_hold_us,
             look_again_us=LOOK_AGAIN_US,
+            max_nested_calls=settings.max_nested_calls,
+            headroom=HEADROOM,
         )
         server.window.evaluating = plain.is_evaluating
         self.receive = plain.turn
         lane.run_plain = plain.run
+        calls.ask = plain.ask

@@ -5,7 +5,7 @@ import time
 
 import pytest
 from conftest import eval_
-from lanes_client import Port
+from lanes_client import WITHOUT_C, Port
 
 from port_server.etf import Atom, Struct, decode, encode
 
@@ -16,9 +16,9 @@ def callback(index=0, arity=1):
     return Struct("Elixir.PyPort.Callback", {Atom("index"): index, Atom("arity"): arity})
 
 
-@pytest.fixture
-def port():
-    with Port(init={"heartbeat_interval_ms": 0}) as port:
+@pytest.fixture(params=["", WITHOUT_C], ids=["in C", "in Python"])
+def port(request):
+    with Port(init={"heartbeat_interval_ms": 0}, prelude=request.param) as port:
         yield port
         port.settled(calls=0, tasks=0, queue=0, streams=0)
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from lanes_client import Port, atoms
+from lanes_client import WITHOUT_C, Port, atoms
 
 from port_server.etf import Atom, encode
 
 pytest.importorskip("port_server.server._plain", reason="see test_build.py")
-
-WITHOUT_C = "import sys; sys.modules['port_server.server._plain'] = None; "
 
 DEFINES = "def f(): return x\nx = [f]\nlen(x)"
 CASES = {
