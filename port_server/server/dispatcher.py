@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .stdio import Stdio
     from .turns import Turns
 
-# In us. A request that took this long may have left cancels in the pipe for those that were read with it.
+# A request that took this long may have left cancels in the pipe for those read with it.
 LOOK_AGAIN_US: Final = 1000
 # How many reads such a look takes at most: a full pipe of 1 MiB. More waits in the pipe, which is
 # what holds a flooding client back.
