@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
 import faulthandler
 import os
-import signal
 import sys
 from _thread import get_ident
 from time import monotonic
@@ -58,7 +58,7 @@ _NEVER: Final = float("inf")
 # How long tasks that were cancelled at the end may take to end.
 _LAST_WAIT_S: Final = 0.2
 SWITCH_INTERVAL_S: Final = 0.0001
-_OURS: Final = (signal.SIGTERM, signal.SIGINT)
+_OURS: Final = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint"}
 
 
 class Server:
@@ -333,7 +333,7 @@ class Server:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
-        self._signalled = signal.Signals(number).name.lower()
+        self._signalled = _OURS[number]
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
 

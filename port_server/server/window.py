@@ -15,8 +15,8 @@ threads and namespaces that user code reaches into ours through.
 
 from __future__ import annotations
 
+import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
 import os
-import signal
 import sys
 
 TYPE_CHECKING = False
@@ -206,6 +206,8 @@ class Guarded:
 
 def guard_signals(window: Window, taken: dict[int, Callable[[Any], Any]]) -> None:
     """Let `signal.signal` wrap handlers, and `signal.getsignal` give them back unwrapped.
+
+    That module has its own from `_signal`, and asks there each time.
 
     Args:
         window: where they may raise.
