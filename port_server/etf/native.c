@@ -26,6 +26,10 @@
 
 #include "native.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #if defined(__GNUC__) || defined(__clang__)
 #define COLD __attribute__((cold, noinline))
 #else
@@ -575,6 +579,30 @@ key_text(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssize
     return text;
 }
 
+/* Bytes of their own. Of large ones it is the pages that cost, more than the copy: fewer and larger ones take half the
+ * time (100 MiB: 37 ms against 86). The same bound as numpy's. */
+#define LARGE_BYTES (4 << 20)
+#define LARGE_PAGE ((uintptr_t)2 << 20)
+
+static PyObject *
+bytes_of(const unsigned char *p, Py_ssize_t size)
+{
+#ifdef MADV_HUGEPAGE
+    if (UNLIKELY(size >= LARGE_BYTES)) {
+        PyObject *bytes = PyBytes_FromStringAndSize(NULL, size);
+        if (bytes != NULL) {
+            char *data = PyBytes_AsString(bytes);
+            uintptr_t from = ((uintptr_t)data + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1);
+            uintptr_t to = ((uintptr_t)data + (uintptr_t)size) & ~(LARGE_PAGE - 1);
+            (void)madvise((void *)from, to - from, MADV_HUGEPAGE); /* or small ones, where there are no others */
+            memcpy(data, p, (size_t)size);
+        }
+        return bytes;
+    }
+#endif
+    return PyBytes_FromStringAndSize((const char *)p, size);
+}
+
 /* A binary whose bytes stand at p, right before r->p. */
 static PyObject *
 binary_of(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssize_t size,
@@ -584,7 +612,7 @@ binary_of(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssiz
         return as_key ? key_text(r, begin, p, size) : text_of(r, begin, p, size);
     }
     if (r->binary_as == AS_BYTES || as_key) {
-        return PyBytes_FromStringAndSize((const char *)p, size);
+        return bytes_of(p, size);
     }
     if (r->view == NULL) {
         PyObject *whole = PyMemoryView_FromObject(r->buffer);
@@ -1201,7 +1229,7 @@ try_port_bytes(Reader *r)
         }
     }
     if (is_bytes && data != NULL && i == 2) {
-        return PyBytes_FromStringAndSize((const char *)data, data_size);
+        return bytes_of(data, data_size);
     }
     failure_clear(&r->failure);
     PyErr_Clear();
