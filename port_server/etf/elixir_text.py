@@ -190,7 +190,8 @@ def _range(fields: _Fields) -> str | None:
 
 def _decimal(fields: _Fields) -> str | None:
     minus = "-" if fields.get("sign") == -1 else ""
-    special = {"inf": "Infinity", "NaN": "NaN"}.get(fields.get("coef", ""))
+    coef = fields.get("coef")
+    special = {"inf": "Infinity", "NaN": "NaN"}.get(coef) if type(coef) is Name else None
     if special is not None:
         return f'Decimal.new("{minus}{special}")'
     numbers = _ints(fields, "coef", "exp")
