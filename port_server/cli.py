@@ -214,7 +214,7 @@ examples:
 
 REPL = """\
 A Python prompt with one namespace, in the same runtime as the server; values are printed as Elixir
-will see them. `_` is the last value; Ctrl-D leaves."""
+will see them. `_` is the last value; Ctrl-D or exit() leaves."""
 
 REPL_EXAMPLE = """\
 example:

@@ -245,7 +245,10 @@ def test_bytes_that_are_no_term_raise_only_the_one_error(noise):
     [
         b"F\x7f\xf8" + bytes(6),
         b"F\xff\xf0" + bytes(6),
-        *(b"c" + text.ljust(31, b"\0") for text in (b"nan", b"inf", b"1e999", b"1.0e999", b"1_0.0")),
+        *(
+            b"c" + text.ljust(31, b"\0")
+            for text in (b"nan", b"inf", b"1e999", b"1.0e999", b"1_0.0")
+        ),
     ],
     ids=["NaN", "infinity", "old nan", "old inf", "old 1e999", "old 1.0e999", "old 1_0.0"],
 )
