@@ -313,3 +313,18 @@ CET = {"utc_offset": 3600, "std_offset": 0, "zone_abbr": b"CET", "time_zone": b"
 def test_structs_are_shown_as_elixir_shows_them(term, text):
     """Sigils for the calendar, calls for sets and decimals, `%Module{}` for the rest."""
     assert format_elixir(term) == text
+
+
+NAMES = sorted({*DATE, *TIME, *UTC, "map", "first", "last", "step", "sign", "coef", "exp"})
+ODD = st.sampled_from([10**5000, -(10**5000), 2**70, -1, 0, 1, 1.5, [], (10**5000, 6), (1, 2**70)])
+MODULES = ["Date", "Time", "NaiveDateTime", "DateTime", "MapSet", "Range", "Decimal"]
+
+
+@given(
+    st.sampled_from(MODULES),
+    st.sampled_from([{}, DATE | TIME | UTC, DATE | TIME | CET, {"sign": 1, "coef": 1, "exp": 1}]),
+    st.dictionaries(st.sampled_from(NAMES), ODD | terms, max_size=4),
+)
+def test_a_struct_is_shown_whatever_its_fields_hold(module, usual, odd):
+    """Nobody keeps a frame from saying that the year is a list, or has 5,000 digits."""
+    assert format_elixir(struct(module, **(usual | odd)))
