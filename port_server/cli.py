@@ -39,7 +39,7 @@ examples:
     port-server encode | port-server serve | port-server decode
 
 environment:
-  PORT_SERVER_LOG    debug, info, warning (the default) or error: what is logged on stderr
+  PORT_SERVER_LOG    warning (the default) or error: what is logged on stderr
   PORT_SERVER_CODEC  erlang-py: leave the native codec aside
 
 `port-server COMMAND --help` has the details of each. Exit status: 0 done, 1 failed, 2 misused."""
@@ -214,7 +214,7 @@ examples:
 
 REPL = """\
 A Python prompt with one namespace, in the same runtime as the server; values are printed as Elixir
-will see them. `_` is the last value; Ctrl-D leaves."""
+will see them. `_` is the last value; Ctrl-D or exit() leaves."""
 
 REPL_EXAMPLE = """\
 example:

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Any
 from port_server import etf, log
 from port_server.cli import FAILED, OK
 from port_server.protocol.framing import FrameReader, header
+from port_server.protocol.messages import PROTOCOL_VERSION
+from port_server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 PATIENCE_S = 10.0  # a server that takes longer to answer is as good as dead
 ROUND_TRIPS = 300
-PROTOCOL_VERSION = 1
 LABEL_WIDTH = 16
+# What a server says without being asked: a beat each second, and one of a busy machine comes amid
+# our questions.
+UNASKED = ("heartbeat", "log")
 
 NO_NATIVE_ADVICE = """\
 The native codec is missing, so encoding and decoding are some 20 times slower. Install again where
@@ -43,7 +47,7 @@ class _Child:
         self._process = subprocess.Popen(  # noqa: S603 - our own interpreter, our own module
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        self._frames = FrameReader(1 << 24)
+        self._frames = FrameReader(Settings().max_frame_bytes)
         self._ready: list[Any] = []
 
     def send(self, term: object) -> None:
@@ -56,7 +60,13 @@ class _Child:
             raise Trouble(self._last_words()) from None
 
     def receive(self) -> Any:
-        """The next message."""
+        """The next message that answers something."""
+        while True:
+            message = self._next()
+            if not (isinstance(message, tuple) and message and message[0] in UNASKED):
+                return message
+
+    def _next(self) -> Any:
         assert self._process.stdout is not None
         fd = self._process.stdout.fileno()
         while not self._ready:

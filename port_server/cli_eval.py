@@ -17,6 +17,7 @@ from port_server.etf.elixir_text import format_elixir
 from port_server.etf.erlang_text import format_erlang
 from port_server.etf.text import TextError, parse
 from port_server.etf.verbatim import read, write
+from port_server.runtime import objects
 from port_server.runtime import snippet as snippets
 from port_server.runtime.failure import describe_exception
 from port_server.runtime.namespace import Namespaces
@@ -26,7 +27,6 @@ from port_server.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-REPR_CHARS = 120
 PROMPT, CONTINUATION = "py> ", "... "
 
 
@@ -42,17 +42,8 @@ def as_term(value: object, *, erlang: bool) -> str:
 
 def _as_object(value: object) -> object:
     """What has no term of its own stays in Python; the other side gets a handle."""
-    kind = type(value)
-    name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.")
-    return Struct("Elixir.PyPort.Object", {Atom("type"): name, Atom("repr"): _short_repr(value)})
-
-
-def _short_repr(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:
-        return f"<its repr raises {type(error).__name__}>"
-    return text if len(text) <= REPR_CHARS else text[: REPR_CHARS - 1] + "\u2026"
+    type_name, text = objects.describe(value)
+    return Struct(objects.MODULE, {Atom("type"): type_name, Atom("repr"): text})
 
 
 def run_eval(code: str, settings: list[str], *, erlang: bool = False) -> int:
@@ -64,7 +55,14 @@ def run_eval(code: str, settings: list[str], *, erlang: bool = False) -> int:
         return MISUSED
     file = "<eval>"
     if code == "-":
-        code, file = sys.stdin.buffer.read().decode(), "<stdin>"
+        try:
+            # As Python reads a file: a byte order mark is no part of the code.
+            code, file = sys.stdin.buffer.read().decode("utf-8-sig"), "<stdin>"
+        except UnicodeDecodeError as error:
+            sys.stderr.write(
+                f"port-server eval: the code on standard input is not UTF-8: {error}\n"
+            )
+            return FAILED
     try:
         snippet = compile_snippet(code, file)
         namespace = Namespaces().fresh(snippet, values)
@@ -145,7 +143,8 @@ def run_repl(*, erlang: bool = False) -> int:
     if on_terminal:
         _prepare_editing(namespace)
         version = sys.version.split()[0]
-        write_all(1, f"Python {version}, values as Elixir terms; Ctrl-D leaves\n".encode())
+        greeting = f"Python {version}, values as Elixir terms; Ctrl-D or exit() leaves\n"
+        write_all(1, greeting.encode())
     count = 0
     while True:
         try:
@@ -153,6 +152,9 @@ def run_repl(*, erlang: bool = False) -> int:
         except KeyboardInterrupt:
             write_all(1, b"\n")
             continue
+        except UnicodeDecodeError as error:
+            sys.stderr.write(f"port-server repl: the input is not UTF-8: {error}\n")
+            return FAILED
         if code is None:
             if on_terminal:
                 write_all(1, b"\n")
@@ -171,7 +173,8 @@ def _run_one(code: str, file: str, namespace: dict[str, Any], *, erlang: bool) -
             if value is not None:
                 namespace["_"] = value
                 _print(as_term(value, erlang=erlang))
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
+        # exit() is how a person leaves a prompt; it has closed stdin, too. A server would go on.
         raise
     except BaseException as error:
         _report(error)

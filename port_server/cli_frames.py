@@ -15,7 +15,7 @@ from port_server.etf.elixir_text import format_elixir
 from port_server.etf.erlang_text import format_erlang
 from port_server.etf.text import TermReader, TextError
 from port_server.etf.verbatim import VerbatimError, read, write
-from port_server.protocol.framing import FrameReader, header
+from port_server.protocol.framing import HEADER_BYTES, FrameReader, header
 from port_server.settings import Settings
 
 READ_BYTES = 1 << 16
@@ -122,7 +122,7 @@ def run_decode(*, elixir: bool = False) -> int:
                 status = FAILED
             else:
                 write_all(1, text.encode() + b"\n")
-            offset += 4 + len(frame)
+            offset += HEADER_BYTES + len(frame)
         if reader.refusal is not None:
             _complain("decode", f"frame {count + 1}, at byte {offset}: {reader.refusal}")
             return FAILED

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, MutableMapping
     from typing import Any, Final
 
-LEVELS: Final = ("debug", "info", "warning", "error")
+LEVELS: Final = ("warning", "error")
 LEVEL_VARIABLE: Final = "PORT_SERVER_LOG"
 
 # On a port, stderr may be the BEAM's own: say nothing there unless something is wrong.
@@ -33,21 +33,9 @@ def level_from(setting: str | None) -> str:
 _threshold = LEVELS.index(level_from(os.environ.get(LEVEL_VARIABLE)))
 
 
-def debug(event: str, **fields: Any) -> None:
-    """Record what only someone who debugs this server wants to know."""
-    if _threshold == 0:
-        _record("debug", event, fields)
-
-
-def info(event: str, **fields: Any) -> None:
-    """Record a step in the server's life: started, drained, left."""
-    if _threshold <= 1:
-        _record("info", event, fields)
-
-
 def warning(event: str, **fields: Any) -> None:
     """Record that something was wrong and the server goes on."""
-    if _threshold <= 2:
+    if _threshold == 0:
         _record("warning", event, fields)
 
 
@@ -109,7 +97,7 @@ def _make_writer() -> Callable[[str, str, dict[str, Any]], None]:
         def msg(self, line: str) -> None:
             write_line(line)
 
-        debug = info = warning = error = msg
+        warning = error = msg
 
     logger = structlog.wrap_logger(
         ToStderr(),

@@ -1,6 +1,8 @@
-"""Every limit of the server: a name with its unit, a default, and the reason for it.
+"""The limits that a server is started with: a name with its unit, a default, and the reason for it.
 
-No reading of files or environments: the owner sends what differs in `init`.
+No reading of files or environments: the owner sends what differs in `init`. What nobody would want
+otherwise (how long a repr in a handle is, how many parsed targets are kept) is a constant beside
+the code that it holds for.
 """
 
 from __future__ import annotations

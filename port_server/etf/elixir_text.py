@@ -175,9 +175,16 @@ def _map_set(fields: _Fields) -> list[Plain] | None:
     return ["MapSet.new(", *_list([key for key, _value in members]), ")"]
 
 
-def _ints(fields: _Fields, *names: str) -> list[int] | None:
+def _ints(fields: _Fields, *names: str, longest_bits: int | None = None) -> list[int] | None:
     values = [value for name in names if type(value := fields.get(name)) is int]
+    if longest_bits is not None and any(value.bit_length() > longest_bits for value in values):
+        return None
     return values if len(values) == len(names) else None
+
+
+# What a calendar and an exponent have room for. Above 4,300 digits Python writes no integer, and
+# nobody keeps a frame from saying that it is in the year 10 ** 5,000.
+_SENSIBLE_BITS = 64
 
 
 def _range(fields: _Fields) -> str | None:
@@ -190,11 +197,12 @@ def _range(fields: _Fields) -> str | None:
 
 def _decimal(fields: _Fields) -> str | None:
     minus = "-" if fields.get("sign") == -1 else ""
-    special = {"inf": "Infinity", "NaN": "NaN"}.get(fields.get("coef", ""))
+    coef = fields.get("coef")
+    special = {"inf": "Infinity", "NaN": "NaN"}.get(coef) if type(coef) is Name else None
     if special is not None:
         return f'Decimal.new("{minus}{special}")'
     numbers = _ints(fields, "coef", "exp")
-    if numbers is None:
+    if numbers is None or numbers[1].bit_length() > _SENSIBLE_BITS:
         return None
     # The scientific notation of Decimal.to_string/2, which is what inspect/2 uses.
     digits, exp = decimal(numbers[0]), numbers[1]
@@ -211,7 +219,7 @@ def _decimal(fields: _Fields) -> str | None:
 
 
 def _date_text(fields: _Fields) -> str | None:
-    numbers = _ints(fields, "year", "month", "day")
+    numbers = _ints(fields, "year", "month", "day", longest_bits=_SENSIBLE_BITS)
     if numbers is None or fields.get("calendar") != "Elixir.Calendar.ISO":
         return None
     year, month, day = numbers
@@ -219,11 +227,11 @@ def _date_text(fields: _Fields) -> str | None:
 
 
 def _time_text(fields: _Fields) -> str | None:
-    numbers = _ints(fields, "hour", "minute", "second")
+    numbers = _ints(fields, "hour", "minute", "second", longest_bits=_SENSIBLE_BITS)
     if numbers is None or fields.get("calendar") != "Elixir.Calendar.ISO":
         return None
     match fields.get("microsecond"):
-        case (int(count), int(precision)):
+        case (int(count), int(precision)) if count.bit_length() <= _SENSIBLE_BITS:
             hour, minute, second = numbers
             fraction = f".{count:06}"[: precision + 1] if precision > 0 else ""
             return f"{hour:02}:{minute:02}:{second:02}{fraction}"
@@ -247,7 +255,7 @@ def _naive(fields: _Fields) -> str | None:
 
 def _aware(fields: _Fields) -> str | None:
     date, time = _date_text(fields), _time_text(fields)
-    offsets = _ints(fields, "utc_offset", "std_offset")
+    offsets = _ints(fields, "utc_offset", "std_offset", longest_bits=_SENSIBLE_BITS)
     zone, abbreviation = fields.get("time_zone"), fields.get("zone_abbr")
     if not date or not time or offsets is None:
         return None

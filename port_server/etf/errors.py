@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-# A path is for people: a key that is a novel, or a cycle 500 levels deep, is cut in the middle.
-LONGEST_KEY = 60
-LONGEST_PATH = 40
+# A path is for people: a key that is a novel is cut at its end, a cycle 500 levels deep in its
+# middle.
+LONGEST_KEY = 60  # characters
+LONGEST_PATH = 40  # steps
 
 
 def show(value: object) -> str:

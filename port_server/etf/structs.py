@@ -309,17 +309,22 @@ _late: dict[str, Callable[[Any], tuple[tuple[type, str, ToStruct], ...]]] = {
 }
 
 
-def learn_imported_types() -> bool:
+def learn_imported_types() -> None:
     """Register the built-in types of modules that user code has imported since the last call.
 
     A value of datetime's can only exist once datetime is imported, so that no start pays for it.
-    Returns whether there was anything to learn.
     """
-    learnt = False
-    for name in list(_late):
-        if name in sys.modules and _late.get(name) is not None:
-            for kind, module, to_struct in _late.pop(name)(sys.modules[name]):
-                if kind not in to_struct_by_type:
-                    to_struct_by_type[kind] = (Atom(module), to_struct)
-            learnt = True
-    return learnt
+    for name, types_of in list(_late.items()):
+        module = sys.modules.get(name)
+        # Another thread may be importing it just now: what it has by then may be nothing, or a
+        # class in Python that the one in C replaces. There are no values of it yet.
+        spec = getattr(module, "__spec__", None)
+        if module is None or getattr(spec, "_initializing", False):
+            continue
+        try:
+            types = types_of(module)
+        except AttributeError:  # somebody's own module of that name
+            continue
+        for kind, struct, to_struct in types:
+            to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
+        _late.pop(name, None)  # last, and not by itself: another thread may be learning as well

@@ -11,10 +11,10 @@ from typing import NoReturn
 
 from port_server.etf.assembly import Assembly, Token, Unexpected
 from port_server.etf.erlang_text import LETTERS_LOW, LETTERS_UP, RESERVED, quoted
+from port_server.etf.terms import MAX_ATOM_CHARACTERS
 from port_server.etf.verbatim import Name, Plain
 
 EXCERPT_CHARS = 160  # how much of the line before an error is kept to be shown with it
-MAX_ATOM_CHARS = 255  # the BEAM's own limit
 
 _REST = f"[{LETTERS_LOW}{LETTERS_UP}0-9_@]*"
 _BARE_ATOM = re.compile(f"[{LETTERS_LOW}]{_REST}")
@@ -160,6 +160,7 @@ class TermReader:
             if match.re is _VARIABLE:
                 reason = f"expected a term, found the variable {word} (an atom: '{word}')"
                 self._fail(reason, line, column)
+            self._check_atom(word, line, column)
             if word in RESERVED:
                 self._fail(f"{word} is a reserved word; as an atom it is '{word}'", line, column)
             return Token("atom", Name(word), word, line, column)
@@ -221,9 +222,12 @@ class TermReader:
         self._advance(end + 1)
         if quote == '"':
             return Token("string", text, "a string", line, column)
-        if len(text) > MAX_ATOM_CHARS:
-            self._fail(f"an atom has at most {MAX_ATOM_CHARS} characters", line, column)
+        self._check_atom(text, line, column)
         return Token("atom", Name(text), quoted(text), line, column)
+
+    def _check_atom(self, text: str, line: int, column: int) -> None:
+        if len(text) > MAX_ATOM_CHARACTERS:
+            self._fail(f"an atom has at most {MAX_ATOM_CHARACTERS} characters", line, column)
 
     def _unescape(self, raw: str, line: int, column: int) -> str:
         try:
@@ -276,13 +280,13 @@ class TermReader:
 
 
 def _to_int(digits: str, base: int) -> int:
-    """`int()` without the 4300-digit limit that guards servers against strangers' decimals."""
+    """`int()` without the 4300-digit limit that guards servers against strangers' numbers."""
     digits = digits.replace("_", "")
-    if base != 10 or len(digits) <= 4000:
+    if base in (2, 4, 8, 16, 32) or len(digits) <= 4000:  # Python limits the other bases only
         return int(digits, base)
     half = len(digits) // 2
-    power: int = 10**half
-    return _to_int(digits[:-half], 10) * power + _to_int(digits[-half:], 10)
+    power: int = base**half
+    return _to_int(digits[:-half], base) * power + _to_int(digits[-half:], base)
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -8,11 +8,13 @@ I/O, no text.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Any, NamedTuple, TypeAlias
 
 VERSION_BYTE = b"\x83"
-COMPRESSED = 80
+# Less than float() takes, which knows nan, inf, 1_0 and blanks as well.
+_OLD_FLOAT = re.compile(rb"[+-]?[0-9]+\.[0-9]+(?:[eE][+-]?[0-9]+)?")
 
 
 class Name(str):
@@ -183,7 +185,8 @@ class _Reader:
                 size = self._uint(pos + 1, 2)
                 return list(self._take(pos + 3, size)), pos + 3 + size
             case 70:
-                return struct.unpack(">d", self._take(pos + 1, 8))[0], pos + 9
+                value = struct.unpack(">d", self._take(pos + 1, 8))[0]
+                return self._finite(value, pos), pos + 9
             case 99:
                 return self._old_float(pos), pos + 32
             case 110 | 111:
@@ -210,11 +213,15 @@ class _Reader:
         raise VerbatimError(pos, f"tag {tag} is no term of the External Term Format known here")
 
     def _old_float(self, pos: int) -> float:
-        digits = self._take(pos + 1, 31).rstrip(b"\0")
-        try:
-            return float(digits)
-        except ValueError:
-            raise VerbatimError(pos + 1, f"no float: {digits!r}") from None
+        digits = self._take(pos + 1, 31).partition(b"\0")[0]
+        if not _OLD_FLOAT.fullmatch(digits):
+            raise VerbatimError(pos + 1, f"no float: {digits!r}")
+        return self._finite(float(digits), pos)
+
+    def _finite(self, value: float, pos: int) -> float:
+        if value - value != 0.0:
+            raise VerbatimError(pos, "a float that is not finite; the BEAM has none")
+        return value
 
     def _opaque(self, start: int, end: int, kind: str, *shown: int | str) -> tuple[Opaque, int]:
         return Opaque(self._take(start, end - start), kind, shown), end

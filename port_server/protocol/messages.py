@@ -275,8 +275,8 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
     if kind == "ack":
         count, at = read_term(frame, at)
         if type(count) is not int or count < 0:
-            raise ProtocolError(f"ack takes a count of bytes, not {_shown(count)}")
-        _end(frame, at, kind, None)
+            raise ProtocolError(f"ack takes a count of bytes, not {_shown(count)}", id_term)
+        _end(frame, at, kind, id_term)
         return Ack(id_term, count)
     _end(frame, at, kind, id_term)
     return Cancel(id_term) if kind == "cancel" else Ping(id_term)

@@ -1,1 +1,1 @@
-"""Running people's code. Knows nothing of frames or file descriptors, nothing of `protocol`."""
+"""Running people's code. Knows nothing of frames or of the port, nothing of `protocol`."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from .snippet import Snippet
 
-# Host programs use some hundreds of names; made-up ones must not pile up.
+# Names kept. Host programs use some hundreds; made-up ones must not pile up.
 _NAMES_LIMIT: Final = 4096
 
 _Function: Final = type(show)
@@ -194,10 +194,13 @@ class Namespaces:
             from unicodedata import normalize  # noqa: PLC0415  next to never needed
 
             plain = normalize("NFKC", name)
-            if plain != name and plain in values:
-                raise NamespaceError(
-                    f'the keys "{name}" and "{plain}" are one name in Python; send one'
-                )
+            if plain != name:
+                for other_key in values:
+                    other = None if other_key is key else exact_key(other_key, values)
+                    if other is not None and normalize("NFKC", other) == plain:
+                        raise NamespaceError(
+                            f'the keys "{name}" and "{other}" are one name in Python; send one'
+                        )
             name = plain
         if name is None or not name.isidentifier() or _is_keyword(name):
             raise NamespaceError(

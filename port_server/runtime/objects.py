@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
-LONGEST_TYPE: Final = 200
+LONGEST_TYPE: Final = 200  # characters, too
 
 _SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
 _TYPE, _REPR = Atom("type"), Atom("repr")
@@ -34,10 +34,9 @@ _BRACKETS: Final[dict[type, tuple[str, str]]] = {
     set: ("{", "}"),
     frozenset: ("frozenset({", "})"),
 }
-_DEEPEST: Final = 4
-_LONGEST_INT_BITS: Final = (
-    640  # about LONGEST_REPR digits; above 4,300 Python refuses to write them
-)
+_DEEPEST: Final = 4  # containers inside each other: the work multiplies with each
+# About LONGEST_REPR digits; above 4,300 Python refuses to write them.
+_LONGEST_INT_BITS: Final = 640
 
 
 class Objects:

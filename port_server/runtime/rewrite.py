@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
 # Bodies of these are scopes of their own: what stands there does not belong to the snippet.
-_FUNCTIONS: Final = (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)
-_COMPREHENSIONS: Final = (_ast.ListComp, _ast.SetComp, _ast.DictComp, _ast.GeneratorExp)
+FUNCTIONS: Final = (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)
+COMPREHENSIONS: Final = (_ast.ListComp, _ast.SetComp, _ast.DictComp, _ast.GeneratorExp)
 _TRIES: Final = (_ast.Try, _ast.TryStar)
 
 # An exception that a signal handler raises at the jump back of a `while` loop may miss the `try`
@@ -41,7 +41,7 @@ def children(node: _ast.AST) -> Iterator[_ast.AST]:
 
 def _own(node: _ast.AST) -> list[_ast.AST]:
     """Give the nodes below `node` that are evaluated in the same scope as `node` itself."""
-    if isinstance(node, _FUNCTIONS):
+    if isinstance(node, FUNCTIONS):
         arguments = node.args
         own: list[Any] = [*arguments.defaults, *arguments.kw_defaults]
         if not isinstance(node, _ast.Lambda):
@@ -76,7 +76,7 @@ class Scope:
         while stack:
             node, comprehension = stack.pop()
             self._visit(node, comprehension=comprehension)
-            inner = comprehension or isinstance(node, _COMPREHENSIONS)
+            inner = comprehension or isinstance(node, COMPREHENSIONS)
             stack.extend((child, inner) for child in reversed(_own(node)))
 
     def _visit(self, node: _ast.AST, *, comprehension: bool) -> None:
@@ -165,7 +165,7 @@ def _without_annotation(statement: Any) -> Any:
         if statement.value is None:
             return placed(_ast.Pass(), statement)
         return placed(_ast.Assign(targets=[statement.target], value=statement.value), statement)
-    if isinstance(statement, (*_FUNCTIONS, _ast.ClassDef)):
+    if isinstance(statement, (*FUNCTIONS, _ast.ClassDef)):
         return statement
     for name in ("body", "orelse", "finalbody"):
         block = getattr(statement, name, None)

@@ -34,7 +34,7 @@ GENERATOR: Final = "generator"
 ASYNC_GENERATOR: Final = "async generator"
 
 # compile()'s flag for "give the tree, not the code".
-_ONLY_AST: Final = 0x400
+ONLY_AST: Final = 0x400
 # All the flags of __future__ imports, from code.h: they must reach the last expression as well.
 _FUTURE_FLAGS: Final = 0x1FE0000
 
@@ -107,7 +107,7 @@ class Snippet(Timed):
         if self._names is None:
             from . import rewrite  # noqa: PLC0415  see above
 
-            tree: Any = compile(self.text, self.source.file, "exec", _ONLY_AST, dont_inherit=True)
+            tree: Any = compile(self.text, self.source.file, "exec", ONLY_AST, dont_inherit=True)
             names = rewrite.Scope(tree.body).names
             self._names = frozenset(
                 name for name in names if not (name.startswith("__") and name.endswith("__"))
@@ -176,7 +176,7 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
             return Snippet(source, line, text, tail=expression)
         from . import rewrite  # noqa: PLC0415  see above
 
-        tree: Any = compile(padded, file, "exec", _ONLY_AST, dont_inherit=True)
+        tree: Any = compile(padded, file, "exec", ONLY_AST, dont_inherit=True)
         if "while" in text and ("try" in text or "with" in text):
             rewrite.let_loops_be_interrupted(tree)
         snippet = None

@@ -36,7 +36,8 @@ class _Bytes(io.RawIOBase):
         self.name = f"<{stream}>"
 
     def write(self, data: Any) -> int:
-        text = bytes(data)
+        # Not bytes(data) alone, which makes a million zeros of the number.
+        text = data if type(data) is bytes else bytes(memoryview(data))
         at = 0
         while len(text) - at > PIECE_BYTES:
             end = at + PIECE_BYTES

@@ -7,10 +7,10 @@ in a sigil, and `PyPort.Interactive`, which binds variables. Nothing is run here
 from __future__ import annotations
 
 import _ast
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from . import rewrite
-from .snippet import compile_snippet
+from .snippet import ONLY_AST, compile_snippet
 
 
 class Survey(NamedTuple):
@@ -27,11 +27,6 @@ class Survey(NamedTuple):
     read: frozenset[str]
 
 
-_ONLY_AST: Final = 0x400
-_FUNCTIONS: Final = (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)
-_COMPREHENSIONS: Final = (_ast.ListComp, _ast.SetComp, _ast.DictComp, _ast.GeneratorExp)
-
-
 def survey(text: str) -> Survey:
     """Tell which names `text` uses, if it compiles.
 
@@ -40,7 +35,7 @@ def survey(text: str) -> Survey:
     """
     snippet = compile_snippet(text)
     snippet.source.remove(snippet.line, snippet.text)
-    tree: Any = compile(text, "<survey>", "exec", _ONLY_AST, dont_inherit=True)
+    tree: Any = compile(text, "<survey>", "exec", ONLY_AST, dont_inherit=True)
     names = _Names(tree.body)
     return Survey(snippet.names, frozenset(names.deleted & snippet.names), frozenset(names.read))
 
@@ -65,12 +60,13 @@ class _Names:
                 if node.target.id not in local:
                     self.read.add(node.target.id)
                 stack.append((node.value, local))
-            elif isinstance(node, _FUNCTIONS):
+            elif isinstance(node, rewrite.FUNCTIONS):
                 stack.extend((child, local) for child in _outside(node))
-                inner = local | _locals(node)
                 body = node.body if isinstance(node.body, list) else [node.body]
+                # `global x` in here means none of the functions around, which may have an x.
+                inner = (local - _declared_global(body)) | _locals(node)
                 stack.extend((child, inner) for child in body)
-            elif isinstance(node, _COMPREHENSIONS):
+            elif isinstance(node, rewrite.COMPREHENSIONS):
                 # Only its first iterable is evaluated outside.
                 first = node.generators[0].iter
                 stack.append((first, local))
@@ -118,7 +114,7 @@ def _declared_global(body: list[Any]) -> set[str]:
         node = stack.pop()
         if isinstance(node, _ast.Global):
             names.update(node.names)
-        elif not isinstance(node, (*_FUNCTIONS, _ast.ClassDef)):
+        elif not isinstance(node, (*rewrite.FUNCTIONS, _ast.ClassDef)):
             stack.extend(rewrite.children(node))
     return names
 

@@ -13,7 +13,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-# Far above what a program calls; made-up targets must not pile up.
+# Targets kept. Far above what a program calls; made-up ones must not pile up.
 _LIMIT: Final = 1024
 
 
@@ -47,8 +47,18 @@ class Target(Timed):
         if found is None:
             __import__(self._module)
             found = sys.modules[self._module]
-        for name in self._names:
-            found = getattr(found, name)
+        try:
+            for name in self._names:
+                found = getattr(found, name)
+        except AttributeError:
+            spec = getattr(sys.modules.get(self._module), "__spec__", None)
+            if not getattr(spec, "_initializing", False):
+                raise
+            # Another thread is importing it, and has not come to that name: wait, as `import` does.
+            __import__(self._module)
+            found = sys.modules[self._module]
+            for name in self._names:
+                found = getattr(found, name)
         return found
 
 

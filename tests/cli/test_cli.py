@@ -67,6 +67,13 @@ def test_eval_shows_what_cannot_cross_as_an_object():
     assert out.startswith('%PyPort.Object{type: "object", repr: "<object object at ')
 
 
+def test_an_object_is_shown_with_the_type_and_the_repr_of_a_servers_handle():
+    """Classes of the code itself have no module, and a long repr is cut where a handle's is."""
+    code = "class A:\n    def __repr__(self): return 'x' * 1000\nA()"
+    status, out, _ = run("eval", code)
+    assert (status, out) == (0, f'%PyPort.Object{{type: "A", repr: "{"x" * 199}…"}}\n')
+
+
 def test_eval_takes_globals_as_erlang_terms():
     """Values come in the way Elixir's do: binaries are str."""
     assert run("eval", "-g", "rows=[[1,2],[3]]", "-g", 's=<<"x">>', "(sum(map(sum, rows)), s)") == (
@@ -87,6 +94,18 @@ def test_a_global_that_is_none_is_refused_before_anything_runs(setting):
 def test_eval_reads_code_from_stdin():
     """`-` takes a whole script."""
     assert run("eval", "-", given="x = 20\nx + 1\n") == (0, "21\n", "")
+    assert run("eval", "-", given="\ufeff6 * 7") == (0, "42\n", "")
+
+
+@pytest.mark.parametrize(("command", "what"), [(["eval", "-"], "eval"), (["repl"], "repl")])
+def test_code_that_is_not_utf8_is_refused_in_a_sentence(command, what):
+    """Status 1, and no traceback of the tool's own."""
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}  # as in most locales
+    status, out, err = run(*command, given=b"'\xff'\n", env=os.environ | strict)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"port-server {what}: the ")
+    assert "not UTF-8" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_a_failure_is_pythons_own_traceback_and_status_1():
@@ -276,6 +295,14 @@ def test_the_repl_keeps_its_names_and_prints_terms():
     assert "ZeroDivisionError" in err
 
 
+@pytest.mark.parametrize(
+    ("typed", "status"), [("exit()", 0), ("quit(3)", 3), ("raise SystemExit", 0)]
+)
+def test_exit_leaves_the_repl_with_its_status(typed, status):
+    """What a person types at a Python prompt to leave it, without a word about it."""
+    assert run("repl", given=f"1\n{typed}\n2\n") == (status, "1\n", "")
+
+
 def test_the_repl_on_a_terminal_prompts_and_leaves_on_ctrl_d():
     """As every REPL does."""
     status, seen = on_a_terminal("repl", typed=[b"6 * 7\n", b"\x04"])
@@ -333,6 +360,16 @@ def test_doctor_finds_this_installation_healthy():
     for label in ("python:", "codec:", "server:", "start:", "round trip:", "installed in:"):
         assert f"\n{label}" in out
     assert out.endswith("Everything works.\n")
+
+
+def test_doctor_is_not_confused_by_what_a_server_says_unasked(tmp_path):
+    """On a busy machine a heartbeat comes between two answers."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "from port_server.settings import Settings\n"
+        "Settings.__init__.__kwdefaults__['heartbeat_interval_ms'] = 1\n"
+    )
+    status, out, err = run("doctor", env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (status, err) == (0, ""), out + err
 
 
 def test_doctor_says_why_the_native_codec_is_not_used():

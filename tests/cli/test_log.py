@@ -36,20 +36,19 @@ def test_a_record_is_a_json_line_on_stderr_when_that_is_no_terminal():
     }
 
 
-def test_only_what_matters_is_logged_by_default():
-    """Debug and info are quiet unless asked for."""
-    code = "log.debug('a'); log.info('b'); log.warning('c'); log.error('d')"
+def test_warnings_are_logged_unless_only_errors_are_asked_for():
+    """A level that there is none of is the default."""
+    code = "log.warning('c'); log.error('d')"
     assert [json.loads(line)["event"] for line in run(code)[1]] == ["c", "d"]
-    assert len(run(code, PORT_SERVER_LOG="debug")[1]) == 4
-    assert len(run(code, PORT_SERVER_LOG=" Info ")[1]) == 3
-    assert len(run(code, PORT_SERVER_LOG="error")[1]) == 1
+    assert [json.loads(line)["event"] for line in run(code, PORT_SERVER_LOG=" Error ")[1]] == ["d"]
     assert len(run(code, PORT_SERVER_LOG="nonsense")[1]) == 2
 
 
 def test_structlog_is_imported_by_the_first_record_only():
     """A server with nothing to say does not pay 130 ms; nor does a record below the level."""
-    code = "import sys; log.info('quiet'); print('structlog' in sys.modules)"
-    assert run(code)[0] == "False\n"
+    code = "import sys; log.warning('quiet'); print('structlog' in sys.modules)"
+    assert run(code, PORT_SERVER_LOG="error")[0] == "False\n"
+    assert run(code)[0] == "True\n"
 
 
 def test_records_reach_the_real_stderr_whatever_became_of_the_streams():

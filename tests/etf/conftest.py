@@ -1,4 +1,4 @@
-"""Both codecs behind one fixture: every promise in this directory holds for each of them."""
+"""Both codecs behind one fixture: what a test that takes it promises holds for each of them."""
 
 import importlib
 import os

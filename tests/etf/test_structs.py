@@ -2,6 +2,8 @@
 
 import datetime as dt
 import decimal
+import subprocess
+import sys
 import zoneinfo
 
 import pytest
@@ -145,3 +147,23 @@ def test_structs_are_mappings_with_attributes(codec):
     assert user.copy() == user
     assert repr(Struct("Elixir.A", {"b": 1})) == "%A{b: 1}"
     assert hash(Struct("Elixir.A", {"b": 1})) == hash(Struct("Elixir.A", {"b": 1}))
+
+
+def test_a_type_is_learnt_after_its_import_however_early_it_was_looked_for():
+    """A module that another thread is importing has no types yet; it is looked at again later."""
+    code = (
+        "import sys, types\n"
+        "from port_server.etf import EncodeError, decode, encode\n"
+        "sys.modules['decimal'] = types.ModuleType('decimal')\n"
+        "try:\n"
+        "    encode(object())\n"
+        "except EncodeError as error:\n"
+        "    assert 'has no term' in str(error), error\n"
+        "del sys.modules['decimal']\n"
+        "from decimal import Decimal\n"
+        "assert decode(encode(Decimal('1.5'))) == Decimal('1.5')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

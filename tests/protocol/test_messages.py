@@ -71,6 +71,8 @@ BAD = {
     "unknown, id": (encode((A("dance"), b"7", 1)), "dance is not known", ID),
     "unknown, strange id": (encode((A("dance"), 7)), "dance is not known", None),
     "credit is no number": (encode((A("credit"), b"7", b"1")), "credit is a count of items", ID),
+    "ack is no number": (encode((A("ack"), b"7", b"1")), "ack takes a count of bytes", ID),
+    "bytes behind an ack": (encode((A("ack"), b"7", 1)) + b"x", "behind the ack", ID),
     "id of a call is no binary": (encode((A("answer"), 7, 1)), "id of a call is a binary", None),
     "wrong arity": (encode((A("eval"), b"7", {})), "tuple of 5 elements, this one has 3", ID),
     "call as eval": (encode((A("call"), b"7", {}, b"1", {})), "tuple of 6", ID),

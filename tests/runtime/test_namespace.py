@@ -86,6 +86,17 @@ def test_two_spellings_of_one_identifier_are_refused_every_time():
             namespaces.fresh(snippet, {"\u00b5": 1, "\u03bc": 2})
 
 
+def test_two_odd_spellings_of_one_identifier_are_refused_too():
+    """Neither need be the one that Python writes, and keys may be binaries."""
+    for values in (
+        {"\u00aa": 1, "\u1d43": 2},
+        {b"a": 1, "\u00aa".encode(): 2},
+        {Atom("\u00aa"): 1, b"a": 2},
+    ):
+        with pytest.raises(NamespaceError, match="one name in Python"):
+            Namespaces().fresh(compile_snippet("1"), values)
+
+
 def test_a_keyword_is_refused_by_name():
     """A value that no code could reach is a mistake, and is called one."""
     with pytest.raises(NamespaceError, match="class"):

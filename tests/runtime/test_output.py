@@ -119,6 +119,15 @@ def test_bytes_and_text_stay_in_order():
     assert sink.text() == [("stdout", b"text \xffbytes view a b")]
 
 
+@pytest.mark.parametrize("data", [5, [1, 2], "text", None])
+def test_only_bytes_are_written_as_bytes(data):
+    """As everywhere in Python, what is no buffer is a TypeError: a number is no so many zeros."""
+    sink = Sink()
+    with pytest.raises(TypeError):
+        sink.stdout.buffer.write(data)
+    assert sink.text() == []
+
+
 def test_text_that_is_no_unicode_does_not_fail():
     """A lone surrogate, as in a file name, is escaped."""
     sink = Sink()

@@ -45,6 +45,7 @@ l: int = 1
         ("lambda a: a + b", {"b"}),
         ("def f():\n  a = 1\n  def g(): return a + b\n  return g", {"b"}),
         ("def f():\n  global a\n  a = a + 1", {"a"}),
+        ("def f(a):\n  def g():\n    global a\n    return a\n  return g", {"a"}),
         ("def f(a: B) -> C: pass", {"B", "C"}),
         ("@a\nclass D(b, metaclass=c):\n  def f(self): return self, e", {"a", "b", "c", "e"}),
         ("del x", {"x"}),

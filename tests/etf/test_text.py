@@ -177,6 +177,7 @@ def test_text_means_what_it_means_in_erlang(text, term):
         ("<<1:99999999999>>.", 1, 16, "at most 134217728 are taken"),
         ("<<16#D800/utf8>>.", 1, 15, "no character that utf8 can hold"),
         (f"'{'a' * 256}'.", 1, 1, "at most 255 characters"),
+        (f"{'a' * 256}.", 1, 1, "at most 255 characters"),
         ("$", 1, 1, "expected a character after `$`"),
     ],
 )
@@ -189,6 +190,13 @@ def test_a_bad_term_is_refused_where_it_is_bad(text, line, column, reason):
     assert isinstance(error, TextError)
     assert reason in error.reason
     assert (error.line, error.column) == (line, column)
+
+
+def test_a_number_in_any_base_has_as_many_digits_as_it_likes():
+    """Python's limit of 4,300 digits holds for every base that is no power of two."""
+    for base, digits in ((2, "10"), (3, "12"), (10, "12"), (36, "1z")):
+        value = int(digits, base) * (base**6000 - 1) // (base**2 - 1)
+        assert parse(f"{base}#{digits * 3000}") == value
 
 
 def test_after_an_error_reading_goes_on_behind_the_next_full_stop():
@@ -230,6 +238,24 @@ def test_bytes_that_are_no_term_raise_only_the_one_error(noise):
         return
     format_erlang(term)
     format_elixir(term)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"F\x7f\xf8" + bytes(6),
+        b"F\xff\xf0" + bytes(6),
+        *(
+            b"c" + text.ljust(31, b"\0")
+            for text in (b"nan", b"inf", b"1e999", b"1.0e999", b"1_0.0")
+        ),
+    ],
+    ids=["NaN", "infinity", "old nan", "old inf", "old 1e999", "old 1.0e999", "old 1_0.0"],
+)
+def test_a_float_that_the_beam_refuses_is_no_term(body):
+    """A frame with a NaN is what to find when a BEAM will not read it: it is not shown as text."""
+    with pytest.raises(VerbatimError, match="float"):
+        read(b"\x83" + body)
 
 
 def test_every_cut_of_a_term_is_refused():
@@ -280,9 +306,25 @@ CET = {"utc_offset": 3600, "std_offset": 0, "zone_abbr": b"CET", "time_zone": b"
         (struct("Decimal", sign=1, coef=Name("NaN"), exp=0), 'Decimal.new("NaN")'),
         (struct("Foo.Bar", a=1), "%Foo.Bar{a: 1}"),
         (struct("Date", year=b"odd"), '%Date{year: "odd"}'),
+        (struct("Decimal", sign=1, coef=[1], exp=0), "%Decimal{sign: 1, coef: [1], exp: 0}"),
         (Pairs([(b"a", 1), (A, 2)]), '%{"a" => 1, :a => 2}'),
     ],
 )
 def test_structs_are_shown_as_elixir_shows_them(term, text):
     """Sigils for the calendar, calls for sets and decimals, `%Module{}` for the rest."""
     assert format_elixir(term) == text
+
+
+NAMES = sorted({*DATE, *TIME, *UTC, "map", "first", "last", "step", "sign", "coef", "exp"})
+ODD = st.sampled_from([10**5000, -(10**5000), 2**70, -1, 0, 1, 1.5, [], (10**5000, 6), (1, 2**70)])
+MODULES = ["Date", "Time", "NaiveDateTime", "DateTime", "MapSet", "Range", "Decimal"]
+
+
+@given(
+    st.sampled_from(MODULES),
+    st.sampled_from([{}, DATE | TIME | UTC, DATE | TIME | CET, {"sign": 1, "coef": 1, "exp": 1}]),
+    st.dictionaries(st.sampled_from(NAMES), ODD | terms, max_size=4),
+)
+def test_a_struct_is_shown_whatever_its_fields_hold(module, usual, odd):
+    """Nobody keeps a frame from saying that the year is a list, or has 5,000 digits."""
+    assert format_elixir(struct(module, **(usual | odd)))
