@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, codec_name, set_templates
+from port_server.etf import Atom, codec_name, encode, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
@@ -98,7 +98,7 @@ def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
     """Give the settings with what `init` says of them.
 
     Raises:
-        RefusedError: one is of the wrong type, or too small.
+        RefusedError: one is of the wrong type, too small, or more than the codec can do.
     """
     changes = {}
     for name, least in _LEAST.items():
@@ -107,6 +107,10 @@ def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
             if type(value) is not int or value < least:
                 raise wrong_option(name, f"an integer of at least {least}", value)
             changes[name] = value
+    try:
+        encode(None, max_depth=changes.get("max_depth", settings.max_depth))
+    except ValueError as error:  # which says how deep it can go
+        raise wrong_option("max_depth", f"one that the codec takes ({error})", options["max_depth"]) from None
     return settings.replace(**changes)
 
 
