@@ -150,6 +150,11 @@ class Port:
             pass
         return message[1:]
 
+    def ended_well(self, seconds=3.0):
+        """Wait until the server has ended, and assert that it did so of its own accord."""
+        status = self.process.wait(seconds)
+        assert status == 0, (status, self.process.stderr.read().decode())
+
     def _box(self, name):
         return self._boxes.setdefault(name, queue.Queue())
 

@@ -284,14 +284,14 @@ def test_shutdown_waits_for_tasks(port):
     name = port.eval(SLEEP, {"seconds": 0.3})
     port.tell(Atom("shutdown"), 3000)
     assert port.value(name) == 0.3
-    assert port.process.wait(3) == 0
+    port.ended_well()
 
 
 def test_the_end_of_an_owned_server_cancels_tasks(port):
     port.eval(SLEEP, {"seconds": 60})
     port.settled(tasks=1)
     port.process.stdin.close()
-    assert port.process.wait(3) == 0
+    port.ended_well()
 
 
 @pytest.mark.parametrize(
