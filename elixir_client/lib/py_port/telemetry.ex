@@ -16,7 +16,7 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :server, :kill]` | `pending` requests | `reason`: `:request`, `:gil_held`, `:stuck` or `:lost` |
   | `[:py_port, :server, :exit]` | `duration` since `:ready`, `pending` requests | `error`, the report that its callers get |
   | `[:py_port, :request, :cancel]` | `pending` requests | `request`, its number; `reason`: `:timeout`, `:caller_down`, `:stopped` |
-  | `[:py_port, :request, :cancelled]` | `duration` since `:cancel` | `request`; `result`, the kind of its answer: `:cancelled`, another kind of error, or `:ok` |
+  | `[:py_port, :request, :cancelled]` | `duration` since `:cancel` | `request`; `result`, the kind of its answer: `:cancelled`, another kind of error, or `:ok`; `:never_sent` where its caller was killed just before it was sent |
 
   There are no events for each request that starts and stops: the plain one takes a dozen microseconds, of which two
   events would be a good part, and `:telemetry.span/3` around a call measures the same where it is wanted.
