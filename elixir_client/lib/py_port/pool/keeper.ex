@@ -278,6 +278,12 @@ defmodule PyPort.Pool.Keeper do
   defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil,
     do: put_in(state.slots[index], Slot.left_to_successor(slot))
 
+  # By after_cancel: :restart.
+  defp ended(index, slot, {:shutdown, {:restart, _report}}, state) do
+    {slot, state} = slot |> Slot.left() |> start_in(index, state)
+    put_in(state.slots[index], slot)
+  end
+
   defp ended(index, slot, reason, state) do
     %{crashes: crashes} = slot = Slot.crashed(slot, now())
 
