@@ -13,7 +13,7 @@ defmodule PyPort.Pool.Keeper do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Error, Options, Registry, Server}
-  alias PyPort.Pool.{Attendant, Members, Policy, Slot}
+  alias PyPort.Pool.{Attendant, Events, Members, Policy, Slot}
   alias PyPort.Server.Handle
 
   @tick_ms 1_000
@@ -159,8 +159,8 @@ defmodule PyPort.Pool.Keeper do
     {:reply, slots ++ draining, state}
   end
 
-  def handle_call({:resize, size}, _from, state) do
-    state = %{state | options: %{state.options | size: size}}
+  def handle_call({:resize, size}, _from, %{options: %{size: previous}} = state) do
+    state = Events.resized(%{state | options: %{state.options | size: size}}, previous)
     many = map_size(state.slots)
 
     state =
@@ -194,7 +194,10 @@ defmodule PyPort.Pool.Keeper do
     state =
       case find(state, pid) do
         {:serves, index, slot} ->
-          put_in(state.slots[index], Slot.ready(slot, handle, now()))
+          state
+          |> put_in([:slots, index], Slot.ready(slot, handle, now()))
+          |> publish()
+          |> Events.taken_in(index, :start)
 
         {:succeeds, index, slot} ->
           # Out of the members before it is asked whether it has anything left.
@@ -202,12 +205,14 @@ defmodule PyPort.Pool.Keeper do
           |> put_in([:slots, index], Slot.succeeded(slot, handle, now()))
           |> publish()
           |> drain(index, slot.pid, slot.why)
+          |> Events.taken_in(index, slot.why)
+          |> Events.taken_out(index, slot, slot.why)
 
         nil ->
           state
       end
 
-    {:noreply, publish(state)}
+    {:noreply, state}
   end
 
   def handle_info({:not_ready, pid, error}, state) do
@@ -233,7 +238,7 @@ defmodule PyPort.Pool.Keeper do
 
     state =
       case find(state, pid) do
-        {:serves, index, slot} -> ended(index, slot, reason, state)
+        {:serves, index, slot} -> index |> ended(slot, reason, state) |> Events.ended(index, slot, reason)
         {:succeeds, index, slot} -> put_in(state.slots[index], Slot.keep_old(slot, now()))
         nil -> %{state | draining: Map.delete(state.draining, pid)}
       end
@@ -319,9 +324,14 @@ defmodule PyPort.Pool.Keeper do
     state = if slot.successor, do: stop(state, index, slot.successor), else: state
 
     cond do
-      slot.pid == nil -> state
-      slot.handle == nil -> stop(state, index, slot.pid)
-      true -> state |> publish() |> drain(index, slot.pid, :resized)
+      slot.pid == nil ->
+        state
+
+      slot.handle == nil ->
+        stop(state, index, slot.pid)
+
+      true ->
+        state |> publish() |> drain(index, slot.pid, :resized) |> Events.taken_out(index, slot, :resized)
     end
   end
 
