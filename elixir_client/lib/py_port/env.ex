@@ -280,6 +280,8 @@ defmodule PyPort.Env do
       {:ok, what} ->
         known? = registered(name) == base
         :persistent_term.put({__MODULE__, :place, name}, base)
+        # What the configuration asked for, and did not get, is not asked for any more.
+        note(name, {:ok, what})
         if name == :default and not (known? and what == :unchanged), do: PyPort.Application.restart_default()
         :ok
 

@@ -2,7 +2,7 @@ defmodule PyPort.EnvTest do
   # Environments are known by name in the whole VM.
   use ExUnit.Case, async: false
 
-  alias PyPort.Env.Stamp
+  alias PyPort.Env.{Config, Stamp}
   alias PyPort.{Env, Error, Survey}
   alias PyPort.Test.{FakeUv, Servers}
 
@@ -106,6 +106,21 @@ defmodule PyPort.EnvTest do
     was = System.get_env(name)
     System.put_env(name, value)
     on_exit(fn -> if was, do: System.put_env(name, was), else: System.delete_env(name) end)
+  end
+
+  test "uv_init/2 that goes well makes up for a build that did not", %{
+    name: name,
+    options: options,
+    tmp_dir: dir
+  } do
+    {_name, configured} = Keyword.pop!(options, :name)
+    FakeUv.write(Path.join(dir, "uv"), %{"sync" => "echo 'nothing works'; exit 1"})
+    config = Config.new!(name, [pyproject_toml: @toml] ++ configured, dir)
+    assert {{:error, _words}, _said} = ExUnit.CaptureIO.with_io(fn -> Env.build(config) end)
+    assert unavailable(name) =~ "nothing works"
+    FakeUv.write(Path.join(dir, "uv"))
+    assert uv_init(options) == :ok
+    assert {:ok, _python} = Env.interpreter(name)
   end
 
   test "uv_init/2 gives what went wrong as an error", %{options: options, tmp_dir: dir} do
