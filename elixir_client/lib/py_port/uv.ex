@@ -46,7 +46,7 @@ defmodule PyPort.Uv do
   def find(%Config{uv: path} = config, _print) when is_binary(path) do
     case System.find_executable(path) || System.find_executable(Path.expand(path, config.host_dir)) do
       nil -> {:error, "the uv of the option uv:, #{inspect(path)}, does not exist or may not be executed"}
-      path -> with {:error, said} <- probe(path), do: {:error, "#{path} does not work: #{said}"}
+      path -> named(path)
     end
   end
 
@@ -59,6 +59,18 @@ defmodule PyPort.Uv do
       nil -> missing(config, on_path, print)
     end
   end
+
+  defp named(path) do
+    case probe(path) do
+      {:ok, %{version: version} = uv} ->
+        if usable?(version), do: {:ok, uv}, else: {:error, too_old(path, version)}
+
+      {:error, said} ->
+        {:error, "#{path} does not work: #{said}"}
+    end
+  end
+
+  defp too_old(path, version), do: "#{path} is uv #{version}; it has to be #{@oldest} or newer"
 
   defp fitting(nil, _version), do: nil
 
@@ -75,7 +87,7 @@ defmodule PyPort.Uv do
         {:error, "uv was not found on the PATH. " <> @install_words}
 
       {:ok, %{version: old}} ->
-        {:error, "#{on_path} is uv #{old}; it has to be #{@oldest} or newer. " <> @install_words}
+        {:error, too_old(on_path, old) <> ". " <> @install_words}
 
       {:error, said} ->
         {:error, "#{on_path} does not work (#{said}). " <> @install_words}

@@ -2,7 +2,6 @@ defmodule PyPort.Test.Markdown do
   # The fenced blocks of the documentation, and those of them that this suite runs. tests/markdown.py reads
   # them the same way; tests/house/test_documents.py holds every block to be run or to say why not.
 
-  # A comment right above a fence says who else runs the block, or why nobody does.
   @doc "The blocks in one of `languages` that nobody else runs: `{language, line, code}`, in order."
   def blocks(path, languages) do
     text = File.read!(path)
@@ -49,6 +48,7 @@ defmodule PyPort.Test.Markdown do
 
   defp line(text, at), do: text |> binary_part(0, at) |> String.split("\n") |> length()
 
+  # A comment right above a fence says who else runs the block, or why nobody does.
   defp fence do
     ~r/^(<!-- (?:not run: |run by )(?:(?!-->).)*-->\n)?```(\S*)\n(.*?)^```$/ms
   end

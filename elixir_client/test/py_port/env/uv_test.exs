@@ -27,6 +27,9 @@ defmodule PyPort.UvTest do
     assert {:ok, %Uv{path: ^uv}} = Uv.find(%{config | uv: "here/uv"}, &silent/1)
     assert {:error, words} = Uv.find(%{config | uv: "/no/such/uv"}, &silent/1)
     assert words =~ "/no/such/uv"
+    old = FakeUv.write(Path.join(dir, "old"), %{"--version" => "echo uv 0.4.30"})
+    assert {:error, words} = Uv.find(%{config | uv: old}, &silent/1)
+    assert words =~ "uv 0.4.30" and words =~ "0.5.0 or newer"
   end
 
   test "the one on the PATH is used where none is named", %{dir: dir, config: config} do
