@@ -43,20 +43,35 @@ defmodule PyPort.Uv do
   The uv to use: `uv:`, else the one on the PATH, else our own cache's, else (where `uv_version:` allows it) PyPI's.
   """
   @spec find(Config.t(), print()) :: {:ok, t()} | {:error, String.t()}
-  def find(%Config{uv: path} = config, _print) when is_binary(path) do
+  def find(config, print) do
+    case look(config) do
+      {:fetch, version} -> fetch(config, version, print)
+      found_or_error -> found_or_error
+    end
+  end
+
+  defp fetch(config, version, print) do
+    with {:ok, path} <- Download.fetch(config, version, print),
+         {:error, said} <- probe(path),
+         do: {:error, "uv #{version} was fetched to #{path}, but does not work here: #{said}"}
+  end
+
+  @doc "The same for who fetches nothing: `{:fetch, version}` where `find/2` would."
+  @spec look(Config.t()) :: {:ok, t()} | {:fetch, String.t()} | {:error, String.t()}
+  def look(%Config{uv: path} = config) when is_binary(path) do
     case System.find_executable(path) || System.find_executable(Path.expand(path, config.host_dir)) do
       nil -> {:error, "the uv of the option uv:, #{inspect(path)}, does not exist or may not be executed"}
       path -> named(path)
     end
   end
 
-  def find(%Config{uv_version: version} = config, print) do
+  def look(%Config{uv_version: version} = config) do
     cached = version && Download.path(Config.cache_dir(config), version)
     on_path = System.find_executable("uv")
 
     case Enum.find_value([on_path, cached], &fitting(&1, version)) do
       %__MODULE__{} = uv -> {:ok, uv}
-      nil -> missing(config, on_path, print)
+      nil -> missing(config, on_path)
     end
   end
 
@@ -81,7 +96,7 @@ defmodule PyPort.Uv do
     end
   end
 
-  defp missing(%Config{uv_version: nil}, on_path, _print) do
+  defp missing(%Config{uv_version: nil}, on_path) do
     case on_path && probe(on_path) do
       nil ->
         {:error, "uv was not found on the PATH. " <> @install_words}
@@ -94,17 +109,13 @@ defmodule PyPort.Uv do
     end
   end
 
-  defp missing(%Config{uv_version: version, offline: true} = config, _on_path, _print) do
+  defp missing(%Config{uv_version: version, offline: true} = config, _on_path) do
     {:error,
      "uv #{version} is neither on the PATH nor in #{Config.cache_dir(config)}, and offline: true forbids to fetch it. " <>
        "Build once with the network, or install it"}
   end
 
-  defp missing(%Config{uv_version: version} = config, _on_path, print) do
-    with {:ok, path} <- Download.fetch(config, version, print),
-         {:error, said} <- probe(path),
-         do: {:error, "uv #{version} was fetched to #{path}, but does not work here: #{said}"}
-  end
+  defp missing(%Config{uv_version: version}, _on_path), do: {:fetch, version}
 
   # A shim of pyenv or asdf is on the PATH even where no version behind it is chosen: only running it tells.
   defp probe(path) do

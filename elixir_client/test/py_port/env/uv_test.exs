@@ -70,6 +70,14 @@ defmodule PyPort.UvTest do
     assert words =~ "offline: true"
   end
 
+  test "who only looks is told of what would be fetched, and fetches nothing", %{dir: dir, config: config} do
+    only_on_path(dir)
+    assert Uv.look(%{config | uv_version: "0.8.1"}) == {:fetch, "0.8.1"}
+    refute File.exists?(config.cache_dir)
+    assert {:error, words} = Uv.look(config)
+    assert words =~ "pip install uv"
+  end
+
   test "the system's certificates have had two names" do
     assert Uv.tls_flag("0.10.12") == "--native-tls"
     assert Uv.tls_flag("0.11.0") == "--system-certs"
