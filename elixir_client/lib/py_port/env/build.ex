@@ -348,7 +348,6 @@ defmodule PyPort.Env.Build do
       kind: :venv,
       config: Config.digest(config),
       lock: lock_digest(Config.lock_path(config)),
-      lock_path: Config.lock_path(config),
       source: Package.digest(),
       uv: uv.version,
       os: platform.os,
@@ -359,7 +358,6 @@ defmodule PyPort.Env.Build do
       codec: codec,
       python: %{
         version: python.version,
-        implementation: python.implementation,
         executable: "venv/bin/python",
         base_executable: python.base_executable,
         base_prefix: python.base_prefix,
