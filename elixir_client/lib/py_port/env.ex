@@ -130,7 +130,7 @@ defmodule PyPort.Env do
 
   def running(name, info) do
     with {:ok, stamp, _dir} <- fetch(name),
-         version when is_binary(version) <- info["python"] || info[:python],
+         %{python: version} when is_binary(version) <- info,
          {:error, words} <- Check.running(stamp, version) do
       {:error, unavailable(words)}
     else

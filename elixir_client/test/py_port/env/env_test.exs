@@ -183,10 +183,10 @@ defmodule PyPort.EnvTest do
     assert words =~ "Python #{version} runs" and words =~ "==3.99.*"
 
     # And by what the Python that was started says of itself.
-    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{"python" => version})
+    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{python: version})
     change(name, &%{&1 | requires_python: ">=3.11"})
-    assert Env.running(name, %{"python" => version}) == :ok
-    assert {:error, _error} = Env.running(name, %{"python" => "3.99.1"})
+    assert Env.running(name, %{python: version}) == :ok
+    assert {:error, _error} = Env.running(name, %{python: "3.99.1"})
   end
 
   test "another node is told the same environments by variables and paths", %{name: name, options: options} do
