@@ -220,7 +220,9 @@ class Router:
             else:
                 self._async.credit(message.id_term, message.count)
         elif type(message) is Ping:
-            channel.hold([messages.pong(message.id_term, self.vitals.status())])
+            status = self.vitals.status()
+            status["open"] = self.is_open(message.id_term)
+            channel.hold([messages.pong(message.id_term, status)])
         elif type(message) is Ack:
             self._lane.acknowledge(message.id_term, message.count)
         elif type(message) is Release:
@@ -260,6 +262,20 @@ class Router:
             self.cancels.add(id_term)
             lane.mute(id_term)
         self.calls.cancel(id_term)
+
+    def is_open(self, id_term: bytes) -> bool:
+        """Tell whether a request has begun and has no answer yet, wherever it is.
+
+        One that waits is not looked for: who wants to know has cancelled it before.
+        """
+        lane = self._lane
+        return (
+            id_term == lane.running
+            or id_term in lane.below
+            or id_term in self.streams
+            or id_term in self._async.jobs
+            or id_term in self.turns.jobs
+        )
 
     def cancel_elsewhere(self, id_term: bytes) -> bool:
         """Cancel a request that goes on as a task or a stream; tell whether it does."""

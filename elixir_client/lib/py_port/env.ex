@@ -113,6 +113,16 @@ defmodule PyPort.Env do
     Logger.warning("PyPort: " <> words)
   end
 
+  # What would bring other packages, or another standard library, into an environment. `PYTHONSTARTUP` is read by prompts
+  # alone; the others change how Python works and not what it finds, and stay with who runs the application. The
+  # packages of the user's home are closed to a `venv` anyway, but not to a Python that a release carries.
+  @variables [{"PYTHONPATH", nil}, {"PYTHONHOME", nil}, {"PYTHONNOUSERSITE", "1"}]
+
+  @doc false
+  # The variables of a Python that runs in an environment, in which it sees what uv has put there and nothing else.
+  @spec variables() :: [{String.t(), String.t() | nil}]
+  def variables, do: @variables
+
   @doc false
   # Whether the Python that said hello is the one that its environment was built for.
   @spec running(atom() | nil, map()) :: :ok | {:error, Error.t()}
@@ -120,7 +130,7 @@ defmodule PyPort.Env do
 
   def running(name, info) do
     with {:ok, stamp, _dir} <- fetch(name),
-         version when is_binary(version) <- info["python"] || info[:python],
+         %{python: version} when is_binary(version) <- info,
          {:error, words} <- Check.running(stamp, version) do
       {:error, unavailable(words)}
     else
@@ -270,6 +280,8 @@ defmodule PyPort.Env do
       {:ok, what} ->
         known? = registered(name) == base
         :persistent_term.put({__MODULE__, :place, name}, base)
+        # What the configuration asked for, and did not get, is not asked for any more.
+        note(name, {:ok, what})
         if name == :default and not (known? and what == :unchanged), do: PyPort.Application.restart_default()
         :ok
 

@@ -249,6 +249,7 @@ defmodule PyPort.Error do
     do: %{error | begun: Page.begun(page, id)}
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
+  def of_exit({:shutdown, {:restart, %__MODULE__{} = error}}, _id), do: error
   def of_exit(reason, _id), do: of_owner(reason)
 
   defp of_owner(:noconnection) do

@@ -50,6 +50,8 @@ defmodule PyPort.Pool do
   ending within 10 seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. When there is
   nobody else to work, requests are told why. A pool never gives up, and never ends its supervisor.
 
+  Which servers come and go, and why, is told to `:telemetry` where the host application has it: see `PyPort.Telemetry`.
+
   ## Pools that span nodes
 
       {PyPort.Pool, name: Analytics, size: 2, cluster: true}

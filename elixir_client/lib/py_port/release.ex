@@ -54,19 +54,28 @@ defmodule PyPort.Release do
 
       steps: [:assemble, &PyPort.Release.copy_environments/1, :tar]
 
-  Gives the release as it was. Raises `ArgumentError` for a Python that cannot be carried.
+  Gives the release with one more overlay. Raises `ArgumentError` for an option that it does not know, or a Python that cannot be
+  carried, and `RuntimeError`, with the words of the build, where an environment is not built and cannot be.
   """
   @spec copy_environments(release) :: release when release: struct()
   def copy_environments(release) do
-    options = Keyword.get(release.options, :py_port, [])
+    carry = carried!(Keyword.get(release.options, :py_port, []))
     target = Path.join(release.path, "py_port")
     # What an earlier release under the same path has left must not answer for what is missing now.
     File.rm_rf!(target)
     File.mkdir_p!(target)
 
-    for config <- Env.configured(), do: copy!(config, target, Keyword.get(options, :carry_python, :auto))
+    for config <- Env.configured(), do: copy!(config, target, carry)
     # What Mix is to pack with `:tar`.
     %{release | overlays: ["py_port" | release.overlays]}
+  end
+
+  defp carried!([]), do: :auto
+  defp carried!(carry_python: carry) when carry in [:auto, true, false], do: carry
+
+  defp carried!(options) do
+    raise ArgumentError,
+          "the options of a release for PyPort are py_port: [carry_python: :auto], or true, or false, got: #{inspect(options)}"
   end
 
   defp copy!(%Config{name: name} = config, target, carry) do
@@ -79,7 +88,7 @@ defmodule PyPort.Release do
 
     stamp = if carry?(carry, stamp), do: carry!(stamp, source, dir), else: refer!(stamp, source, dir)
     seal(Path.join(source, original_packages_dir), Path.join(dir, stamp.python.packages_dir))
-    Stamp.write!(target, %{stamp | dir: to_string(name)} |> Map.drop([:lock_path]))
+    Stamp.write!(target, %{stamp | dir: to_string(name)})
   end
 
   defp build!(config) do

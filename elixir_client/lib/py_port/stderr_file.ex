@@ -88,21 +88,21 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  # faulthandler gives each thread a headline with its number, and indents what belongs to it.
-  @thread ~r/^(?:Current thread|Thread|Stack) (?:0x[0-9a-f]+|\()/
-
   @doc "The stacks of one dump in a text that may hold other lines, and further dumps; nil where there is none."
   @spec stacks(binary()) :: String.t() | nil
   def stacks(text) do
     text
     |> String.split("\n")
-    |> Enum.drop_while(&(not (&1 =~ @thread)))
+    |> Enum.drop_while(&(not headline?(&1)))
     |> one_dump([], MapSet.new())
     |> case do
       [] -> nil
       lines -> lines |> Enum.map_join("\n", &printable/1) |> String.trim_trailing()
     end
   end
+
+  # faulthandler gives each thread a headline with its number, and indents what belongs to it.
+  defp headline?(line), do: line =~ ~r/^(?:Current thread|Thread|Stack) (?:0x[0-9a-f]+|\()/
 
   # A thread that comes again belongs to the next dump. Lines of others, written meanwhile, are left out.
   defp one_dump([], lines, _threads), do: Enum.reverse(lines)
@@ -113,7 +113,7 @@ defmodule PyPort.StderrFile do
     number = Regex.run(~r/0x[0-9a-f]+|^Stack/, line)
 
     cond do
-      not (line =~ @thread) -> one_dump(rest, lines, threads)
+      not headline?(line) -> one_dump(rest, lines, threads)
       MapSet.member?(threads, number) -> Enum.reverse(lines)
       true -> one_dump(rest, [line | lines], MapSet.put(threads, number))
     end

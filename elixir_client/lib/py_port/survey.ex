@@ -114,8 +114,8 @@ defmodule PyPort.Survey do
 
   defp ask(_source, [], state, problem), do: {{:error, problem}, state}
 
-  defp ask(source, [python | others], state, problem) do
-    {running, state} = running(python, state)
+  defp ask(source, [{python, variables} | others], state, problem) do
+    {running, state} = running(python, variables, state)
 
     case said(running, source) do
       {:ok, names} -> {{:ok, names}, state}
@@ -124,21 +124,26 @@ defmodule PyPort.Survey do
     end
   end
 
-  defp running(python, state) do
+  defp running(python, variables, state) do
     case state.pythons do
       %{^python => running} ->
         {running, state}
 
       _new ->
-        running = launch(python)
+        running = launch(python, variables)
         {running, put_in(state.pythons[python], running)}
     end
   end
 
-  defp launch(python) do
+  defp launch(python, variables) do
     package = Path.join(to_string(:code.priv_dir(:py_port)), "python")
     arguments = ["-c", @shell, "sh", python, "-P", "-c", @boot, package]
-    port = Port.open({:spawn_executable, ~c"/bin/sh"}, [{:packet, 4}, :binary, :exit_status, args: arguments])
+
+    env =
+      for {name, value} <- variables, do: {to_charlist(name), if(value, do: to_charlist(value), else: false)}
+
+    options = [{:packet, 4}, :binary, :exit_status, args: arguments, env: env]
+    port = Port.open({:spawn_executable, ~c"/bin/sh"}, options)
 
     case receive_frame(port) do
       {:ok, version} -> {port, version}
@@ -191,8 +196,8 @@ defmodule PyPort.Survey do
 
   defp read(_other, _version), do: :none
 
-  # Those in which the code may come to run, as far as that is known: the default pool's first. Where there are
-  # environments, those of them that are built.
+  # Those in which the code may come to run, as far as that is known, with their variables: the default pool's first.
+  # Where there are environments, those of them that are built.
   defp interpreters do
     pool = Default.options() || []
     environments = Enum.uniq(List.wrap(pool[:python_env]) ++ Enum.map(Env.configured(), & &1.name))
@@ -200,7 +205,7 @@ defmodule PyPort.Survey do
     built =
       for name <- environments,
           {:ok, stamp, dir} <- [Env.fetch(name)],
-          do: Path.join(dir, stamp.python.executable)
+          do: {Path.join(dir, stamp.python.executable), Env.variables()}
 
     case {pool[:python], environments} do
       {nil, []} -> found(System.get_env("PYPORT_PYTHON") || "python3")
@@ -212,5 +217,10 @@ defmodule PyPort.Survey do
     ArgumentError -> []
   end
 
-  defp found(python), do: python |> System.find_executable() |> List.wrap()
+  defp found(python) do
+    case System.find_executable(python) do
+      nil -> []
+      path -> [{path, []}]
+    end
+  end
 end

@@ -3,8 +3,10 @@ defmodule PyPort.Telemetry do
   What PyPort tells `:telemetry`, where the host application has that library. All durations are in native units of
   `System.monotonic_time/0`, as `:telemetry` has it.
 
-  The metadata of every event has `server` (the pid of the `PyPort.Server`), `name` (what it is registered as, or `nil`)
-  and `os_pid` (of its Python, `nil` where there is none).
+  ## Servers and requests
+
+  The metadata of each of these events has `server` (the pid of the `PyPort.Server`), `name` (what it is registered as, or
+  `nil`, as in a pool) and `os_pid` (of its Python, `nil` where there is none).
 
   | event | measurements | further metadata |
   | --- | --- | --- |
@@ -16,10 +18,24 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :server, :kill]` | `pending` requests | `reason`: `:request`, `:gil_held`, `:stuck` or `:lost` |
   | `[:py_port, :server, :exit]` | `duration` since `:ready`, `pending` requests | `error`, the report that its callers get |
   | `[:py_port, :request, :cancel]` | `pending` requests | `request`, its number; `reason`: `:timeout`, `:caller_down`, `:stopped` |
-  | `[:py_port, :request, :cancelled]` | `duration` since `:cancel` | `request`; `result`, the kind of its answer: `:cancelled`, another kind of error, or `:ok` |
+  | `[:py_port, :request, :cancelled]` | `duration` since `:cancel` | `request`; `result`, the kind of its answer: `:cancelled`, another kind of error, or `:ok`; `:never_sent` where its caller was killed just before it was sent |
 
   There are no events for each request that starts and stops: the plain one takes a dozen microseconds, of which two
   events would be a good part, and `:telemetry.span/3` around a call measures the same where it is wanted.
+
+  ## Pools
+
+  The metadata of each of these events has `pool` (the pid of the `PyPort.Pool`) and `name` (what it is registered as, or `nil`).
+  Those of a server have `server` and `os_pid`, which its own events have, too, and `index`, its number in the pool, as Logger
+  has it. `servers` is how many take work from then on.
+
+  | event | measurements | further metadata |
+  | --- | --- | --- |
+  | `[:py_port, :pool, :server_in]` | `servers` | `reason`: `:start` of a server in a free place, or why it has taken over from another: `:max_requests`, `:max_age`, `:max_rss` |
+  | `[:py_port, :pool, :server_out]` | `servers`; `duration` since it was taken in, `requests` that it was asked | `reason`: `:max_requests`, `:max_age`, `:max_rss`, `:resized`, `:ended` by itself, `:restart` (`after_cancel: :restart`) |
+  | `[:py_port, :pool, :resize]` | `size`, and the `previous` one | |
+
+  Handlers run in the process that keeps the pool: one that takes long delays the replacement of servers, and no request.
   """
 
   @doc false

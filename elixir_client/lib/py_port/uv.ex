@@ -43,22 +43,49 @@ defmodule PyPort.Uv do
   The uv to use: `uv:`, else the one on the PATH, else our own cache's, else (where `uv_version:` allows it) PyPI's.
   """
   @spec find(Config.t(), print()) :: {:ok, t()} | {:error, String.t()}
-  def find(%Config{uv: path} = config, _print) when is_binary(path) do
-    case System.find_executable(path) || System.find_executable(Path.expand(path, config.host_dir)) do
-      nil -> {:error, "the uv of the option uv:, #{inspect(path)}, does not exist or may not be executed"}
-      path -> with {:error, said} <- probe(path), do: {:error, "#{path} does not work: #{said}"}
+  def find(config, print) do
+    case look(config) do
+      {:fetch, version} -> fetch(config, version, print)
+      found_or_error -> found_or_error
     end
   end
 
-  def find(%Config{uv_version: version} = config, print) do
+  defp fetch(config, version, print) do
+    with {:ok, path} <- Download.fetch(config, version, print),
+         {:error, said} <- probe(path),
+         do: {:error, "uv #{version} was fetched to #{path}, but does not work here: #{said}"}
+  end
+
+  @doc "The same for who fetches nothing: `{:fetch, version}` where `find/2` would."
+  @spec look(Config.t()) :: {:ok, t()} | {:fetch, String.t()} | {:error, String.t()}
+  def look(%Config{uv: path} = config) when is_binary(path) do
+    case System.find_executable(path) || System.find_executable(Path.expand(path, config.host_dir)) do
+      nil -> {:error, "the uv of the option uv:, #{inspect(path)}, does not exist or may not be executed"}
+      path -> named(path)
+    end
+  end
+
+  def look(%Config{uv_version: version} = config) do
     cached = version && Download.path(Config.cache_dir(config), version)
     on_path = System.find_executable("uv")
 
     case Enum.find_value([on_path, cached], &fitting(&1, version)) do
       %__MODULE__{} = uv -> {:ok, uv}
-      nil -> missing(config, on_path, print)
+      nil -> missing(config, on_path)
     end
   end
+
+  defp named(path) do
+    case probe(path) do
+      {:ok, %{version: version} = uv} ->
+        if usable?(version), do: {:ok, uv}, else: {:error, too_old(path, version)}
+
+      {:error, said} ->
+        {:error, "#{path} does not work: #{said}"}
+    end
+  end
+
+  defp too_old(path, version), do: "#{path} is uv #{version}; it has to be #{@oldest} or newer"
 
   defp fitting(nil, _version), do: nil
 
@@ -69,30 +96,26 @@ defmodule PyPort.Uv do
     end
   end
 
-  defp missing(%Config{uv_version: nil}, on_path, _print) do
+  defp missing(%Config{uv_version: nil}, on_path) do
     case on_path && probe(on_path) do
       nil ->
         {:error, "uv was not found on the PATH. " <> @install_words}
 
       {:ok, %{version: old}} ->
-        {:error, "#{on_path} is uv #{old}; it has to be #{@oldest} or newer. " <> @install_words}
+        {:error, too_old(on_path, old) <> ". " <> @install_words}
 
       {:error, said} ->
         {:error, "#{on_path} does not work (#{said}). " <> @install_words}
     end
   end
 
-  defp missing(%Config{uv_version: version, offline: true} = config, _on_path, _print) do
+  defp missing(%Config{uv_version: version, offline: true} = config, _on_path) do
     {:error,
      "uv #{version} is neither on the PATH nor in #{Config.cache_dir(config)}, and offline: true forbids to fetch it. " <>
        "Build once with the network, or install it"}
   end
 
-  defp missing(%Config{uv_version: version} = config, _on_path, print) do
-    with {:ok, path} <- Download.fetch(config, version, print),
-         {:error, said} <- probe(path),
-         do: {:error, "uv #{version} was fetched to #{path}, but does not work here: #{said}"}
-  end
+  defp missing(%Config{uv_version: version}, _on_path), do: {:fetch, version}
 
   # A shim of pyenv or asdf is on the PATH even where no version behind it is chosen: only running it tells.
   defp probe(path) do

@@ -145,7 +145,8 @@ defmodule PyPort.OutputTest do
         open(#{inspect(Path.join(dir, "begun"))}, "w")
         while recv()[0] != "cancel": pass
         send(A("output"), id, A("stdout"), b"too late")
-        assert recv()[0] == "ack"
+        # The server also asks after a request whose caller has died.
+        while recv()[0] != "ack": pass
         send(A("ok"), id, None)
         open(#{inspect(marker)}, "w")
         """

@@ -329,6 +329,26 @@ defmodule PyPort.PoolTest do
       assert Process.alive?(keeper)
     end
 
+    test "a server that is started anew after a cancelled request has not crashed, however often that happens" do
+      pool = start_pool(size: 1, after_cancel: :restart)
+
+      log =
+        capture_log(fn ->
+          for _ <- 1..4 do
+            assert {:ok, 1} = PyPort.eval("1", %{}, server: pool, timeout: 20_000)
+            [os_pid] = os_pids(pool)
+
+            assert {:error, %Error{kind: :timeout}} =
+                     PyPort.eval("while True: pass", %{}, server: pool, timeout: 50)
+
+            assert gone?(os_pid)
+          end
+        end)
+
+      refute log =~ "times in a row"
+      assert PyPort.eval("1", %{}, server: pool) == {:ok, 1}
+    end
+
     test "a keeper that ends leaves the servers at work, and the next one finds them" do
       pool = start_pool(size: 2)
       before = os_pids(pool)

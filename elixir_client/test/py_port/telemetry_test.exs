@@ -5,7 +5,7 @@ defmodule PyPort.TelemetryTest do
 
   import PyPort.Test.{FakePython, Processes}
 
-  alias PyPort.{Error, Server}
+  alias PyPort.{Error, Pool, Server}
   alias PyPort.Test.Telemetry
 
   @moduletag :tmp_dir
@@ -102,5 +102,62 @@ defmodule PyPort.TelemetryTest do
     assert_receive {:event, [:py_port, :server, :exit], _,
                     %{error: %Error{kind: :killed, signal: "SIGKILL"}}},
                    5_000
+  end
+
+  describe "a pool tells" do
+    defp start_pool(options) do
+      Telemetry.listen(name = name())
+      start_supervised!({Pool, [name: name] ++ options})
+      name
+    end
+
+    test "which servers it takes in and out, and why" do
+      name = start_pool(size: 1, after_cancel: :restart)
+      pool = Process.whereis(name)
+
+      assert_receive {:event, [:py_port, :pool, :server_in], %{servers: 1}, metadata}, 20_000
+      assert [server] = Pool.servers(name)
+      about = %{pool: pool, name: name, server: server, os_pid: Server.os_pid(server), index: 1}
+      assert metadata == Map.put(about, :reason, :start)
+
+      assert {:error, %Error{}} = PyPort.eval("import os; os._exit(3)", %{}, server: name)
+      assert_receive {:event, [:py_port, :pool, :server_out], measurements, metadata}, 5_000
+      assert %{servers: 0, requests: 1, duration: duration} = measurements
+      assert duration > 0
+      assert metadata == Map.put(about, :reason, :ended)
+
+      assert_receive {:event, [:py_port, :pool, :server_in], %{servers: 1}, %{reason: :start}}, 20_000
+
+      assert {:error, %Error{kind: :timeout}} =
+               PyPort.eval("while True: pass", %{}, server: name, timeout: 50)
+
+      assert_receive {:event, [:py_port, :pool, :server_out], %{servers: 0}, %{reason: :restart}}, 5_000
+    end
+
+    test "which server takes over from which" do
+      name = start_pool(size: 1, max_requests: 2)
+      assert_receive {:event, [:py_port, :pool, :server_in], _, %{server: first, reason: :start}}, 20_000
+      for _ <- 1..2, do: assert({:ok, 1} = PyPort.eval("1", %{}, server: name))
+      assert_receive {:event, [:py_port, :pool, :server_in], %{servers: 1}, next}, 20_000
+      assert %{reason: :max_requests, server: second, index: 1} = next
+      assert_receive {:event, [:py_port, :pool, :server_out], %{servers: 1, requests: 2}, last}, 5_000
+      assert %{reason: :max_requests, server: ^first, index: 1} = last
+      assert first != second
+    end
+
+    test "that it is resized, and who goes" do
+      name = start_pool(size: 1)
+      pool = Process.whereis(name)
+      assert_receive {:event, [:py_port, :pool, :server_in], _, _}, 20_000
+      :ok = Pool.resize(name, 2)
+      assert_receive {:event, [:py_port, :pool, :resize], %{size: 2, previous: 1}, metadata}, 5_000
+      assert metadata == %{pool: pool, name: name}
+      assert_receive {:event, [:py_port, :pool, :server_in], %{servers: 2}, %{index: 2}}, 20_000
+      :ok = Pool.resize(name, 1)
+      assert_receive {:event, [:py_port, :pool, :resize], %{size: 1, previous: 2}, _}, 5_000
+
+      assert_receive {:event, [:py_port, :pool, :server_out], %{servers: 1}, %{index: 2, reason: :resized}},
+                     5_000
+    end
   end
 end

@@ -2,15 +2,12 @@ defmodule PyPort.Test.Markdown do
   # The fenced blocks of the documentation, and those of them that this suite runs. tests/markdown.py reads
   # them the same way; tests/house/test_documents.py holds every block to be run or to say why not.
 
-  # A comment right above a fence says who else runs the block, or why nobody does.
-  @fence ~r/^(<!-- (?:not run: |run by )(?:(?!-->).)*-->\n)?```(\S*)\n(.*?)^```$/ms
-
   @doc "The blocks in one of `languages` that nobody else runs: `{language, line, code}`, in order."
   def blocks(path, languages) do
     text = File.read!(path)
 
     for [{at, _}, {_, note_size}, {language_at, language_size}, {code_at, code_size}] <-
-          Regex.scan(@fence, text, return: :index),
+          Regex.scan(fence(), text, return: :index),
         note_size == 0,
         language = binary_part(text, language_at, language_size),
         language in languages do
@@ -50,4 +47,9 @@ defmodule PyPort.Test.Markdown do
   defp configured!(py_port: [_option]), do: :ok
 
   defp line(text, at), do: text |> binary_part(0, at) |> String.split("\n") |> length()
+
+  # A comment right above a fence says who else runs the block, or why nobody does.
+  defp fence do
+    ~r/^(<!-- (?:not run: |run by )(?:(?!-->).)*-->\n)?```(\S*)\n(.*?)^```$/ms
+  end
 end

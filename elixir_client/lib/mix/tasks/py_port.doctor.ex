@@ -52,11 +52,14 @@ defmodule Mix.Tasks.PyPort.Doctor do
     cache = Config.cache_dir(config)
     compiler = Enum.find_value(~w(cc gcc clang), &System.find_executable/1)
 
-    # A look, not an installation.
     uv_advice =
-      case Uv.find(%{config | offline: true}, fn _data -> :ok end) do
+      case Uv.look(config) do
         {:ok, uv} ->
           say("uv", "#{uv.version} (#{uv.path})")
+          []
+
+        {:fetch, version} ->
+          say("uv", "#{version} is fetched for the first build (uv_version:)")
           []
 
         {:error, words} ->

@@ -3,72 +3,76 @@ defmodule PyPort.Env.Advice do
   @moduledoc false
 
   # The first that fits is given, so the special stands before the general.
-  @uv [
-    {~r/needs to be updated, but `--locked`|lockfile .*(needs to be updated|is outdated)/i,
-     "The lock does not match the project any more. Run `mix py_port.lock`, look at the change, and commit it."},
-    {~r/No space left on device|Disk quota exceeded|os error 28\b/,
-     "The disk is full. uv writes to its cache (`uv cache dir`; `uv cache prune` frees some), to TMPDIR and to _build; " <>
-       "the option cache_dir: moves the cache."},
-    {~r/Read-only file system|os error 30\b/,
-     "A directory cannot be written. Build where it can be (in the build stage of an image) and ship the release; " <>
-       "the option cache_dir: moves uv's cache."},
-    {~r/Permission denied|os error 13\b/,
-     "A directory may not be written by this user; the option cache_dir: moves uv's cache."},
-    {~r/(UnknownIssuer|invalid peer certificate|certificate verify failed|self.signed certificate)/i,
-     "The certificate of the package index is not trusted. Behind a proxy that inspects TLS set native_tls: true (uv " <>
-       "then trusts what this system trusts), or SSL_CERT_FILE."},
-    {~r/\b(401 Unauthorized|403 Forbidden|407 Proxy)/,
-     "The package index, or the proxy before it, wants credentials: put them in the URL of index:, or in ~/.netrc."},
-    {~r/(network was disabled|network connectivity is disabled|not found in the cache|`--offline`|offline mode)/i,
-     "This build is offline, and something is not in uv's cache. Build once with the network and the same cache " <>
-       "directory, or drop offline: true (and UV_OFFLINE)."},
-    {~r/(dns error|failed to lookup|Connection refused|error sending request|tcp connect error|Network is unreachable|timed out|Could not connect)/i,
-     "The package index cannot be reached. Check the network and HTTPS_PROXY; index: names a mirror; offline: true " <>
-       "builds from uv's cache alone."},
-    {~r/was not found in the package registry|not found in the package registry|HTTP status client error \(404/,
-     "No package of that name is on the index: check its spelling in pyproject.toml, and index: if it is a private one."},
-    {~r/No interpreter found|No download found|Python downloads are|No compatible interpreter|no Python installation|incompatible with the project's Python requirement/i,
-     "No Python that fits requires-python is here, and uv did not download one. Install one, name one with python:, or " <>
-       "allow the download (unset UV_PYTHON_DOWNLOADS and offline:)."},
-    {~r/No solution found when resolving|requirements are unsatisfiable/,
-     "These versions cannot stand together: uv says above which. Loosen one of them in pyproject.toml."},
-    {~r/TOML parse error|Failed to parse: .*pyproject\.toml/,
-     "The pyproject.toml cannot be read: uv says above where."},
-    {~r/(command '?[\w\/.-]*(gcc|cc|clang)[\w.-]*'? failed|No such file or directory: '(gcc|cc)'|fatal error: .*\.h: No such file)/,
-     "A package without a wheel for this Python and machine had to be compiled. Install a compiler and headers " <>
-       "(Debian: gcc libc6-dev python3-dev; Alpine: gcc musl-dev python3-dev), or choose a version that has a wheel."},
-    {~r/(unexpected argument|unrecognized subcommand|invalid value .* for '--)/,
-     "This uv does not know one of the words it was given: see extra_args:, or use a newer uv."}
-  ]
+  defp uv_rules do
+    [
+      {~r/needs to be updated, but `--locked`|lockfile .*(needs to be updated|is outdated)/i,
+       "The lock does not match the project any more. Run `mix py_port.lock`, look at the change, and commit it."},
+      {~r/No space left on device|Disk quota exceeded|os error 28\b/,
+       "The disk is full. uv writes to its cache (`uv cache dir`; `uv cache prune` frees some), to TMPDIR and to _build; " <>
+         "the option cache_dir: moves the cache."},
+      {~r/Read-only file system|os error 30\b/,
+       "A directory cannot be written. Build where it can be (in the build stage of an image) and ship the release; " <>
+         "the option cache_dir: moves uv's cache."},
+      {~r/Permission denied|os error 13\b/,
+       "A directory may not be written by this user; the option cache_dir: moves uv's cache."},
+      {~r/(UnknownIssuer|invalid peer certificate|certificate verify failed|self.signed certificate)/i,
+       "The certificate of the package index is not trusted. Behind a proxy that inspects TLS set native_tls: true (uv " <>
+         "then trusts what this system trusts), or SSL_CERT_FILE."},
+      {~r/\b(401 Unauthorized|403 Forbidden|407 Proxy)/,
+       "The package index, or the proxy before it, wants credentials: put them in the URL of index:, or in ~/.netrc."},
+      {~r/(network was disabled|network connectivity is disabled|not found in the cache|`--offline`|offline mode)/i,
+       "This build is offline, and something is not in uv's cache. Build once with the network and the same cache " <>
+         "directory, or drop offline: true (and UV_OFFLINE)."},
+      {~r/(dns error|failed to lookup|Connection refused|error sending request|tcp connect error|Network is unreachable|timed out|Could not connect)/i,
+       "The package index cannot be reached. Check the network and HTTPS_PROXY; index: names a mirror; offline: true " <>
+         "builds from uv's cache alone."},
+      {~r/was not found in the package registry|not found in the package registry|HTTP status client error \(404/,
+       "No package of that name is on the index: check its spelling in pyproject.toml, and index: if it is a private one."},
+      {~r/No interpreter found|No download found|Python downloads are|No compatible interpreter|no Python installation|incompatible with the project's Python requirement/i,
+       "No Python that fits requires-python is here, and uv did not download one. Install one, name one with python:, or " <>
+         "allow the download (unset UV_PYTHON_DOWNLOADS and offline:)."},
+      {~r/No solution found when resolving|requirements are unsatisfiable/,
+       "These versions cannot stand together: uv says above which. Loosen one of them in pyproject.toml."},
+      {~r/TOML parse error|Failed to parse: .*pyproject\.toml/,
+       "The pyproject.toml cannot be read: uv says above where."},
+      {~r/(command '?[\w\/.-]*(gcc|cc|clang)[\w.-]*'? failed|No such file or directory: '(gcc|cc)'|fatal error: .*\.h: No such file)/,
+       "A package without a wheel for this Python and machine had to be compiled. Install a compiler and headers " <>
+         "(Debian: gcc libc6-dev python3-dev; Alpine: gcc musl-dev python3-dev), or choose a version that has a wheel."},
+      {~r/(unexpected argument|unrecognized subcommand|invalid value .* for '--)/,
+       "This uv does not know one of the words it was given: see extra_args:, or use a newer uv."}
+    ]
+  end
 
-  @python [
-    {~r/version [`'](?:GLIBC_(?<found>[\d.]+))' not found/,
-     "The environment was built for glibc \\1 or newer, and this system has an older one. Build it on this system, or on " <>
-       "one that is no newer (the same base image)."},
-    {~r/error while loading shared libraries: (?<found>[^\s:]+)/,
-     "The shared library \\1 is missing here. Install the system's package that has it (Debian: apt-file search \\1)."},
-    {~r/Error loading shared library (?<found>[^\s:]+)/,
-     "The shared library \\1 is missing here. Install the system's package that has it (Alpine: apk search so:\\1)."},
-    {~r/ImportError: (?<found>lib[^\s:]+): cannot open shared object file/,
-     "The shared library \\1 is missing here. Install the system's package that has it (Debian: apt-file search \\1)."},
-    {~r/Exec format error|cannot execute binary file/,
-     "This Python was built for another kind of machine. Build the environment on a machine like this one."},
-    {~r/(?<found>ld-musl|ld-linux)[^\n]*(not found|No such file)|exec: [^\n]*: not found/,
-     "The interpreter is there but its loader is not: it was built for another libc (glibc against musl). Build the " <>
-       "environment on the system it runs on."},
-    {~r/(neither the native codec|package erlang-py|No module named 'erlang')/,
-     "This Python has neither the native codec nor erlang-py, and the server needs one of them. Install one: " <>
-       "`python3 -m pip install erlang-py`; or let uv build an environment (config :py_port, :uv_init)."},
-    {~r/option:? -P/, "It is older than Python 3.11, the oldest that will do."}
-  ]
+  defp python_rules do
+    [
+      {~r/version [`'](?:GLIBC_(?<found>[\d.]+))' not found/,
+       "The environment was built for glibc \\1 or newer, and this system has an older one. Build it on this system, or on " <>
+         "one that is no newer (the same base image)."},
+      {~r/error while loading shared libraries: (?<found>[^\s:]+)/,
+       "The shared library \\1 is missing here. Install the system's package that has it (Debian: apt-file search \\1)."},
+      {~r/Error loading shared library (?<found>[^\s:]+)/,
+       "The shared library \\1 is missing here. Install the system's package that has it (Alpine: apk search so:\\1)."},
+      {~r/ImportError: (?<found>lib[^\s:]+): cannot open shared object file/,
+       "The shared library \\1 is missing here. Install the system's package that has it (Debian: apt-file search \\1)."},
+      {~r/Exec format error|cannot execute binary file/,
+       "This Python was built for another kind of machine. Build the environment on a machine like this one."},
+      {~r/(?<found>ld-musl|ld-linux)[^\n]*(not found|No such file)|exec: [^\n]*: not found/,
+       "The interpreter is there but its loader is not: it was built for another libc (glibc against musl). Build the " <>
+         "environment on the system it runs on."},
+      {~r/(neither the native codec|package erlang-py|No module named 'erlang')/,
+       "This Python has neither the native codec nor erlang-py, and the server needs one of them. Install one: " <>
+         "`python3 -m pip install erlang-py`; or let uv build an environment (config :py_port, :uv_init)."},
+      {~r/option:? -P/, "It is older than Python 3.11, the oldest that will do."}
+    ]
+  end
 
   @doc "What to do about what uv has said; `nil` where its own words have to do."
   @spec uv(String.t()) :: String.t() | nil
-  def uv(output), do: find(@uv, output)
+  def uv(output), do: find(uv_rules(), output)
 
   @doc "What to do about a Python that did not start, by its last lines."
   @spec python(String.t() | [String.t()]) :: String.t() | nil
-  def python(lines), do: find(@python, lines |> List.wrap() |> Enum.join("\n"))
+  def python(lines), do: find(python_rules(), lines |> List.wrap() |> Enum.join("\n"))
 
   # uv folds its sentences at the width of a terminal.
   defp find(rules, text) do

@@ -56,23 +56,25 @@ defmodule PyPort.Env.Build do
     if not config.force and current?(base, config) do
       {:ok, :unchanged}
     else
-      guarded(config, fn ->
-        waiting = fn words -> print.("==> PyPort: #{words}\n") end
-
-        BuildLock.run(Path.join(base, "#{config.name}.lock"), waiting, fn ->
-          # Whoever had the lock may have done the work.
-          if not config.force and current?(base, config),
-            do: {:ok, :unchanged},
-            else: build(config, base, print)
-        end)
+      alone(config, base, print, fn ->
+        # Whoever had the lock may have done the work.
+        if not config.force and current?(base, config),
+          do: {:ok, :unchanged},
+          else: build(config, base, print)
       end)
     end
+  end
+
+  # A build sweeps away every directory of its environment but the one in use.
+  defp alone(config, base, print, fun) do
+    waiting = fn words -> print.("==> PyPort: #{words}\n") end
+    guarded(config, fn -> BuildLock.run(Path.join(base, "#{config.name}.lock"), waiting, fun) end)
   end
 
   @doc "Resolves the project anew, and writes its lock; `:upgrade` takes newer versions where the lock had older ones."
   @spec lock(Config.t(), Path.t(), keyword(), Uv.print()) :: {:ok, Path.t()} | {:error, String.t()}
   def lock(config, base, options, print) do
-    guarded(config, fn ->
+    alone(config, base, print, fn ->
       with {:ok, uv} <- Uv.find(config, print) do
         scratch = scratch(base, config.name)
 
@@ -346,7 +348,6 @@ defmodule PyPort.Env.Build do
       kind: :venv,
       config: Config.digest(config),
       lock: lock_digest(Config.lock_path(config)),
-      lock_path: Config.lock_path(config),
       source: Package.digest(),
       uv: uv.version,
       os: platform.os,
@@ -357,7 +358,6 @@ defmodule PyPort.Env.Build do
       codec: codec,
       python: %{
         version: python.version,
-        implementation: python.implementation,
         executable: "venv/bin/python",
         base_executable: python.base_executable,
         base_prefix: python.base_prefix,

@@ -26,8 +26,6 @@ defmodule PyPort.Env.Config do
   @shared [:uv, :uv_version, :cache_dir, :native_tls, :offline, :frozen, :force, :index, :extra_args, :python]
   @known @sources ++ @shared ++ [:environments]
 
-  @name ~r/^[a-z][a-z0-9_]*$/
-
   # A file of a project larger than this counts by its size and time of change: data, not source.
   @hashed_bytes 1_048_576
   @skipped ~w(.venv __pycache__ .git .hg .mypy_cache .ruff_cache .pytest_cache node_modules uv.lock)
@@ -73,7 +71,7 @@ defmodule PyPort.Env.Config do
   @doc "One environment of its options."
   @spec new!(atom(), keyword(), Path.t()) :: t()
   def new!(name, options, host_dir) do
-    unless is_atom(name) and to_string(name) =~ @name do
+    unless is_atom(name) and to_string(name) =~ ~r/^[a-z][a-z0-9_]*$/ do
       raise ArgumentError,
             "the name of a Python environment is an atom of small letters, digits and _, got: #{inspect(name)}"
     end

@@ -4,9 +4,6 @@ defmodule PyPort.Env.Inventory do
 
   alias PyPort.Env.{Config, Elf}
 
-  # These are libc itself, under its several names.
-  @libc ~r/^(ld-linux|ld64|ld-musl|libc\.|libm\.so|libpthread|libdl\.so|librt\.so|libutil\.so|libresolv|libnsl)/
-
   @doc "The installed packages: name, version and a fingerprint of the list of their files."
   @spec packages(Path.t()) :: [%{name: String.t(), version: String.t(), record: String.t()}]
   def packages(purelib) do
@@ -41,7 +38,7 @@ defmodule PyPort.Env.Inventory do
       for {path, elf} <- binaries,
           soname <- elf.needed,
           not MapSet.member?(own, soname),
-          not (soname =~ @libc),
+          not (soname =~ libc()),
           uniq: true do
         {soname, path |> Path.split() |> hd()}
       end
@@ -52,5 +49,10 @@ defmodule PyPort.Env.Inventory do
       glibc: Enum.max_by(glibc, &Elf.numbers/1, fn -> nil end),
       libraries: Enum.uniq_by(libraries, &elem(&1, 0))
     }
+  end
+
+  # These are libc itself, under its several names.
+  defp libc do
+    ~r/^(ld-linux|ld64|ld-musl|libc\.|libm\.so|libpthread|libdl\.so|librt\.so|libutil\.so|libresolv|libnsl)/
   end
 end

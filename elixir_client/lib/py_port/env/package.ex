@@ -9,8 +9,6 @@ defmodule PyPort.Env.Package do
   alias PyPort.Env.{Config, Elf, Platform}
   alias PyPort.Uv
 
-  @native ~r{^port_server/etf/native\..*so$}
-
   # Part of a wheel, and no reason to build one.
   @prose ~w(README.md LICENSE)
 
@@ -158,7 +156,8 @@ defmodule PyPort.Env.Package do
     end
   end
 
-  defp native_entry?(entry), do: elem(entry, 0) == :zip_file and to_string(elem(entry, 1)) =~ @native
+  defp native_entry?(entry),
+    do: elem(entry, 0) == :zip_file and to_string(elem(entry, 1)) =~ ~r{^port_server/etf/native\..*so$}
 
   # A wheel of an older source beside a newer one would be a server that does not know its own client.
   defp current?(wheel) do

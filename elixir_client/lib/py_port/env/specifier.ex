@@ -3,9 +3,6 @@ defmodule PyPort.Env.Specifier do
   # "Version specifiers" (PEP 440). Pure. Only what versions of Python itself need: no epochs, no local versions.
   @moduledoc false
 
-  @clause ~r/^\s*(===|~=|==|!=|<=|>=|<|>)\s*v?(\d+(?:\.\d+)*)(\.\*)?([a-z]+\d*)?\s*$/
-  @version ~r/^v?(\d+(?:\.\d+)*)([a-z]+\d*)?/
-
   @doc """
   Whether `version` (`"3.12.4"`) satisfies every clause of `specifier` (`">=3.11,<3.14"`).
 
@@ -20,7 +17,9 @@ defmodule PyPort.Env.Specifier do
   end
 
   defp clause?(version, clause) do
-    case Regex.run(@clause, clause) do
+    pattern = ~r/^\s*(===|~=|==|!=|<=|>=|<|>)\s*v?(\d+(?:\.\d+)*)(\.\*)?([a-z]+\d*)?\s*$/
+
+    case Regex.run(pattern, clause) do
       [_, operator, release | rest] ->
         wanted = {numbers(release), Enum.at(rest, 1, "")}
         holds?(operator, version, wanted, Enum.at(rest, 0, "") == ".*")
@@ -75,7 +74,7 @@ defmodule PyPort.Env.Specifier do
   end
 
   defp parse(version) do
-    case Regex.run(@version, version) do
+    case Regex.run(~r/^v?(\d+(?:\.\d+)*)([a-z]+\d*)?/, version) do
       [_, release] -> {:ok, {numbers(release), ""}}
       [_, release, pre] -> {:ok, {numbers(release), pre}}
       nil -> :error

@@ -5,6 +5,8 @@ defmodule PyPort.Pool.Keeper do
   #
   # The servers are temporary children of a supervisor of their own: it ends them with the pool, and restarts none of
   # them, since a restart intensity can only give up, where a wait that grows goes on trying.
+  #
+  # Above 400 lines, because it is one state machine: what it can be asked, told and has to do next belong together.
   @moduledoc false
   use GenServer
 
@@ -13,7 +15,7 @@ defmodule PyPort.Pool.Keeper do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Error, Options, Registry, Server}
-  alias PyPort.Pool.{Attendant, Members, Policy, Slot}
+  alias PyPort.Pool.{Attendant, Events, Members, Policy, Slot}
   alias PyPort.Server.Handle
 
   @tick_ms 1_000
@@ -159,8 +161,8 @@ defmodule PyPort.Pool.Keeper do
     {:reply, slots ++ draining, state}
   end
 
-  def handle_call({:resize, size}, _from, state) do
-    state = %{state | options: %{state.options | size: size}}
+  def handle_call({:resize, size}, _from, %{options: %{size: previous}} = state) do
+    state = Events.resized(%{state | options: %{state.options | size: size}}, previous)
     many = map_size(state.slots)
 
     state =
@@ -194,7 +196,10 @@ defmodule PyPort.Pool.Keeper do
     state =
       case find(state, pid) do
         {:serves, index, slot} ->
-          put_in(state.slots[index], Slot.ready(slot, handle, now()))
+          state
+          |> put_in([:slots, index], Slot.ready(slot, handle, now()))
+          |> publish()
+          |> Events.taken_in(index, :start)
 
         {:succeeds, index, slot} ->
           # Out of the members before it is asked whether it has anything left.
@@ -202,12 +207,14 @@ defmodule PyPort.Pool.Keeper do
           |> put_in([:slots, index], Slot.succeeded(slot, handle, now()))
           |> publish()
           |> drain(index, slot.pid, slot.why)
+          |> Events.taken_in(index, slot.why)
+          |> Events.taken_out(index, slot, slot.why)
 
         nil ->
           state
       end
 
-    {:noreply, publish(state)}
+    {:noreply, state}
   end
 
   def handle_info({:not_ready, pid, error}, state) do
@@ -233,7 +240,7 @@ defmodule PyPort.Pool.Keeper do
 
     state =
       case find(state, pid) do
-        {:serves, index, slot} -> ended(index, slot, reason, state)
+        {:serves, index, slot} -> index |> ended(slot, reason, state) |> Events.ended(index, slot, reason)
         {:succeeds, index, slot} -> put_in(state.slots[index], Slot.keep_old(slot, now()))
         nil -> %{state | draining: Map.delete(state.draining, pid)}
       end
@@ -278,6 +285,12 @@ defmodule PyPort.Pool.Keeper do
   defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil,
     do: put_in(state.slots[index], Slot.left_to_successor(slot))
 
+  # By after_cancel: :restart.
+  defp ended(index, slot, {:shutdown, {:restart, _report}}, state) do
+    {slot, state} = slot |> Slot.left() |> start_in(index, state)
+    put_in(state.slots[index], slot)
+  end
+
   defp ended(index, slot, reason, state) do
     %{crashes: crashes} = slot = Slot.crashed(slot, now())
 
@@ -313,9 +326,14 @@ defmodule PyPort.Pool.Keeper do
     state = if slot.successor, do: stop(state, index, slot.successor), else: state
 
     cond do
-      slot.pid == nil -> state
-      slot.handle == nil -> stop(state, index, slot.pid)
-      true -> state |> publish() |> drain(index, slot.pid, :resized)
+      slot.pid == nil ->
+        state
+
+      slot.handle == nil ->
+        stop(state, index, slot.pid)
+
+      true ->
+        state |> publish() |> drain(index, slot.pid, :resized) |> Events.taken_out(index, slot, :resized)
     end
   end
 

@@ -47,11 +47,14 @@ defmodule PyPort.Pool.Slot do
   @spec left_to_successor(t()) :: t()
   def left_to_successor(%{successor: pid} = slot), do: %{starting(slot, pid) | successor: nil, why: nil}
 
+  @doc "The server has ended in order to be started anew, which says nothing against the next."
+  @spec left(t()) :: t()
+  def left(slot), do: %{slot | pid: nil, handle: nil, ready_at: nil}
+
   @doc "The server has ended by itself."
   @spec crashed(t(), integer()) :: t()
   def crashed(slot, now) do
-    crashes = Policy.crashes(slot.crashes, lived(slot, now))
-    %{slot | pid: nil, handle: nil, ready_at: nil, crashes: crashes}
+    %{left(slot) | crashes: Policy.crashes(slot.crashes, lived(slot, now))}
   end
 
   @doc "What has worked for a while has recovered."

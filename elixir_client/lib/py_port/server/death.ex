@@ -8,7 +8,8 @@ defmodule PyPort.Server.Death do
   alias PyPort.Server.{Handle, Ladder, Ownership, Pulse, Traffic, Vital}
 
   @type state :: map()
-  @type reason :: {:shutdown, {:python_ended, Error.t(), PyPort.Server.Page.t() | nil}}
+  @type reason ::
+          {:shutdown, {:python_ended, Error.t(), PyPort.Server.Page.t() | nil} | {:restart, Error.t()}}
 
   @stderr_lines 20
 
@@ -43,7 +44,10 @@ defmodule PyPort.Server.Death do
     {:shutdown, {:python_ended, report, Pulse.page(state.pulse)}}
   end
 
-  @doc "The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`)."
+  @doc """
+  The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). Nothing has gone
+  wrong with it, so a pool starts the next at once, however often it comes.
+  """
   @spec restart(state()) :: reason()
   def restart(state) do
     report = %Error{
@@ -52,8 +56,8 @@ defmodule PyPort.Server.Death do
     }
 
     tell(state, report)
-    # What is on the page now may yet be finished.
-    {:shutdown, {:python_ended, report, nil}}
+    # Without the page: what is on it now may yet be finished.
+    {:shutdown, {:restart, report}}
   end
 
   defp tell(state, report) do

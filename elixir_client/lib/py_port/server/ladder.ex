@@ -88,13 +88,24 @@ defmodule PyPort.Server.Ladder do
   @spec ended(state(), Wire.id(), entry(), frame :: binary()) :: state()
   def ended(state, id, entry, frame) do
     {kind, begun} = result(frame)
-    duration = System.convert_time_unit(now() - entry.since, :millisecond, :native)
-    tell(state, :cancelled, %{duration: duration}, %{request: number(id), result: kind})
+    tell_ended(state, id, entry, kind)
 
     if kind == :cancelled and begun != false and state.options.after_cancel == :restart,
       do: send(self(), :restart)
 
     state
+  end
+
+  @doc "Python knows nothing of a request whose caller has died, and there is no last word to come."
+  @spec never_sent(state(), Wire.id(), entry()) :: state()
+  def never_sent(state, id, entry) do
+    tell_ended(state, id, entry, :never_sent)
+    state
+  end
+
+  defp tell_ended(state, id, entry, result) do
+    duration = System.convert_time_unit(now() - entry.since, :millisecond, :native)
+    tell(state, :cancelled, %{duration: duration}, %{request: number(id), result: result})
   end
 
   defp result(<<131, 104, _arity, 119, 5, "error", _rest::binary>> = frame) do

@@ -144,9 +144,16 @@ defmodule PyPort.Server.Launch do
          {:busy_limits_port, :disabled},
          {:busy_limits_msgq, :disabled},
          {:args, arguments},
-         {:env, Enum.map(options.env, &variable/1)}
+         {:env, options |> variables() |> Enum.map(&variable/1)}
        ] ++ directory}
     end
+  end
+
+  defp variables(%{python_env: nil, env: env}), do: env
+
+  # What the server's own options say is meant.
+  defp variables(%{env: env}) do
+    Enum.reject(Env.variables(), fn {name, _value} -> List.keymember?(env, name, 0) end) ++ env
   end
 
   defp variable({name, value}) when value in [nil, false], do: {String.to_charlist(name), false}

@@ -20,7 +20,7 @@ defmodule PyPort.Server.Traffic do
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
       :send -> {:ok, mail(state, {:send, frame})}
-      {:pong, _id} -> {:ok, state}
+      {:pong, id} -> {:ok, pong(state, id, frame)}
       _other -> :other
     end
   end
@@ -71,19 +71,32 @@ defmodule PyPort.Server.Traffic do
 
   def sweep(state), do: state
 
+  # It may have died before it told Python to end the request, or of the request at all; to be told twice does no harm.
   defp orphaned(state, id) do
+    Handle.command(state.handle, Wire.cancel(id))
+
     case state.attached do
-      %{^id => %{cancel: %{why: :caller_down}}} ->
-        state
+      %{^id => %{cancel: %{why: :caller_down}}} -> ask_after(state, id)
+      %{^id => %{cancel: %{}}} -> state
+      _not_cancelled -> state |> Ladder.cancel(id, :caller_down) |> ask_after(id)
+    end
+  end
 
-      # It may have died before it told Python, too; to be told twice does no harm.
-      %{^id => %{cancel: %{}}} ->
-        Handle.command(state.handle, Wire.cancel(id))
-        state
+  # What of the request was sent, was sent before its caller's death, and this comes behind it.
+  defp ask_after(state, id) do
+    Handle.command(state.handle, Wire.ping(id))
+    state
+  end
 
-      _not_cancelled ->
-        Handle.command(state.handle, Wire.cancel(id))
-        Ladder.cancel(state, id, :caller_down)
+  # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
+  # row in the table and the frame in its hands. All others were sent.
+  defp pong(state, id, frame) do
+    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached,
+         {:ok, {:pong, _id, %{open: false}}} <- Wire.decode(frame) do
+      :ets.delete(state.handle.table, id)
+      state |> Ladder.never_sent(id, entry) |> abandon(id)
+    else
+      _open_or_not_asked_after -> state
     end
   end
 

@@ -13,7 +13,10 @@ defmodule PyPort.Uv.Download do
   alias PyPort.Env.{Config, Platform}
 
   @pypi "https://pypi.org/simple"
+
+  # A wheel of uv has some 20 MB; a line on which that takes longer is no line.
   @timeout_ms 120_000
+  # A mirror leads to its file host, and that to where the file lies; more is a circle.
   @redirects 5
 
   @doc "Where a version lives in the cache."
@@ -35,7 +38,7 @@ defmodule PyPort.Uv.Download do
     index = index(config)
     print.("==> PyPort: fetching uv #{version} from #{redact(index)} into #{Path.dirname(path)}\n")
 
-    with {:ok, wheel} <- wheel(index, version, config),
+    with {:ok, wheel} <- wheel(index, version),
          {:ok, binary} <- unpack(wheel),
          do: install(path, binary)
   end
@@ -63,8 +66,8 @@ defmodule PyPort.Uv.Download do
   # URLs of private indexes carry passwords.
   defp redact(url), do: String.replace(url, ~r{//[^/@]*@}, "//***@")
 
-  defp wheel(index, version, config) do
-    if start_client(config) do
+  defp wheel(index, version) do
+    if start_client() do
       page = String.trim_trailing(index, "/") <> "/uv/"
 
       with {:ok, html} <- get(page),
@@ -98,7 +101,7 @@ defmodule PyPort.Uv.Download do
 
     case found do
       [[url, sha256] | _rest] ->
-        {:ok, page |> URI.merge(unescape(url)) |> to_string(), String.downcase(sha256)}
+        {:ok, follow(page, unescape(url)), String.downcase(sha256)}
 
       [[_url] | _rest] ->
         {:error, "#{redact(page)} states no SHA-256 for uv #{version}, so it is not taken"}
@@ -110,6 +113,15 @@ defmodule PyPort.Uv.Download do
   end
 
   defp unescape(url), do: String.replace(url, "&amp;", "&")
+
+  # Where a link leads. Within a host its credentials go along, as with pip; another host is not told them.
+  defp follow(from, link) do
+    from = URI.parse(from)
+    to = URI.merge(from, link)
+    same? = {to.scheme, to.host, to.port} == {from.scheme, from.host, from.port}
+    userinfo = to.userinfo || if(same?, do: from.userinfo)
+    to_string(%{to | userinfo: userinfo, authority: nil})
+  end
 
   defp words(%{libc: :unknown, os: os}), do: os
   defp words(%{libc: libc}), do: Platform.words(libc)
@@ -151,7 +163,7 @@ defmodule PyPort.Uv.Download do
   # --- httpc ------------------------------------------------------------------------------------
 
   # Under Mix (Elixir 1.15 and newer) the code paths hold only what the project names.
-  defp start_client(_config) do
+  defp start_client do
     for app <- [:crypto, :inets, :ssl], do: ensure_path(app)
 
     case Application.ensure_all_started(:inets) do
@@ -198,11 +210,12 @@ defmodule PyPort.Uv.Download do
   defp get(url, 0), do: {:error, "#{redact(url)} leads in circles"}
 
   defp get(url, redirects) do
-    {url, headers} = credentials(url)
+    {bare_url, headers} = credentials(url)
     options = [timeout: @timeout_ms, autoredirect: false] ++ tls(url)
 
     request =
-      {String.to_charlist(url), [{~c"accept", ~c"text/html, */*"}, {~c"user-agent", ~c"py_port"} | headers]}
+      {String.to_charlist(bare_url),
+       [{~c"accept", ~c"text/html, */*"}, {~c"user-agent", ~c"py_port"} | headers]}
 
     case apply(:httpc, :request, [:get, request, options, [body_format: :binary], __MODULE__]) do
       {:ok, {{_http, 200, _reason}, _headers, body}} ->
@@ -210,7 +223,7 @@ defmodule PyPort.Uv.Download do
 
       {:ok, {{_http, status, _reason}, answer, _body}} when status in [301, 302, 303, 307, 308] ->
         case List.keyfind(answer, ~c"location", 0) do
-          {_name, location} -> url |> URI.merge(to_string(location)) |> to_string() |> get(redirects - 1)
+          {_name, location} -> url |> follow(to_string(location)) |> get(redirects - 1)
           nil -> {:error, "#{redact(url)} answered with status #{status} and leads nowhere"}
         end
 

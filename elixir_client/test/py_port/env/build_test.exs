@@ -171,6 +171,28 @@ defmodule PyPort.Env.BuildTest do
     assert Enum.count(commands(dir), &(&1 == "sync")) == 1
   end
 
+  # An editor that compiles in the background builds whenever it likes.
+  test "a build leaves alone what resolves anew at the same time", %{dir: dir, base: base, config: config} do
+    assert build(config, base) == {:ok, :built}
+    go = Path.join(dir, "go")
+
+    uv(dir, %{
+      "lock" =>
+        "touch '#{dir}/locking'; while [ ! -e '#{go}' ]; do sleep 0.01; done; echo 'version = 1' >uv.lock"
+    })
+
+    locking = Task.async(fn -> Build.lock(config, base, [], fn _data -> :ok end) end)
+    assert PyPort.Test.Processes.eventually(fn -> File.exists?(Path.join(dir, "locking")) end)
+    test = self()
+    building = Task.async(fn -> Build.run(%{config | force: true}, base, &send(test, {:built, &1})) end)
+    # It waits, or builds.
+    assert_receive {:built, _words}, 10_000
+    refute Task.yield(building, 500)
+    File.touch!(go)
+    assert {:ok, _path} = Task.await(locking, 30_000)
+    assert {:ok, :built} = Task.await(building, 60_000)
+  end
+
   test "an environment whose record is damaged, or of another format, is none", %{base: base, config: config} do
     build(config, base)
     path = Stamp.path(base, :default)

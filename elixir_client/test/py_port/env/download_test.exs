@@ -37,6 +37,16 @@ defmodule PyPort.Uv.DownloadTest do
     end
   end
 
+  test "a link to another host is not told the credentials of the index" do
+    index = "https://user:secret@index.test/simple/uv/"
+    glibc = %{os: "linux", machine: "x86_64", libc: {:glibc, "2.36"}}
+    assert {:ok, "https://files.test/" <> _path, "bb"} = Download.choose(@page, index, "0.8.1", glibc)
+    musl = %{glibc | libc: {:musl, "1.2.5"}}
+
+    assert {:ok, "https://user:secret@index.test/" <> _path, "dd"} =
+             Download.choose(@page, index, "0.8.1", musl)
+  end
+
   test "a version or platform that is not there, and a link without hash, are told apart" do
     musl = %{os: "linux", machine: "x86_64", libc: {:musl, "1.2.5"}}
     assert {:error, words} = Download.choose(@page, @index, "0.9.0", musl)
@@ -65,21 +75,31 @@ defmodule PyPort.Uv.DownloadTest do
       :gen_tcp.listen(0, [:binary, packet: :http_bin, active: false, reuseaddr: true, ip: {127, 0, 0, 1}])
 
     {:ok, port} = :inet.port(listener)
-    server = spawn_link(fn -> accept(listener, %{"/simple/uv/" => page, "/files/#{name}" => wheel}) end)
+    host = "http://127.0.0.1:#{port}"
+
+    files = %{
+      "/simple/uv/" => page,
+      "/files/#{name}" => wheel,
+      "/old/uv/" => {:moved, "/private/uv/"},
+      "/older/uv/" => {:moved, host <> "/private/uv/"},
+      "/private/uv/" => {:private, String.replace(page, "../..", host <> "/private")},
+      "/private/files/#{name}" => {:private, wheel}
+    }
+
+    server = spawn_link(fn -> accept(listener, files) end)
     :ok = :gen_tcp.controlling_process(listener, server)
-    "http://127.0.0.1:#{port}/simple"
+    host <> "/simple"
   end
 
   defp accept(listener, files) do
     {:ok, socket} = :gen_tcp.accept(listener)
     {:ok, {:http_request, :GET, {:abs_path, path}, _version}} = :gen_tcp.recv(socket, 0, 5_000)
-    headers(socket)
-    {status, body} = if files[path], do: {"200 OK", files[path]}, else: {"404 Not Found", ""}
+    {status, more, body} = answer(files[path], credentials(socket, nil))
 
     :gen_tcp.send(socket, [
       "HTTP/1.1 ",
       status,
-      "\r\ncontent-length: #{byte_size(body)}\r\nconnection: close\r\n\r\n",
+      "\r\n#{more}content-length: #{byte_size(body)}\r\nconnection: close\r\n\r\n",
       body
     ])
 
@@ -87,10 +107,17 @@ defmodule PyPort.Uv.DownloadTest do
     accept(listener, files)
   end
 
-  defp headers(socket) do
+  defp answer(nil, _credentials), do: {"404 Not Found", "", ""}
+  defp answer({:moved, path}, _credentials), do: {"301 Moved Permanently", "location: #{path}\r\n", ""}
+  defp answer({:private, _body}, nil), do: {"401 Unauthorized", "", ""}
+  defp answer({:private, body}, "Basic dXNlcjpzZWNyZXQ="), do: {"200 OK", "", body}
+  defp answer(body, _credentials), do: {"200 OK", "", body}
+
+  defp credentials(socket, known) do
     case :gen_tcp.recv(socket, 0, 5_000) do
-      {:ok, :http_eoh} -> :ok
-      {:ok, _header} -> headers(socket)
+      {:ok, :http_eoh} -> known
+      {:ok, {:http_header, _, :Authorization, _, basic}} -> credentials(socket, basic)
+      {:ok, _header} -> credentials(socket, known)
     end
   end
 
@@ -149,6 +176,16 @@ defmodule PyPort.Uv.DownloadTest do
     wheel = wheel(@program)
     assert {:error, words} = find(config, serve(wheel, sha256(wheel)) <> "/other")
     assert words =~ "status 404"
+  end
+
+  test "a private index may lead elsewhere on its host: the password goes along", %{config: config} do
+    wheel = wheel(@program)
+    index = wheel |> serve(sha256(wheel)) |> String.replace("http://", "http://user:secret@")
+
+    for old <- ["/old", "/older"] do
+      assert {:ok, %Uv{version: "0.8.1", path: path}} = find(config, String.replace(index, "/simple", old))
+      File.rm!(path)
+    end
   end
 
   test "passwords in the address of an index are not shown", %{config: config} do

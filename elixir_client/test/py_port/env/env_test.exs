@@ -2,8 +2,8 @@ defmodule PyPort.EnvTest do
   # Environments are known by name in the whole VM.
   use ExUnit.Case, async: false
 
-  alias PyPort.Env.Stamp
-  alias PyPort.{Env, Error}
+  alias PyPort.Env.{Config, Stamp}
+  alias PyPort.{Env, Error, Survey}
   alias PyPort.Test.{FakeUv, Servers}
 
   @moduletag :tmp_dir
@@ -70,6 +70,59 @@ defmodule PyPort.EnvTest do
     assert Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "sync")) == 1
   end
 
+  # Somebody else's packages, and a standard library that is none.
+  test "an environment sees itself alone, whatever the BEAM was started with, unless the server says otherwise",
+       %{
+         name: name,
+         options: options,
+         tmp_dir: dir
+       } do
+    :ok = uv_init(options)
+    File.write!(Path.join(dir, "thing.py"), "answer = 'a stranger'")
+    put_env("PYTHONPATH", dir)
+    put_env("PYTHONHOME", "/no/such/home")
+    code = "import os, site, thing; [thing.answer, os.environ.get('PYTHONHOME'), bool(site.ENABLE_USER_SITE)]"
+    server = Servers.start_server(python_env: name)
+    assert PyPort.eval(code, %{}, server: server) == {:ok, [42, nil, false]}
+    asked = Servers.start_server(python_env: name, env: [{"PYTHONPATH", dir}])
+    assert {:ok, ["a stranger", nil, false]} = PyPort.eval(code, %{}, server: asked)
+  end
+
+  test "sigils are checked by an environment whatever the BEAM was started with", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    put_env("PYTHONHOME", "/no/such/home")
+    was = Application.get_env(:py_port, :pool)
+    Application.put_env(:py_port, :pool, python_env: name)
+    if Process.whereis(Survey), do: GenServer.stop(Survey)
+    on_exit(fn -> Application.put_env(:py_port, :pool, was || []) end)
+    assert {:ok, %{bound: ["x"]}} = Survey.of("x = 1")
+    GenServer.stop(Survey)
+  end
+
+  defp put_env(name, value) do
+    was = System.get_env(name)
+    System.put_env(name, value)
+    on_exit(fn -> if was, do: System.put_env(name, was), else: System.delete_env(name) end)
+  end
+
+  test "uv_init/2 that goes well makes up for a build that did not", %{
+    name: name,
+    options: options,
+    tmp_dir: dir
+  } do
+    {_name, configured} = Keyword.pop!(options, :name)
+    FakeUv.write(Path.join(dir, "uv"), %{"sync" => "echo 'nothing works'; exit 1"})
+    config = Config.new!(name, [pyproject_toml: @toml] ++ configured, dir)
+    assert {{:error, _words}, _said} = ExUnit.CaptureIO.with_io(fn -> Env.build(config) end)
+    assert unavailable(name) =~ "nothing works"
+    FakeUv.write(Path.join(dir, "uv"))
+    assert uv_init(options) == :ok
+    assert {:ok, _python} = Env.interpreter(name)
+  end
+
   test "uv_init/2 gives what went wrong as an error", %{options: options, tmp_dir: dir} do
     FakeUv.write(Path.join(dir, "uv"), %{"sync" => "echo 'nothing works'; exit 1"})
     assert {:error, %Error{kind: :unavailable, message: words}} = uv_init(options)
@@ -130,10 +183,10 @@ defmodule PyPort.EnvTest do
     assert words =~ "Python #{version} runs" and words =~ "==3.99.*"
 
     # And by what the Python that was started says of itself.
-    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{"python" => version})
+    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{python: version})
     change(name, &%{&1 | requires_python: ">=3.11"})
-    assert Env.running(name, %{"python" => version}) == :ok
-    assert {:error, _error} = Env.running(name, %{"python" => "3.99.1"})
+    assert Env.running(name, %{python: version}) == :ok
+    assert {:error, _error} = Env.running(name, %{python: "3.99.1"})
   end
 
   test "another node is told the same environments by variables and paths", %{name: name, options: options} do

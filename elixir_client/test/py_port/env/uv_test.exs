@@ -27,6 +27,9 @@ defmodule PyPort.UvTest do
     assert {:ok, %Uv{path: ^uv}} = Uv.find(%{config | uv: "here/uv"}, &silent/1)
     assert {:error, words} = Uv.find(%{config | uv: "/no/such/uv"}, &silent/1)
     assert words =~ "/no/such/uv"
+    old = FakeUv.write(Path.join(dir, "old"), %{"--version" => "echo uv 0.4.30"})
+    assert {:error, words} = Uv.find(%{config | uv: old}, &silent/1)
+    assert words =~ "uv 0.4.30" and words =~ "0.5.0 or newer"
   end
 
   test "the one on the PATH is used where none is named", %{dir: dir, config: config} do
@@ -65,6 +68,14 @@ defmodule PyPort.UvTest do
     only_on_path(dir)
     assert {:error, words} = Uv.find(%{config | uv_version: "0.8.1", offline: true}, &silent/1)
     assert words =~ "offline: true"
+  end
+
+  test "who only looks is told of what would be fetched, and fetches nothing", %{dir: dir, config: config} do
+    only_on_path(dir)
+    assert Uv.look(%{config | uv_version: "0.8.1"}) == {:fetch, "0.8.1"}
+    refute File.exists?(config.cache_dir)
+    assert {:error, words} = Uv.look(config)
+    assert words =~ "pip install uv"
   end
 
   test "the system's certificates have had two names" do
