@@ -28,7 +28,6 @@ from figures import (
     BINARY_SIZES,
     CALLER_COUNTS,
     FIGURES,
-    GENEROSITY,
     LARGEST,
     Figure,
     Samples,
@@ -209,7 +208,7 @@ def broken(figure: Figure, samples: Samples) -> bool:
     """
     ours = min(samples[figure.subject].values())
     looks = (figure.best(samples), Summary.of(figure.values(samples)).median)
-    return all(figure.kept(value, ours, GENEROSITY) is False for value in looks)
+    return all(figure.kept(value, ours, figure.generosity) is False for value in looks)
 
 
 def guard(bench: Bench, phases: list[str]) -> int:
