@@ -199,7 +199,8 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
 
 def _compile_expression(text: str, padded: str, file: str) -> CodeType | None:
     """Compile a line that is an expression and nothing else; None for whatever else it may be."""
-    # Seldom an expression; and of a backslash Python would warn twice.
+    # Seldom an expression; and of a backslash Python would warn twice, as it still does where a
+    # number runs into a word (`x = 1if y else 2`).
     if "\n" in text or "\\" in text:
         return None
     try:

@@ -265,16 +265,17 @@ class Calls:
         return self.result(call)
 
     def go_on(self, call: Call, data: bytes | None) -> None:
-        """Wait on for the answer to a call of main's whose first read brought something else.
+        """Wait on for the answer to a call of main's, where the next read may bring something else.
 
         Args:
             call: one that is pending, and written. With the baton.
-            data: what was read, or None at the end.
+            data: what was read already, or None at the end.
         """
         if data is None:
             raise RuntimeError(GONE)
-        self._dispatcher.route(self._channel.reader.feed(data))
-        self._channel.write_out()  # a pong, an error: what routing has held
+        if data:
+            self._dispatcher.route(self._channel.reader.feed(data))
+            self._channel.write_out()  # a pong, an error: what routing has held
         self._pump(call)
 
     def _pump(self, call: Call) -> None:

@@ -107,11 +107,14 @@ def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
             if type(value) is not int or value < least:
                 raise wrong_option(name, f"an integer of at least {least}", value)
             changes[name] = value
+    changed = settings.replace(**changes)
     try:
-        encode(None, max_depth=changes.get("max_depth", settings.max_depth))
+        encode(None, max_depth=changed.max_depth)
     except ValueError as error:  # which says how deep it can go
-        raise wrong_option("max_depth", f"one that the codec takes ({error})", options["max_depth"]) from None
-    return settings.replace(**changes)
+        raise wrong_option(
+            "max_depth", f"one that the codec takes ({error})", changed.max_depth
+        ) from None
+    return changed
 
 
 def init_snippet(code: Any) -> Snippet:

@@ -824,7 +824,7 @@ write_held(Plain *self)
             PyErr_Clear(); /* it is found again below */
             break;
         }
-        bytes = Py_TYPE(frame) == &PyBytes_Type ? PyBytes_Size(frame) : ROOM_BYTES;
+        bytes = Py_TYPE(frame) == &PyBytes_Type ? PyBytes_Size(frame) : ROOM_BYTES + 1; /* a large one is a list */
         if (bytes > ROOM_BYTES - size) {
             taken = done(PyObject_CallFunctionObjArgs(PART(put_back), frame, NULL));
             Py_DECREF(frame);
@@ -1135,15 +1135,24 @@ run(PyObject *object, PyObject *args)
 
 /* ---- calls into the BEAM ----------------------------------------------------------------------------------------- */
 
+/* Whether the next bytes are those of a frame, and nothing else is to be waited for; -1 with an exception. */
+static int
+is_next_a_frame(Plain *self)
+{
+    if (PyObject_Size(PART(cancelled)) != 0 || PyObject_Size(PART(turns_held)) != 0) {
+        return 0;
+    }
+    return FLAG(reader, between);
+}
+
 /* Tells whether a call is a usual one, and can be made. */
 static int
 may_ask(Plain *self, PyObject *id_term, PyObject *function, PyObject *arguments)
 {
     PyObject *frame, *limit;
     long number, depth;
-    int flags;
-    if (PyObject_Size(PART(cancelled)) != 0 || PyObject_Size(PART(turns_held)) != 0 ||
-        PyObject_Size(PART(below)) >= self->max_nested_calls || Py_TYPE(id_term) != &PyBytes_Type ||
+    int usual;
+    if (PyObject_Size(PART(below)) >= self->max_nested_calls || Py_TYPE(id_term) != &PyBytes_Type ||
         PyBytes_Size(id_term) != ID_TERM_BYTES || Py_TYPE(function) != &PyLong_Type ||
         Py_TYPE(arguments) != &PyList_Type) {
         return 0;
@@ -1153,13 +1162,10 @@ may_ask(Plain *self, PyObject *id_term, PyObject *function, PyObject *arguments)
         PyErr_Clear();
         return 0;
     }
-    flags = FLAG(calls, gone);
-    if (flags == 0) {
-        flags = FLAG(reader, between);
-        flags = flags < 0 ? -1 : !flags;
-    }
-    if (flags != 0) {
-        return flags < 0 ? -1 : 0;
+    usual = FLAG(calls, gone);
+    usual = usual < 0 ? -1 : usual > 0 ? 0 : is_next_a_frame(self);
+    if (usual <= 0) {
+        return usual;
     }
     /* As Calls._check_depth: that deep there is no frame yet. */
     limit = PyObject_CallFunctionObjArgs(PART(recursion_limit), NULL);
@@ -1180,13 +1186,27 @@ may_ask(Plain *self, PyObject *id_term, PyObject *function, PyObject *arguments)
     return 1;
 }
 
+/* Waits on for the answer, with Calls.go_on. None, or NULL with an exception. */
+static PyObject *
+go_on(Plain *self, PyObject *call, PyObject *data)
+{
+    int result = data == NULL ? -1 : done(CALL(calls, go_on, call, data));
+    Py_XDECREF(data);
+    return result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 /* Reads the answer to a call; its frame, or None with `call` answered, or NULL with an exception. */
 static PyObject *
 read_answer(Plain *self, PyObject *call, const char *call_id)
 {
     PyObject *data;
     Py_ssize_t size;
-    int failed, fd = fd_of(self, W_reads);
+    int failed, fd, usual = is_next_a_frame(self);
+    /* Asked once more: while the arguments were written others had the baton. */
+    if (usual <= 0) {
+        return usual < 0 ? NULL : go_on(self, call, PyBytes_FromStringAndSize(NULL, 0));
+    }
+    fd = fd_of(self, W_reads);
     if (fd == -1 && PyErr_Occurred()) {
         return NULL;
     }
@@ -1209,12 +1229,7 @@ read_answer(Plain *self, PyObject *call, const char *call_id)
     else {
         data = size == 0 ? Py_NewRef(Py_None) : CALL0(channel, receive);
     }
-    if (data != NULL) {
-        int result = done(CALL(calls, go_on, call, data));
-        Py_DECREF(data);
-        return result < 0 ? NULL : Py_NewRef(Py_None);
-    }
-    return NULL;
+    return go_on(self, call, data);
 }
 
 /* Writes a call, and waits for the answer; gives what `read_answer` gives. */

@@ -222,6 +222,25 @@ def test_a_reply_does_not_wait_for_slow_code_behind_it():
         assert port.value(slow) == 2
 
 
+def test_a_large_frame_of_another_thread_goes_first():
+    """It may be held before small replies, in parts."""
+    code = (
+        "import gc, threading\n"
+        "from port_server.etf import Atom, encode\n"
+        "from port_server.server.channel import Channel\n"
+        "channel = next(x for x in gc.get_objects() if type(x) is Channel)\n"
+        "term = encode((Atom('send'), 1, 'x' * 20_000))\n"
+        "channel.held.append([len(term).to_bytes(4, 'big'), term])"
+    )
+    with Port() as port:
+        port.value(port.eval("0", deadline_ms=60_000))
+        names = batch(port, code, "1", code, "2", "3")
+        assert [port.value(name) for name in names] == [None, 1, None, 2, 3]
+        assert port.others.get(timeout=5)[0] == "hello"
+        for _ in range(2):
+            assert port.others.get(timeout=5)[2] == b"x" * 20_000
+
+
 def test_what_waits_behind_another_can_be_cancelled():
     """It never begins, and who comes behind it is served."""
     with Port() as port:
