@@ -1,6 +1,7 @@
 defmodule PyPort.Faults.SoakTest do
   # All of it together, for a few seconds; `make soak` takes minutes.
-  use ExUnit.Case, async: true
+  # Alone: it is enough of a load by itself, and what other tests do to the machine is not what it looks for.
+  use ExUnit.Case, async: false
 
   import PyPort.Test.Beam
 
