@@ -129,11 +129,15 @@ defmodule PyPort.Error do
   defp own_frame?(line),
     do: line =~ ~r/^\s*File "[^"]*port_server\/(server|runtime)\/|^\s*File "<string>", line 1 in <module>/
 
-  # What is left of a thread that runs nothing but the server is its headline.
+  # What is left of a thread that runs nothing but the server is its headline; one that has only just begun has no frame.
   defp without_empty_threads([line | rest]) do
-    if line =~ "(most recent call first)" and List.first(rest, "") == "",
-      do: rest |> Enum.drop(1) |> without_empty_threads(),
-      else: [line | without_empty_threads(rest)]
+    next = List.first(rest, "")
+
+    cond do
+      line =~ "(most recent call first)" and next == "" -> rest |> Enum.drop(1) |> without_empty_threads()
+      line =~ ~r/^Thread / and next =~ "<no Python frame>" -> rest |> Enum.drop(2) |> without_empty_threads()
+      true -> [line | without_empty_threads(rest)]
+    end
   end
 
   defp without_empty_threads([]), do: []

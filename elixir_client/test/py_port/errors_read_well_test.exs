@@ -28,6 +28,19 @@ defmodule PyPort.ErrorsReadWellTest do
     assert MapSet.equal?(kinds, MapSet.new(Error.kinds()))
   end
 
+  test "a thread that has only just begun is not shown, unless it is the one that crashed" do
+    crash = ~s{Current thread 0x2 (most recent call first):\n  File "a.py", line 1 in crash}
+    begun = "Thread 0x0 (most recent call first):\n  <no Python frame>\n\n"
+    message = Exception.message(%Error{kind: :killed, message: "it crashed", stack: begun <> crash})
+    assert message =~ "in crash"
+    refute message =~ "no Python frame"
+
+    other = ~s{Thread 0x1 (most recent call first):\n  File "a.py", line 1 in f\n\n}
+    crash = "Current thread 0x2 (most recent call first):\n  <no Python frame>"
+    message = Exception.message(%Error{kind: :killed, message: "it crashed", stack: other <> crash})
+    assert message =~ "no Python frame"
+  end
+
   defp cases(dir) do
     [
       {"Python raised", [], fn -> eval("def share(total, of):\n    return total / of\n\nshare(1, 0)") end},
@@ -196,6 +209,8 @@ defmodule PyPort.ErrorsReadWellTest do
       # Where the server itself was is not what the page is about.
       {~r/^ *File "[^"]*port_server\/(server|runtime)\/.*\n/m, ""},
       {~r/^ *File "<string>", line 1 in <module>\n/m, ""},
+      # One of its threads that has only just begun.
+      {~r/^ *<no Python frame>\n/m, ""},
       {~r/#PID<[\d.]+>/, "#PID<...>"},
       {~r/\(process \d+\)/, "(process ...)"},
       {~r/0x[0-9a-f]{6,}/, "0x..."},
