@@ -69,7 +69,7 @@ static const char answer_ok[] = {'h', 2, 'w', 2, 'o', 'k'};
     X(gone) X(ran) X(source) X(kind) X(suspect) X(expression) X(run) X(stdout) X(stderr) X(stdin) X(__loader__)        \
     X(fresh) X(write_out) X(failed) X(interrupted) X(answer_unusual) X(leave) X(settle) X(send)        \
     X(finish) X(receive) X(answered) X(eval) X(mixed) X(usual_deadline_ms) X(time) X(held_bytes) X(hold) X(look_again) \
-    X(work) X(resumed) X(between) X(flush_of) X(pop) X(go_on) X(not_written) X(result) X(check)
+    X(work) X(resumed) X(between) X(flush_of) X(pop) X(go_on) X(not_written) X(result) X(check) X(id)
 
 enum {
 #define X(name) P_##name,
@@ -170,7 +170,7 @@ done(PyObject *result)
     return result == NULL ? -1 : 0;
 }
 
-/* What a header says. */
+/* What a header says, or the length of a binary. */
 static inline Py_ssize_t
 length_at(const unsigned char *data)
 {
@@ -243,7 +243,7 @@ text_at(const unsigned char *p, const unsigned char *end, Py_ssize_t *size)
     if (end - p < 5 || p[0] != 'm') {
         return NULL;
     }
-    length = (Py_ssize_t)p[1] << 24 | (Py_ssize_t)p[2] << 16 | (Py_ssize_t)p[3] << 8 | p[4];
+    length = length_at(p + 1);
     if (length > end - p - 5) {
         return NULL;
     }
@@ -1298,7 +1298,7 @@ value_of(Plain *self, PyObject *call, PyObject *frame)
         return self->codec->read(PART(native), frame, at + sizeof(answer_ok), self->max_depth, &end);
     }
     where = Py_BuildValue("(On)", frame, at);
-    result = where == NULL ? -1 : PyObject_SetAttrString(call, "answered", where);
+    result = where == NULL ? -1 : PyObject_SetAttr(call, WORD(answered), where);
     Py_XDECREF(where);
     return result < 0 ? NULL : CALL(calls, result, call);
 }
@@ -1336,7 +1336,7 @@ ask(PyObject *object, PyObject *args)
     if (call == NULL) {
         return NULL;
     }
-    id = PyObject_GetAttrString(call, "id");
+    id = PyObject_GetAttr(call, WORD(id));
     running = GET(lane, running);
     ids = GET(exports, ids);
     empty = PyList_New(0);

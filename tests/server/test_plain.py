@@ -285,18 +285,18 @@ def test_nothing_is_kept():
     cases = [CASES[case] for case in EACH_WAY]
     with Port() as port:
 
+        def take(names):
+            for message in (message for name in names for message in all_of(port, name)):
+                if message[0] == "ok" and len(message) == 3:
+                    port.tell(Atom("release"), message[2])
+
         def turns(number):
             for _ in range(number):
                 for code, given in cases:
-                    name = port.eval(code, given, deadline_ms=60_000)
-                    for message in all_of(port, name):
-                        if message[0] == "ok" and len(message) == 3:
-                            port.tell(Atom("release"), message[2])
+                    take([port.eval(code, given, deadline_ms=60_000)])
                 with port.at_once():
                     names = [port.eval(code, given, deadline_ms=60_000) for code, given in cases]
-                for message in (message for name in names for message in all_of(port, name)):
-                    if message[0] == "ok" and len(message) == 3:
-                        port.tell(Atom("release"), message[2])
+                take(names)
             return port.value(port.eval(count, deadline_ms=60_000))
 
         counts = [turns(200) for _ in range(5)]
