@@ -237,6 +237,8 @@ class Control:
         self._next_beat = now + self._beat_s
         self._channel.hold([outgoing.heartbeat(self._vitals.beat())])
         self._channel.write_out()
+        if not self._channel.held:
+            self._page.beat_sent()
 
     def _renew(self) -> None:
         """User code has closed our fds."""

@@ -20,6 +20,7 @@ _MAGIC: Final = b"PYP1"
 _MAGIC_AT: Final = slice(0, 4)
 _PHASE_AT: Final = 4
 _ELSEWHERE_AT: Final = slice(5, 7)
+_SENT_AT: Final = slice(7, 11)
 LENGTH_AT: Final = 15
 _BEATS_AT: Final = slice(48, 56)
 _REQUESTS_AT: Final = slice(56, 64)
@@ -42,12 +43,13 @@ class Page:
         map: the page itself, which the hot path stores into; None without one.
     """
 
-    __slots__ = ("_beats", "_elsewhere", "map")
+    __slots__ = ("_beats", "_elsewhere", "_sent", "map")
 
     def __init__(self, elsewhere: Callable[[], int]) -> None:
         """Begin without a page; `elsewhere` counts the requests that other lanes have."""
         self._beats = 0
         self._elsewhere = elsewhere
+        self._sent = 0
         self.map: mmap | None = None
 
     def open(self, path: str | bytes) -> bool:
@@ -112,3 +114,9 @@ class Page:
             self.map[_BEATS_AT] = self._beats.to_bytes(8, "little")
             self.map[_REQUESTS_AT] = requests.to_bytes(8, "little")
             self.count()
+
+    def beat_sent(self) -> None:
+        """Show that a heartbeat was written: an owner that never reads it cannot read any frame."""
+        if self.map is not None:
+            self._sent += 1
+            self.map[_SENT_AT] = self._sent.to_bytes(4, "little")

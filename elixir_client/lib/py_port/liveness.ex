@@ -11,18 +11,22 @@ defmodule PyPort.Liveness do
   # | not lately | flat, none open | `:lost` |
   # | not lately | not to be seen (no /proc) | `:unknown` |
   # | any | absent, or a zombie | `:exited` |
+  # | no frame, but Python has written some beats | any | `:unreadable` |
   #
   # What follows from a verdict is PyPort.Server.Vital's business.
   @moduledoc false
 
-  @type verdict :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :exited
+  @type verdict :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited
 
   @typedoc """
   What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
-  `process` is what the system says of it.
+  `received` changes with every whole frame, `sent` is how many beats Python has written. `process` is what the system
+  says of it.
   """
   @type sample :: %{
           heard: term(),
+          received: term(),
+          sent: non_neg_integer(),
           process: {:alive, state :: char(), cpu_ms :: non_neg_integer()} | :absent | :unknown,
           open?: boolean()
         }
@@ -32,13 +36,15 @@ defmodule PyPort.Liveness do
           said: :idle | :busy | nil,
           heard: term(),
           heard_at: integer(),
+          # At the last whole frame: what was received, when, and how many beats had been sent.
+          frame: {received :: term(), at :: integer(), sent :: non_neg_integer()} | nil,
           grace_until: integer() | nil,
           cpu: {at :: integer(), cpu_ms :: non_neg_integer()} | nil,
           rising?: boolean()
         }
 
   @enforce_keys [:interval, :heard_at]
-  defstruct [:interval, :heard_at, :said, :heard, :grace_until, :cpu, rising?: false]
+  defstruct [:interval, :heard_at, :said, :heard, :frame, :grace_until, :cpu, rising?: false]
 
   # A tick that comes later than this was not late: its BEAM was paused.
   @late_ms 500
@@ -46,6 +52,12 @@ defmodule PyPort.Liveness do
   # A process that waits for the interpreter wakes up now and then, which costs it a few percent; one that computes
   # takes most of a core, on a crowded machine a fair part of one.
   @rising_percent 10
+
+  # So many beats are not on their way any more: each is written in one piece, and a port is read at once.
+  @lost_beats 3
+
+  # And for so long at least, however short the interval is.
+  @unreadable_ms 1_000
 
   # The system counts CPU time in steps of 10 ms: over less than this it says nothing.
   @cpu_window_ms 150
@@ -77,7 +89,7 @@ defmodule PyPort.Liveness do
 
   @spec judge(t(), sample(), now :: integer()) :: {verdict(), t()}
   def judge(liveness, sample, now) do
-    liveness = liveness |> listen(sample, now) |> measure(sample.process, now)
+    liveness = liveness |> listen(sample, now) |> read(sample, now) |> measure(sample.process, now)
     {verdict(liveness, sample, now), liveness}
   end
 
@@ -85,7 +97,16 @@ defmodule PyPort.Liveness do
   defp verdict(_liveness, %{process: {:alive, state, _cpu}}, _now) when state in [?Z, ?X], do: :exited
 
   defp verdict(liveness, sample, now) do
-    if fresh?(liveness, now), do: well(liveness, sample), else: silent(liveness, sample)
+    cond do
+      unreadable?(liveness, sample, now) -> :unreadable
+      fresh?(liveness, now) -> well(liveness, sample)
+      true -> silent(liveness, sample)
+    end
+  end
+
+  defp unreadable?(%{frame: {_received, at, sent}} = liveness, sample, now) do
+    sample.sent - sent >= @lost_beats and now - at >= max(@unreadable_ms, @lost_beats * liveness.interval) and
+      not grace?(liveness, now)
   end
 
   # Until the first beat its requests tell.
@@ -99,12 +120,16 @@ defmodule PyPort.Liveness do
   defp silent(_liveness, _sample), do: :lost
 
   defp fresh?(liveness, now) do
-    silent_ms(liveness, now) < stale_ms(liveness) or
-      (liveness.grace_until != nil and now < liveness.grace_until)
+    silent_ms(liveness, now) < stale_ms(liveness) or grace?(liveness, now)
   end
+
+  defp grace?(%{grace_until: until}, now), do: until != nil and now < until
 
   defp listen(%{heard: heard} = liveness, %{heard: heard}, _now), do: liveness
   defp listen(liveness, %{heard: heard}, now), do: %{liveness | heard: heard, heard_at: now}
+
+  defp read(%{frame: {received, _at, _sent}} = liveness, %{received: received}, _now), do: liveness
+  defp read(liveness, sample, now), do: %{liveness | frame: {sample.received, now, sample.sent}}
 
   defp measure(liveness, {:alive, _state, cpu_ms}, now) do
     case liveness.cpu do

@@ -64,7 +64,7 @@ defmodule PyPort.Server do
   require Logger
 
   alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
-  alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Traffic, Vital}
+  alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Pulse, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
@@ -164,6 +164,9 @@ defmodule PyPort.Server do
   # --- messages -------------------------------------------------------------------------------
 
   @impl true
+  def handle_info({port, {:data, frame}}, %{phase: :starting, handle: %{port: port}} = state),
+    do: frame |> Wire.route() |> first_frame(frame, state)
+
   def handle_info({port, {:data, frame}}, %{handle: %{port: port}} = state) do
     route = Wire.route(frame)
 
@@ -299,12 +302,28 @@ defmodule PyPort.Server do
     end
   end
 
-  defp control(_unknown, frame, state) do
+  # A term, so the frames before and behind it are frames.
+  defp control(_unknown, <<131, _term::binary>> = frame, state) do
     Logger.warning(
       "PyPort #{state.who}: a frame of an unknown kind from Python: #{inspect(frame, limit: 32)}"
     )
 
     {:noreply, state}
+  end
+
+  defp control(_no_term, frame, state), do: unreadable(frame, state)
+
+  defp first_frame(route, frame, state) when route in [:hello, :goodbye], do: control(route, frame, state)
+  defp first_frame(_other, frame, state), do: unreadable(frame, state)
+
+  # From here on nobody knows where a frame begins.
+  defp unreadable(frame, state) do
+    Logger.error(
+      "PyPort #{state.who}: #{byte_size(frame)} bytes from Python are not a message of the protocol: " <>
+        inspect(frame, limit: 32)
+    )
+
+    carry_on({:kill, :unreadable, state})
   end
 
   # --- death ----------------------------------------------------------------------------------
@@ -323,10 +342,13 @@ defmodule PyPort.Server do
     died(status, state)
   end
 
+  defp carry_on({:kill, why, %{phase: :starting} = state}) when why == :unreadable,
+    do: {:noreply, Birth.unreadable(state)}
+
   defp carry_on({:kill, why, state}) do
-    {state, report} = Death.kill(state, why)
+    {state, report, page} = Death.kill(state, why)
     state = log_stderr(state)
-    {:stop, Death.reason(state, report), %{state | phase: :dead}}
+    {:stop, Death.reason(state, report, page), %{state | phase: :dead}}
   end
 
   # While it starts, an end is a failure to start.
@@ -336,7 +358,9 @@ defmodule PyPort.Server do
     state = log_stderr(state)
     # Its children are ended with it.
     Reaper.kill(self())
-    {:stop, Death.reason(state, Death.report(state, status)), %{state | phase: :dead}}
+    # A port gives the status of a process that is dead.
+    page = if status, do: Pulse.page(state.pulse), else: Pulse.last_page(state.pulse)
+    {:stop, Death.reason(state, Death.report(state, status), page), %{state | phase: :dead}}
   end
 
   @impl true

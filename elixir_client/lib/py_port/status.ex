@@ -12,6 +12,8 @@ defmodule PyPort.Status do
       * `:stopped` - the process is stopped (SIGSTOP, a debugger);
       * `:lost` - silent without any reason; it is killed after `:lost_after`;
       * `:unknown` - silent, and there is no `/proc` here to see why;
+      * `:unreadable` - it writes, but no whole frame arrives: code has written to the port's file descriptor, or has
+        replaced it. It is killed at once;
       * `:starting`, `:down` - not running yet; not running, or Python could not be started.
     * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
     * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
@@ -49,7 +51,7 @@ defmodule PyPort.Status do
   ]
 
   @type state ::
-          :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :starting | :down
+          :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :starting | :down
 
   @type t :: %__MODULE__{
           server: GenServer.server(),

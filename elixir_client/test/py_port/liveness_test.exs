@@ -7,7 +7,7 @@ defmodule PyPort.LivenessTest do
   @interval 1_000
 
   defp sample(fields \\ []) do
-    Map.merge(%{heard: 0, process: {:alive, ?S, 0}, open?: false}, Map.new(fields))
+    Map.merge(%{heard: 0, received: 0, sent: 0, process: {:alive, ?S, 0}, open?: false}, Map.new(fields))
   end
 
   # Judged once a second from 0 on with these samples; the last verdict counts.
@@ -46,6 +46,46 @@ defmodule PyPort.LivenessTest do
     test "without /proc it is what the beat says, too" do
       liveness = @interval |> Liveness.new(0) |> Liveness.said(:busy)
       assert {:busy, _} = Liveness.judge(liveness, sample(heard: 1, process: :unknown), 5_000)
+    end
+  end
+
+  describe "heard of, but no frame arrives" do
+    test "three beats that were sent and never came: unreadable, whatever else is seen" do
+      for state <- [?R, ?S], open? <- [true, false] do
+        samples = for n <- 0..3, do: sample(heard: n, sent: n, process: {:alive, state, n}, open?: open?)
+        {verdicts, _} = verdicts(samples)
+        assert verdicts |> Enum.drop(-1) |> Enum.all?(&(&1 in [:idle, :busy]))
+        assert List.last(verdicts) == :unreadable
+      end
+    end
+
+    test "a frame that takes long is not: meanwhile no beat is sent" do
+      assert last(for n <- 0..30, do: sample(heard: n, sent: 0)) == :idle
+    end
+
+    test "frames that arrive are read, however many beats there were" do
+      assert last(for n <- 0..30, do: sample(heard: n, received: n, sent: 10 * n)) == :idle
+    end
+
+    test "beats in quick succession may all be on their way" do
+      liveness = Liveness.new(20, 0)
+      {_, liveness} = Liveness.judge(liveness, sample(heard: 0), 0)
+      {verdict, liveness} = Liveness.judge(liveness, sample(heard: 1, sent: 10), 200)
+      assert verdict == :idle
+      assert {:unreadable, _} = Liveness.judge(liveness, sample(heard: 2, sent: 50), 1_000)
+    end
+
+    test "after a pause of the BEAM it has a grace" do
+      liveness = Liveness.new(@interval, 0)
+      {_, liveness} = Liveness.judge(liveness, sample(), 0)
+      liveness = Liveness.tick(liveness, 1_000, 9_000)
+      assert {:idle, liveness} = Liveness.judge(liveness, sample(heard: 1, sent: 9), 9_000)
+      assert {:unreadable, _} = Liveness.judge(liveness, sample(heard: 2, sent: 11), 11_000)
+    end
+
+    test "a process that is gone is gone" do
+      samples = for n <- 0..4, do: sample(heard: n, sent: n, process: :absent)
+      assert last(samples) == :exited
     end
   end
 

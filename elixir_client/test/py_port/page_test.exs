@@ -12,9 +12,9 @@ defmodule PyPort.PageTest do
       Keyword.get(options, :magic, "PYP1"),
       Keyword.get(options, :phase, 1),
       <<Keyword.get(options, :elsewhere, 0)::16-little>>,
-      <<0::64>>,
+      <<Keyword.get(options, :sent, 0)::32-little, "m", 0::24>>,
       Keyword.get(options, :size, byte_size(id)),
-      String.pad_trailing(id, 32, <<0>>),
+      String.pad_trailing(Keyword.get(options, :last, id), 32, <<0>>),
       <<Keyword.get(options, :beats, 0)::64-little, 0::64>>
     ]
     |> IO.iodata_to_binary()
@@ -25,14 +25,17 @@ defmodule PyPort.PageTest do
   test "it is read as it is written" do
     id = <<7::64>>
 
-    assert page(phase: 2, elsewhere: 513, running: id, beats: 0x0102030405) == %Page{
+    assert page(phase: 2, elsewhere: 513, running: id, beats: 0x0102030405, sent: 0x01020304) == %Page{
              phase: :draining,
              elsewhere: 513,
              running: id,
-             beats: 0x0102030405
+             last: id,
+             beats: 0x0102030405,
+             sent: 0x01020304
            }
 
-    assert page() == %Page{phase: :serving, elsewhere: 0, running: nil, beats: 0}
+    assert page() == %Page{phase: :serving, elsewhere: 0, running: nil, last: nil, beats: 0, sent: 0}
+    assert %Page{running: nil, last: ^id} = page(last: id)
     assert page(phase: 0).phase == :starting
     assert page(running: String.duplicate("x", 32)).running == String.duplicate("x", 32)
   end
@@ -66,10 +69,24 @@ defmodule PyPort.PageTest do
           {page(running: two), one, :passed, nil},
           {page(), one, :waiting, false},
           {page(elsewhere: 1), one, :elsewhere, nil},
+          # Main is done with the second: what was not sent after it may have run, its answer lost.
+          {page(last: two), one, :passed, nil},
+          {page(last: two), two, :passed, nil},
+          {page(last: two), three, :waiting, false},
+          {page(last: two, elsewhere: 1), three, :elsewhere, nil},
           {page(running: two, elsewhere: 1), three, :elsewhere, nil},
           {nil, one, :unknown, nil}
         ] do
       assert {Page.place(page, id), Page.begun(page, id)} == {place, begun}
+    end
+  end
+
+  test "of a process that may go on nothing is known not to have begun" do
+    [one, two, three] = for number <- 1..3, do: <<number::64>>
+
+    for page <- [page(running: two), page(last: two), page(), nil], id <- [one, two, three] do
+      expected = if page != nil and page.running == id, do: true
+      assert Page.begun(Page.alive(page), id) == expected
     end
   end
 

@@ -87,7 +87,8 @@ defmodule PyPort.TimeoutTest do
     os_pid = Server.os_pid(server)
     blocker = begin_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
 
-    assert {{:error, %Error{kind: :timeout, begun: false}}, ms} =
+    # Python cannot say that it has not begun, and it may begin before its cancel is read.
+    assert {{:error, %Error{kind: :timeout, begun: nil}}, ms} =
              timed_eval(server, "import sys; sys.was_run = 1", timeout: 100)
 
     assert ms in 100..900

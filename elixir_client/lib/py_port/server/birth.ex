@@ -69,6 +69,7 @@ defmodule PyPort.Server.Birth do
             handle: handle,
             stderr: stderr,
             since: System.monotonic_time(),
+            verdict: nil,
             gone?: false
         }
 
@@ -172,6 +173,18 @@ defmodule PyPort.Server.Birth do
     failed(
       state,
       unavailable("Python was not ready within #{ms} ms (see :init_timeout and :init_code); it was killed")
+    )
+  end
+
+  @doc "Python has said hello, and it did not arrive; or something else came before it."
+  @spec unreadable(state()) :: state()
+  def unreadable(state) do
+    failed(
+      state,
+      unavailable(
+        "Python's first message could not be read: something wrote to its stdout before it, such as a sitecustomize.py, " <>
+          "a .pth file or a wrapper script that prints. Let it print to stderr"
+      )
     )
   end
 

@@ -5,11 +5,11 @@ defmodule PyPort.Server.Death do
   require Logger
 
   alias PyPort.{Error, Reaper, Registry, StderrFile, Telemetry, Wire}
-  alias PyPort.Server.{Handle, Ladder, Ownership, Pulse, Traffic, Vital}
+  alias PyPort.Server.{Handle, Ladder, Ownership, Page, Pulse, Traffic, Vital}
 
   @type state :: map()
   @type reason ::
-          {:shutdown, {:python_ended, Error.t(), PyPort.Server.Page.t() | nil} | {:restart, Error.t()}}
+          {:shutdown, {:python_ended, Error.t(), Page.t() | nil} | {:restart, Error.t()}}
 
   @stderr_lines 20
 
@@ -36,12 +36,15 @@ defmodule PyPort.Server.Death do
     await_exit(handle.port, System.monotonic_time(:millisecond) + @exit_status_wait_ms, state)
   end
 
-  @doc "The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it what each of its callers is told."
-  @spec reason(state(), Error.t()) :: reason()
-  def reason(state, report) do
+  @doc """
+  The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it, with the last page, what each of its callers
+  is told.
+  """
+  @spec reason(state(), Error.t(), Page.t() | nil) :: reason()
+  def reason(state, report, page) do
     Logger.error("PyPort #{state.who}: #{report.message}; #{open(pending(state))}")
     tell(state, report)
-    {:shutdown, {:python_ended, report, Pulse.page(state.pulse)}}
+    {:shutdown, {:python_ended, report, page}}
   end
 
   @doc """
@@ -80,8 +83,9 @@ defmodule PyPort.Server.Death do
     %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr)}
   end
 
-  @doc "Kills the group now, and says why."
-  @spec kill(state(), why :: :request | :gil_held | :stuck | :lost) :: {state(), Error.t()}
+  @doc "Kills the group now, and says why; with the page that it leaves."
+  @spec kill(state(), why :: :request | :gil_held | :stuck | :lost | :unreadable) ::
+          {state(), Error.t(), Page.t() | nil}
   def kill(state, why) do
     Telemetry.execute(
       [:py_port, :server, :kill],
@@ -91,11 +95,14 @@ defmodule PyPort.Server.Death do
 
     # Nobody new comes; and whoever is told so may ask for the next Python at once.
     Registry.delete(self())
-    # Before the kill, since a machine that needs this may be slow with all else.
+
+    # Before the kill, since a machine that needs this may be slow with all else. What has not begun is known after it.
     state = Ladder.fell(state)
     Reaper.kill(self())
+    page = last_page(state, why)
     # What stands in the mailbox by now is answered.
     {_status, state} = await_exit(state.handle.port, System.monotonic_time(:millisecond), state)
+    state = Ladder.fell(state, page)
 
     {state,
      %Error{
@@ -104,8 +111,12 @@ defmodule PyPort.Server.Death do
        message: "the Python process was killed: " <> words(why, state.options),
        stack: state.stack,
        stderr: last_words(state)
-     }}
+     }, page}
   end
+
+  # Requests that the page does not show may have run: what they were answered did not arrive.
+  defp last_page(state, :unreadable), do: Page.alive(Pulse.page(state.pulse))
+  defp last_page(state, _why), do: Pulse.last_page(state.pulse)
 
   defp words(:request, options) do
     "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
@@ -114,6 +125,10 @@ defmodule PyPort.Server.Death do
 
   defp words(:lost, options),
     do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"
+
+  defp words(:unreadable, _options),
+    do:
+      "it ran, but what it wrote could not be read: code has written to the file descriptor of the port, or has replaced it"
 
   defp words(_held, options),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"

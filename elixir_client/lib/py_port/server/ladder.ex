@@ -140,10 +140,13 @@ defmodule PyPort.Server.Ladder do
     entry = %{entry | heard: state.liveness.heard}
     state = state |> put(id, entry) |> sound_out(id, place, page)
 
+    # One that has not begun may begin yet: that it has not is Python's to say, or its page's when it is dead.
+    begun = Page.begun(Page.alive(page), id)
+
     case blame(place, page, left_over, Vital.well?(state), heard?) do
-      :it -> climb(state, id, entry, left_over || place, Page.begun(page, id))
-      :other -> {:ok, leave(state, id, entry, Page.begun(page, id))}
-      :soon -> {:ok, leave_late(state, id, entry, Page.begun(page, id))}
+      :it -> climb(state, id, entry, left_over || place, begun)
+      :other -> {:ok, leave(state, id, entry, begun)}
+      :soon -> {:ok, leave_late(state, id, entry, begun)}
     end
   end
 
@@ -174,6 +177,7 @@ defmodule PyPort.Server.Ladder do
 
   # Main runs nothing. Its answer may be on the way; but if nothing is heard of Python, it takes no requests any more.
   defp blame(:waiting, _page, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
+  defp blame(:passed, %{running: nil}, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
   defp blame(:passed, _page, _left_over, _well?, _heard?), do: :soon
 
   # Where the one in main holds the interpreter, this one can not even be told to end. A verdict comes too late to tell.
@@ -220,7 +224,8 @@ defmodule PyPort.Server.Ladder do
     if left > 0 do
       {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
     else
-      {state, entry} = forewarn(state, id, entry, begun)
+      # In case that its time is up before the end is here, on a crowded machine.
+      tell_caller(state, id, {:so_far, begun, nil})
       grace = options.kill_grace
       state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
@@ -235,24 +240,20 @@ defmodule PyPort.Server.Ladder do
     end
   end
 
-  # One that was never begun has nothing to wait for. To any other what is known so far is told, in case that its time is
-  # up before the end is here, on a crowded machine.
-  defp forewarn(state, id, entry, false),
-    do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
-
-  defp forewarn(state, id, entry, begun) do
-    tell_caller(state, id, {:so_far, begun, nil})
-    {state, entry}
-  end
-
-  @doc "Before its Python is killed: those who are to blame are told so, with where they were."
+  @doc "Before its Python is killed: those who are known to be to blame are told so, with where they were."
   @spec fell(state()) :: state()
   def fell(state) do
     page = Pulse.page(state.pulse)
-    state = last_stack(state)
+    state |> last_stack() |> fell(page, &(Page.begun(page, &1) in [true, nil]))
+  end
 
-    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, reduce: state do
-      state -> answer(state, id, entry, begun(page, id), state.stack)
+  @doc "After it was killed, with its last page: the others who waited for that."
+  @spec fell(state(), Page.t() | nil) :: state()
+  def fell(state, page), do: fell(state, page, fn _id -> true end)
+
+  defp fell(state, page, whom?) do
+    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
+      state -> answer(state, id, entry, Page.begun(page, id), state.stack)
     end
   end
 
@@ -261,10 +262,6 @@ defmodule PyPort.Server.Ladder do
     do: %{state | stack: Stacks.since(state.handle, mark)}
 
   defp last_stack(state), do: state
-
-  # It stood on rung 2, so without a page it was the oldest one.
-  defp begun(nil, _id), do: nil
-  defp begun(page, id), do: Page.begun(page, id)
 
   # --- stacks ---------------------------------------------------------------------------------
 
@@ -301,9 +298,11 @@ defmodule PyPort.Server.Ladder do
       Map.merge(Vital.about(state), %{reason: reason, stack: stack})
     )
 
+    page = Page.alive(Pulse.page(state.pulse))
+
     for {id, %{cancel: %{rung: 2}}} <- state.attached,
         stack != nil,
-        do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
+        do: tell_caller(state, id, {:so_far, Page.begun(page, id), stack})
 
     %{state | dump: if(stack == nil, do: state.dump), stack: stack}
   end

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Page do
   @moduledoc false
 
   @enforce_keys [:phase, :elsewhere, :running, :beats]
-  defstruct @enforce_keys
+  defstruct @enforce_keys ++ [:last, sent: 0]
 
   @type t :: %__MODULE__{
           phase: :starting | :serving | :draining,
@@ -13,7 +13,11 @@ defmodule PyPort.Server.Page do
           elsewhere: non_neg_integer(),
           # The id of the request that the main lane runs.
           running: binary() | nil,
-          beats: non_neg_integer()
+          # The id that the main lane showed last, whether it still runs or not.
+          last: PyPort.Wire.id() | nil,
+          beats: non_neg_integer(),
+          # How many beats Python has written to the port.
+          sent: non_neg_integer()
         }
 
   @bytes 64
@@ -32,15 +36,17 @@ defmodule PyPort.Server.Page do
   @doc "nil for a page that Python has not mapped, or that is none."
   @spec parse(binary()) :: t() | nil
   def parse(
-        <<"PYP1", phase, elsewhere::16-little, _unused::binary-size(8), size, id::binary-size(@longest_id),
-          beats::64-little, _begun::64-little>>
+        <<"PYP1", phase, elsewhere::16-little, sent::32-little, _head::binary-size(4), size,
+          id::binary-size(@longest_id), beats::64-little, _begun::64-little>>
       )
       when is_map_key(@phases, phase) and size <= @longest_id do
     %__MODULE__{
       phase: Map.fetch!(@phases, phase),
       elsewhere: elsewhere,
       running: if(size > 0, do: binary_part(id, 0, size)),
-      beats: beats
+      last: if(binary_part(id, 0, 8) != <<0::64>>, do: binary_part(id, 0, 8)),
+      beats: beats,
+      sent: sent
     }
   end
 
@@ -50,9 +56,9 @@ defmodule PyPort.Server.Page do
   Where a request without an answer stands.
 
     * `:running` - the main lane runs it.
-    * `:waiting` - it has not begun: nothing is under way elsewhere, and main runs none, or one that was sent before it.
-    * `:passed` - main does not run it. It was sent before the one that main runs, so it may have ended, its reply not
-      yet written.
+    * `:waiting` - it has not begun: nothing is under way elsewhere, and what main runs, or ran last, was sent before it.
+    * `:passed` - main does not run it. It was sent no later than the one that main runs, or ran last, so it may have
+      ended, its reply not yet written, or lost.
     * `:elsewhere` - it may be one of those that are under way elsewhere.
     * `:unknown` - there is no page.
 
@@ -63,11 +69,20 @@ defmodule PyPort.Server.Page do
   def place(nil, _id), do: :unknown
   def place(%{running: id}, id), do: :running
   def place(%{elsewhere: elsewhere}, _id) when elsewhere > 0, do: :elsewhere
-  def place(%{running: nil}, _id), do: :waiting
-  def place(%{running: running}, id) when id > running, do: :waiting
+  def place(%{running: nil, last: nil}, _id), do: :waiting
+  def place(%{running: nil, last: last}, id) when id > last, do: :waiting
+  def place(%{running: running}, id) when running != nil and id > running, do: :waiting
   def place(_page, _id), do: :passed
 
-  @doc "Whether a request had begun, which has no answer and will have none: `nil` where nobody can tell."
+  @doc """
+  The same page, of a process that may go on: a request that has not begun may begin at any time, so `begun/2` is `false`
+  for none.
+  """
+  @spec alive(t() | nil) :: t() | nil
+  def alive(nil), do: nil
+  def alive(%{elsewhere: elsewhere} = page), do: %{page | elsewhere: max(elsewhere, 1)}
+
+  @doc "Whether a request of a dead process had begun, which has no answer: `nil` where that cannot be known."
   @spec begun(t() | nil, PyPort.Wire.id()) :: boolean() | nil
   def begun(page, id) do
     case place(page, id) do

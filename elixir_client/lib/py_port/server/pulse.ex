@@ -2,7 +2,7 @@ defmodule PyPort.Server.Pulse do
   # Looks at a Python process from outside: /proc/PID/stat and the status page, each through a file that is kept open (8 µs
   # and 2 µs a look), and what has come through its port. What it means is PyPort.Liveness's to say.
   #
-  # Any frame counts as a beat, and is not noticed frame by frame: the port counts the bytes that it has handed over.
+  # Any frame counts as a beat, and is not noticed frame by frame: the port counts the bytes of whole frames.
   @moduledoc false
 
   alias PyPort.Liveness
@@ -56,12 +56,45 @@ defmodule PyPort.Server.Pulse do
 
   def page(_none), do: nil
 
+  # How long the death of a process that was killed is waited for. It takes some ms; with much memory, longer.
+  @death_ms 40
+  @look_ms 1
+
+  @doc """
+  The page as a killed process leaves it. Where it is not seen to be dead within a moment, nothing is known of requests
+  that the page does not show.
+  """
+  @spec last_page(t() | nil) :: Page.t() | nil
+  def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))
+
+  defp last_page(nil, _looks), do: nil
+
+  defp last_page(pulse, looks) do
+    cond do
+      dead?(process(pulse)) ->
+        page(pulse)
+
+      looks == 0 ->
+        Page.alive(page(pulse))
+
+      true ->
+        Process.sleep(@look_ms)
+        last_page(pulse, looks - 1)
+    end
+  end
+
+  defp dead?({:alive, state, _cpu}), do: state in [?Z, ?X]
+  defp dead?(process), do: process == :absent
+
   @spec sample(t()) :: Liveness.sample()
   def sample(pulse) do
     page = page(pulse)
+    received = received(pulse.port)
 
     %{
-      heard: {received(pulse.port), page && page.beats},
+      heard: {received, page && page.beats},
+      received: received,
+      sent: if(page, do: page.sent, else: 0),
       process: process(pulse),
       open?: :ets.info(pulse.table, :size) > 0
     }

@@ -13,6 +13,9 @@ defmodule PyPort.Server.Vital do
 
   @well [:idle, :busy]
 
+  # Python notes on its page that it serves when it has written its hello. A port is read at once.
+  @hello_ms 500
+
   @doc "Python is ready: from now on it beats."
   @spec begin(state()) :: state()
   def begin(state) do
@@ -34,16 +37,28 @@ defmodule PyPort.Server.Vital do
     end
   end
 
-  # No beat comes before it is ready, but it can have died.
+  # No beat comes before it is ready, but it can have died, or have said hello to no effect.
   def tick(%{phase: :starting, pulse: %Pulse{} = pulse} = state, _due) do
-    case Pulse.sample(pulse) do
-      %{process: :absent} -> {:exited, state}
-      %{process: {:alive, ?Z, _cpu}} -> {:exited, state}
+    case {Pulse.sample(pulse), Pulse.page(pulse)} do
+      {%{process: :absent}, _page} -> {:exited, state}
+      {%{process: {:alive, ?Z, _cpu}}, _page} -> {:exited, state}
+      {_alive, %{phase: :serving}} -> unheard(state, now())
       _alive -> {:ok, state}
     end
   end
 
   def tick(state, _due), do: {:ok, state}
+
+  # A hello that was written before the last look is here by now.
+  defp unheard(%{verdict: {:unreadable, since}} = state, now) when now - since >= @hello_ms,
+    do: {:kill, :unreadable, state}
+
+  defp unheard(%{verdict: {:unreadable, _since}} = state, _now), do: {:ok, state}
+  defp unheard(state, now), do: {:ok, %{state | verdict: {:unreadable, now}}}
+
+  # A frame that was just on its way is here by the next look.
+  defp over?(:unreadable, now, %{options: options, verdict: {_verdict, since}}),
+    do: now - since >= options.heartbeat_interval
 
   # One that was stopped, and goes on, has the time for a beat first.
   defp over?(:lost, now, %{options: options, verdict: {_verdict, since}} = state) do
@@ -108,6 +123,13 @@ defmodule PyPort.Server.Vital do
 
   defp say(state, previous, verdict, _silent_ms) when verdict in @well,
     do: Logger.info("PyPort #{state.who}: Python is heard of again (it was #{inspect(previous)})")
+
+  defp say(state, _previous, :unreadable, _silent_ms) do
+    Logger.warning(
+      "PyPort #{state.who}: Python (process #{state.handle.os_pid}) writes, but no frame arrives: its port is written to by " <>
+        "other code, or was replaced"
+    )
+  end
 
   defp say(state, _previous, verdict, silent_ms) do
     Logger.warning(
