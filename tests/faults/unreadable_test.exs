@@ -57,9 +57,10 @@ defmodule PyPort.Faults.UnreadableTest do
     end
   end
 
-  test "a Python that is killed before its lost answers are noticed: nobody is told that the request had not begun", %{
-    tmp_dir: dir
-  } do
+  test "a Python that is killed before its lost answers are noticed: nobody is told that the request had not begun",
+       %{
+         tmp_dir: dir
+       } do
     report =
       fault("answers that were lost", [quiet: true, heartbeat_interval: 60_000], fn server ->
         globals = %{what: "replaced", mark: Path.join(dir, "mark")}
@@ -70,7 +71,11 @@ defmodule PyPort.Faults.UnreadableTest do
         assert eventually(fn -> File.exists?(mark) end)
         # Until the page shows that main is done with it.
         {:ok, %{dir: page_dir}} = server |> Process.whereis() |> PyPort.Registry.fetch()
-        assert eventually(fn -> match?(%{running: nil}, page_dir |> Page.path() |> File.read!() |> Page.parse()) end)
+
+        assert eventually(fn ->
+                 match?(%{running: nil}, page_dir |> Page.path() |> File.read!() |> Page.parse())
+               end)
+
         signal(Server.os_pid(server), "KILL")
         [Task.await(first), second |> Task.await() |> elem(0)]
       end)

@@ -1,9 +1,9 @@
 defmodule PyPort.Reach do
   # From what a request names (a server or pool, a session, an object, nothing) to the handle of a server that can take it, and
-  # whether it may take one more frame now. Runs in the caller's process; sends nothing.
+  # the sending of a request that it takes now. Runs in the caller's process.
   @moduledoc false
 
-  alias PyPort.{Error, Object, Registry, Remote, Server, Session, Suggest}
+  alias PyPort.{Callbacks, Error, Object, Registry, Remote, Server, Session, Suggest}
   alias PyPort.Pool.{Keeper, Members}
   alias PyPort.Server.Handle
 
@@ -286,37 +286,63 @@ defmodule PyPort.Reach do
 
   # --- room -----------------------------------------------------------------------------------
 
-  @doc "Whether the server takes one more request of this size now."
-  @spec admit(Handle.t(), iodata()) :: :ok | {:error, Error.t()}
-  def admit(handle, frame) do
-    bytes = :erlang.iolist_size(frame)
-    open = Handle.pending(handle)
-
-    cond do
-      bytes > handle.max_frame_bytes ->
+  @doc "Whether a frame is one that the server can ever take."
+  @spec fits(Handle.t(), iodata()) :: :ok | {:error, Error.t()}
+  def fits(%{max_frame_bytes: most}, frame) do
+    case :erlang.iolist_size(frame) do
+      bytes when bytes > most ->
         {:error,
          %Error{
            kind: :encode,
            begun: false,
            message:
-             "the request takes #{bytes} bytes, the limit is #{handle.max_frame_bytes}: send less at once, or " <>
-               "start the server with a larger max_frame_bytes"
+             "the request takes #{bytes} bytes, the limit is #{most}: send less at once, or start the server with a " <>
+               "larger max_frame_bytes"
          }}
 
-      open >= handle.max_pending ->
-        {:error, overloaded("#{open} of at most #{handle.max_pending} requests are open (max_pending)")}
-
-      true ->
-        admit_queued(handle, Handle.queued_bytes(handle, bytes, open))
+      _bytes ->
+        :ok
     end
   end
 
-  # A queue that is merely not empty takes one frame of any size, or a large one could never be sent.
-  defp admit_queued(%{max_queued_bytes: most}, queued) when queued > most do
-    {:error, overloaded("#{queued} bytes are waiting to be read by it (max_queued_bytes: #{most})")}
+  @doc """
+  Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
+  come together see each other; of one that is not sent nothing is left there.
+  """
+  @spec send_request(Handle.t(), tuple(), Callbacks.context() | nil, iodata()) ::
+          :ok | :not_sent | {:error, Error.t()}
+  def send_request(handle, row, context, frame) do
+    if Handle.insert(handle, row) do
+      open = Handle.pending(handle)
+
+      if open > handle.max_pending do
+        refuse(handle, row, "#{open - 1} of at most #{handle.max_pending} requests are open (max_pending)")
+      else
+        if context, do: Callbacks.keep(handle, context)
+
+        case Handle.submit(handle, frame) do
+          :ok ->
+            :ok
+
+          {:full, bytes} ->
+            refuse(
+              handle,
+              row,
+              "#{bytes} bytes are waiting to be read by it (max_queued_bytes: #{handle.max_queued_bytes})"
+            )
+        end
+      end
+    else
+      :not_sent
+    end
   end
 
-  defp admit_queued(_handle, _queued), do: :ok
+  defp refuse(handle, row, why) do
+    id = elem(row, 0)
+    Handle.withdraw(handle, id)
+    Callbacks.forget(handle, id)
+    {:error, overloaded(why)}
+  end
 
   defp overloaded(why) do
     %Error{

@@ -218,7 +218,7 @@ defmodule PyPort.Request do
     wire_options = wire_options(options, Callbacks.parent(handle))
     frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
 
-    with :ok <- Reach.admit(handle, frame) do
+    with :ok <- Reach.fits(handle, frame) do
       handle
       |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil), nil)
       |> mine(handle, id, options, place)
@@ -234,7 +234,7 @@ defmodule PyPort.Request do
       id = Handle.next_id(handle)
       frame = frame(draft, handle, id, options)
 
-      with :ok <- Reach.admit(handle, frame) do
+      with :ok <- Reach.fits(handle, frame) do
         context = context(found, id, self())
 
         handle
@@ -249,13 +249,13 @@ defmodule PyPort.Request do
   defp exchange(handle, id, frame, left, deadline, timeout, extra, context) do
     ref = :erlang.alias()
 
-    if Handle.insert(handle, {id, ref, self(), extra}) do
-      if context, do: Callbacks.keep(handle, context)
-      Handle.command(handle, frame)
-      await(ref, handle, id, left, deadline, timeout)
-    else
-      forget(ref)
-      :not_sent
+    case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+      :ok ->
+        await(ref, handle, id, left, deadline, timeout)
+
+      not_sent ->
+        forget(ref)
+        not_sent
     end
   end
 

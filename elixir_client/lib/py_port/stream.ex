@@ -35,7 +35,7 @@ defmodule PyPort.Stream do
          :ok <- Reach.belong(draft.found.objects, handle),
          id = Handle.next_id(handle),
          frame = Request.frame(draft, handle, id, options),
-         :ok <- Reach.admit(handle, frame) do
+         :ok <- Reach.fits(handle, frame) do
       context = Request.context(draft.found, id, consumer)
       extra = Request.extra(options, context)
       relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
@@ -81,6 +81,8 @@ defmodule PyPort.Stream do
   end
 
   defp next(%{ended: {:down, reason}} = stream), do: raise(Error.of_exit(reason, stream.id))
+
+  defp next(%{ended: {:error, error}}), do: raise(error)
 
   # Asked of another server of the pool, if it was one.
   defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
@@ -128,6 +130,9 @@ defmodule PyPort.Stream do
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
+
+      {:error, error} ->
+        error
 
       :not_sent ->
         Error.of_exit(:noproc)

@@ -76,29 +76,62 @@ defmodule PyPort.Server.HandleTest do
     %{handle() | port: port, max_queued_bytes: max_queued_bytes}
   end
 
-  test "a large frame that nobody reads is seen by those that come after it, however small" do
+  defp waiting(handle) do
+    {:queue_size, bytes} = Port.info(handle.port, :queue_size)
+    bytes
+  end
+
+  test "with more than max_queued_bytes before it a frame is refused, however small" do
     handle = handle("exec sleep 60", 1_000_000)
-    assert Handle.queued_bytes(handle, 10, 1) == 0
-    Handle.command(handle, @large)
-    for _ <- 1..2, do: assert(Handle.queued_bytes(handle, 10, 0) > 900_000)
+    # One of any size passes.
+    assert Handle.submit(handle, :binary.copy(@large, 3)) == :ok
+    assert {:full, bytes} = Handle.submit(handle, "x")
+    assert bytes in 2_900_000..3_200_000
+    # What must get through is written all the same, and counted.
+    assert Handle.command(handle, @large) == :ok
+    assert {:full, more} = Handle.submit(handle, "x")
+    assert more - bytes == byte_size(@large)
     Port.close(handle.port)
   end
 
-  test "small frames are seen where enough of them may wait" do
+  test "small frames add up" do
     handle = handle("exec sleep 60", 100_000)
-    for _ <- 1..300, do: Handle.command(handle, :binary.copy("x", 4_000))
-    assert Handle.queued_bytes(handle, 10, 20) == 0
-    assert Handle.queued_bytes(handle, 10, 300) > 1_000_000
+    frame = :binary.copy("x", 4_000)
+    outcomes = for _ <- 1..300, do: Handle.submit(handle, frame)
+    assert {taken, [{:full, _} | _] = refused} = Enum.split_while(outcomes, &(&1 == :ok))
+    assert Enum.all?(refused, &match?({:full, _}, &1))
+    # What the pipe holds has been written.
+    assert length(taken) * 4_000 < 100_000 + 2 * 1_048_576
     Port.close(handle.port)
   end
 
-  test "when all has been read nobody asks the port any more" do
+  test "of callers that come together no more get in than there is room for" do
+    handle = handle("exec sleep 60", 4 * 1_048_576)
+    test = self()
+
+    tasks =
+      for _ <- 1..64 do
+        Task.async(fn ->
+          send(test, {:here, self()})
+          receive do: (:go -> Handle.submit(handle, @large))
+        end)
+      end
+
+    for _ <- tasks, do: assert_receive({:here, _})
+    for task <- tasks, do: send(task.pid, :go)
+    outcomes = Task.await_many(tasks)
+    assert Enum.count(outcomes, &(&1 == :ok)) in 4..7
+    assert waiting(handle) <= 4 * 1_048_576 + byte_size(@large) + 64
+    Port.close(handle.port)
+  end
+
+  test "when all has been read there is room again" do
     handle = handle("cat > /dev/null; exit", 1_000_000)
-    Handle.command(handle, [@large, "and a tail"])
-    assert eventually(fn -> Handle.queued_bytes(handle, 10, 1) == 0 end)
-    assert :atomics.get(handle.counter, 3) == :atomics.get(handle.counter, 4)
-    Handle.command(handle, @large)
-    assert :atomics.get(handle.counter, 3) != :atomics.get(handle.counter, 4)
+
+    for _ <- 1..5,
+        do:
+          assert(eventually(fn -> Handle.submit(handle, [:binary.copy(@large, 2), "and a tail"]) == :ok end))
+
     Port.close(handle.port)
   end
 
@@ -107,8 +140,7 @@ defmodule PyPort.Server.HandleTest do
     port = handle.port
     Port.monitor(port)
     assert_receive {:DOWN, _monitor, :port, ^port, _reason}, 5_000
-    assert Handle.command(handle, @large) == :ok
-    assert Handle.queued_bytes(handle, 10, 1) == 0
+    for _ <- 1..5, do: assert(Handle.submit(handle, @large) == :ok)
     refute_received {:EXIT, _port, :badsig}
   end
 

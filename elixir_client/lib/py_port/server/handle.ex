@@ -14,8 +14,8 @@ defmodule PyPort.Server.Handle do
           # What calls of this Python into the BEAM need. Rows {worker, call id}: the processes that serve one; those of
           # PyPort.Callbacks, which begin with a request's id; and {:allow, list}, what it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
-          # The number of the last request; whether no more are taken in (1); how many large
-          # frames were written, and how many of these the port is known to be rid of.
+          # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
+          # and how many of these it is known to have written.
           counter: :atomics.atomics_ref(),
           os_pid: pos_integer(),
           start_time: non_neg_integer(),
@@ -34,9 +34,6 @@ defmodule PyPort.Server.Handle do
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(handle), do: <<:atomics.add_get(handle.counter, 1, 1)::64>>
 
-  # Below this a frame is small: `max_pending` of them are nothing that memory need be looked after for.
-  @small_frame_bytes 4_096
-
   @doc """
   Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has
   its exit status.
@@ -46,37 +43,52 @@ defmodule PyPort.Server.Handle do
   get a third fewer requests through.
   """
   @spec command(t(), iodata()) :: :ok
-  def command(%__MODULE__{port: port, owner: owner, counter: counter}, frame) do
+  def command(%__MODULE__{counter: counter} = handle, frame) do
+    :atomics.add(counter, 3, :erlang.iolist_size(frame))
+    write(handle, frame)
+  end
+
+  defp write(%__MODULE__{port: port, owner: owner}, frame) do
     send(port, {owner, {:command, frame}})
-    # After the frame, so that who sees it and looks at the port finds the frame there, or written.
-    if :erlang.iolist_size(frame) > @small_frame_bytes, do: :atomics.add(counter, 3, 1), else: :ok
+    :ok
   end
 
   @doc """
-  How many bytes wait in the port to be read by Python, if it can be many: a large frame may be among them, or small ones
-  may add up. Else 0, for a port may be busy, and then it makes everybody wait who asks it.
-  """
-  @spec queued_bytes(t(), frame_bytes :: non_neg_integer(), open :: non_neg_integer()) :: non_neg_integer()
-  def queued_bytes(%__MODULE__{counter: counter} = handle, frame_bytes, open) do
-    large = :atomics.get(counter, 3)
+  Writes the frame of a request, unless more than `max_queued_bytes` wait before it: then it gives how many do. So one
+  frame of any size passes, and no more wait than that limit and one frame.
 
-    if large != :atomics.get(counter, 4) or frame_bytes > @small_frame_bytes or
-         open * @small_frame_bytes > handle.max_queued_bytes,
-       do: ask_port(handle, large),
-       else: 0
+  The bytes are counted before it is known whether they may be written, so of callers that come together each sees those
+  that came before it. The port is asked only when the count says that it may be full: a port may be busy, and makes
+  everybody wait who asks it.
+  """
+  @spec submit(t(), iodata()) :: :ok | {:full, non_neg_integer()}
+  def submit(%__MODULE__{counter: counter, max_queued_bytes: most} = handle, frame) do
+    bytes = :erlang.iolist_size(frame)
+
+    if :atomics.add_get(counter, 3, bytes) - bytes - :atomics.get(counter, 4) <= most do
+      write(handle, frame)
+    else
+      # Before anything is waited for: a caller that is killed there leaves nothing counted.
+      :atomics.sub(counter, 3, bytes)
+      waiting = waiting_bytes(handle)
+      if waiting > most, do: {:full, waiting}, else: submit(handle, frame)
+    end
   end
 
-  defp ask_port(%__MODULE__{port: port, counter: counter}, large) do
-    case Port.info(port, :queue_size) do
-      {:queue_size, 0} ->
-        :atomics.put(counter, 4, large)
-        0
+  # What was handed to the port, whether it has seen it or not, less what it has written. It is asked in this order, so
+  # that what comes in between makes the result too large and not too small.
+  defp waiting_bytes(%__MODULE__{port: port, counter: counter}) do
+    sent = :atomics.get(counter, 3)
 
-      {:queue_size, queued} ->
-        queued
-
+    with {:output, taken} <- Port.info(port, :output),
+         {:queue_size, queued} <- Port.info(port, :queue_size) do
+      written = max(taken - queued, 0)
+      :atomics.put(counter, 4, written)
+      max(sent - written, 0)
+    else
       # A closed port: the heir will tell why.
       nil ->
+        :atomics.put(counter, 4, sent)
         0
     end
   end
@@ -89,14 +101,9 @@ defmodule PyPort.Server.Handle do
   def insert(handle, row) do
     :ets.insert(handle.table, row)
     # After the row, as who has closed the intake looks for rows after it has: one of the two sees the other.
-    :atomics.get(handle.counter, 2) == 0 or withdraw(handle, elem(row, 0))
+    :atomics.get(handle.counter, 2) == 0 or not withdraw(handle, elem(row, 0))
   rescue
     ArgumentError -> false
-  end
-
-  defp withdraw(handle, id) do
-    :ets.delete(handle.table, id)
-    false
   end
 
   @doc "Lets no request in any more, if there is none now."
@@ -116,6 +123,14 @@ defmodule PyPort.Server.Handle do
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()
   def requests(handle), do: :atomics.get(handle.counter, 1)
+
+  @doc "Takes back the row of a request that was not sent."
+  @spec withdraw(t(), PyPort.Wire.id()) :: true
+  def withdraw(handle, id) do
+    :ets.delete(handle.table, id)
+  rescue
+    ArgumentError -> true
+  end
 
   @spec pending(t()) :: non_neg_integer()
   def pending(handle) do

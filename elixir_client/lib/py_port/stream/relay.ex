@@ -7,17 +7,21 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Request, Wire}
+  alias PyPort.{Callbacks, Output, Reach, Request, Wire}
   alias PyPort.Server.Handle
 
   @flush_ms 5_000
 
-  @typedoc "`:not_sent` where the server had just ended or was taken out, and Python was told nothing."
+  @typedoc """
+  `:not_sent` where the server had just ended or was taken out, an error where it takes no more for now; Python was told
+  nothing.
+  """
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
           | {:timed_out, begun :: boolean() | nil, stack :: String.t() | nil}
           | :not_sent
+          | {:error, PyPort.Error.t()}
 
   @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
   @spec start(
@@ -61,12 +65,9 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      if Handle.insert(handle, {id, ref, self(), extra}) do
-        if context, do: Callbacks.keep(handle, context)
-        Handle.command(handle, frame)
-        loop(state)
-      else
-        ended(state, :not_sent)
+      case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+        :ok -> loop(state)
+        not_sent -> ended(state, not_sent)
       end
     end)
   end
