@@ -21,6 +21,7 @@ class Settings:
     __slots__ = (
         "cancel_resend_ms",
         "code_cache_entries",
+        "delivery_window_bytes",
         "exit_grace_ms",
         "hangup_grace_ms",
         "heartbeat_interval_ms",
@@ -81,6 +82,11 @@ class Settings:
     owner has passed some on. 0 is no limit, and the default, because only an owner that says how
     much it takes is known to acknowledge."""
 
+    delivery_window_bytes: int
+    """How much of log records and messages to processes may be on its way; code that logs or sends
+    more waits until the owner has passed some on. 0 is no limit, and the default, as for
+    `output_window_bytes`."""
+
     cancel_resend_ms: int
     """Time between two tries to stop a request that was cancelled. Code may catch what is raised,
     and what is raised in a `__del__` is lost. Long enough for a short `finally`, and some tries
@@ -139,6 +145,7 @@ class Settings:
         output_window_bytes: int = 0,
         cancel_resend_ms: int = 50,
         code_cache_entries: int = 1024,
+        delivery_window_bytes: int = 0,
         max_objects: int = 100_000,
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,

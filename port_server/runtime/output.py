@@ -43,8 +43,13 @@ STDERR_FD: Final = 2
 PIECE_BYTES: Final = 1 << 16
 # How long a request that ends waits for another thread that is handing on its output just now.
 _LONGEST_HAND_ON_S: Final = 1.0
+# The id of no request, as its term: what is delivered is not counted for any of them.
+NO_REQUEST: Final = b"m\0\0\0\0"
 # How often a print that waits for its reader looks whether there still is one.
 _LOOK_S: Final = 0.1
+
+# How long code that is cancelled takes for each record beyond the window.
+_SLOWED_S: Final = 0.005
 
 current: ContextVar[Printed | None] = ContextVar("port_server_request", default=None)
 
@@ -104,6 +109,8 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
+        deliveries: log records and messages to processes, of all requests; `parts` are their sizes.
+        delivery_window_bytes: how much of them may be unacknowledged, 0 without a limit.
         begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
@@ -121,6 +128,8 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
+        "deliveries",
+        "delivery_window_bytes",
         "may_wait",
         "requests",
         "running",
@@ -137,6 +146,8 @@ class Output:
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
         self.window_bytes = settings.output_window_bytes
+        self.deliveries = Printed(NO_REQUEST)
+        self.delivery_window_bytes = settings.delivery_window_bytes
         self._emit = emit
         self._limit_bytes = settings.output_batch_bytes
         self._limit_s = settings.output_delay_ms / 1000
@@ -232,18 +243,14 @@ class Output:
         # Whoever handed on, and why: slow prints leave by the clock and fill the window as well.
         if self._full(printed):
             self._wait(printed)
-        window = self.window
-        if window is not None and window.alert and get_ident() == self._thread:
-            window.deliver()
+        self._raise_waiting()
 
     def flush(self) -> None:
         """Hand on what the request of the code that asks printed, and have it leave now."""
         printed = self.current()
         if printed is not None:
             self._hand_on(printed, now=True)
-            window = self.window
-            if window is not None and window.alert and get_ident() == self._thread:
-                window.deliver()
+            self._raise_waiting()
 
     def flush_of(self, id_term: bytes) -> None:
         """Hand on what that request printed: something else that it sends comes after it."""
@@ -264,10 +271,45 @@ class Output:
             waiting = waiting or bool(printed.parts)
         return waiting
 
+    def _raise_waiting(self) -> None:
+        window = self.window
+        if window is not None and window.alert and get_ident() == self._thread:
+            window.deliver()
+
     # --- the window -----------------------------------------------------------------------------
 
+    def delivered(self, size: int) -> None:
+        """Count a log record or a message to a process; wait while too much is on its way."""
+        deliveries = self.deliveries
+        if self.delivery_window_bytes:
+            # As with parts: several threads add, one at a time takes.
+            sizes: deque[Any] = deliveries.parts
+            sizes.append(size)
+            while sizes and deliveries.busy.acquire(blocking=False):
+                try:
+                    while sizes:
+                        deliveries.sent += sizes.popleft()
+                finally:
+                    deliveries.busy.release()
+            if self._full(deliveries):
+                self._wait(deliveries)
+                self._raise_waiting()
+                # Cancelled where nothing may be raised: until it may, it goes slowly.
+                if self._full(deliveries) and self.may_wait():
+                    sleep(_SLOWED_S)
+                return
+        self._raise_waiting()
+
     def ack(self, id_term: bytes, count: int) -> None:
-        """Note that the other side has passed on `count` bytes of a request's output."""
+        """Note that the other side has passed on `count` bytes of a request's output.
+
+        Or of what is delivered; then a count that is too large means all of it.
+        """
+        if id_term == NO_REQUEST:
+            deliveries = self.deliveries
+            deliveries.acked = min(deliveries.acked + count, deliveries.sent)
+            deliveries.wake()
+            return
         printed = self.requests.get(id_term)
         if printed is not None:
             printed.acked += count
@@ -280,8 +322,11 @@ class Output:
         printed.wake()
 
     def _full(self, printed: Printed) -> bool:
+        most = (
+            self.delivery_window_bytes if printed is self.deliveries else self.window_bytes
+        )
         return (
-            0 < self.window_bytes < printed.sent - printed.acked
+            0 < most < printed.sent - printed.acked
             and not printed.ended
             and not printed.muted
         )

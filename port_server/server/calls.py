@@ -140,7 +140,7 @@ class Calls:
         return self._in_thread(id_term or _NOBODY, function, args)
 
     def send(self, pid: Any, term: Any) -> None:
-        """Send a message to a process."""
+        """Send a message to a process; wait while too much is on its way."""
         if self._stdio.forked:
             raise RuntimeError("a forked process cannot send into the BEAM")
         try:
@@ -149,6 +149,7 @@ class Calls:
             raise error.at("message") from None
         self._channel.hold([frame])
         self._channel.write_out()
+        self._lane.delivered(len(frame))
 
     # --- for the dispatcher -----------------------------------------------------------------------
 

@@ -291,6 +291,10 @@ class MainLane:
         """Take in how much of a request's output was consumed."""
         self._output.ack(id_term, count)
 
+    def delivered(self, size: int) -> None:
+        """Count a message to a process; wait while too much is on its way."""
+        self._output.delivered(size)
+
     def mute(self, id_term: bytes) -> None:
         """Throw away what a cancelled request goes on to print."""
         self._output.mute(id_term)

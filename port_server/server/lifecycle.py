@@ -289,6 +289,7 @@ class Server:
         self.evaluator.limit(self._settings)
         self.calls.limit(self._settings)
         self.output.window_bytes = self._settings.output_window_bytes
+        self.output.delivery_window_bytes = self._settings.delivery_window_bytes
         hangup.watch(self.stdio, self._settings.hangup_grace_ms)
         page = options.get("status_page")
         if page is not None:
@@ -338,9 +339,14 @@ class Server:
         self.stdio.end_input()
 
     def _may_wait(self) -> bool:
-        """Tell whether a print may wait to be acknowledged: somebody goes on reading the port."""
-        dispatcher = self.dispatcher
-        if get_ident() == self.control.ident or self.channel.gone or dispatcher.ended:
+        """Tell whether the code that asks may wait for an ack: another thread reads the port.
+
+        None does before hello, nor while main is at work between requests (in a `__del__`).
+        """
+        channel, dispatcher, ident = self.channel, self.dispatcher, get_ident()
+        if ident == self.lane.main and self.output.running is None:
+            return False
+        if ident == self.control.ident or channel.silent or channel.gone or dispatcher.ended:
             return False
         if dispatcher.full:  # then nothing more is read, acks neither
             return False

@@ -42,7 +42,6 @@ class Reports:
         "_logs",
         "_main",
         "_stdio",
-        "_window",
         "hooks",
         "output",
         "streams",
@@ -53,7 +52,6 @@ class Reports:
         self._logs: Logs | None = None
         self._main = get_ident()
         self._stdio = stdio
-        self._window = window
         self.hooks = ImportHooks()
         self.output = Output(settings, self._emit)
         self.output.window = window
@@ -113,9 +111,7 @@ class Reports:
             shown = {failure.valid(key): _shown(value) for key, value in extra.items()}
             record = messages.log(level, message, known, shown, _shown)
         self._post(record, now=True)
-        window = self._window
-        if window.alert and get_ident() == self._main:
-            window.deliver()
+        self.output.delivered(len(record))
 
     # --- both -----------------------------------------------------------------------------------
 

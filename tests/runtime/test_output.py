@@ -252,3 +252,19 @@ def test_begun_is_called_once_a_batch():
     for _ in range(10):
         print("x" * 20, file=sink.stdout)
     assert len(calls) == len(sink.text()) <= 5
+
+
+def test_what_is_delivered_is_counted_whichever_thread_says_it():
+    """Not a byte is lost among eight of them."""
+    sink = Sink(delivery_window_bytes=1)
+
+    def work():
+        for _ in range(5000):
+            sink.output.delivered(3)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sink.output.deliveries.sent == 8 * 5000 * 3

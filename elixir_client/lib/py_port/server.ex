@@ -238,7 +238,9 @@ defmodule PyPort.Server do
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
-    {:noreply, %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}}
+    state = %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}
+    Mail.acknowledge_all(state.handle)
+    {:noreply, state}
   end
 
   # Nor does the heir.

@@ -136,7 +136,13 @@ defmodule PyPort.Wire do
       min(items, @largest_count)::32>>
   end
 
-  @spec ack(id(), non_neg_integer()) :: binary()
+  @doc "For a request's output, or, with the id of no request, for log records and messages."
+  @spec ack(maybe_id(), non_neg_integer()) :: binary()
+  def ack("", bytes) do
+    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 0::32, @integer,
+      min(bytes, @largest_count)::32>>
+  end
+
   def ack(id, bytes) do
     <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 8::32, id::binary-size(8), @integer,
       min(bytes, @largest_count)::32>>

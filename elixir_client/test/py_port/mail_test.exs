@@ -3,7 +3,7 @@ defmodule PyPort.MailTest do
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureLog
-  import PyPort.Test.{FakePython, Processes}
+  import PyPort.Test.{FakePython, Processes, Servers}
 
   require Logger
 
@@ -77,6 +77,44 @@ defmodule PyPort.MailTest do
     end
 
     refute_received _anything
+  end
+
+  describe "log records and messages that are passed on slowly" do
+    for {what, code} <- [
+          {"records", "import logging\nfor n in range(200): logging.warning('x' * 100_000)"},
+          {"messages", "import port_server\nfor n in range(200): port_server.send(to, (n, b'x' * 100_000))"}
+        ] do
+      test "#{what}: the code waits, and the mailbox holds a window of them" do
+        server = start_server()
+        mail = :sys.get_state(server).mail
+        :erlang.suspend_process(mail)
+        task = Task.async(fn -> PyPort.eval(unquote(code), %{to: self()}, server: server, timeout: 30_000) end)
+        assert eventually(fn -> queued(mail) > 1_000_000 end)
+        # As long as nobody takes any, no more come.
+        for _ <- 1..10, do: Process.sleep(10) && assert(queued(mail) < 1_500_000)
+        assert Task.yield(task, 0) == nil
+        :erlang.resume_process(mail)
+        assert Task.await(task, 30_000) == {:ok, nil}
+        assert mail_read?(server)
+      end
+    end
+
+    test "a process for them that ends takes what it had with it, and the window is open again" do
+      server = start_server()
+      mail = :sys.get_state(server).mail
+      :erlang.suspend_process(mail)
+      code = "import port_server\nfor n in range(100): port_server.send(to, (n, b'x' * 100_000))\n'all'"
+      task = Task.async(fn -> PyPort.eval(code, %{to: self()}, server: server, timeout: 30_000) end)
+      assert eventually(fn -> queued(mail) > 1_000_000 end)
+      capture_log(fn -> Process.exit(mail, :kill) && assert(Task.await(task, 30_000) == {:ok, "all"}) end)
+      assert PyPort.eval(code, %{to: self()}, server: server, timeout: 30_000) == {:ok, "all"}
+    end
+  end
+
+  # Frames are binaries of their own: counted by their sizes.
+  defp queued(pid) do
+    {:messages, letters} = Process.info(pid, :messages)
+    for letter <- letters, reduce: 0, do: (bytes -> bytes + byte_size(elem(letter, 1)))
   end
 
   test "status/1 tells what the last beat said, and what is known without one", %{tmp_dir: dir} do

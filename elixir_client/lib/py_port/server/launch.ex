@@ -6,7 +6,7 @@ defmodule PyPort.Server.Launch do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Heir, Page}
+  alias PyPort.Server.{Handle, Heir, Mail, Page}
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
   # there; `exec` keeps the pid, and with it the process group that the port's child leads.
@@ -113,6 +113,7 @@ defmodule PyPort.Server.Launch do
       heartbeat_interval_ms: options.heartbeat_interval,
       logging: options.logger,
       output_window_bytes: @output_window_bytes,
+      delivery_window_bytes: Mail.window_bytes(),
       status_page: Page.path(dir),
       templates: %{map_set: MapSet.new()}
     }

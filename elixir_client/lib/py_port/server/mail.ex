@@ -9,9 +9,13 @@ defmodule PyPort.Server.Mail do
   alias PyPort.Server.Handle
   alias PyPort.Wire
 
-  # Nothing holds back a Python that logs faster than Logger writes. With this many letters unread, records are
-  # counted instead of logged.
-  @most_unread 10_000
+  # How much may be unread. Code that logs or sends more waits until some has been passed on: Logger may make its callers
+  # wait, and no mailbox is to grow.
+  @window_bytes 1_048_576
+  # Told in quarters, so that a record now and then costs no frame of its own.
+  @ack_bytes div(@window_bytes, 4)
+  # More than any window holds.
+  @everything 0x7FFFFFFF
 
   @levels [:debug, :info, :warning, :error, :critical]
 
@@ -25,9 +29,16 @@ defmodule PyPort.Server.Mail do
 
     spawn_link(fn ->
       Process.monitor(server)
-      loop(%{handle: handle, who: who, log?: log?, dropped: 0})
+      loop(%{handle: handle, who: who, log?: log?, unacknowledged: 0})
     end)
   end
+
+  @spec window_bytes() :: pos_integer()
+  def window_bytes, do: @window_bytes
+
+  @doc "Tells Python that all of it has been passed on, or is lost with the process that had it."
+  @spec acknowledge_all(Handle.t()) :: :ok
+  def acknowledge_all(handle), do: Handle.command(handle, Wire.ack("", @everything))
 
   @spec post(pid(), letter()) :: :ok
   def post(mail, letter) do
@@ -37,30 +48,32 @@ defmodule PyPort.Server.Mail do
 
   defp loop(state) do
     receive do
-      {:log, frame, caller} -> state |> log(frame, caller) |> loop()
-      {:send, frame} -> state |> deliver(frame) |> loop()
-      {:output, id, frame} -> state |> output(id, frame) |> loop()
-      {:DOWN, _monitor, :process, _server, _reason} -> :ok
-    end
-  end
-
-  defp log(state, frame, caller) do
-    case Process.info(self(), :message_queue_len) do
-      {:message_queue_len, unread} when unread > @most_unread ->
-        %{state | dropped: state.dropped + 1}
-
-      _few ->
-        state = tell_dropped(state)
+      {:log, frame, caller} ->
         record(frame, caller, state)
-        state
+        state |> passed_on(frame) |> loop()
+
+      {:send, frame} ->
+        deliver(state, frame)
+        state |> passed_on(frame) |> loop()
+
+      {:output, id, frame} ->
+        output(state, id, frame)
+        loop(state)
+
+      {:DOWN, _monitor, :process, _server, _reason} ->
+        :ok
     end
   end
 
-  defp tell_dropped(%{dropped: 0} = state), do: state
+  defp passed_on(state, frame) do
+    case state.unacknowledged + byte_size(frame) do
+      bytes when bytes >= @ack_bytes ->
+        Handle.command(state.handle, Wire.ack("", bytes))
+        %{state | unacknowledged: 0}
 
-  defp tell_dropped(state) do
-    Logger.warning("PyPort #{state.who}: #{state.dropped} log records were dropped, Python logs too fast")
-    %{state | dropped: 0}
+      bytes ->
+        %{state | unacknowledged: bytes}
+    end
   end
 
   defp record(frame, caller, state) do
@@ -117,8 +130,6 @@ defmodule PyPort.Server.Mail do
       {:ok, _other} ->
         Logger.warning("PyPort #{state.who}: a message of port_server.send of an unknown shape")
     end
-
-    state
   end
 
   # Printed by a request that nobody waits for any more.
@@ -129,7 +140,5 @@ defmodule PyPort.Server.Mail do
 
       Handle.command(state.handle, Wire.ack(id, byte_size(text)))
     end
-
-    state
   end
 end
