@@ -70,6 +70,37 @@ defmodule PyPort.Faults.CallersTest do
     String.to_integer(resident) * 4_096
   end
 
+  test "stderr written as fast as it goes" do
+    name = "stderr written as fast as it goes"
+    options = [heartbeat_interval: 60_000, max_stderr_bytes: 4_194_304, within: 10_000, logger: false]
+    options = options ++ [saw: "its answer; the file is emptied again and again"]
+
+    report =
+      fault(name, options, fn server ->
+        {:ok, %{dir: dir}} = server |> Process.whereis() |> PyPort.Registry.fetch()
+        path = PyPort.StderrFile.path(dir)
+        task = Task.async(fn -> run(server, "floods_stderr", globals: %{seconds: 1.5}, timeout: 10_000) end)
+        {largest, outcome} = largest(path, task, 0)
+        {:ok, written} = outcome
+        # Within a look it grows by what is written in 200 ms at the most.
+        assert written > 100_000_000
+        assert largest < 4_194_304 + div(written, 3)
+        assert eventually(fn -> File.stat!(path).size <= 4_194_304 end)
+        outcome
+      end)
+
+    assert report.server == :goes_on
+  end
+
+  defp largest(path, task, size) do
+    size = max(size, File.stat!(path).size)
+
+    case Task.yield(task, 10) do
+      {:ok, outcome} -> {size, outcome}
+      nil -> largest(path, task, size)
+    end
+  end
+
   test "a hung group leader" do
     hung = spawn_link(fn -> Process.sleep(:infinity) end)
 

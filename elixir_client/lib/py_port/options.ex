@@ -35,6 +35,7 @@ defmodule PyPort.Options do
     max_frame_bytes: 1_073_741_824,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
+    max_stderr_bytes: 16_777_216,
     max_objects: 100_000
   ]
 
@@ -180,7 +181,7 @@ defmodule PyPort.Options do
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   defp valid?(name, value)
-       when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_objects],
+       when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes, :max_objects],
        do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
@@ -241,7 +242,10 @@ defmodule PyPort.Options do
   defp expected(:max_rss), do: "a number of bytes (1 or more) or :infinity"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_objects), do: "a number of objects (1 or more)"
-  defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
+
+  defp expected(name) when name in [:max_queued_bytes, :max_stderr_bytes],
+    do: "a number of bytes (1 or more)"
+
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"

@@ -50,6 +50,9 @@ defmodule PyPort.Server do
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
+    * `:max_stderr_bytes` - how large the file may become that Python's stderr goes to, in bytes; then it is emptied, and
+      what was not read to Logger is lost. It is looked at five times a second, and more often while it grows.
+      Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
 
   What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
@@ -81,7 +84,8 @@ defmodule PyPort.Server do
           | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
-          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
+          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_stderr_bytes | :max_objects,
+             pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
@@ -189,6 +193,8 @@ defmodule PyPort.Server do
         carry_on(end_of_python)
     end
   end
+
+  def handle_info(:stderr, state), do: {:noreply, Death.limit_stderr(state)}
 
   def handle_info({:rung, id}, state), do: state |> Ladder.step(id) |> carry_on()
 
@@ -374,7 +380,15 @@ defmodule PyPort.Server do
   defp log_stderr(%{stderr: nil} = state), do: state
 
   defp log_stderr(%{options: %{logger: log?}} = state) do
-    {lines, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
+    {lines, dropped, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
+
+    if dropped > 0 do
+      Logger.warning(
+        "PyPort #{state.who}: #{dropped} bytes of stderr were dropped unread, since more was written than " <>
+          "#{state.options.max_stderr_bytes} bytes (max_stderr_bytes)"
+      )
+    end
+
     if log? and lines != [], do: Logger.info("PyPort #{state.who} stderr: #{Enum.join(lines, "\n")}")
     %{state | stderr: stderr}
   end

@@ -7,14 +7,20 @@ defmodule PyPort.StderrFile do
   @moduledoc false
 
   @enforce_keys [:path, :device]
-  defstruct [:path, :device, offset: 0]
+  defstruct [:path, :device, offset: 0, size: 0, dropped: 0]
 
-  @type t :: %__MODULE__{path: Path.t(), device: :file.fd(), offset: non_neg_integer()}
+  @type t :: %__MODULE__{
+          path: Path.t(),
+          device: :file.fd(),
+          offset: non_neg_integer(),
+          # As of the last call of `limit/2`.
+          size: non_neg_integer(),
+          # Bytes that `limit/2` has dropped unread, since the last call of `read_lines/2`.
+          dropped: non_neg_integer()
+        }
 
   # More than this is not worth keeping: it has been read to Logger by then.
   @max_bytes 1_048_576
-  # A process that writes faster than anyone reads must not fill the disk.
-  @hopeless_bytes 67_108_864
   @read_bytes 65_536
   @tail_bytes 16_384
 
@@ -35,9 +41,34 @@ defmodule PyPort.StderrFile do
     :ok
   end
 
-  @doc "The same with as many reads as there is text for, `reads` at the most."
-  @spec read_lines(t(), non_neg_integer()) :: {[String.t()], t()}
-  def read_lines(file, reads), do: read_lines(file, reads, [])
+  @doc """
+  Empties a file that has grown beyond `most` bytes, read or not: a process that writes faster than its lines are read must
+  not fill the disk. Tells whether it has grown since the last call.
+  """
+  @spec limit(t(), most :: pos_integer()) :: {grown? :: boolean(), t()}
+  def limit(file, most) do
+    case :file.position(file.device, :eof) do
+      {:ok, size} when size > most ->
+        {:ok, 0} = :file.position(file.device, 0)
+        _ = :file.truncate(file.device)
+        {true, %{file | offset: 0, size: 0, dropped: file.dropped + max(size - file.offset, 0)}}
+
+      {:ok, size} ->
+        {size > file.size, %{file | size: size}}
+
+      {:error, _reason} ->
+        {false, file}
+    end
+  end
+
+  @doc """
+  The same with as many reads as there is text for, `reads` at the most, and how many bytes before them were dropped.
+  """
+  @spec read_lines(t(), non_neg_integer()) :: {[String.t()], dropped :: non_neg_integer(), t()}
+  def read_lines(file, reads) do
+    {lines, read} = read_lines(%{file | dropped: 0}, reads, [])
+    {lines, file.dropped, read}
+  end
 
   defp read_lines(file, 0, lines), do: {lines, file}
 
@@ -129,14 +160,14 @@ defmodule PyPort.StderrFile do
   end
 
   # Python opened the file in append mode, so its next write lands at the new end. All that was written has
-  # been read by then, but for what lands between the look and the cut, or what is far beyond all reading.
+  # been read by then, but for what lands between the look and the cut.
   defp shorten(%{offset: offset} = file) when offset < @max_bytes, do: file
 
   defp shorten(file) do
-    with {:ok, size} when size == file.offset or size > @hopeless_bytes <- :file.position(file.device, :eof),
+    with {:ok, size} when size == file.offset <- :file.position(file.device, :eof),
          {:ok, 0} <- :file.position(file.device, 0),
          :ok <- :file.truncate(file.device) do
-      %{file | offset: 0}
+      %{file | offset: 0, size: 0}
     else
       _more_to_read -> file
     end

@@ -91,7 +91,7 @@ defmodule PyPort.Server.HandleTest do
     assert Handle.command(handle, @large) == :ok
     assert {:full, more} = Handle.submit(handle, "x")
     # With its header.
-    assert more - bytes in byte_size(@large)..(byte_size(@large) + 4)
+    assert (more - bytes) in byte_size(@large)..(byte_size(@large) + 4)
     Port.close(handle.port)
   end
 

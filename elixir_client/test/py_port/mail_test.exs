@@ -88,7 +88,10 @@ defmodule PyPort.MailTest do
         server = start_server()
         mail = :sys.get_state(server).mail
         :erlang.suspend_process(mail)
-        task = Task.async(fn -> PyPort.eval(unquote(code), %{to: self()}, server: server, timeout: 30_000) end)
+
+        task =
+          Task.async(fn -> PyPort.eval(unquote(code), %{to: self()}, server: server, timeout: 30_000) end)
+
         assert eventually(fn -> queued(mail) > 1_000_000 end)
         # As long as nobody takes any, no more come.
         for _ <- 1..10, do: Process.sleep(10) && assert(queued(mail) < 1_500_000)

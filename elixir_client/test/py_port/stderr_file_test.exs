@@ -35,6 +35,19 @@ defmodule PyPort.StderrFileTest do
     assert {["after the cut"], _file} = StderrFile.read_lines(file)
   end
 
+  test "a file beyond the limit is emptied at once, and what was not read is counted", context do
+    :file.write(context.writer, "read\n")
+    assert {["read"], 0, file} = StderrFile.read_lines(context.stderr, 10)
+    assert {true, file} = StderrFile.limit(file, 1_000)
+    assert {false, file} = StderrFile.limit(file, 1_000)
+    :file.write(context.writer, :binary.copy("x\n", 1_000))
+    assert {true, file} = StderrFile.limit(file, 1_000)
+    assert File.stat!(context.path).size == 0
+    :file.write(context.writer, "after\n")
+    assert {["after"], 2_000, file} = StderrFile.read_lines(file, 10)
+    assert {[], 0, _file} = StderrFile.read_lines(file, 10)
+  end
+
   test "a line longer than a read does not hold up what follows", context do
     :file.write(context.writer, [:binary.copy("x", 200_000), "\nnext\n"])
     assert "next" in read_all_lines(context.stderr, [])

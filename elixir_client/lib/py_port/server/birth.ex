@@ -81,6 +81,7 @@ defmodule PyPort.Server.Birth do
             mail: Mail.start_link(handle, who, options.logger),
             pulse: Pulse.open(handle)
         }
+        |> Death.limit_stderr()
 
       {:error, error} ->
         failed(state, error)

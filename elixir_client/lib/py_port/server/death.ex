@@ -133,6 +133,20 @@ defmodule PyPort.Server.Death do
   defp words(_held, options),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
+  # How soon the size of the stderr file is looked at again. It can grow by 800 MB a second.
+  @stderr_ms 200
+  @growing_stderr_ms 50
+
+  @doc "Keeps the stderr file small, from the launch of a Python to its end."
+  @spec limit_stderr(state()) :: state()
+  def limit_stderr(%{stderr: nil} = state), do: state
+
+  def limit_stderr(%{stderr: stderr, options: options} = state) do
+    {grown?, stderr} = StderrFile.limit(stderr, options.max_stderr_bytes)
+    Process.send_after(self(), :stderr, if(grown?, do: @growing_stderr_ms, else: @stderr_ms))
+    %{state | stderr: stderr}
+  end
+
   @spec last_words(state()) :: [String.t()]
   def last_words(%{stderr: nil}), do: []
   def last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
@@ -169,6 +183,9 @@ defmodule PyPort.Server.Death do
 
       {:EXIT, worker, reason} when is_map_key(state.workers, worker) ->
         await_exit(port, deadline, Traffic.worker_ended(state, worker, reason))
+
+      :stderr ->
+        await_exit(port, deadline, limit_stderr(state))
     after
       max(deadline - System.monotonic_time(:millisecond), 0) -> {nil, state}
     end
