@@ -272,12 +272,13 @@ defmodule PyPort do
 
       # Here or elsewhere.
       _reachable ->
-        case GenServer.call(Object.server(object), {:transfer, [id], owner}, :infinity) do
+        case GenServer.call(Object.server(object), {:transfer, [id], owner}) do
           :ok -> :ok
           {:error, _ids} -> {:error, Error.released(object)}
         end
     end
   catch
+    :exit, {:timeout, _call} -> {:error, Error.no_word_of(object)}
     :exit, _reason -> {:error, Error.released(object)}
   end
 

@@ -217,6 +217,15 @@ defmodule PyPort.Error do
   end
 
   @doc false
+  @spec no_word_of(PyPort.Object.t()) :: t()
+  def no_word_of(object) do
+    %__MODULE__{
+      kind: :timeout,
+      message: "the server of #{inspect(object)} did not answer; whether it has a new owner is not known"
+    }
+  end
+
+  @doc false
   # No answer in time: what the server knows of it.
   @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
   def timeout(timeout, begun, stack) do

@@ -7,22 +7,25 @@ defmodule PyPort.Remote do
   @moduledoc false
 
   import PyPort.Error, only: [unavailable: 1]
-  import PyPort.Reach, only: [remaining: 1]
+  import PyPort.Reach, only: [deadline: 1, remaining: 1]
 
   alias PyPort.{Callbacks, Error, Request}
   alias PyPort.Server.Property
 
-  # The other side keeps the time, and may take a little longer to find out where a request is stuck. Only a node that
-  # does not answer at all is left at its own.
-  @late_ms 5_000
+  # The other side keeps the time. What it says may be on its way for so long; of a node that is stopped, or cut off, no
+  # more is waited for.
+  @way_ms 250
 
-  # How long an errand may take that nobody waits for with a timeout of their own.
-  @errand_ms 5_000
+  # How long an errand may take, which has no timeout of its caller's.
+  @errand_ms 2_000
 
   @home {__MODULE__, :home}
 
-  @typedoc "What the process that stands in needs to know of the caller."
-  @type home :: %{caller: pid(), callers: [pid()], logger_metadata: map()}
+  @typedoc """
+  What the process that stands in needs to know of the caller; `ref` is an alias of the caller's, on which it hears that the
+  request is being ended, see `late/1`.
+  """
+  @type home :: %{caller: pid(), callers: [pid()], logger_metadata: map(), ref: reference()}
 
   # --- on the caller's node -----------------------------------------------------------------------
 
@@ -33,7 +36,7 @@ defmodule PyPort.Remote do
     {owner, heir} = owner(options)
     options = options |> there(server, deadline) |> Map.put(:owner, {owner, heir})
 
-    with {:ok, {outcome, adopted}} <- call(node, :serve, [asked, options, home()], remaining(deadline)) do
+    with {:ok, {outcome, adopted}} <- call(node, :serve, [asked, options], deadline) do
       if heir || owner == self(),
         do: Enum.each(adopted, fn {whose, ids} -> Property.note_in_scope(whose, ids) end)
 
@@ -47,7 +50,7 @@ defmodule PyPort.Remote do
     options =
       options |> Map.put(:opener, self()) |> Map.merge(%{server: server, timeout: remaining(deadline)})
 
-    with {:ok, outcome} <- call(node, :serve_session, [options, home()], remaining(deadline)), do: outcome
+    with {:ok, outcome} <- call(node, :serve_session, [options], deadline), do: outcome
   end
 
   @doc "Starts a stream on `node` whose consumer is the calling process."
@@ -57,13 +60,17 @@ defmodule PyPort.Remote do
     # Each item has the whole timeout for itself.
     options = %{there(options, server, deadline) | timeout: options.timeout}
 
-    with {:ok, outcome} <- call(node, :serve_stream, [draft, options, home()], remaining(deadline)),
-         do: outcome
+    with {:ok, outcome} <- call(node, :serve_stream, [draft, options], deadline), do: outcome
   end
 
   @doc "Calls a function of PyPort on `node`, for what is not a request: its value, or an error."
   @spec errand(node(), atom(), list()) :: {:ok, term()} | {:error, Error.t()}
-  def errand(node, function, args), do: call(node, PyPort, function, args, @errand_ms)
+  def errand(node, function, args),
+    do: call(node, PyPort, function, args, :erlang.alias(), deadline(@errand_ms - @way_ms))
+
+  @doc "How long who waits for another node's answer gives it beyond its own time."
+  @spec way_ms() :: pos_integer()
+  def way_ms, do: @way_ms
 
   # Names of devices are this node's.
   defp there(options, server, deadline) do
@@ -85,26 +92,61 @@ defmodule PyPort.Remote do
   defp owner(%{owner: nil}), do: Property.default_owner()
   defp owner(%{owner: owner}), do: {owner, nil}
 
-  defp home do
+  defp here(ref) do
     metadata = with :undefined <- :logger.get_process_metadata(), do: %{}
-    %{caller: self(), callers: Process.get(:"$callers", []), logger_metadata: metadata}
+    %{caller: self(), callers: Process.get(:"$callers", []), logger_metadata: metadata, ref: ref}
   end
 
-  defp call(node, function, args, timeout), do: call(node, __MODULE__, function, args, timeout)
+  defp call(node, function, args, deadline) do
+    ref = :erlang.alias()
+    call(node, __MODULE__, function, args ++ [here(ref)], ref, deadline)
+  end
 
-  defp call(node, module, function, args, timeout) do
-    {:ok,
-     :erpc.call(
-       node,
-       module,
-       function,
-       args,
-       if(timeout == :infinity, do: :infinity, else: timeout + @late_ms)
-     )}
+  # By a process of its own: to send to a node that does not read holds up the sender, however long.
+  defp call(node, module, function, args, ref, deadline) do
+    timeout = remaining(deadline)
+    sender = spawn(fn -> send(ref, {ref, attempt(node, module, function, args)}) end)
+
+    case await(ref, deadline, add(deadline, @way_ms)) do
+      {:raise, error, stacktrace} ->
+        reraise error, stacktrace
+
+      :timeout ->
+        Process.exit(sender, :kill)
+        {:error, %Error{kind: :timeout, message: "no answer from the node #{node} within #{timeout} ms"}}
+
+      outcome ->
+        outcome
+    end
+  end
+
+  defp await(ref, deadline, until) do
+    receive do
+      {^ref, {:late, ms}} ->
+        await(ref, deadline, add(deadline, ms + @way_ms))
+
+      {^ref, outcome} ->
+        :erlang.unalias(ref)
+        outcome
+    after
+      remaining(until) ->
+        :erlang.unalias(ref)
+
+        receive do
+          {^ref, {:late, _ms}} -> :timeout
+          {^ref, outcome} -> outcome
+        after
+          0 -> :timeout
+        end
+    end
+  end
+
+  defp add(:infinity, _ms), do: :infinity
+  defp add(deadline, ms), do: deadline + ms
+
+  defp attempt(node, module, function, args) do
+    {:ok, :erpc.call(node, module, function, args, :infinity)}
   catch
-    :error, {:erpc, :timeout} ->
-      {:error, %Error{kind: :timeout, message: "no answer from the node #{node} within #{timeout} ms"}}
-
     :error, {:erpc, reason} ->
       {:error, unreachable(node, reason)}
 
@@ -116,7 +158,7 @@ defmodule PyPort.Remote do
 
     # Of the caller's making, as it would have been here.
     :error, {:exception, %ArgumentError{} = error, stacktrace} ->
-      reraise error, stacktrace
+      {:raise, error, stacktrace}
 
     _kind, reason ->
       {:error,
@@ -200,6 +242,13 @@ defmodule PyPort.Remote do
   @doc "For whom the process whose dictionary `get` looks into stands in, if it does for anybody."
   @spec home((term() -> term())) :: home() | nil
   def home(get), do: get.(@home)
+
+  @doc "Tells the caller at home, if this process stands in for one, that its time is up and its answer comes `ms` later at most."
+  @spec late(non_neg_integer()) :: :ok
+  def late(ms) do
+    with %{ref: ref} <- Process.get(@home), do: send(ref, {ref, {:late, ms}})
+    :ok
+  end
 
   @doc "Whether this process stands in for one of another node: what it asks for is not sent on to a third."
   @spec stands_in?() :: boolean()

@@ -335,8 +335,14 @@ defmodule PyPort.Request do
   # need not be waited for. An answer that comes meanwhile is the answer.
   defp timed_out(ref, handle, id, timeout) do
     cancel(handle, id, :timeout)
-    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil})
+    patience = patience(handle)
+    Remote.late(patience)
+    await_end(ref, handle, id, timeout, deadline(patience), {nil, nil})
   end
+
+  @doc "How long after its timeout a request has its answer at the latest, in ms."
+  @spec patience(Handle.t()) :: pos_integer()
+  def patience(handle), do: max(handle.patience, @least_patience_ms)
 
   @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
   @spec cancel(Handle.t(), Wire.id(), PyPort.Server.Ladder.why()) :: :ok

@@ -23,7 +23,7 @@ defmodule PyPort.Stream do
   end
 
   @typedoc "A stream that Python has been asked for, wherever its server lives."
-  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid()}
+  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), patience: pos_integer()}
 
   @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
@@ -39,7 +39,7 @@ defmodule PyPort.Stream do
       context = Request.context(draft.found, id, consumer)
       extra = Request.extra(options, context)
       relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
-      {:ok, %{owner: handle.owner, id: id, relay: relay}}
+      {:ok, %{owner: handle.owner, id: id, relay: relay, patience: Request.patience(handle)}}
     else
       {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
       {:error, error} -> {:error, error}
@@ -124,7 +124,9 @@ defmodule PyPort.Stream do
 
   # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
-    case Relay.give_up(stream.relay) do
+    way = if node(stream.relay) == node(), do: 0, else: Remote.way_ms()
+
+    case Relay.give_up(stream.relay, stream.patience + way) do
       {:timed_out, begun, stack} ->
         no_item(Error.timeout(timeout, begun, stack), timeout)
 

@@ -72,6 +72,89 @@ defmodule PyPort.NodesTest do
       assert ms in 300..2_500
     end
 
+    test "keeps the bounds of the server there, however long they are" do
+      {here, _there, far} = pair(size: 1, cancel_grace: 100, kill_grace: 1_200)
+
+      {ms, outcome} =
+        on here, far do
+          {micros, outcome} =
+            :timer.tc(fn -> PyPort.eval("sum(range(10**12))", %{}, server: far, timeout: 300) end)
+
+          {div(micros, 1000), outcome}
+        end
+
+      assert {:error, %Error{kind: :timeout, begun: true, stack: stack}} = outcome
+      assert stack =~ "<module>"
+      assert ms in 1_300..2_600
+    end
+
+    test "is on time when the other node is stopped: an eval, large values, sessions, streams, status" do
+      {here, there, far} = pair(size: 1)
+      os_pid = on(there, do: System.pid())
+
+      timed =
+        on here, [os_pid: os_pid] ++ far do
+          {:ok, object} = PyPort.eval("object()", %{}, server: far)
+          test = self()
+
+          consumer =
+            spawn(fn ->
+              stream =
+                PyPort.stream("import asyncio\nyield 1\nawait asyncio.sleep(60)", %{},
+                  server: far,
+                  timeout: 500
+                )
+
+              result =
+                try do
+                  Enum.each(stream, fn 1 -> send(test, {:first, System.monotonic_time(:millisecond)}) end)
+                rescue
+                  error in PyPort.Error -> {:error, error}
+                end
+
+              send(test, {:stream, System.monotonic_time(:millisecond), result})
+            end)
+
+          started = receive do: ({:first, at} -> at)
+          System.cmd("kill", ["-STOP", os_pid])
+          {at, streamed} = receive do: ({:stream, at, result} -> {at, result})
+          false = Process.alive?(consumer)
+
+          timed = fn fun ->
+            {micros, outcome} = :timer.tc(fun)
+            {div(micros, 1000), outcome}
+          end
+
+          # More than the connection holds.
+          large = Enum.to_list(1..3_000_000)
+
+          outcomes = [
+            stream: {at - started, streamed},
+            eval: timed.(fn -> PyPort.eval("1", %{}, server: far, timeout: 500) end),
+            object: timed.(fn -> PyPort.call({object, "__hash__"}, [], %{}, timeout: 500) end),
+            large: timed.(fn -> PyPort.eval("len(x)", %{x: large}, server: far, timeout: 500) end),
+            again: timed.(fn -> PyPort.eval("1", %{}, server: far, timeout: 500) end),
+            session: timed.(fn -> PyPort.open_session(server: far, timeout: 500) end),
+            status: timed.(fn -> PyPort.status(far) end)
+          ]
+
+          System.cmd("kill", ["-CONT", os_pid])
+          outcomes
+        end
+
+      {status, requests} = Keyword.pop!(timed, :status)
+      assert {status_ms, [%PyPort.Status{state: :down}]} = status
+      assert status_ms < 2_500
+
+      for {what, {ms, outcome}} <- requests do
+        assert {:error, %Error{kind: :timeout, begun: nil}} = outcome
+        # timeout, cancel_grace and kill_grace: and of a node that says nothing only the first.
+        assert ms in 500..if(what == :stream, do: 3_000, else: 1_500), "#{what}: #{ms} ms"
+      end
+
+      assert on(here, far, do: PyPort.eval("6 * 7", %{}, server: far, timeout: 20_000)) == {:ok, 42}
+    end
+
     test "a wrong use raises here as it would there" do
       {here, there, far} = pair()
       init = on(there, do: Process.whereis(:init))

@@ -76,7 +76,8 @@ defmodule PyPort.Stream.Relay do
   @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
   def more(relay, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
-    send(relay, {:more, ref})
+    # A node that does not read must not hold up who waits for it.
+    :erlang.send_nosuspend(relay, {:more, ref})
 
     receive do
       {^ref, answer} ->
@@ -97,11 +98,11 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  @doc "The consumer has waited long enough: how the stream ended when it was told to."
-  @spec give_up(pid()) :: ending()
-  def give_up(relay) do
+  @doc "The consumer has waited long enough: how the stream ended when it was told to, where that is known in time."
+  @spec give_up(pid(), timeout()) :: ending()
+  def give_up(relay, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
-    send(relay, {:give_up, ref})
+    :erlang.send_nosuspend(relay, {:give_up, ref})
 
     receive do
       {^ref, ending} ->
@@ -110,6 +111,10 @@ defmodule PyPort.Stream.Relay do
 
       {:DOWN, ^ref, :process, _relay, reason} ->
         {:down, reason}
+    after
+      timeout ->
+        Process.demonitor(ref, [:flush])
+        {:timed_out, nil, nil}
     end
   end
 
