@@ -7,7 +7,10 @@ defmodule PyPort.Callbacks do
   @moduledoc false
 
   alias PyPort.{Output, Remote, Wire}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.Server.{Handle, Page, Property}
+
+  # How many processes are looked at on the way to the one that serves a call.
+  @most_steps 8
 
   # --- for the caller and the server ----------------------------------------------------------
 
@@ -73,33 +76,72 @@ defmodule PyPort.Callbacks do
   def too_late(call_id), do: Wire.answer(call_id, {:error, request_over()})
 
   @doc """
-  The call on whose behalf this process works, if it is one of this server's: it serves the call itself, or its
-  `$callers` lead to a process that does. Python runs such a request on top of the one that waits for the call.
+  The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
+  that waits for the call.
+
+  This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
+  process of these kinds waits for this one in a `GenServer.call/3`.
   """
   @spec parent(Handle.t()) :: Wire.id() | nil
+  # Each request asks, and few servers have a call that is being served.
   def parent(handle) do
-    case Process.get(:"$callers") do
-      [_ | _] = callers -> if serving?(handle.calls), do: first_call([self() | callers], handle.calls)
-      # Whoever serves a call has callers.
-      _none -> nil
+    if Handle.serving?(handle) do
+      calls = handle.calls
+      callers = [self() | List.wrap(Process.get(:"$callers"))]
+      first_call(callers, calls) || call_behind(self(), calls, @most_steps)
     end
   end
 
-  # Beside the row of what is allowed. Most processes have callers, and few servers a call that is being served: one look
-  # instead of one for each caller.
-  defp serving?(calls) do
-    case :ets.info(calls, :size) do
-      :undefined -> false
-      rows -> rows > 1
+  defp call_behind(_pid, _calls, 0), do: nil
+
+  defp call_behind(pid, calls, steps) do
+    info = Process.info(pid, [:parent, :monitored_by]) || []
+
+    Enum.find_value([info[:parent] | Enum.filter(info[:monitored_by] || [], &waits_for?(&1, pid))], fn
+      behind when is_pid(behind) and node(behind) == node() ->
+        first_call([behind], calls) || call_behind(behind, calls, steps - 1)
+
+      _none_or_remote ->
+        nil
+    end)
+  end
+
+  # With monitors on others it may be one of those that it waits for.
+  defp waits_for?(watcher, pid) when is_pid(watcher) and node(watcher) == node() do
+    case Process.info(watcher, [:current_function, :monitors]) do
+      [current_function: {:gen, :do_call, 4}, monitors: [process: ^pid]] -> true
+      _other -> false
     end
   end
+
+  defp waits_for?(_port_or_remote, _pid), do: false
 
   defp first_call([], _calls), do: nil
 
   defp first_call([pid | rest], calls) do
     case :ets.lookup(calls, pid) do
-      [{_pid, call_id}] -> call_id
+      [{_pid, call_id, _id}] -> call_id
       [] -> first_call(rest, calls)
+    end
+  rescue
+    ArgumentError -> nil
+  end
+
+  @doc """
+  What may keep a request waiting that has not begun: a callback of the request that Python is at, which may be waiting for
+  this very request, in a way that `parent/1` does not see.
+  """
+  @spec deadlock(Handle.t()) :: String.t() | nil
+  def deadlock(handle) do
+    with true <- Handle.serving?(handle),
+         %{running: running} when running != nil <- Page.read(handle.dir),
+         [worker | _more] <- :ets.select(handle.calls, [{{:"$1", :_, running}, [], [:"$1"]}]) do
+      <<number::64>> = running
+
+      "This server is waiting for a callback of request #{number} (#{inspect(worker)}). If that one waits for this request, " <>
+        "neither can go on: let the callback ask by itself, in a Task, or in a GenServer.call"
+    else
+      _nothing -> nil
     end
   rescue
     ArgumentError -> nil
@@ -150,7 +192,7 @@ defmodule PyPort.Callbacks do
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
     # Where it is still there when the worker has ended, there was no answer.
-    :ets.insert(handle.calls, {self(), call_id})
+    :ets.insert(handle.calls, {self(), call_id, id})
     write_answer(handle, call_id, outcome(frame, call_id, handle, context))
     forget(handle, self())
   end

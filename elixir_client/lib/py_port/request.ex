@@ -337,8 +337,16 @@ defmodule PyPort.Request do
     cancel(handle, id, :timeout)
     patience = patience(handle)
     Remote.late(patience)
-    await_end(ref, handle, id, timeout, deadline(patience), {nil, nil})
+    # As long as it is so.
+    deadlock = Callbacks.deadlock(handle)
+    ref |> await_end(handle, id, timeout, deadline(patience), {nil, nil}) |> explained(deadlock)
   end
+
+  defp explained({:error, %Error{kind: :timeout, begun: begun} = error}, why)
+       when begun != true and why != nil,
+       do: {:error, %{error | message: error.message <> ". " <> why}}
+
+  defp explained(outcome, _why), do: outcome
 
   @doc "How long after its timeout a request has its answer at the latest, in ms."
   @spec patience(Handle.t()) :: pos_integer()

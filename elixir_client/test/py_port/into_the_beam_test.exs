@@ -39,6 +39,116 @@ defmodule PyPort.IntoTheBeamTest do
     assert nothing_left?(server)
   end
 
+  defmodule Relay do
+    # Runs what it is given: asks, or has another one ask.
+    use GenServer
+
+    def start_link(_options), do: GenServer.start_link(__MODULE__, nil)
+    def run(relay, fun), do: GenServer.call(relay, {:run, fun}, 10_000)
+
+    @impl true
+    def init(nil), do: {:ok, nil}
+
+    @impl true
+    def handle_call({:run, fun}, _from, state), do: {:reply, fun.(), state}
+  end
+
+  describe "a callback that asks the same server" do
+    setup do
+      relays = for n <- 1..3, do: start_supervised!(Supervisor.child_spec(Relay, id: {Relay, n}))
+      agent = start_supervised!({Agent, fn -> nil end})
+      {:ok, relays: relays, agent: agent}
+    end
+
+    defp via_spawn(fun) do
+      test = self()
+      spawn(fn -> send(test, {:asked, fun.()}) end)
+      receive do: ({:asked, outcome} -> outcome)
+    end
+
+    for {name, way} <- [
+          {"by itself", quote(do: fn ask, _ -> ask.() end)},
+          {"in a Task", quote(do: fn ask, _ -> Task.await(Task.async(ask)) end)},
+          {"in a plain process", quote(do: fn ask, _ -> via_spawn(ask) end)},
+          {"in a plain process of a plain process",
+           quote(do: fn ask, _ -> via_spawn(fn -> via_spawn(ask) end) end)},
+          {"in a GenServer", quote(do: fn ask, %{relays: [one | _]} -> Relay.run(one, ask) end)},
+          {"in a GenServer behind others",
+           quote(
+             do: fn ask, %{relays: [one, two, three]} ->
+               Relay.run(one, fn -> Relay.run(two, fn -> Relay.run(three, ask) end) end)
+             end
+           )},
+          {"in an Agent", quote(do: fn ask, %{agent: agent} -> Agent.get(agent, fn _ -> ask.() end) end)},
+          {"in a GenServer that a Task of it calls",
+           quote(
+             do: fn ask, %{relays: [one | _]} ->
+               Task.await(Task.async(fn -> Relay.run(one, ask) end))
+             end
+           )},
+          {"in a process that a GenServer has spawned",
+           quote(do: fn ask, %{relays: [one | _]} -> Relay.run(one, fn -> via_spawn(ask) end) end)}
+        ] do
+      test "#{name} has its answer: it runs on top of the request that waits", %{server: server} = context do
+        way = unquote(way)
+        ask = fn -> PyPort.eval!("20 + 1", %{}, server: server, timeout: 2_000) end
+        code = "f() * 2"
+        assert PyPort.eval(code, %{f: fn -> way.(ask, context) end}, server: server) == {:ok, 42}
+        assert nothing_left?(server)
+      end
+    end
+
+    test "in a way that cannot be seen is told what it waits for", %{server: server} do
+      # A process that was there before, and is sent a message.
+      asker =
+        spawn_link(fn ->
+          receive do
+            {:ask, from} -> send(from, {:asked, PyPort.eval("1", %{}, server: server, timeout: 200)})
+          end
+        end)
+
+      ask = fn ->
+        send(asker, {:ask, self()})
+        {:error, error} = receive do: ({:asked, outcome} -> outcome)
+        Exception.message(error)
+      end
+
+      assert {:ok, message} = PyPort.eval("f()", %{f: ask}, server: server)
+      assert message =~ ~r/no answer within 200 ms.* waiting for a callback of request \d+ \(#PID<.*>\)/s
+      assert message =~ "in a GenServer.call"
+    end
+
+    test "one that waits behind a request which is at no callback is told nothing of the kind", %{
+      server: server
+    } do
+      task =
+        Task.async(fn ->
+          PyPort.eval("f()\nimport time; time.sleep(0.5)", %{f: fn -> 1 end}, server: server)
+        end)
+
+      Process.sleep(100)
+      assert {:error, error} = PyPort.eval("1", %{}, server: server, timeout: 100)
+      refute Exception.message(error) =~ "callback"
+      assert {:ok, nil} = Task.await(task)
+    end
+
+    test "what a process asks beside a call, which waits for another one, is not taken for the call's", %{
+      server: server,
+      relays: [one, two | _]
+    } do
+      test = self()
+      gate = fn -> send(test, {:at, self()}) && receive(do: (:go -> 1)) end
+      outer = Task.async(fn -> PyPort.eval("f()", %{f: fn -> Relay.run(one, gate) end}, server: server) end)
+      assert_receive {:at, busy}
+      # Nobody waits for the second relay: it waits its turn.
+      inner = Task.async(fn -> Relay.run(two, fn -> PyPort.eval("2", %{}, server: server) end) end)
+      assert Task.yield(inner, 100) == nil
+      send(busy, :go)
+      assert Task.await(outer) == {:ok, 1}
+      assert Task.await(inner) == {:ok, 2}
+    end
+  end
+
   test "what Elixir raises is an exception in Python, with its stack, and can be caught", %{server: server} do
     code = """
     try:

@@ -11,11 +11,11 @@ defmodule PyPort.Server.Handle do
           port: port(),
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
-          # What calls of this Python into the BEAM need. Rows {worker, call id}: the processes that serve one; those of
+          # What calls of this Python into the BEAM need. Rows {worker, call id, request}: the processes that serve one; those of
           # PyPort.Callbacks, which begin with a request's id; and {:allow, list}, what it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
-          # and how many of these it is known to have written.
+          # and how many of these it is known to have written; how many calls into the BEAM are being served.
           counter: :atomics.atomics_ref(),
           os_pid: pos_integer(),
           start_time: non_neg_integer(),
@@ -119,6 +119,13 @@ defmodule PyPort.Server.Handle do
   @spec refuse(t() | :atomics.atomics_ref()) :: :ok
   def refuse(%__MODULE__{counter: counter}), do: refuse(counter)
   def refuse(counter), do: :atomics.put(counter, 2, 1)
+
+  @doc "A call into the BEAM is served from now on (1), or no more (-1)."
+  @spec count_call(t(), 1 | -1) :: :ok
+  def count_call(handle, change), do: :atomics.add(handle.counter, 5, change)
+
+  @spec serving?(t()) :: boolean()
+  def serving?(handle), do: :atomics.get(handle.counter, 5) > 0
 
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()

@@ -47,7 +47,7 @@ defmodule PyPort.Server.Launch do
   end
 
   defp handle(options, heir, port, os_pid, start_time, dir) do
-    counter = :atomics.new(4, signed: false)
+    counter = :atomics.new(5, signed: false)
 
     %Handle{
       owner: self(),

@@ -33,6 +33,20 @@ defmodule PyPort.Server.Page do
   @spec make(dir :: Path.t()) :: :ok | {:error, :file.posix()}
   def make(dir), do: File.write(path(dir), <<0::size(@bytes)-unit(8)>>, [:exclusive])
 
+  @doc "As it is now, for a process that has no file open on it."
+  @spec read(dir :: Path.t()) :: t() | nil
+  def read(dir) do
+    # Raw, since all others go through one process of the VM.
+    with {:ok, file} <- :file.open(path(dir), [:read, :raw, :binary]),
+         result = :file.read(file, @bytes),
+         :ok <- :file.close(file),
+         {:ok, bytes} <- result do
+      parse(bytes)
+    else
+      _gone -> nil
+    end
+  end
+
   @doc "nil for a page that Python has not mapped, or that is none."
   @spec parse(binary()) :: t() | nil
   def parse(

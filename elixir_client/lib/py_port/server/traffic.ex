@@ -227,6 +227,8 @@ defmodule PyPort.Server.Traffic do
             do: Property.claim(state, {:call, call_id}, caller, frame),
             else: state
 
+        # Before it can ask for anything.
+        Handle.count_call(state.handle, 1)
         worker = Callbacks.start(state.handle, id, call_id, caller, frame)
         %{state | workers: Map.put(state.workers, worker, {id, call_id})}
 
@@ -264,6 +266,8 @@ defmodule PyPort.Server.Traffic do
   @doc "A worker has ended."
   @spec worker_ended(state(), pid(), term()) :: state()
   def worker_ended(state, worker, reason) do
+    Handle.count_call(state.handle, -1)
+
     case Map.pop(state.workers, worker) do
       {{:stopped, call_id}, workers} ->
         Callbacks.forget(state.handle, worker)
