@@ -239,6 +239,8 @@ defmodule PyPort do
   def release(%Object{} = object), do: release([object])
 
   def release(objects) when is_list(objects) do
+    Enum.each(objects, &check_object!/1)
+
     for {server, objects} <- Enum.group_by(objects, &Object.server/1), do: release(server, objects)
     :ok
   end
@@ -409,6 +411,11 @@ defmodule PyPort do
           ~s(the target of a call must be a string like "math:sqrt", an object, or {object, "attribute"}, ) <>
             "got: #{inspect(target)}"
   end
+
+  defp check_object!(%Object{}), do: :ok
+
+  defp check_object!(other),
+    do: raise(ArgumentError, "what is released is a PyPort.Object, or a list of them, got: #{inspect(other)}")
 
   defp check_args!(args) do
     unless is_list(args) and not List.improper?(args) do

@@ -33,7 +33,15 @@ defmodule PyPort.Object do
   @doc false
   # The process that owns its Python. Python learnt of it when it started; a node that has been given its name since
   # does not recognise the pid as one of its own.
+  #
+  # Raises for one that no server has made.
   @spec server(t()) :: pid()
+  def server(%__MODULE__{server: pid, id: id}) when not (is_pid(pid) and is_integer(id) and id > 0) do
+    raise ArgumentError,
+          "a PyPort.Object comes from a request, with the pid of its server and a positive id, got one with " <>
+            "server: #{inspect(pid)}, id: #{inspect(id)}"
+  end
+
   def server(%__MODULE__{server: pid}) when node(pid) == node() or node(pid) != :nonode@nohost, do: pid
 
   def server(%__MODULE__{server: pid}) do

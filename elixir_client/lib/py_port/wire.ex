@@ -317,16 +317,12 @@ defmodule PyPort.Wire do
   end
 
   @doc false
-  # `hello` comes once in the life of a Python and may name features that this version has never heard of:
-  # it must be read to be understood, so its few atoms are let in.
   @spec decode_hello(binary()) :: {:ok, version :: term(), info :: map()} | :error
   def decode_hello(frame) do
-    case :erlang.binary_to_term(frame) do
-      {:hello, version, %{} = info} -> {:ok, version, info}
+    case decode(frame) do
+      {:ok, {:hello, version, %{} = info}} -> {:ok, version, info}
       _other -> :error
     end
-  rescue
-    ArgumentError -> :error
   end
 
   @doc false
@@ -335,7 +331,9 @@ defmodule PyPort.Wire do
   @spec vocabulary() :: [atom()]
   def vocabulary do
     # What the codec makes of the floats that Erlang has not.
-    [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm] ++
+    [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm, :sigint] ++
+      [:hello, :python, :implementation, :libc, :machine, :codec, :server_version, :features] ++
+      [:executable, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++

@@ -328,6 +328,37 @@ defmodule PyPort.ObjectTest do
       assert PyPort.release(object) == :ok
     end
 
+    test "one that was made by hand is refused by what is wrong with it, wherever it is used" do
+      server = start_server()
+      {:ok, object} = PyPort.eval("object()", %{}, server: server)
+
+      uses = [
+        fn object -> PyPort.eval("x", %{x: object}, server: server) end,
+        fn object -> PyPort.call(object, []) end,
+        fn object -> PyPort.call({object, "__hash__"}, []) end,
+        fn object -> PyPort.getattr(object, "real") end,
+        fn object -> PyPort.release(object) end,
+        fn object -> PyPort.release([object]) end,
+        fn object -> PyPort.transfer(object, self()) end,
+        fn object ->
+          "for x in xs: yield x" |> PyPort.stream(%{xs: object}, server: server) |> Enum.to_list()
+        end
+      ]
+
+      for wrong <- [%{id: -1}, %{id: 0}, %{id: "1"}, %{id: nil}, %{server: nil}, %{server: "Far"}],
+          use <- uses do
+        assert_raise ArgumentError, ~r/comes from a request.* #{"#{hd(Map.keys(wrong))}: "}/, fn ->
+          object |> Map.merge(wrong) |> use.()
+        end
+      end
+
+      # Deeper than the client looks it is Python that says so.
+      assert {:error, %Error{kind: :decode}} = PyPort.eval("x", %{x: [%{object | id: -1}]}, server: server)
+
+      assert_raise ArgumentError, ~r/got: 17/, fn -> PyPort.release([object, 17]) end
+      assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    end
+
     test "more objects than max_objects" do
       server = start_server(max_objects: 2)
       _kept = [object(server), object(server)]

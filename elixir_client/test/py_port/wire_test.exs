@@ -144,6 +144,27 @@ defmodule PyPort.WireTest do
     assert Wire.route("") == :other
   end
 
+  test "a hello creates no atoms, whatever it says" do
+    names = for n <- 1..1_000, do: "never_met_#{System.unique_integer([:positive])}_#{n}"
+    atoms = for name <- names, do: <<119, byte_size(name), name::binary>>
+    list = [<<108, length(atoms)::32>>, atoms, <<106>>]
+    info = IO.iodata_to_binary([<<116, 1::32, 119, 8, "features">>, list])
+    before = :erlang.system_info(:atom_count)
+    assert Wire.decode_hello(<<131, 104, 3, 119, 5, "hello", 97, 1, info::binary>>) == :error
+    assert :erlang.system_info(:atom_count) - before < 500
+  end
+
+  test "what a hello says is known here" do
+    source = File.read!(Application.app_dir(:py_port, "priv/python/port_server/server/greeting.py"))
+    [features] = Regex.run(~r/FEATURES: Final = \((.*?)\n\)/s, source, capture: :all_but_first)
+    [info] = Regex.run(~r/def info\(\).*?return \{(.*?)\n    \}/s, source, capture: :all_but_first)
+    features = for [name] <- Regex.scan(~r/"(\w+)"/, features, capture: :all_but_first), do: name
+    keys = for [name] <- Regex.scan(~r/^\s*"(\w+)":/m, info, capture: :all_but_first), do: name
+    assert length(features) > 10 and length(keys) > 5
+    known = Enum.map(Wire.vocabulary(), &Atom.to_string/1)
+    assert (features ++ keys) -- known == []
+  end
+
   test "an atom that this VM has never met is an error, and is not made" do
     name = "never_met_#{System.unique_integer([:positive])}"
     frame = <<131, 119, byte_size(name), name::binary>>

@@ -40,7 +40,7 @@ defmodule PyPort.Test.FakePython do
       head = b"PYP1\1" + elsewhere.to_bytes(2, "little") + bytes(8)
       os.pwrite(page_fd, head + bytes([len(running)]) + running.ljust(32, b"\0") + beats.to_bytes(8, "little") + bytes(8), 0)
 
-  features = [A(name) for name in ("eval", "output_window")]
+  features = [A("eval")]
   send(A("hello"), 1, {A("features"): features, A("os_pid"): os.getpid()})
   while True:
       message = recv()

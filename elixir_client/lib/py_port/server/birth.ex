@@ -109,7 +109,13 @@ defmodule PyPort.Server.Birth do
         )
 
       :error ->
-        failed(state, unavailable("Python's first words could not be read"))
+        failed(
+          state,
+          unavailable(
+            "Python's hello could not be read: the port_server in this environment is of another version than this " <>
+              "library. Install the version that belongs to it"
+          )
+        )
     end
   end
 
