@@ -5,7 +5,10 @@ defmodule PyPort.Reaper do
   # It speaks to one `/bin/sh`, because killing is then a builtin (0.7 ms, no fork, and slim images have
   # no /bin/kill), and because that shell outlives the VM: when the VM is killed, its end of the pipe
   # closes, and the shell's last act is to end every group that it was told of. The price: if this process is killed,
-  # so are the Pythons it watches; their supervisors start new ones.
+  # so are the Pythons it watches; their supervisors start new ones. If the shell is killed, another one is told the same.
+  #
+  # It also removes what a server or a pool leaves in the registry, and the directory of a server, from the moment on at
+  # which that is made.
   @moduledoc false
   use GenServer
 
@@ -14,6 +17,16 @@ defmodule PyPort.Reaper do
   alias PyPort.Registry
 
   @kill_timeout 5_000
+
+  # Before another shell is started: where none can live, it is not tried without a pause.
+  @pause_ms 20
+
+  # So long after its owner's death a directory is made for certain, if it is.
+  @made_ms 1_000
+
+  # How long it is remembered how often a server was started that was not stopped in order: its supervisor may be just
+  # about to start it again.
+  @remember_ms 60_000
 
   # Field 22 of /proc/PID/stat, the start time, guards against a pid that has found a new user. The name
   # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Where there is
@@ -54,16 +67,23 @@ defmodule PyPort.Reaper do
     kill -USR2 "$pid" 2>/dev/null
     return 0
   }
+  # What begins and ends like this.
+  forget() {
+    rest=
+    for one in $known; do
+      case $one in "$1"*"$2") ;; *) rest="$rest$newline$one" ;; esac
+    done
+    known=$rest
+  }
   while IFS=' ' read -r verb pid start dir; do
     case $verb in
-      watch) known="$known$newline$pid $start $dir" ;;
+      watch)
+        forget "" " $dir"
+        known="$known$newline$pid $start $dir" ;;
+      forget) forget "" " $dir" ;;
       kill)
         end_group "$pid" "$start"
-        rest=
-        for one in $known; do
-          case $one in "$pid $start "*) ;; *) rest="$rest$newline$one" ;; esac
-        done
-        known=$rest
+        forget "$pid $start " ""
         # The VM may have gone meanwhile.
         echo "kill $pid" 2>/dev/null ;;
       dump) dump "$pid" "$start" ;;
@@ -72,7 +92,8 @@ defmodule PyPort.Reaper do
   for one in $known; do
     pid=${one%% *} one=${one#* }
     start=${one%% *} dir=${one#* }
-    end_group "$pid" "$start"
+    # 0 for one that was just about to start.
+    [ "$pid" = 0 ] || end_group "$pid" "$start"
     case $dir in */py_port-*) rm -rf "$dir" ;; esac
   done
   """
@@ -85,6 +106,16 @@ defmodule PyPort.Reaper do
   def watch(owner, os_pid, start_time, dir) do
     GenServer.cast(__MODULE__, {:watch, owner, os_pid, start_time, dir})
   end
+
+  @doc false
+  # From now on, when `owner` ends, `dir` is removed: its Python is just about to start.
+  @spec watch(pid(), Path.t()) :: :ok
+  def watch(owner, dir), do: watch(owner, 0, 0, dir)
+
+  @doc false
+  # From now on, when `pool` ends, nothing is left of it in the registry.
+  @spec watch_pool(pid()) :: :ok
+  def watch_pool(pool), do: GenServer.cast(__MODULE__, {:watch_pool, pool})
 
   @doc false
   # Ends the group of `owner` now; returns when the signal has been sent.
@@ -117,9 +148,9 @@ defmodule PyPort.Reaper do
   def init([]) do
     Process.flag(:trap_exit, true)
     # A reaper that was restarted takes over what its predecessor watched: the registry remembers.
-    state = %{port: open(), watched: %{}}
-    handles = Registry.all()
-    {:ok, Enum.reduce(handles, state, &put(&2, &1.owner, &1.os_pid, &1.start_time, &1.dir))}
+    state = %{port: open(), watched: %{}, pools: %{}}
+    state = Enum.reduce(Registry.all(), state, &put(&2, &1.owner, &1.os_pid, &1.start_time, &1.dir))
+    {:ok, Enum.reduce(Registry.pools(), state, &put_pool/2)}
   end
 
   @impl true
@@ -127,9 +158,11 @@ defmodule PyPort.Reaper do
     {:noreply, put(state, owner, os_pid, start_time, dir)}
   end
 
+  def handle_cast({:watch_pool, pool}, state), do: {:noreply, put_pool(pool, state)}
+
   def handle_cast({:dump, owner}, state) do
-    with %{^owner => %{os_pid: os_pid, start_time: start_time}} <- state.watched,
-         do: Port.command(state.port, "dump #{os_pid} #{start_time}\n")
+    with %{^owner => %{os_pid: os_pid, start_time: start_time}} when os_pid > 0 <- state.watched,
+         do: tell(state, "dump #{os_pid} #{start_time}")
 
     {:noreply, state}
   end
@@ -142,17 +175,31 @@ defmodule PyPort.Reaper do
   def handle_call(_unknown, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
-  def handle_info({:DOWN, monitor, :process, owner, _reason}, state) do
-    case state.watched do
+  def handle_info({:DOWN, monitor, :process, owner, reason}, state) do
+    case state do
       # The owner has killed, or seen out, an earlier Python and opened another one since.
-      %{^owner => %{monitor: ^monitor}} -> {:noreply, state |> end_group(owner) |> forget(owner)}
-      _other -> {:noreply, state}
+      %{watched: %{^owner => %{monitor: ^monitor}}} ->
+        {:noreply, state |> end_group(owner) |> forget(owner, reason)}
+
+      %{pools: %{^monitor => pool}} ->
+        Registry.delete_pool(pool)
+        {:noreply, %{state | pools: Map.delete(state.pools, monitor)}}
+
+      _other ->
+        {:noreply, state}
     end
   end
 
+  def handle_info({:forget_starts, name}, state) do
+    Registry.forget_starts(name)
+    {:noreply, state}
+  end
+
   def handle_info({port, {:data, _late_answer}}, %{port: port} = state), do: {:noreply, state}
-  def handle_info({port, {:exit_status, status}}, %{port: port} = state), do: {:stop, {:shell, status}, state}
-  def handle_info({:EXIT, port, reason}, %{port: port} = state), do: {:stop, {:shell, reason}, state}
+  def handle_info({port, {:exit_status, _status}}, %{port: port} = state), do: {:noreply, reopen(state)}
+  def handle_info({:EXIT, port, _reason}, %{port: port} = state), do: {:noreply, reopen(state)}
+  # The end of a shell that has a successor.
+  def handle_info({:EXIT, port, _reason}, state) when is_port(port), do: {:noreply, state}
   def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
   def handle_info(_message, state), do: {:noreply, state}
 
@@ -167,35 +214,80 @@ defmodule PyPort.Reaper do
     ])
   end
 
+  # Its last act is undone by being killed; the next shell is told what it was told.
+  defp reopen(state) do
+    Logger.warning("PyPort: the reaper's shell has ended, another one is started")
+    Process.sleep(@pause_ms)
+    state = %{state | port: open()}
+    for {_owner, entry} <- state.watched, do: tell_watch(state, entry)
+    state
+  end
+
+  # As a message of the port's owner: a shell that has just ended is no reason to raise.
+  defp tell(state, line), do: send(state.port, {self(), {:command, [line, ?\n]}})
+
+  defp tell_watch(state, entry), do: tell(state, "watch #{entry.os_pid} #{entry.start_time} #{entry.dir}")
+
   defp put(state, owner, os_pid, start_time, dir) do
-    with %{^owner => %{monitor: monitor}} <- state.watched, do: Process.demonitor(monitor, [:flush])
-    Port.command(state.port, "watch #{os_pid} #{start_time} #{dir}\n")
+    with %{^owner => %{monitor: monitor, dir: old}} <- state.watched do
+      Process.demonitor(monitor, [:flush])
+      if old != dir, do: tell(state, "forget - - #{old}")
+    end
+
     entry = %{os_pid: os_pid, start_time: start_time, dir: dir, monitor: Process.monitor(owner)}
+    tell_watch(state, entry)
     put_in(state.watched[owner], entry)
   end
 
+  defp put_pool(pool, state), do: put_in(state.pools[Process.monitor(pool)], pool)
+
   defp end_group(state, owner) do
-    with %{^owner => %{os_pid: os_pid, start_time: start_time}} <- state.watched do
-      Port.command(state.port, "kill #{os_pid} #{start_time}\n")
-      await("kill #{os_pid}", state.port)
+    case state.watched do
+      %{^owner => %{os_pid: os_pid, start_time: start_time}} when os_pid > 0 ->
+        tell(state, "kill #{os_pid} #{start_time}")
+
+        case await("kill #{os_pid}", state.port) do
+          :ok -> state
+          :ended -> state |> reopen() |> end_group(owner)
+        end
+
+      _none ->
+        state
     end
-
-    state
   end
 
-  defp forget(state, owner) do
-    {%{dir: dir}, state} = pop_in(state.watched[owner])
+  defp forget(state, owner, reason) do
+    {%{dir: dir, os_pid: os_pid}, state} = pop_in(state.watched[owner])
     Registry.delete(owner)
+    tell(state, "forget - - #{dir}")
     # It may take its time, and others wait here for a kill.
-    spawn(fn -> File.rm_rf(dir) end)
+    spawn(fn -> remove(dir, os_pid) end)
+    with {:ok, name} <- Registry.take_name(owner), do: forget_starts(name, reason)
     state
   end
+
+  # A process that is killed in a system call is gone before the call has returned: the directory may be just being made.
+  defp remove(dir, 0) do
+    File.rm_rf(dir)
+    Process.sleep(@made_ms)
+    File.rm_rf(dir)
+  end
+
+  defp remove(dir, _os_pid), do: File.rm_rf(dir)
+
+  # Stopped by somebody who wants it so.
+  defp forget_starts(name, reason) when reason in [:normal, :shutdown], do: Registry.forget_starts(name)
+  defp forget_starts(name, _reason), do: Process.send_after(self(), {:forget_starts, name}, @remember_ms)
 
   defp await(answer, port) do
     receive do
       {^port, {:data, {:eol, ^answer}}} -> :ok
+      {^port, {:exit_status, _status}} -> :ended
+      {:EXIT, ^port, _reason} -> :ended
     after
-      @kill_timeout -> Logger.error("PyPort: the reaper's shell did not answer within #{@kill_timeout} ms")
+      @kill_timeout ->
+        Logger.error("PyPort: the reaper's shell did not answer within #{@kill_timeout} ms")
+        :ok
     end
   end
 end

@@ -1,7 +1,7 @@
 defmodule PyPort.Registry do
   # Which servers this VM has: owner pid -> handle, {owner pid, :beat} -> the last that was heard of its Python,
-  # {owner pid, :verdict} -> what is thought of it, and {:starts, name} -> how often one was started by that name. A
-  # public ETS table, so that finding a server costs a look-up and never a message; what a row means is the business of
+  # {owner pid, :verdict} -> what is thought of it, {owner pid, :name} -> its name, and {:starts, name} -> how often one was
+  # started by that name. A public ETS table, so that finding a server costs a look-up and never a message; what a row means is the business of
   # PyPort.Server.
   #
   # The handle of a server that is ready stands in a persistent term as well, which is not copied: a handle is full of
@@ -10,7 +10,8 @@ defmodule PyPort.Registry do
   #
   # The servers of a pool stand in a persistent term of the pool's own, under its pid like that of a server, so that a
   # request need not know what it was given. It is replaced when a server joins or leaves. {server, :pool} -> pid tells
-  # to which pool a server belongs, {pool, :trouble} -> error why a pool has nobody who works.
+  # to which pool a server belongs, {pool, :trouble} -> error why a pool has nobody who works, {pool, :members} that there is
+  # such a term. PyPort.Reaper sees to it that nothing is left of a server or pool that has ended, by any way of ending.
   @moduledoc false
 
   alias PyPort.Pool.Members
@@ -79,12 +80,20 @@ defmodule PyPort.Registry do
   end
 
   @spec put_pool(Members.t()) :: :ok
-  def put_pool(%Members{pool: pool} = members), do: :persistent_term.put({__MODULE__, pool}, members)
+  def put_pool(%Members{pool: pool} = members) do
+    :ets.insert(@table, {{pool, :members}, true})
+    :persistent_term.put({__MODULE__, pool}, members)
+  end
+
+  @spec pools() :: [pid()]
+  def pools, do: :ets.select(@table, [{{{:"$1", :members}, :_}, [], [:"$1"]}])
 
   @spec delete_pool(pid()) :: :ok
   def delete_pool(pool) do
     :persistent_term.erase({__MODULE__, pool})
     :ets.delete(@table, {pool, :trouble})
+    :ets.delete(@table, {pool, :members})
+    :ets.match_delete(@table, {{:_, :pool}, pool})
     :ok
   rescue
     ArgumentError -> :ok
@@ -130,10 +139,31 @@ defmodule PyPort.Registry do
   @spec fetch_verdict(pid()) :: PyPort.Liveness.verdict() | nil
   def fetch_verdict(owner), do: value({owner, :verdict})
 
+  @doc "The calling server has started a Python; `name` is that of the server."
   @spec count_start(term()) :: :ok
   def count_start(name) do
+    :ets.insert(@table, {{self(), :name}, name})
     :ets.update_counter(@table, {:starts, name}, 1, {{:starts, name}, 0})
     :ok
+  end
+
+  @doc "The name of a server that has ended; it is forgotten with that."
+  @spec take_name(pid()) :: {:ok, term()} | :error
+  def take_name(owner) do
+    case :ets.take(@table, {owner, :name}) do
+      [{_key, name}] -> {:ok, name}
+      [] -> :error
+    end
+  end
+
+  @doc "Forgets how often a server of that name was started, unless there is one."
+  @spec forget_starts(term()) :: :ok
+  def forget_starts(name) do
+    if GenServer.whereis(name) == nil, do: :ets.delete(@table, {:starts, name})
+    :ok
+  rescue
+    # A registry of the host's, named by {:via, ...}, that has ended.
+    _gone -> :ok
   end
 
   @doc "How often a Python was started by that name, but for the first time."

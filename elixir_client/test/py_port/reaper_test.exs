@@ -45,6 +45,51 @@ defmodule PyPort.ReaperTest do
     Process.exit(owner, :kill)
   end
 
+  test "a shell that is killed again and again is replaced, and knows what the one before knew", %{
+    tmp_dir: tmp_dir
+  } do
+    reaper = Process.whereis(Reaper)
+    groups = for _ <- 1..3, do: start_group(tmp_dir)
+
+    shell = fn -> Port.info(:sys.get_state(reaper).port, :os_pid) end
+
+    for _ <- 1..10 do
+      {:os_pid, os_pid} = before = shell.()
+      signal(os_pid, "KILL")
+      assert eventually(fn -> shell.() not in [nil, before] end)
+    end
+
+    assert Process.whereis(Reaper) == reaper
+    {owner, leader, _child} = hd(groups)
+    {:os_pid, shell} = shell.()
+    # In the midst of a kill as well.
+    signal(shell, "STOP")
+    killing = Task.async(fn -> Reaper.kill(owner) end)
+    assert Task.yield(killing, 100) == nil
+    signal(shell, "KILL")
+    assert Task.await(killing) == :ok
+    assert gone?(leader)
+
+    for {owner, leader, child} <- groups do
+      Process.exit(owner, :kill)
+      assert gone?(leader)
+      assert gone?(child)
+    end
+  end
+
+  test "a directory is removed with its owner before a Python is started there", %{tmp_dir: tmp_dir} do
+    for number <- 1..2 do
+      dir = Path.join(tmp_dir, "py_port-#{number}")
+      File.mkdir!(dir)
+      owner = spawn(fn -> Process.sleep(:infinity) end)
+      Reaper.watch(owner, dir)
+      # One is killed when it has been seen, one maybe before.
+      if number == 1, do: :sys.get_state(Reaper)
+      Process.exit(owner, :kill)
+      assert eventually(fn -> not File.exists?(dir) end)
+    end
+  end
+
   test "start_time/1 of a process that is not there is 0" do
     assert Reaper.start_time(4_194_305) == 0
   end

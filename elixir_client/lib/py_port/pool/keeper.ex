@@ -65,6 +65,7 @@ defmodule PyPort.Pool.Keeper do
       }
     }
 
+    PyPort.Reaper.watch_pool(pool)
     # From now on the pool is known as one.
     Registry.put_pool(state.members)
     {:ok, state, {:continue, :start}}

@@ -27,6 +27,8 @@ defmodule PyPort.Server.Launch do
   @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
+    # Whatever ends this process from here on, the directory goes with it.
+    Reaper.watch(self(), dir)
     stderr_path = StderrFile.path(dir)
 
     with {:ok, port_options} <- prepare(options, stderr_path),
