@@ -15,6 +15,9 @@
 #include <stdlib.h>
 #include <time.h>
 #include <unistd.h>
+#ifdef __linux__
+#include <sys/prctl.h>
+#endif
 
 /* How often the parent is looked at where user code has closed the private fds, and nothing else is left to watch. */
 #define LOOK_MS 250
@@ -90,6 +93,11 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
     if (!first_parent) {
         first_parent = getppid();
     }
+#ifdef __linux__
+    /* A process that is stopped cannot see the hang-up: the kernel lets it go on when its parent, the helper of the BEAM
+     * that started it, dies. To be killed then would leave its children behind. */
+    (void)prctl(PR_SET_PDEATHSIG, SIGCONT);
+#endif
     /* Signals are for the main thread: a system call that they interrupt there is what lets handlers run. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -112,7 +120,8 @@ static PyMethodDef methods[] = {
     {"start", start, METH_VARARGS,
      "start($module, reads, writes, grace_ms, /)\n--\n\n"
      "Watch the two fds from now on. When both have hung up, wait for `grace_ms` and kill the process group with\n"
-     "SIGKILL, or this process alone where it does not lead one. With both -1 the parent is watched instead."},
+     "SIGKILL, or this process alone where it does not lead one. With both -1 the parent is watched instead. On Linux\n"
+     "a process that is stopped goes on when its parent dies, to the same end."},
     {NULL, NULL, 0, NULL},
 };
 

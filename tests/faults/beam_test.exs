@@ -66,6 +66,34 @@ defmodule PyPort.Faults.BeamTest do
     for pid <- descendants, do: assert(gone?(pid))
   end
 
+  test "the BEAM and its reaper killed together, every Python stopped" do
+    beam = {_port, os_pid} = start()
+
+    groups =
+      for {name, code} <- @states do
+        group = ask(beam, @start <> "start.(#{inspect(name)})")
+        if code, do: busy(beam, name, code)
+        {name, group}
+      end
+
+    shell = ask(beam, ":sys.get_state(PyPort.Reaper).port |> Port.info(:os_pid) |> elem(1)")
+    everyone = for {_name, group} <- groups, member <- members(group), do: member
+    assert length(everyone) >= 9
+    descendants = descendants(os_pid)
+    signal(Enum.join(everyone, " "), "STOP")
+    signal("#{shell} #{os_pid}", "KILL")
+    killed = System.monotonic_time(:millisecond)
+
+    for {name, group} <- groups do
+      assert group_gone?(group), "#{name}: #{inspect(members(group))} a second after the BEAM was killed"
+    end
+
+    ms = System.monotonic_time(:millisecond) - killed
+    name = "the BEAM and its reaper killed with -9, every Python stopped"
+    record_row(name, "nothing: it is dead", "gone with all its children", ms)
+    for pid <- descendants, do: assert(gone?(pid))
+  end
+
   # Begun when it says so.
   defp busy(beam, name, code) do
     source = if code =~ ~r/\.py$/, do: program(Path.rootname(code)).source, else: code
