@@ -20,6 +20,7 @@ defmodule PyPort.Options do
     python_env: nil,
     cd: nil,
     env: [],
+    inherit_env: true,
     init_code: nil,
     init_timeout: 60_000,
     allow: [],
@@ -97,8 +98,35 @@ defmodule PyPort.Options do
 
   @spec server!(keyword()) :: map()
   def server!(options) do
-    options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!()
+    options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!() |> Map.new(&sealed/1)
   end
+
+  # What may hold secrets. It stands in functions, since options are part of states, of child specifications and of all
+  # reports of crashes that print these.
+  @secret [:env, :init_code]
+
+  @doc "The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about."
+  @spec seal(term()) :: term()
+  def seal(options), do: if(Keyword.keyword?(options), do: Enum.map(options, &sealed/1), else: options)
+
+  defp sealed({name, value}) when name in @secret and value not in [nil, []] and not is_function(value),
+    do: {name, fn -> value end}
+
+  defp sealed(option), do: option
+
+  @doc "What a server was started with, or what the function gives that it was started with."
+  @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
+  def unseal(name, fun) when is_function(fun) do
+    value = fun.()
+
+    if not is_function(value) and valid?(name, value),
+      do: {:ok, value},
+      else: {:error, "the function of the option #{inspect(name)} must give #{expected(name)}"}
+  rescue
+    error -> {:error, "the function of the option #{inspect(name)} raised: #{Exception.message(error)}"}
+  end
+
+  def unseal(_name, value), do: {:ok, value}
 
   defp one_python!(%{python: python, python_env: env}) when python != nil and env != nil do
     raise ArgumentError,
@@ -111,7 +139,7 @@ defmodule PyPort.Options do
   @doc "Those of a pool, with those of its servers among them."
   @spec pool!(keyword()) :: map()
   def pool!(options) do
-    valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!()
+    valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!() |> Map.new(&sealed/1)
 
     if valid.cluster and not (is_atom(valid.name) and valid.name != nil) do
       raise ArgumentError,
@@ -154,16 +182,20 @@ defmodule PyPort.Options do
   @spec explain!(term(), map(), keyword(), String.t()) :: no_return()
   defp explain!(options, defaults, known, whose) do
     unless Keyword.keyword?(options) do
-      raise ArgumentError, "options must be a keyword list, got: #{inspect(options)}"
+      got = if Keyword.has_key?(known, :env), do: "something else", else: "got: #{inspect(options)}"
+      raise ArgumentError, "options must be a keyword list, #{got}"
     end
 
     {name, value} =
       Enum.find(options, fn {name, value} -> not is_map_key(defaults, name) or not valid?(name, value) end)
 
     if is_map_key(defaults, name),
-      do: raise(ArgumentError, "option #{inspect(name)} must be #{expected(name)}, got: #{inspect(value)}"),
+      do: raise(ArgumentError, "option #{inspect(name)} must be #{expected(name)}, #{got(name, value)}"),
       else: raise(ArgumentError, unknown(name, Keyword.keys(known), whose))
   end
+
+  defp got(name, _value) when name in @secret, do: "got something else"
+  defp got(_name, value), do: "got: #{inspect(value)}"
 
   defp unknown(name, known, whose) do
     "unknown option #{inspect(name)} for #{whose}.#{PyPort.Suggest.similar(name, known)} " <>
@@ -176,6 +208,11 @@ defmodule PyPort.Options do
 
   defp valid?(name, value) when name in [:max_requests, :max_age, :max_rss],
     do: value == :infinity or (is_integer(value) and value > 0)
+
+  defp valid?(name, value) when name in @secret and is_function(value, 0), do: true
+
+  defp valid?(:inherit_env, value),
+    do: is_boolean(value) or (is_list(value) and Enum.all?(value, &is_binary/1))
 
   defp valid?(:size, value), do: is_integer(value) and value >= 0
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
@@ -257,7 +294,10 @@ defmodule PyPort.Options do
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"
-  defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil"
+  defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
+  defp expected(:inherit_env), do: "true, false, or a list of names of OS variables"
   defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
-  defp expected(:env), do: ~s(a list such as [{"NAME", "value"}, {"UNSET_ME", nil}])
+
+  defp expected(:env),
+    do: ~s(a list such as [{"NAME", "value"}, {"UNSET_ME", nil}], or a function that gives one)
 end

@@ -105,7 +105,7 @@ defmodule PyPort.Pool do
   def child_spec(options) do
     %{
       id: Keyword.get(options, :name) || __MODULE__,
-      start: {__MODULE__, :start_link, [options]},
+      start: {__MODULE__, :start_link, [Options.seal(options)]},
       type: :supervisor,
       restart: :permanent,
       shutdown: :infinity

@@ -22,8 +22,13 @@ defmodule PyPort.Server do
       `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
-    * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
-    * `:init_code` - Python source run once at start; the names it defines are seen by every request.
+    * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one. Or a function that gives such a
+      list, called at each start.
+    * `:inherit_env` - which of the BEAM's own environment variables Python and its children have as well: `true` for all
+      but `RELEASE_COOKIE`, `false` for none, or a list of names. Default: `true`. See "What Python can see and do" in
+      docs/reliability.md.
+    * `:init_code` - Python source run once at start; the names it defines are seen by every request. Or a function that
+      gives it.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -72,11 +77,13 @@ defmodule PyPort.Server do
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
 
+  @type variables :: [{String.t(), String.t() | nil | false}]
   @type option ::
           {:name, GenServer.name()}
           | {:python | :cd, String.t() | nil}
-          | {:env, [{String.t(), String.t() | nil | false}]}
-          | {:init_code, String.t() | PyPort.Code.t() | nil}
+          | {:env, variables() | (() -> variables())}
+          | {:inherit_env, boolean() | [String.t()]}
+          | {:init_code, String.t() | PyPort.Code.t() | nil | (() -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
@@ -107,7 +114,7 @@ defmodule PyPort.Server do
   def child_spec(options) do
     %{
       id: Keyword.get(options, :name) || __MODULE__,
-      start: {__MODULE__, :start_link, [options]},
+      start: {__MODULE__, :start_link, [Options.seal(options)]},
       type: :worker,
       restart: :permanent,
       # The grace that Python has, and then the time to kill it and to tidy up.

@@ -107,6 +107,51 @@ defmodule PyPort.ServerTest do
       assert Path.basename(cwd) == Path.basename(dir)
     end
 
+    test "of the BEAM's environment Python inherits what it may" do
+      System.put_env("RELEASE_COOKIE", "secret")
+      System.put_env("PYPORT_TEST_INHERITED", "yes")
+      on_exit(fn -> Enum.each(["RELEASE_COOKIE", "PYPORT_TEST_INHERITED"], &System.delete_env/1) end)
+      python = System.get_env("PYPORT_PYTHON") || System.find_executable("python3")
+
+      # Of a child as well.
+      code = """
+      import os, subprocess
+      names = ["RELEASE_COOKIE", "PYPORT_TEST_INHERITED", "HOME", "MINE"]
+      child = subprocess.run(["/bin/sh", "-c", "env"], capture_output=True, text=True).stdout
+      assert all((name in os.environ) == (name + "=" in child) for name in names)
+      [name for name in names if name in os.environ]
+      """
+
+      for {options, expected} <- [
+            {[], ["PYPORT_TEST_INHERITED", "HOME"]},
+            {[inherit_env: true], ["PYPORT_TEST_INHERITED", "HOME"]},
+            {[inherit_env: false], []},
+            {[inherit_env: false, env: [{"MINE", "1"}]], ["MINE"]},
+            {[inherit_env: ["HOME"]], ["HOME"]},
+            {[inherit_env: ["RELEASE_COOKIE", "NOT_THERE"]], ["RELEASE_COOKIE"]},
+            {[env: [{"RELEASE_COOKIE", "mine"}, {"HOME", nil}]], ["RELEASE_COOKIE", "PYPORT_TEST_INHERITED"]},
+            {[env: fn -> [{"MINE", "1"}] end, inherit_env: []], ["MINE"]}
+          ] do
+        {name, _} = start([python: python] ++ options)
+        assert {options, PyPort.eval(code, %{}, server: name)} == {options, {:ok, expected}}
+      end
+    end
+
+    test "a function of :env or :init_code that gives no such thing is a failure to start that says so" do
+      for {option, words} <- [
+            {[env: fn -> %{"TOKEN" => "hush"} end], ":env must give a list such as"},
+            {[init_code: fn -> 17 end], ":init_code must give Python source"},
+            {[env: fn -> raise "no vault" end], ":env raised: no vault"}
+          ] do
+        capture_log(fn ->
+          {name, _} = start(option)
+          assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: name)
+          assert message =~ words
+          refute message =~ "hush"
+        end)
+      end
+    end
+
     @tag :tmp_dir
     test "modules of the working directory can be imported, but never stop the server", %{tmp_dir: dir} do
       File.write!(Path.join(dir, "mine.py"), "answer = 42")

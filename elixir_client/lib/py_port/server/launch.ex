@@ -5,7 +5,7 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, StderrFile, Wire}
   alias PyPort.Server.{Handle, Heir, Mail, Page}
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
@@ -31,7 +31,8 @@ defmodule PyPort.Server.Launch do
     Reaper.watch(self(), dir)
     stderr_path = StderrFile.path(dir)
 
-    with {:ok, port_options} <- prepare(options, stderr_path),
+    with {:ok, options} <- unseal(options),
+         {:ok, port_options} <- prepare(options, stderr_path),
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
@@ -45,6 +46,15 @@ defmodule PyPort.Server.Launch do
       {:error, error} ->
         File.rm_rf(dir)
         {:error, error}
+    end
+  end
+
+  defp unseal(options) do
+    with {:ok, env} <- Options.unseal(:env, options.env),
+         {:ok, init_code} <- Options.unseal(:init_code, options.init_code) do
+      {:ok, %{options | env: env, init_code: init_code}}
+    else
+      {:error, words} -> {:error, unavailable(words)}
     end
   end
 
@@ -147,10 +157,25 @@ defmodule PyPort.Server.Launch do
          {:busy_limits_port, :disabled},
          {:busy_limits_msgq, :disabled},
          {:args, arguments},
-         {:env, options |> variables() |> Enum.map(&variable/1)}
+         {:env, options |> environment() |> Enum.map(&variable/1)}
        ] ++ directory}
     end
   end
+
+  # A port's variables are added to those of the BEAM; the rest is what has to be taken away from these.
+  defp environment(%{inherit_env: inherit} = options) do
+    inherit
+    |> not_inherited()
+    |> Map.new(&{&1, nil})
+    |> Map.merge(Map.new(variables(options)))
+  end
+
+  # With it a node can be told to do anything: https://www.erlang.org/doc/reference_manual/distributed.html#security
+  @never_inherited "RELEASE_COOKIE"
+
+  defp not_inherited(true), do: [@never_inherited]
+  defp not_inherited(false), do: Map.keys(System.get_env())
+  defp not_inherited(names), do: Map.keys(System.get_env()) -- names
 
   defp variables(%{python_env: nil, env: env}), do: env
 
