@@ -43,6 +43,10 @@ class Cancelled(KeyboardInterrupt):
     __module__ = "port_server"  # where user code finds it
 
 
+class Ended(Cancelled):
+    """The request that runs is ended because the server leaves; nobody has cancelled it."""
+
+
 class ElixirError(Exception):
     """What went wrong in a call into the BEAM.
 

@@ -45,9 +45,11 @@ def describe_value_error(kind: str, error: EtfError | ValueError) -> dict[str, A
     return describe(kind, type_name(error), str(error))
 
 
-def describe_cancelled(error: BaseException, settings: Settings) -> dict[str, Any]:
+def describe_cancelled(
+    error: BaseException, settings: Settings, kind: str = "cancelled"
+) -> dict[str, Any]:
     """Describe a request that was cancelled: where it was, as a traceback says it."""
-    return {**describe_exception(error, settings), "kind": Atom("cancelled"), "begun": True}
+    return {**describe_exception(error, settings), "kind": Atom(kind), "begun": True}
 
 
 def describe_exception(error: BaseException, settings: Settings) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from time import monotonic
 from port_server.protocol import messages
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
-from port_server.runtime.beam import Cancelled
+from port_server.runtime.beam import Cancelled, Ended
 from port_server.runtime.objects import Exports
 
 from .control import start_thread
@@ -113,16 +113,22 @@ class AsyncLane:
         self.loop.call_soon_threadsafe(self._grant, id_term, count)
         return True
 
-    def cancel_all(self) -> None:
+    def end_all(self, why: str) -> None:
         """Cancel whatever is under way: the server is leaving."""
         for id_term in list(self.jobs):
-            self.cancel(id_term)
+            self._end(id_term, why)
 
-    def cancel_parked(self) -> None:
+    def end_parked(self, why: str) -> None:
         """Cancel the streams that wait for credit: none is going to come."""
         for id_term, credit in list(self._credits.items()):
             if credit.sent >= credit.granted:
-                self.cancel(id_term)
+                self._end(id_term, why)
+
+    def _end(self, id_term: bytes, why: str) -> None:
+        job = self.jobs.get(id_term)
+        if job is not None and not job.cancelled:
+            job.ended = why
+            self.cancel(id_term)
 
     def enter(self, id_term: bytes) -> Any:
         """Let this context be that request's; `leave` undoes it."""
@@ -184,7 +190,7 @@ class AsyncLane:
 
     def _evaluate(self, job: Job) -> None:
         if job.cancelled:
-            self._finish(job, [_cancelled(job, begun=False)])
+            self._finish(job, [_never_begun(job)])
             return
         context = copy_context()
         context.run(self.enter, job.id_term)
@@ -261,7 +267,8 @@ class AsyncLane:
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
-            error = Cancelled("cancelled").with_traceback(error.__traceback__)
+            told = Ended(job.ended) if job.ended else Cancelled("cancelled")
+            error = told.with_traceback(error.__traceback__)
         return self._evaluator.failed(error, step, job.id_term, self._exports)
 
     def _cancel(self, id_term: bytes) -> None:
@@ -343,6 +350,7 @@ class _Plain:
             close()
 
 
-def _cancelled(job: Job, *, begun: bool) -> bytes:
-    message = "cancelled" if begun else "cancelled before it began"
-    return messages.error(job.id_term, failure.describe("cancelled", "", message, begun=begun))
+def _never_begun(job: Job) -> bytes:
+    kind = "exited" if job.ended else "cancelled"
+    message = job.ended or "cancelled before it began"
+    return messages.error(job.id_term, failure.describe(kind, "", message, begun=False))

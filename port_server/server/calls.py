@@ -50,6 +50,7 @@ class Calls:
         gone: whether no answer comes any more.
         numbers: what calls are told apart by.
         pending: those that are not answered, by their id.
+        why: what whoever waits for an answer is told once none comes any more.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Calls:
         "gone",
         "numbers",
         "pending",
+        "why",
     )
 
     def __init__(
@@ -82,6 +84,7 @@ class Calls:
         self.pending: dict[bytes, Call] = {}
         self._async = async_lane
         self.gone = False
+        self.why = GONE
         self._baton = baton
         self._channel = channel
         self._control = control
@@ -176,7 +179,7 @@ class Calls:
         """Let everyone who waits know that no answer comes, and whoever calls from now on."""
         self.gone = True
         for call in list(self.pending.values()):
-            call.failure = RuntimeError(GONE)
+            call.failure = RuntimeError(self.why)
             call.wake()
 
     # --- the three ways to wait -------------------------------------------------------------------
@@ -213,7 +216,7 @@ class Calls:
         parts = self._written(call, function, args, Exports(self._lane.evaluator.objects))
         self.pending[call.id] = call
         if self.gone:  # looked at once the call can be seen: nobody is missed
-            raise RuntimeError(GONE)
+            raise RuntimeError(self.why)
         self._channel.hold(parts)
         self._channel.write_out()
 
@@ -254,7 +257,7 @@ class Calls:
             try:
                 self.pending[call.id] = call
                 if self.gone:
-                    raise RuntimeError(GONE)
+                    raise RuntimeError(self.why)
                 self._channel.send(parts)
                 self._pump(call)
             finally:
@@ -273,7 +276,7 @@ class Calls:
             data: what was read already, or None at the end.
         """
         if data is None:
-            raise RuntimeError(GONE)
+            raise RuntimeError(self.why)
         if data:
             self._dispatcher.route(self._channel.reader.feed(data))
             self._channel.write_out()  # a pong, an error: what routing has held
@@ -294,7 +297,7 @@ class Calls:
                 elif not (
                     dispatcher.wait(call=call) if dispatcher.turns.held else dispatcher.read()
                 ):
-                    raise RuntimeError(GONE)
+                    raise RuntimeError(self.why)
                 else:
                     self._channel.write_out()
         finally:

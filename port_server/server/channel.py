@@ -39,6 +39,8 @@ _MOST_BUFFERS: Final = 1024
 
 # More than this unwritten, and who adds to it waits: the other side is slow to read.
 _MOST_UNWRITTEN_BYTES: Final = 1 << 20
+# How long the last frame waits for a thread that is writing; one that cannot never ends.
+_LAST_WRITE_S: Final = 1.0
 # Parts gathered for one write; what is over goes with the next.
 _MOST_GATHERED: Final = 512
 
@@ -235,6 +237,11 @@ class Channel:
                 if few or self.silent or self._writer == get_ident():
                     return
                 self._acquire()
+            self._drain()
+
+    def write_all(self) -> None:
+        """Write everything that is held, whichever thread is writing: the server ends after this."""
+        if self.writing.acquire(timeout=_LAST_WRITE_S):
             self._drain()
 
     def recover(self) -> None:

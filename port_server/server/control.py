@@ -224,6 +224,8 @@ class Control:
             frames = None
         if frames is None:
             self._dispatcher.ended = True
+            # Main may be waiting for a thread that waits for an answer.
+            self._dispatcher.calls.fail_all()
             return False
         self._dispatcher.route(frames)
         return True

@@ -197,13 +197,14 @@ class Dispatcher(Router):
         if self.watching or job.session in self.turns.held:
             self.nudge()
 
-    def close_parked(self) -> None:
+    def close_parked(self, why: str) -> None:
         """End the streams that wait for credit: none is going to come."""
         for stream in list(self.streams.values()):
             if not stream.can_go_on:
+                stream.job.ended = why
                 stream.job.cancelled = True
                 self._make_ready(stream)
-        self._async.cancel_parked()
+        self._async.end_parked(why)
 
     def nudge(self) -> None:
         """Any thread: have `attend` called soon by whoever holds the baton."""

@@ -39,6 +39,7 @@ class Job:
         credit: how many items may be sent to begin with.
         special: whether it asks for anything beyond being evaluated.
         cancelled: whether its cancel has come.
+        ended: why it is ended where no cancel has come, or an empty text.
         elsewhere: whether another lane, or a stream, goes on with it.
         deadline_ms: how long it may wait before it begins, None for ever.
         waited_ms: how long it had waited when its options were read.
@@ -51,6 +52,7 @@ class Job:
         "credit",
         "deadline_ms",
         "elsewhere",
+        "ended",
         "frame",
         "id_term",
         "kind",
@@ -80,6 +82,7 @@ class Job:
         self.credit = 0
         self.special = False
         self.cancelled = False
+        self.ended = ""
         self.elsewhere = False
         self.options_at = at
         self.deadline_ms: int | None = None

@@ -59,6 +59,7 @@ _NEVER: Final = float("inf")
 _LAST_WAIT_S: Final = 0.2
 SWITCH_INTERVAL_S: Final = 0.0001
 _OURS: Final = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint"}
+_GRACE_OVER: Final = "the server was stopped, and its grace is over"
 
 
 class Server:
@@ -179,6 +180,7 @@ class Server:
             self._say_goodbye("shutdown")
         elif self._signalled is not None:
             self._say_goodbye(self._signalled)
+        self.channel.write_all()
         return 0
 
     def _loop(self) -> None:
@@ -233,18 +235,19 @@ class Server:
         else:
             self.calls.fail_all()
             if self._owned and self._signalled is None:
-                self.async_lane.cancel_all()  # the BEAM is gone
+                self.async_lane.end_all(self.calls.why)  # the BEAM is gone
         while True:
             dispatcher.work()
             if not reading:
-                dispatcher.close_parked()
+                dispatcher.close_parked(self.calls.why)
             if not (dispatcher.unfinished or dispatcher.ready):
                 return
             left = deadline - monotonic()
             if left <= 0:
+                self.calls.why = _GRACE_OVER
                 self.calls.fail_all()
-                self.async_lane.cancel_all()
-                dispatcher.close_parked()
+                self.async_lane.end_all(_GRACE_OVER)
+                dispatcher.close_parked(_GRACE_OVER)
                 dispatcher.work()
                 dispatcher.wait(_LAST_WAIT_S, reading=False)
                 return
@@ -335,8 +338,12 @@ class Server:
         if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = _OURS[number]
+        self.calls.why = (
+            f"this Python was told to end by {self._signalled.upper()}, and takes nothing in any more"
+        )
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
+        self.baton.hurry()  # the control thread waits for what the port was before
 
     def _may_wait(self) -> bool:
         """Tell whether the code that asks may wait for an ack: another thread reads the port.
@@ -385,7 +392,7 @@ class Server:
             self.channel.begin(goodbye, alone=True)
             return
         self.channel.hold([goodbye])
-        self.channel.write_out()
+        self.channel.write_all()
 
 
 def serve() -> int:

@@ -11,7 +11,7 @@ from port_server.etf import DecodeError, EncodeError, encode_parts
 from port_server.protocol import messages
 from port_server.protocol.messages import OK_HEAD, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.beam import Cancelled
+from port_server.runtime.beam import Cancelled, Ended
 from port_server.runtime.namespace import NamespaceError, SessionError
 from port_server.runtime.targets import TargetError
 
@@ -156,7 +156,8 @@ class Replies:
         if isinstance(error, NotStreamedError):
             return failure.describe("protocol", "", str(error))
         if isinstance(error, Cancelled):
-            return failure.describe_cancelled(error, self._settings)
+            kind = "exited" if isinstance(error, Ended) else "cancelled"
+            return failure.describe_cancelled(error, self._settings, kind)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
             # A target that is an object is a value like others.
             kind = "protocol" if step in {"options", "code"} else "decode"

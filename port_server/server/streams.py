@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 
 from port_server.protocol.messages import YIELD_HEAD
-from port_server.runtime.beam import Cancelled
+from port_server.runtime.beam import Cancelled, Ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,6 +94,8 @@ class Stream:
             if not job.cancelled:
                 return None
             step = "run"
+            if job.ended:
+                raise Ended(f"{job.ended}: {self.sent} items of the stream were sent")
             raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")
         except BaseException as error:
             try:

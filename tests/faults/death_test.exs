@@ -99,6 +99,58 @@ defmodule PyPort.Faults.DeathTest do
     assert report.server == :replaced
   end
 
+  test "SIGTERM while a stream waits for its consumer, and code for a callback" do
+    report =
+      fault("SIGTERM while a stream waits for its consumer, and code for a callback", [saw: "`:exited` and a `RuntimeError` that name the signal"], fn server ->
+        test = self()
+
+        stream =
+          Task.async(fn ->
+            stream = PyPort.stream("for n in range(10): yield n", %{}, server: server, credit: 1, timeout: 20_000)
+
+            try do
+              Enum.each(stream, fn _n -> send(test, {:item, self()}) && receive(do: (:go_on -> :ok)) end)
+            rescue
+              error in Error -> error
+            end
+          end)
+
+        assert_receive {:item, consumer}
+        wait = fn -> send(test, :called) && Process.sleep(:infinity) end
+        call = Task.async(fn -> PyPort.eval("f()", %{f: wait}, server: server, timeout: 20_000) end)
+        assert_receive :called
+        signal(Server.os_pid(server), "TERM")
+        {:error, called} = Task.await(call)
+        send(consumer, :go_on)
+        {called, Task.await(stream)}
+      end)
+
+    {called, streamed} = report.outcome
+    assert %Error{kind: :python, type: "RuntimeError"} = called
+    assert %Error{kind: :exited, begun: true} = streamed
+    for error <- [called, streamed], do: assert(error.message =~ "told to end by SIGTERM")
+    assert report.server == :replaced
+  end
+
+  test "a request that comes too late for a Python that was told to end is told that" do
+    report =
+      fault("a request after SIGTERM", [quiet: true], fn server ->
+        gate = PyPort.Test.Requests.new_gate()
+        first = PyPort.Test.Requests.begin_eval(server, PyPort.Test.Requests.wait_for(gate) <> "'whole'", timeout: 20_000)
+        signal(Server.os_pid(server), "TERM")
+        # It reads no further from here on.
+        Process.sleep(50)
+        second = Task.async(fn -> PyPort.eval("2", %{}, server: server, timeout: 20_000) end)
+        assert eventually(fn -> match?([%{pending: 2}], PyPort.status(server)) end)
+        PyPort.Test.Requests.open_gate(gate)
+        assert {{:ok, "whole"}, _ms} = Task.await(first)
+        Task.await(second)
+      end)
+
+    assert {:error, %Error{kind: :exited, begun: false} = error} = report.outcome
+    assert error.message =~ "told to end by SIGTERM, which PyPort has not sent"
+  end
+
   test "the owner killed" do
     report =
       fault("the owner killed", fn server ->

@@ -148,7 +148,7 @@ def test_streams_that_wait_for_credit_end_with_the_input():
         name = other.eval(ENDLESS, stream=True, credit=1)
         other.reply(name)
         other.process.stdin.close()
-        assert other.error(name)["kind"] == "cancelled"
+        assert other.error(name)["kind"] == "exited"
         assert other.process.wait(3) == 0
 
 

@@ -34,6 +34,8 @@ defmodule PyPort.Server.Birth do
       # When the server's next look after its house is due; monotonic ms.
       due: nil,
       pulse: nil,
+      # The signal by which it says that it was told to end.
+      told_to_end: nil,
       # Whether it was seen to have ended before it was ready.
       gone?: false,
       liveness: nil,
@@ -149,6 +151,9 @@ defmodule PyPort.Server.Birth do
       {_ready, {:ok, {:goodbye, %{message: message}}}} ->
         Logger.error("PyPort #{state.who}: Python is leaving: #{message}")
         state
+
+      {_ready, {:ok, {:goodbye, signal}}} when signal in [:sigterm, :sigint] ->
+        %{state | told_to_end: signal |> Atom.to_string() |> String.upcase()}
 
       # An orderly end.
       _any ->

@@ -80,7 +80,9 @@ defmodule PyPort.Server.Death do
   @spec report(state(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(state, status) do
     report = Error.death(status, last_words(state))
-    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr)}
+    told = if state.told_to_end, do: ": it was told to end by #{state.told_to_end}, which PyPort has not sent"
+    stack = state.stderr && StderrFile.fatal_stack(state.stderr)
+    %{report | message: "#{report.message}#{told}", stack: stack}
   end
 
   @doc "Kills the group now, and says why; with the page that it leaves."
