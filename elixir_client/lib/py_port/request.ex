@@ -14,6 +14,10 @@ defmodule PyPort.Request do
   # Time for the server to say what became of a request, however small its graces are.
   @least_patience_ms 50
 
+  # How long an answer that comes at the last moment, or after it, waits for its output to be written. A device takes
+  # microseconds; one that hangs must not hold up the answer.
+  @flush_ms 100
+
   # How often who waits looks whether there is still somebody to wait for. Nobody should ever find out that way.
   @look_ms 1_000
 
@@ -284,7 +288,7 @@ defmodule PyPort.Request do
 
       # It printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
-        flushed(ref, writer, deadline)
+        flushed(ref, writer, later(deadline, deadline(@flush_ms)))
         forget(ref)
         outcome(frame)
 
@@ -295,6 +299,9 @@ defmodule PyPort.Request do
       min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
     end
   end
+
+  defp later(:infinity, _deadline), do: :infinity
+  defp later(one, other), do: max(one, other)
 
   # The writer ends without a word where its server does: nobody else knows any more who waits for it.
   defp flushed(ref, writer, deadline) do
@@ -366,7 +373,7 @@ defmodule PyPort.Request do
         frame |> outcome() |> late(timeout)
 
       {^ref, frame, writer} ->
-        Output.leave(writer)
+        flushed(ref, writer, deadline(@flush_ms))
         forget(ref)
         frame |> outcome() |> late(timeout)
 

@@ -120,6 +120,35 @@ defmodule PyPort.OutputTest do
     Process.exit(hung, :kill)
   end
 
+  test "output comes before its answer when that comes at the last moment, and just after it", %{tmp_dir: dir} do
+    server = start_fake(dir)
+    test = self()
+
+    # It takes longer than what is left of the time.
+    slow =
+      spawn_link(fn ->
+        take = fn take ->
+          receive do
+            {:io_request, from, ref, {:put_chars, :unicode, text}} ->
+              Process.sleep(40)
+              send(test, {:written, text})
+              send(from, {:io_reply, ref, :ok})
+              take.(take)
+          end
+        end
+
+        take.(take)
+      end)
+
+    say = "\nsend(A('output'), id, A('stdout'), b'said'); send(A('ok'), id, 1)"
+
+    for wait <- ["time.sleep(0.18)", "time.sleep(0.19)", "while recv()[0] != 'cancel': pass"] do
+      assert PyPort.eval(wait <> say, %{}, server: server, stdout: slow, timeout: 200) == {:ok, 1}
+      assert_received {:written, "said"}
+      assert nothing_left?(server)
+    end
+  end
+
   test "a caller whose output waits for a device has its answer when the server ends", %{tmp_dir: dir} do
     server = start_fake(dir)
     device = start_device(self())
