@@ -194,6 +194,8 @@ class AsyncLane:
             return
         context = copy_context()
         context.run(self.enter, job.id_term)
+        # Until there is something to await, what goes wrong is answered here.
+        job.elsewhere = False
         parts = context.run(
             self._evaluator.evaluate,
             job.frame,
@@ -272,17 +274,18 @@ class AsyncLane:
         return self._evaluator.failed(error, step, job.id_term, self._exports)
 
     def _cancel(self, id_term: bytes) -> None:
-        if id_term in self._tasks and id_term not in self._cancelling:
+        task = self._tasks.get(id_term)
+        if task is not None and id_term not in self._cancelling:
             self._cancelling.add(id_term)
             # Not at once: cancelled before its first step it would never begin, so never end.
-            self.loop.call_soon(self._cancel_again, id_term)
+            self.loop.call_soon(self._cancel_again, id_term, task)
 
-    def _cancel_again(self, id_term: bytes) -> None:
-        task = self._tasks.get(id_term)
-        if task is not None:
+    def _cancel_again(self, id_term: bytes, task: asyncio.Task[None]) -> None:
+        # A client may have used the id for two, one of which has ended.
+        if self._tasks.get(id_term) is task:
             task.cancel()
             # It may swallow that, as code in main may.
-            self.loop.call_later(self.resend_s, self._cancel_again, id_term)
+            self.loop.call_later(self.resend_s, self._cancel_again, id_term, task)
 
     def _grant(self, id_term: bytes, count: int) -> None:
         credit = self._credits.get(id_term)

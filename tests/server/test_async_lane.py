@@ -314,3 +314,34 @@ def test_the_time_that_a_request_waits_for_its_session_counts(port):
     error = port.error(late)
     assert (error["kind"], error["begun"]) == ("timeout", False)
     assert port.value(slow) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "kind"),
+    [
+        ({"x": b"\xff"}, {}, "decode"),
+        ({"not a name": 1}, {}, "decode"),
+        ({}, {"session": b"none"}, "unavailable"),
+    ],
+)
+def test_what_cannot_be_begun_beside_a_busy_main_is_answered(port, tmp_path, given, options, kind):
+    """In the lane of code that awaits, where it is read for the first time."""
+    gate = Gate(tmp_path / "gate")
+    busy = port.eval(gate.asleep)
+    port.settled(state="busy")
+    name = port.eval(SLEEP, {"seconds": 0} | given, **options)
+    assert port.error(name)["kind"] == kind
+    gate.open()
+    port.value(busy)
+    port.settled(tasks=0)
+
+
+def test_an_id_that_is_used_twice_at_once_leaves_nothing_behind(port):
+    """What is cancelled of two is one of them, and the server can still leave."""
+    name = port.new_id()
+    code = "import asyncio\nawait asyncio.sleep(0.05)"
+    with port.at_once():
+        for _ in range(4):
+            port.tell(Atom("eval"), name, {}, code, {})
+            port.tell(Atom("cancel"), name)
+    port.settled(tasks=0)
