@@ -59,7 +59,7 @@ profile: setup ## where the time of one tiny request goes, as a table
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh
 
-fuzz: setup ## hostile input to the codec under ASan and UBSan, and a coverage-guided run (12 minutes)
+fuzz: setup ## hostile input and conversations for the C under ASan and UBSan, and a coverage-guided run (17 minutes)
 	@$(in_env) sh scripts/fuzz.sh
 
 clean: ## remove what was built in this clone

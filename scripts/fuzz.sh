@@ -1,11 +1,12 @@
 #!/bin/sh
-# The codec under sanitizers. First all its tests with AddressSanitizer and UBSan (gcc or clang), then
-# a coverage-guided run with libFuzzer (clang and its libFuzzer: Debian's clang-14, libclang-rt-14-dev),
-# then the property tests and the leak test at length.
+# The C under sanitizers. First the tests of the codec with AddressSanitizer and UBSan (gcc or clang), then
+# whole conversations with a server (tests/fuzz/conversations.py), then a coverage-guided run of the codec
+# with libFuzzer (clang and its libFuzzer: Debian's clang-14, libclang-rt-14-dev), then its property tests
+# and its leak test at length.
 #
-#     scripts/fuzz.sh [SECONDS of libFuzzer, default 300]
+#     scripts/fuzz.sh [SECONDS of libFuzzer, and as many of conversations; default 300]
 #
-# Findings are left in build/fuzz/findings; `build/fuzz/harness FILE` replays one.
+# Findings are left in build/fuzz/findings; `build/fuzz/harness FILE` replays one of the codec's.
 set -eu
 cd "$(dirname "$0")/.."
 seconds=${1:-300}
@@ -30,9 +31,17 @@ echo "fuzz: the tests under AddressSanitizer and UBSan"
 cc=${CC:-gcc}
 # shellcheck disable=SC2086
 "$cc" $flags $sanitize port_server/etf/native.c -o "$native"
-LD_PRELOAD="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)" \
+sanitizers="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)"
+LD_PRELOAD=$sanitizers \
     PYTHONPATH="$out" ETF_NATIVE_IN="$out" "$python" -P -m pytest -q tests/etf -p no:cacheprovider -m "not beam" \
     -k "not fallback and not leaks and not build and not million and not lying and not not_copied"
+
+echo "fuzz: $seconds s of conversations with a server"
+for name in plain watch; do
+    # shellcheck disable=SC2086
+    "$cc" $flags $sanitize -pthread "port_server/server/$name.c" -o "$out/port_server/server/_$name.abi3.so"
+done
+LD_PRELOAD=$sanitizers PYTHONPATH="$out" PYTHONSAFEPATH=1 "$python" tests/fuzz/conversations.py "$seconds"
 
 clang=$(command -v clang || command -v clang-19 || command -v clang-14 || true)
 if [ -n "$clang" ]; then

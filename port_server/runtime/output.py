@@ -322,14 +322,8 @@ class Output:
         printed.wake()
 
     def _full(self, printed: Printed) -> bool:
-        most = (
-            self.delivery_window_bytes if printed is self.deliveries else self.window_bytes
-        )
-        return (
-            0 < most < printed.sent - printed.acked
-            and not printed.ended
-            and not printed.muted
-        )
+        most = self.delivery_window_bytes if printed is self.deliveries else self.window_bytes
+        return 0 < most < printed.sent - printed.acked and not printed.ended and not printed.muted
 
     def _wait(self, printed: Printed) -> None:
         lock = None

@@ -240,7 +240,7 @@ class Channel:
             self._drain()
 
     def write_all(self) -> None:
-        """Write everything that is held, whichever thread is writing: the server ends after this."""
+        """Write everything that is held, whichever thread writes: the server ends after this."""
         if self.writing.acquire(timeout=_LAST_WRITE_S):
             self._drain()
 

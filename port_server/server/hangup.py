@@ -26,6 +26,8 @@ _grace_ms: int | None = None
 def watch(stdio: Stdio, grace_ms: int) -> bool:
     """Have this process killed, with its group if it leads one, when the port hangs up.
 
+    And have SIGTERM, for which there is a handler, end the input at once.
+
     Args:
         stdio: the port.
         grace_ms: how long the loop has to leave by itself.
@@ -36,9 +38,10 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
     """
     global _grace_ms  # noqa: PLW0603  one process, one port
     try:
-        from ._watch import start  # noqa: PLC0415  not everywhere built
+        from ._watch import end_input, start  # noqa: PLC0415  not everywhere built
 
         start(stdio.reads, stdio.writes, grace_ms)
+        end_input(signal.SIGTERM, stdio.reads)
     except (ImportError, OSError):
         _die_with_parent()
         return False

@@ -249,7 +249,9 @@ class Server:
                 self.async_lane.end_all(_GRACE_OVER)
                 dispatcher.close_parked(_GRACE_OVER)
                 dispatcher.work()
-                dispatcher.wait(_LAST_WAIT_S, reading=False)
+                deadline = monotonic() + _LAST_WAIT_S
+                while dispatcher.unfinished and (left := deadline - monotonic()) > 0:
+                    dispatcher.wait(left, reading=False)
                 return
             reading = dispatcher.wait(min(left, 0.1), reading=reading) and reading
 
@@ -337,10 +339,8 @@ class Server:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
-        self._signalled = _OURS[number]
-        self.calls.why = (
-            f"this Python was told to end by {self._signalled.upper()}, and takes nothing in any more"
-        )
+        self._signalled = name = _OURS[number]
+        self.calls.why = f"this Python was told to end by {name.upper()}, and takes nothing in"
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
         self.baton.hurry()  # the control thread waits for what the port was before

@@ -1,6 +1,7 @@
-/* A native thread that waits for the other side of the port to hang up, and then sees to it that nothing is left.
+/* A native thread that waits for the other side of the port to hang up, and then sees to it that nothing is left; and
+ * what a signal that ends the server does at once.
  *
- * It needs no GIL, so code that never gives it back, in Python or in C, does not keep a dead BEAM's server alive. No
+ * The thread needs no GIL, so code that never gives it back, in Python or in C, does not keep a dead BEAM's server alive. No
  * Python object is touched outside of `start`. What it does after the hang-up is async-signal-safe anyway: poll,
  * nanosleep, getpgrp, kill.
  */
@@ -9,6 +10,7 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -21,6 +23,8 @@
 
 /* How often the parent is looked at where user code has closed the private fds, and nothing else is left to watch. */
 #define LOOK_MS 250
+/* As in stdio.py. */
+#define LOWEST_PRIVATE_FD 32
 /* Plenty for one system call at a time; far below the 8 MiB that a thread gets by default. */
 #define STACK_BYTES (64 * 1024)
 
@@ -116,7 +120,46 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
     return Py_NewRef(Py_None);
 }
 
+/* A signal that comes just before a read would only be noticed when the read returns, which may be never. So the input
+ * ends here, in the handler itself; then Python's own handler is called. */
+static int input_fd, null_fd = -1;
+static struct sigaction python_handler;
+
+static void on_signal(int number) {
+    int saved = errno;
+    (void)dup2(null_fd, input_fd);
+    errno = saved;
+    python_handler.sa_handler(number);
+}
+
+static PyObject *end_input(PyObject *Py_UNUSED(module), PyObject *args) {
+    int number;
+    struct sigaction action;
+    if (!PyArg_ParseTuple(args, "ii:end_input", &number, &input_fd)) {
+        return NULL;
+    }
+    if (null_fd < 0) {
+        int low = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        null_fd = low < 0 ? -1 : fcntl(low, F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD);
+        if (low >= 0) {
+            close(low);
+        }
+    }
+    if (null_fd < 0 || sigaction(number, NULL, &python_handler) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    action = python_handler;
+    action.sa_handler = on_signal;
+    if (sigaction(number, &action, NULL) < 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
+    {"end_input", end_input, METH_VARARGS,
+     "end_input($module, number, fd, /)\n--\n\n"
+     "Let the signal end the input on that fd in the very moment it comes. Python must have a handler for it."},
     {"start", start, METH_VARARGS,
      "start($module, reads, writes, grace_ms, /)\n--\n\n"
      "Watch the two fds from now on. When both have hung up, wait for `grace_ms` and kill the process group with\n"
@@ -135,7 +178,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "_watch",
-    .m_doc = "Waits for hang-up on the port without the GIL.",
+    .m_doc = "Waits for hang-up on the port, and takes the signal that ends the server, without the GIL.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

@@ -101,29 +101,34 @@ defmodule PyPort.Faults.DeathTest do
 
   test "SIGTERM while a stream waits for its consumer, and code for a callback" do
     report =
-      fault("SIGTERM while a stream waits for its consumer, and code for a callback", [saw: "`:exited` and a `RuntimeError` that name the signal"], fn server ->
-        test = self()
+      fault(
+        "SIGTERM while a stream waits for its consumer, and code for a callback",
+        [saw: "`:exited` and a `RuntimeError` that name the signal"],
+        fn server ->
+          test = self()
 
-        stream =
-          Task.async(fn ->
-            stream = PyPort.stream("for n in range(10): yield n", %{}, server: server, credit: 1, timeout: 20_000)
+          stream =
+            Task.async(fn ->
+              stream =
+                PyPort.stream("for n in range(10): yield n", %{}, server: server, credit: 1, timeout: 20_000)
 
-            try do
-              Enum.each(stream, fn _n -> send(test, {:item, self()}) && receive(do: (:go_on -> :ok)) end)
-            rescue
-              error in Error -> error
-            end
-          end)
+              try do
+                Enum.each(stream, fn _n -> send(test, {:item, self()}) && receive(do: (:go_on -> :ok)) end)
+              rescue
+                error in Error -> error
+              end
+            end)
 
-        assert_receive {:item, consumer}
-        wait = fn -> send(test, :called) && Process.sleep(:infinity) end
-        call = Task.async(fn -> PyPort.eval("f()", %{f: wait}, server: server, timeout: 20_000) end)
-        assert_receive :called
-        signal(Server.os_pid(server), "TERM")
-        {:error, called} = Task.await(call)
-        send(consumer, :go_on)
-        {called, Task.await(stream)}
-      end)
+          assert_receive {:item, consumer}
+          wait = fn -> send(test, :called) && Process.sleep(:infinity) end
+          call = Task.async(fn -> PyPort.eval("f()", %{f: wait}, server: server, timeout: 20_000) end)
+          assert_receive :called
+          signal(Server.os_pid(server), "TERM")
+          {:error, called} = Task.await(call)
+          send(consumer, :go_on)
+          {called, Task.await(stream)}
+        end
+      )
 
     {called, streamed} = report.outcome
     assert %Error{kind: :python, type: "RuntimeError"} = called
@@ -136,7 +141,12 @@ defmodule PyPort.Faults.DeathTest do
     report =
       fault("a request after SIGTERM", [quiet: true], fn server ->
         gate = PyPort.Test.Requests.new_gate()
-        first = PyPort.Test.Requests.begin_eval(server, PyPort.Test.Requests.wait_for(gate) <> "'whole'", timeout: 20_000)
+
+        first =
+          PyPort.Test.Requests.begin_eval(server, PyPort.Test.Requests.wait_for(gate) <> "'whole'",
+            timeout: 20_000
+          )
+
         signal(Server.os_pid(server), "TERM")
         # It reads no further from here on.
         Process.sleep(50)

@@ -1,4 +1,4 @@
-"""Whole conversations with a server, made up from a seed: frames doubled, out of order, damaged and cut off.
+"""Whole conversations with a server, made up from a seed: frames doubled, damaged and cut off.
 
 Meanwhile threads print, signals come, calls into the BEAM are answered late, twice or never. Where
 the server's C was built with sanitizers they find the rest.
@@ -29,7 +29,9 @@ SERVE = "import sys; from port_server.server.lifecycle import serve; sys.exit(se
 # From the last byte to the end of the process; sanitizers and a crowded machine take their time.
 PATIENCE_S = 30
 FINDINGS = pathlib.Path("build/fuzz/findings")
-OWNER = decode(bytes.fromhex("8358770d6e6f6e6f6465406e6f686f7374") + (85).to_bytes(4, "big") + bytes(8))
+OWNER = decode(
+    bytes.fromhex("8358770d6e6f6e6f6465406e6f686f7374") + (85).to_bytes(4, "big") + bytes(8)
+)
 CALLBACK = {
     Atom("__struct__"): Atom("Elixir.PyPort.Callback"),
     Atom("index"): 0,
@@ -56,10 +58,13 @@ PLAIN = [
     "while True: pass",
     "f = lambda: f()\nf()",
     "import os, signal; os.kill(os.getpid(), signal.SIGURG); 'sent'",
-    "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nsignal.raise_signal(signal.SIGUSR1)",
-    "import threading\nfor _ in range(3): threading.Thread(target=print, args=('t' * 500,)).start()",
-    "import threading, time\ndef work():\n    for n in range(50): print(n); time.sleep(0.0005)\n"
-    "t = threading.Thread(target=work); t.start(); t.join()",
+    "import signal as s\ns.signal(s.SIGUSR1, lambda *_: None)\ns.raise_signal(s.SIGUSR1)",
+    "import threading\nfor _ in 'abc': threading.Thread(target=print, args=('t' * 500,)).start()",
+    (
+        "import threading, time\n"
+        "def work():\n    for n in range(50): print(n); time.sleep(0.0005)\n"
+        "t = threading.Thread(target=work); t.start(); t.join()"
+    ),
     "import _thread\n_thread.start_new_thread(print, ('raw',)); 1",
     "call(1)",
     "try: call(2)\nexcept BaseException as error: print(error)",
@@ -73,15 +78,34 @@ STREAMS = [
     "import asyncio\nfor n in range(5):\n    await asyncio.sleep(0.001)\n    yield n",
     "yield 1\nraise ValueError('late')",
 ]
-TARGETS = [("math:sqrt", [2.0]), ("builtins:len", [[1, 2]]), ("no_such:thing", []), ("json:dumps", [{"a": 1}])]
+TARGETS = [
+    ("math:sqrt", [2.0]),
+    ("builtins:len", [[1, 2]]),
+    ("no_such:thing", []),
+    ("json:dumps", [{"a": 1}]),
+]
 SIGNALS = [signal.SIGURG, signal.SIGUSR2, signal.SIGCHLD, signal.SIGWINCH]
-TAGS = {"hello", "ok", "error", "output", "log", "yield", "invoke", "send", "heartbeat", "pong", "goodbye"}
+TAGS = {
+    "hello",
+    "ok",
+    "error",
+    "output",
+    "log",
+    "yield",
+    "invoke",
+    "send",
+    "heartbeat",
+    "pong",
+    "goodbye",
+}
 FINAL = {"ok", "error"}
 # What must not be on stderr, whatever was sent.
-TROUBLE = re.compile(r"AddressSanitizer|runtime error:|Fatal Python error|control_thread|SystemError")
+TROUBLE = re.compile(
+    r"AddressSanitizer|runtime error:|Fatal Python error|control_thread|SystemError"
+)
 
 
-class Finding(Exception):
+class FindingError(Exception):
     """Something that must not be."""
 
 
@@ -95,7 +119,7 @@ class Conversation:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.sent = bytearray()
-        # id -> how many final replies there must be: an exact number, or None where nobody can tell.
+        # id -> how many final replies there must be, or None where that cannot be known.
         self.owed: dict[bytes, int | None] = {}
         self.answered: dict[bytes, int] = {}
         self.ids: list[bytes] = []
@@ -174,7 +198,7 @@ class Conversation:
                     (Atom("credit"), name, dice.choice([1, 1000])),
                     (Atom("ack"), name, dice.choice([1, 10_000])),
                     (Atom("ack"), b"", dice.choice([500, 1 << 30])),
-                    (Atom("release"), [dice.randrange(1, 20)] + self.objects[-2:]),
+                    (Atom("release"), [dice.randrange(1, 20), *self.objects[-2:]]),
                     (Atom("open_session"), b"o" + name, dice.choice(self.sessions)),
                     (Atom("close_session"), dice.choice(self.sessions)),
                     (Atom("answer"), dice.choice([*self.calls, b"nobody"]), (Atom("ok"), 1)),
@@ -192,7 +216,9 @@ class Conversation:
             at = self.dice.randrange(len(body))
             what = self.dice.random()
             if what < 0.4:
-                body[at] = self.dice.choice((0, 1, 97, 104, 108, 109, 116, 119, 255, self.dice.randrange(256)))
+                body[at] = self.dice.choice(
+                    (0, 1, 97, 104, 108, 109, 116, 119, 255, self.dice.randrange(256))
+                )
             elif what < 0.6:
                 del body[at : at + self.dice.randrange(1, 9)]
             elif what < 0.8:
@@ -209,7 +235,9 @@ class Conversation:
         made = []
         for _ in range(dice.randrange(5, 60)):
             what = dice.random()
-            body = self.request() if what < 0.6 else self.control() if what < 0.9 else self.damaged()
+            body = (
+                self.request() if what < 0.6 else self.control() if what < 0.9 else self.damaged()
+            )
             made.append(body)
             # Twice, but for what goes on until its id is cancelled, which ends one of them.
             if dice.random() < 0.05 and b"while True" not in body:
@@ -269,15 +297,15 @@ class Conversation:
         self.until(lambda: not self.listen(0.1), f"it has not ended after {ending}")
         status = self.process.wait(PATIENCE_S)
         if status not in (0, 1):
-            raise Finding(f"exit status {status} after {ending}")
+            raise FindingError(f"exit status {status} after {ending}")
         if self.read:
-            raise Finding(f"a cut frame at the end, after {ending}: {self.read[:60]!r}")
+            raise FindingError(f"a cut frame at the end, after {ending}: {self.read[:60]!r}")
         for name, count in self.answered.items():
             most = self.owed.get(name)
             if most is not None and count > most:
-                raise Finding(f"{count} final replies to {name!r}")
+                raise FindingError(f"{count} final replies to {name!r}")
         if exact and (missing := self.open()):
-            raise Finding(f"no final reply to {missing} after {ending}")
+            raise FindingError(f"no final reply to {missing} after {ending}")
         self.look_at_stderr()
 
     def until(self, done: Callable[[], bool], what: str) -> None:
@@ -288,13 +316,13 @@ class Conversation:
                 # Where it is then, for the one who reads it.
                 self.process.send_signal(signal.SIGUSR2)
                 time.sleep(1)
-                raise Finding(f"{what} within {PATIENCE_S} s; open: {self.open()}")
+                raise FindingError(f"{what} within {PATIENCE_S} s; open: {self.open()}")
 
     def open(self) -> list[bytes]:
         return [name for name, owed in self.owed.items() if owed and not self.answered.get(name)]
 
     def send(self, data: bytes) -> None:
-        """Send all of it, and take in what comes meanwhile: a server that waits for a reader reads no further."""
+        """Send all of it, and take in what comes: a server that is not read reads no more."""
         self.sent += data
         deadline = time.monotonic() + PATIENCE_S
         while data:
@@ -305,7 +333,7 @@ class Conversation:
             except BrokenPipeError:  # it has left, as it may after some endings
                 return
             if time.monotonic() > deadline:
-                raise Finding("it reads no further")
+                raise FindingError("it reads no further")
 
     def listen(self, seconds: float) -> bool:
         """Take in what comes; tell whether more may."""
@@ -326,10 +354,14 @@ class Conversation:
         try:
             frame = decode(body, binary_as="bytes")
         except Exception as error:
-            raise Finding(f"a frame that cannot be read: {body[:60]!r}") from error
+            raise FindingError(f"a frame that cannot be read: {body[:60]!r}") from error
         tag = frame[0]
-        if tag not in TAGS or (tag == "hello") == self.hello or (tag == "goodbye" and not self.hello):
-            raise Finding(f"{tag} at this place")
+        if (
+            tag not in TAGS
+            or (tag == "hello") == self.hello
+            or (tag == "goodbye" and not self.hello)
+        ):
+            raise FindingError(f"{tag} at this place")
         self.hello = True
         self.pong = self.pong or (tag == "pong" and frame[1] == b"read")
         if tag in FINAL:
@@ -340,13 +372,15 @@ class Conversation:
             self.calls.append(frame[2])
             if self.dice.random() < 0.7:
                 for _ in range(self.dice.choice([1, 1, 2])):
-                    outcome = self.dice.choice([(Atom("ok"), 5), (Atom("error"), {Atom("kind"): Atom("exit")}), 7])
+                    outcome = self.dice.choice(
+                        [(Atom("ok"), 5), (Atom("error"), {Atom("kind"): Atom("exit")}), 7]
+                    )
                     self.answer(frame[2], outcome)
 
     def answer(self, call: bytes, outcome: Any) -> None:
         with contextlib.suppress(OSError, ValueError):
             data = framed(encode((Atom("answer"), call, outcome)))
-            # Between two frames of ours, or they would be one: so only where all of the last is out.
+            # Between two frames, or they would be one: only where all of the last is out.
             if self.whole():
                 os.write(self.process.stdin.fileno(), data)  # type: ignore[union-attr]
                 self.sent += data
@@ -360,7 +394,7 @@ class Conversation:
     def look_at_stderr(self) -> None:
         found = TROUBLE.search(self.errors())
         if found:
-            raise Finding(f"on stderr: {found.group()}")
+            raise FindingError(f"on stderr: {found.group()}")
 
     def errors(self) -> str:
         self.stderr.seek(0)
@@ -381,7 +415,7 @@ def converse(seed: int) -> str | None:
     conversation = Conversation(seed)
     try:
         conversation.hold()
-    except Finding as finding:
+    except FindingError as finding:
         return f"seed {seed}: {finding}\n{keep(seed, conversation)}"
     finally:
         conversation.close()
@@ -399,7 +433,7 @@ def keep(seed: int, conversation: Conversation) -> str:
 def main(seconds: float, seed: int | None) -> int:
     if seed is not None:
         finding = converse(seed)
-        print(finding or f"seed {seed}: nothing found")
+        sys.stdout.write(f"{finding or f'seed {seed}: nothing found'}\n")
         return int(finding is not None)
     end = time.monotonic() + seconds
     seed = int(time.time() * 1000) & 0xFFFFFFF
@@ -407,10 +441,11 @@ def main(seconds: float, seed: int | None) -> int:
     while time.monotonic() < end:
         finding = converse(seed)
         if finding:
-            print(finding, flush=True)
+            sys.stdout.write(f"{finding}\n")
+            sys.stdout.flush()
             findings += 1
         seed += 1
-    print(f"{seed - first} conversations from seed {first} on, {findings} findings")
+    sys.stdout.write(f"{seed - first} conversations from seed {first} on, {findings} findings\n")
     return int(findings > 0)
 
 

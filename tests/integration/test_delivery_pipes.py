@@ -6,7 +6,9 @@ from port_client import Client
 from port_server.etf import Atom, decode, encode
 
 WINDOW = 100_000
-PID = decode(bytes.fromhex("8358770d6e6f6e6f6465406e6f686f7374") + (85).to_bytes(4, "big") + bytes(8))
+PID = decode(
+    bytes.fromhex("8358770d6e6f6e6f6465406e6f686f7374") + (85).to_bytes(4, "big") + bytes(8)
+)
 
 LOG = "import logging, sys\nfor n in range(1000): logging.warning('x' * 999)\n'done'"
 SEND = "import port_server\nfor n in range(1000): port_server.send(to, b'x' * 999)\n'done'"
