@@ -26,11 +26,11 @@ defmodule PyPort.Error do
     * `nil` - nobody can tell.
 
   Where Python can still speak, it is Python's word. Else it is read from a page of memory that Python keeps up to date and
-  that outlives it: it shows which request the main lane runs, and how many are under way elsewhere (those that await,
-  streams, those made by a function that Python calls). So when a Python has died, or cannot be reached, `begun` is `true` for
-  the request on that page; `false` for those that were sent after it, if nothing is under way elsewhere; and `nil` for
-  all others, since one that was sent before it may have ended, its answer not yet written. With no request on the page and
-  none under way elsewhere it is `false` for all.
+  that outlives it: it shows which request the main thread runs, or ran last, and how many are under way elsewhere (those that
+  await, streams, those made by a function that Python calls). `begun` is `true` for the request that runs. When the Python has
+  died it is `false` for those that were sent after it, if nothing is under way elsewhere; and `nil` for
+  all others, since one that was sent before it, or ran last, may have ended, its answer not yet written, or lost. As long as the
+  Python lives, and does not answer, a request may begin at any time: then `begun` is never `false`.
 
   `stack` is where Python was, as text: the traceback of a request that was interrupted, the stacks of all threads where
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
