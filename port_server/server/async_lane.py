@@ -55,6 +55,8 @@ class AsyncLane:
         "_flushing",
         "_making",
         "_output",
+        "_stopped",
+        "_stopping",
         "_tasks",
         "counted",
         "ended",
@@ -83,6 +85,8 @@ class AsyncLane:
         self._flushing = False
         self._making = allocate_lock()
         self._output = output
+        self._stopped = allocate_lock()
+        self._stopping = False
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
 
     # --- from any thread --------------------------------------------------------------------------
@@ -129,6 +133,19 @@ class AsyncLane:
         if job is not None and not job.cancelled:
             job.ended = why
             self.cancel(id_term)
+
+    def stop(self, seconds: float) -> None:
+        """End the loop's thread, if it ends in that time: nothing runs there any more.
+
+        A loop that goes on while the interpreter is torn down crashes with it (uvloop's timers do).
+        """
+        if self.ident:
+            self._stopping = True
+            try:
+                self.loop.call_soon_threadsafe(self.loop.stop)
+            except RuntimeError:  # user code has closed it
+                return
+            self._stopped.acquire(timeout=seconds)
 
     def enter(self, id_term: bytes) -> Any:
         """Let this context be that request's; `leave` undoes it."""
@@ -177,12 +194,14 @@ class AsyncLane:
             self.loop.call_soon(running.release)
             # It returns for a `stop()` of user code, and lets out SystemExit and KeyboardInterrupt
             # of a task of user code, which whoever awaits that task gets all the same.
-            while not self.loop.is_closed():
+            while not (self._stopping or self.loop.is_closed()):
                 try:  # noqa: SIM105  contextlib is an import
                     self.loop.run_forever()
                 except BaseException:  # noqa: S110
                     pass
+            self._stopped.release()
 
+        self._stopped.acquire()
         start_thread(run)
         running.acquire()
 

@@ -181,6 +181,7 @@ class Server:
         elif self._signalled is not None:
             self._say_goodbye(self._signalled)
         self.channel.write_all()
+        self.async_lane.stop(_LAST_WAIT_S)
         return 0
 
     def _loop(self) -> None:
