@@ -73,6 +73,7 @@ class Control:
         "_cancels",
         "_channel",
         "_dispatcher",
+        "_main",
         "_next_beat",
         "_output",
         "_over",
@@ -100,6 +101,7 @@ class Control:
         self._stdio = stdio
         self._channel = channel
         self._dispatcher = dispatcher
+        self._main = _thread.get_ident()
         self._output = output
         self._page = page
         self._serving = False
@@ -123,6 +125,21 @@ class Control:
         """Any thread: something is printed that is to be handed on if no more comes."""
         if self._serving:  # else it is seen at the next tick
             self._baton.waker.wake()
+
+    def may_wait(self) -> bool:
+        """Tell whether the code that asks may wait for an ack: another thread reads the port.
+
+        None does before hello, nor while main is at work between requests (in a `__del__`).
+        """
+        channel, dispatcher, ident = self._channel, self._dispatcher, _thread.get_ident()
+        if ident == self._main and self._output.running is None:
+            return False
+        if ident == self.ident or channel.silent or channel.gone or dispatcher.ended:
+            return False
+        if dispatcher.full:  # then nothing more is read, acks neither
+            return False
+        self._baton.hurry()
+        return True
 
     def stop(self) -> None:
         """Let it end; main keeps the baton from now on."""

@@ -6,7 +6,6 @@ import _signal as signal  # type: ignore[import-not-found]  # the other one brin
 import faulthandler
 import os
 import sys
-from _thread import get_ident
 from time import monotonic
 
 from port_server.protocol import messages
@@ -108,7 +107,7 @@ class Server:
             after_in_parent=self._in_parent,
             after_in_child=self._in_child,
         )
-        self.reports.install(self.control.print_later, self._may_wait)
+        self.reports.install(self.control.print_later, self.control.may_wait)
 
     def _assemble(self, settings: Settings) -> None:
         baton, stdio, channel = self.baton, self.stdio, self.channel
@@ -345,21 +344,6 @@ class Server:
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
         self.baton.hurry()  # the control thread waits for what the port was before
-
-    def _may_wait(self) -> bool:
-        """Tell whether the code that asks may wait for an ack: another thread reads the port.
-
-        None does before hello, nor while main is at work between requests (in a `__del__`).
-        """
-        channel, dispatcher, ident = self.channel, self.dispatcher, get_ident()
-        if ident == self.lane.main and self.output.running is None:
-            return False
-        if ident == self.control.ident or channel.silent or channel.gone or dispatcher.ended:
-            return False
-        if dispatcher.full:  # then nothing more is read, acks neither
-            return False
-        self.baton.hurry()
-        return True
 
     def _before_fork(self) -> None:
         # Python forgets, in the child, what a handler of its kind was about to be called for: a

@@ -248,8 +248,8 @@ defmodule PyPort.Error do
     "no answer within #{timeout} ms: " <>
       case {begun, stack} do
         {false, _none} -> "the request was still waiting for its turn, and was never begun"
-        {_begun, nil} -> "the server was busy with this request, or with others"
-        {_begun, _stack} -> "the request was running, and did not end when it was told to"
+        {true, stack} when stack != nil -> "the request was running, and did not end when it was told to"
+        {_begun, _stack} -> "the server was busy with this request, or with others"
       end <> ". " <> @more_time
   end
 

@@ -222,7 +222,7 @@ defmodule PyPort.LadderTest do
     assert Server.os_pid(server) == os_pid
 
     assert {{:error, %Error{kind: :timeout}}, ms} = eval(server, "while True: pass", timeout: 100)
-    assert ms in 450..1_000
+    assert ms in 400..1_000
     assert gone?(os_pid)
   end
 

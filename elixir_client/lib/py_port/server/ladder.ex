@@ -33,8 +33,8 @@ defmodule PyPort.Server.Ladder do
 
   # With the interpreter free Python's word is here within a few ms; a crowded machine has a few more.
   @confirm_ms 25
-  # How much of the last grace is left for the kill and the news of it.
-  @news_ms 50
+  # How much of the last grace is left for the kill, the death, and the news of it.
+  @news_ms 100
   # Those that have an answer are looked at again now and then: they may begin yet.
   @again_ms 100
 
