@@ -41,9 +41,9 @@ BEAM_BEFORE = {
     "options": "options and deadline",
     "handle": "find the server, next id",
     "encode": "encode the request",
-    "admit": "is there room?",
+    "admit": "is it too large?",
     "alias": "make an alias",
-    "row": "insert the row (ETS)",
+    "row": "insert the row (ETS), is there room?",
 }
 BEAM_AFTER = {"unalias": "take the alias away", "decode": "decode the reply"}
 # What Python does until it writes, by the marks at whose ends it is done.

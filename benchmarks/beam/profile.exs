@@ -80,7 +80,8 @@ defmodule Bench.Profile do
       {"id: Handle.next_id", fn -> Handle.next_id(handle) end},
       {"deadline: monotonic_time", fn -> Reach.deadline(5000) end},
       {"encode: Wire.request", fn -> Wire.request(:eval, id, body, true) end},
-      {"room: Reach.admit", fn -> Reach.admit(handle, frame) end},
+      {"size: Reach.fits", fn -> Reach.fits(handle, frame) end},
+      {"room: Handle.pending", fn -> Handle.pending(handle) end},
       {"alias, unalias", fn -> :erlang.unalias(:erlang.alias()) end},
       {"row: ETS insert, take",
        fn ->
@@ -159,13 +160,14 @@ defmodule Bench.Profile do
     t2 = now()
     frame = Wire.request(:eval, id, {%{deadline_ms: options.timeout}, "1 + 1", %{}}, true)
     t3 = now()
-    :ok = Reach.admit(handle, frame)
+    :ok = Reach.fits(handle, frame)
     t4 = now()
     ref = :erlang.alias()
     t5 = now()
     Handle.insert(handle, {id, ref, self(), nil})
+    true = Handle.pending(handle) <= handle.max_pending
     t6 = now()
-    Handle.command(handle, frame)
+    :ok = Handle.submit(handle, frame)
     t7 = now()
     reply = receive do: ({^ref, reply} -> reply)
     t8 = now()
