@@ -70,6 +70,85 @@ defmodule PyPort.Faults.CallersTest do
     String.to_integer(resident) * 4_096
   end
 
+  test "64 callers with 10 MB each at a stopped Python" do
+    options = [within: 5_000, back_within: 10_000, dies: true, saw: "`:overloaded` at once, or `:timeout`"]
+    name = "64 callers with 10 MB each at a stopped Python"
+
+    report =
+      fault(name, options, fn server ->
+        {:ok, %{port: port}} = server |> Process.whereis() |> PyPort.Registry.fetch()
+        signal(Server.os_pid(server), "STOP")
+        data = PyPort.bytes(:binary.copy(<<0>>, 10_000_000))
+        ask = fn -> PyPort.eval("len(x)", %{x: data}, server: server, timeout: 1_000) end
+        tasks = for _ <- 1..64, do: Task.async(fn -> receive(do: (:go -> ask.())) end)
+        for task <- tasks, do: send(task.pid, :go)
+        Process.sleep(500)
+        # The limit, and one of them.
+        assert {:queue_size, queued} = Port.info(port, :queue_size)
+        assert queued < 67_108_864 + 10_100_000
+        Task.await_many(tasks)
+      end)
+
+    for {:error, %Error{kind: kind}} <- report.outcome, do: assert(kind in [:overloaded, :timeout, :killed])
+    assert Enum.count(report.outcome, &match?({:error, %Error{kind: :overloaded, begun: false}}, &1)) >= 50
+    assert report.server == :replaced
+  end
+
+  for {name, code} <- [
+        {"log records that are not read",
+         "import logging\nfor n in range(2000): logging.warning('x' * 60_000)"},
+        {"messages that are not read",
+         "import port_server\nfor n in range(2000): port_server.send(to, b'x' * 60_000)"}
+      ] do
+    test name do
+      options = [
+        within: 20_000,
+        warm: "import logging",
+        saw: "its answer, once they are read; meanwhile nothing grows"
+      ]
+
+      report =
+        fault(unquote(name), options, fn server ->
+          mail = :sys.get_state(server).mail
+          :erlang.suspend_process(mail)
+          nobody = spawn(fn -> :ok end)
+          before = memory()
+          ask = fn -> PyPort.eval(unquote(code), %{to: nobody}, server: server, timeout: 20_000) end
+          task = Task.async(ask)
+          for _ <- 1..20, do: Process.sleep(20) && assert(memory() - before < 20_000_000)
+          assert Task.yield(task, 0) == nil
+          :erlang.resume_process(mail)
+          Task.await(task, 20_000)
+        end)
+
+      assert report.outcome == {:ok, nil}
+      assert report.server == :goes_on
+    end
+  end
+
+  test "a callback that waits for a request behind its own" do
+    name = "a callback that waits for a request behind its own"
+
+    report =
+      fault(name, [saw: "`:timeout` that names the callback, `begun: false`"], fn server ->
+        # Nobody can see for whom it asks: it was there before.
+        asker =
+          spawn_link(fn ->
+            receive do: ({:ask, from} -> send(from, PyPort.eval("1", %{}, server: server, timeout: 400)))
+          end)
+
+        ask = fn ->
+          send(asker, {:ask, self()}) && receive(do: ({:error, error} -> Exception.message(error)))
+        end
+
+        PyPort.eval("f()", %{f: ask}, server: server)
+      end)
+
+    assert {:ok, message} = report.outcome
+    assert message =~ "waiting for a callback"
+    assert report.server == :goes_on
+  end
+
   test "stderr written as fast as it goes" do
     name = "stderr written as fast as it goes"
     options = [heartbeat_interval: 60_000, max_stderr_bytes: 4_194_304, within: 10_000, logger: false]
@@ -82,7 +161,7 @@ defmodule PyPort.Faults.CallersTest do
         task = Task.async(fn -> run(server, "floods_stderr", globals: %{seconds: 1.5}, timeout: 10_000) end)
         {largest, outcome} = largest(path, task, 0)
         {:ok, written} = outcome
-        # Within a look it grows by what is written in 200 ms at the most.
+        # Within a look it grows by what is written in 100 ms at the most.
         assert written > 100_000_000
         assert largest < 4_194_304 + div(written, 3)
         assert eventually(fn -> File.stat!(path).size <= 4_194_304 end)

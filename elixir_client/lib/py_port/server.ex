@@ -56,7 +56,7 @@ defmodule PyPort.Server do
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
     * `:max_stderr_bytes` - how large the file may become that Python's stderr goes to, in bytes; then it is emptied, and
-      what was not read to Logger is lost. It is looked at five times a second, and more often while it grows.
+      what was not read to Logger is lost. It is looked at ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
 

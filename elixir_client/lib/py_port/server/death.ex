@@ -135,9 +135,9 @@ defmodule PyPort.Server.Death do
   defp words(_held, options),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
-  # How soon the size of the stderr file is looked at again. It can grow by 800 MB a second.
-  @stderr_ms 200
-  @growing_stderr_ms 50
+  # How soon the size of the stderr file is looked at again. On a disk it can grow by 800 MB a second, in memory by more.
+  @stderr_ms 100
+  @growing_stderr_ms 10
 
   @doc "Keeps the stderr file small, from the launch of a Python to its end."
   @spec limit_stderr(state()) :: state()
