@@ -44,7 +44,7 @@ class Cancelled(KeyboardInterrupt):
 
 
 class Ended(Cancelled):
-    """The request that runs is ended because the server leaves; nobody has cancelled it."""
+    """The request that runs is ended because the server leaves; it was not cancelled."""
 
 
 class ElixirError(Exception):

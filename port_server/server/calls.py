@@ -50,7 +50,7 @@ class Calls:
         gone: whether no answer comes any more.
         numbers: what calls are told apart by.
         pending: those that are not answered, by their id.
-        why: what whoever waits for an answer is told once none comes any more.
+        why: the message of the exception for code that waits once no answer comes any more.
     """
 
     __slots__ = (

@@ -131,7 +131,7 @@ defmodule PyPort.Faults.CallersTest do
 
     report =
       fault(name, [saw: "`:timeout` that names the callback, `begun: false`"], fn server ->
-        # Nobody can see for whom it asks: it was there before.
+        # It was there before, so it cannot be seen for whom it asks.
         asker =
           spawn_link(fn ->
             receive do: ({:ask, from} -> send(from, PyPort.eval("1", %{}, server: server, timeout: 400)))

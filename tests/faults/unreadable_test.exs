@@ -13,7 +13,7 @@ defmodule PyPort.Faults.UnreadableTest do
   # Three beats, and the look after them.
   @within 3_000
 
-  # What a stray byte does to the stream: a frame that never ends, an empty frame and one that is no term.
+  # A stray byte makes a frame that never ends, an empty frame, or one that is no term.
   for {name, what, quiet} <- [
         {"a stray byte on the port", PyPort.bytes("x"), false},
         {"a zero byte on the port", PyPort.bytes(<<0>>), true},
@@ -29,7 +29,7 @@ defmodule PyPort.Faults.UnreadableTest do
           globals = %{what: what, mark: Path.join(dir, "mark")}
           first = Task.async(fn -> run(server, "port_fd", globals: globals, timeout: 20_000) end)
           assert eventually(fn -> File.exists?(globals.mark) end)
-          # None of these is answered either, and all of them run.
+          # These are not answered either, although all of them run.
           behind = for n <- 1..3, do: spawn_eval(server, "n", globals: %{n: n}, timeout: 20_000)
           outcome = Task.await(first, 20_000)
           others = for {other, _ms} <- Task.await_many(behind, 20_000), do: other
@@ -37,7 +37,7 @@ defmodule PyPort.Faults.UnreadableTest do
           for other <- others do
             case other do
               {:error, %Error{kind: kind, begun: begun}} ->
-                # One that came when the server had gone was never sent.
+                # A request that came when the server had gone was never sent.
                 assert {kind, begun} in [killed: nil, killed: true, unavailable: false]
 
               # Asked of the next one.
@@ -121,7 +121,7 @@ defmodule PyPort.Faults.UnreadableTest do
 
     {ms, outcome} = timed(fn -> PyPort.eval("1", %{}, server: name, timeout: 30_000) end)
 
-    # Where it is kept away from the port there is an answer.
+    # A start that keeps it away from the port gives an answer.
     case outcome do
       {:ok, 1} ->
         :ok

@@ -1,12 +1,12 @@
 """Whole conversations with a server, made up from a seed: frames doubled, damaged and cut off.
 
-Meanwhile threads print, signals come, calls into the BEAM are answered late, twice or never. Where
-the server's C was built with sanitizers they find the rest.
+Meanwhile threads print, signals come, calls into the BEAM are answered late, twice or never. If the
+server's C was built with sanitizers, they find the rest.
 
     python conversations.py SECONDS [SEED]
 
-goes on for that long, or has the one conversation of a seed. What a failed one has sent, and what
-the server wrote to stderr, is left in build/fuzz/findings.
+goes on for that long, or has the one conversation of a seed. The bytes that a failed one has sent,
+and the server's stderr, are left in build/fuzz/findings.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ TAGS = {
     "goodbye",
 }
 FINAL = {"ok", "error"}
-# What must not be on stderr, whatever was sent.
+# These words must not be on stderr, whatever was sent.
 TROUBLE = re.compile(
     r"AddressSanitizer|runtime error:|Fatal Python error|control_thread|SystemError"
 )
@@ -273,7 +273,7 @@ class Conversation:
 
     def finish(self) -> None:
         dice = self.dice
-        # What would go on for ever is told to end; else its callers would wait, as they should.
+        # Every request is told to end, since some would go on for ever.
         for name in self.ids:
             self.send(framed(encode((Atom("cancel"), name))))
             if dice.random() < 0.1:
@@ -285,7 +285,7 @@ class Conversation:
         elif ending == "shutdown":
             self.send(framed(encode((Atom("shutdown"), dice.choice([0, 100])))))
         elif ending == "term":
-            # What was not read by then is lost, cancels too.
+            # Frames that are not read by then are lost, cancels too.
             self.send(framed(encode((Atom("ping"), b"read"))))
             self.until(lambda: self.pong, "no pong")
             self.process.send_signal(signal.SIGTERM)
@@ -313,7 +313,7 @@ class Conversation:
         while not done():
             self.listen(0.05)
             if time.monotonic() > deadline:
-                # Where it is then, for the one who reads it.
+                # Its stacks, for the person who reads the finding.
                 self.process.send_signal(signal.SIGUSR2)
                 time.sleep(1)
                 raise FindingError(f"{what} within {PATIENCE_S} s; open: {self.open()}")

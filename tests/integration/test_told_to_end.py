@@ -50,7 +50,7 @@ def test_code_that_waits_for_a_call_is_told_why_no_answer_comes(server, where):
 
 @pytest.mark.parametrize("where", STREAMS)
 def test_a_stream_that_waits_for_its_consumer_is_told_why_it_ends(server, where):
-    """Nobody has cancelled it."""
+    """It was not cancelled."""
     request = server.send_eval(STREAMS[where], options={"stream": True, "credit": 2})
     for n in range(2):
         assert server.receive(lambda frame: frame[0] == "yield")[2] == n
@@ -75,7 +75,7 @@ def test_what_does_not_end_within_the_grace_of_a_shutdown_is_told_that(server):
 
 
 def test_a_cancel_that_came_before_is_a_cancel(server):
-    """Whoever cancelled it knows why it ends."""
+    """The client that cancelled it knows why it ends."""
     request = server.send_eval(STREAMS["main"], options={"stream": True, "credit": 1})
     server.receive(lambda frame: frame[0] == "yield")
     server.tell(Atom("cancel"), request)

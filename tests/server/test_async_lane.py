@@ -337,7 +337,7 @@ def test_what_cannot_be_begun_beside_a_busy_main_is_answered(port, tmp_path, giv
 
 
 def test_an_id_that_is_used_twice_at_once_leaves_nothing_behind(port):
-    """What is cancelled of two is one of them, and the server can still leave."""
+    """A cancel ends one of two, and the server can still leave."""
     name = port.new_id()
     code = "import asyncio\nawait asyncio.sleep(0.05)"
     with port.at_once():

@@ -128,8 +128,8 @@ defmodule PyPort.Callbacks do
   end
 
   @doc """
-  What may keep a request waiting that has not begun: a callback of the request that Python is at, which may be waiting for
-  this very request, in a way that `parent/1` does not see.
+  A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
+  waiting for this request, in a way that `parent/1` does not see.
   """
   @spec deadlock(Handle.t()) :: String.t() | nil
   def deadlock(handle) do

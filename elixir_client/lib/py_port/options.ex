@@ -101,8 +101,8 @@ defmodule PyPort.Options do
     options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!() |> Map.new(&sealed/1)
   end
 
-  # What may hold secrets. It stands in functions, since options are part of states, of child specifications and of all
-  # reports of crashes that print these.
+  # These options may hold secrets. They are kept in functions, since options are part of states, of child specifications
+  # and of all crash reports that print these.
   @secret [:env, :init_code]
 
   @doc "The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about."
@@ -114,7 +114,7 @@ defmodule PyPort.Options do
 
   defp sealed(option), do: option
 
-  @doc "What a server was started with, or what the function gives that it was started with."
+  @doc "The value that a server was started with, or that the function gives which it was started with."
   @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
   def unseal(name, fun) when is_function(fun) do
     value = fun.()

@@ -67,7 +67,7 @@ defmodule PyPort.Reaper do
     kill -USR2 "$pid" 2>/dev/null
     return 0
   }
-  # What begins and ends like this.
+  # Removes the entries that begin and end like this.
   forget() {
     rest=
     for one in $known; do
@@ -275,7 +275,7 @@ defmodule PyPort.Reaper do
 
   defp remove(dir, _os_pid), do: File.rm_rf(dir)
 
-  # Stopped by somebody who wants it so.
+  # Its supervisor or the application has stopped it.
   defp forget_starts(name, reason) when reason in [:normal, :shutdown], do: Registry.forget_starts(name)
   defp forget_starts(name, _reason), do: Process.send_after(self(), {:forget_starts, name}, @remember_ms)
 

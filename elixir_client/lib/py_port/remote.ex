@@ -12,8 +12,8 @@ defmodule PyPort.Remote do
   alias PyPort.{Callbacks, Error, Request}
   alias PyPort.Server.Property
 
-  # The other side keeps the time. What it says may be on its way for so long; of a node that is stopped, or cut off, no
-  # more is waited for.
+  # The other node keeps the time. Its answer may be on its way for so long after that; a node that is stopped, or cut
+  # off, is waited for no longer.
   @way_ms 250
 
   # How long an errand may take, which has no timeout of its caller's.
@@ -22,7 +22,7 @@ defmodule PyPort.Remote do
   @home {__MODULE__, :home}
 
   @typedoc """
-  What the process that stands in needs to know of the caller; `ref` is an alias of the caller's, on which it hears that the
+  The caller, as the process that stands in for it needs to know it. `ref` is an alias of the caller's, which is told when the
   request is being ended, see `late/1`.
   """
   @type home :: %{caller: pid(), callers: [pid()], logger_metadata: map(), ref: reference()}
@@ -68,7 +68,7 @@ defmodule PyPort.Remote do
   def errand(node, function, args),
     do: call(node, PyPort, function, args, :erlang.alias(), deadline(@errand_ms - @way_ms))
 
-  @doc "How long who waits for another node's answer gives it beyond its own time."
+  @doc "Time that an answer of another node has beyond the timeout, in ms."
   @spec way_ms() :: pos_integer()
   def way_ms, do: @way_ms
 

@@ -331,7 +331,7 @@ defmodule PyPort.Server do
   defp first_frame(route, frame, state) when route in [:hello, :goodbye], do: control(route, frame, state)
   defp first_frame(_other, frame, state), do: unreadable(frame, state)
 
-  # From here on nobody knows where a frame begins.
+  # From here on it is not known where a frame begins.
   defp unreadable(frame, state) do
     Logger.error(
       "PyPort #{state.who}: #{byte_size(frame)} bytes from Python are not a message of the protocol: " <>

@@ -87,7 +87,7 @@ defmodule PyPort.Server.HandleTest do
     assert Handle.submit(handle, :binary.copy(@large, 3)) == :ok
     assert {:full, bytes} = Handle.submit(handle, "x")
     assert bytes in 2_900_000..3_200_000
-    # What must get through is written all the same, and counted.
+    # Frames that must get through are written all the same, and counted.
     assert Handle.command(handle, @large) == :ok
     assert {:full, more} = Handle.submit(handle, "x")
     # With its header.
@@ -101,7 +101,7 @@ defmodule PyPort.Server.HandleTest do
     outcomes = for _ <- 1..300, do: Handle.submit(handle, frame)
     assert {taken, [{:full, _} | _] = refused} = Enum.split_while(outcomes, &(&1 == :ok))
     assert Enum.all?(refused, &match?({:full, _}, &1))
-    # What the pipe holds has been written.
+    # The bytes that the pipe holds have been written.
     assert length(taken) * 4_000 < 100_000 + 2 * 1_048_576
     Port.close(handle.port)
   end

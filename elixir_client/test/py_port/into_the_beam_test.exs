@@ -140,7 +140,7 @@ defmodule PyPort.IntoTheBeamTest do
       gate = fn -> send(test, {:at, self()}) && receive(do: (:go -> 1)) end
       outer = Task.async(fn -> PyPort.eval("f()", %{f: fn -> Relay.run(one, gate) end}, server: server) end)
       assert_receive {:at, busy}
-      # Nobody waits for the second relay: it waits its turn.
+      # The call does not wait for the second relay, so its request waits its turn.
       inner = Task.async(fn -> Relay.run(two, fn -> PyPort.eval("2", %{}, server: server) end) end)
       assert Task.yield(inner, 100) == nil
       send(busy, :go)

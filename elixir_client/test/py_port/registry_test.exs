@@ -1,6 +1,6 @@
 defmodule PyPort.RegistryTest do
-  # What is kept of servers and pools, and that nothing is kept of those that have ended. Not beside other tests, whose
-  # servers come and go.
+  # The registry keeps no row and no term of servers and pools that have ended. Not beside other tests, whose servers come
+  # and go.
   use ExUnit.Case, async: false
 
   import PyPort.Test.Processes
@@ -96,7 +96,7 @@ defmodule PyPort.RegistryTest do
     Process.exit(Process.whereis(RegistryTestServer), :kill)
     assert eventually(fn -> Registry.restarts(RegistryTestServer) == 1 end)
     assert eventually(fn -> PyPort.eval("1", %{}, server: RegistryTestServer) == {:ok, 1} end)
-    # What the reaper does some time after a kill.
+    # The reaper does this some time after a kill.
     send(PyPort.Reaper, {:forget_starts, RegistryTestServer})
     :sys.get_state(PyPort.Reaper)
     assert Registry.restarts(RegistryTestServer) == 1

@@ -1,5 +1,5 @@
 defmodule PyPort.SecretsTest do
-  # What stands in `:env` and `:init_code` is in no report of a crash, whatever crashes. Not beside other tests: it looks at
+  # Values of `:env` and `:init_code` are in no crash report, whichever process crashes. Not beside other tests: it looks at
   # all that is logged.
   use ExUnit.Case, async: false
 

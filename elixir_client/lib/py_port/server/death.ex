@@ -98,7 +98,8 @@ defmodule PyPort.Server.Death do
     # Nobody new comes; and whoever is told so may ask for the next Python at once.
     Registry.delete(self())
 
-    # Before the kill, since a machine that needs this may be slow with all else. What has not begun is known after it.
+    # Before the kill, since a machine that needs this may be slow with all else. Which requests have not begun is known
+    # after it.
     state = Ladder.fell(state)
     Reaper.kill(self())
     page = last_page(state, why)

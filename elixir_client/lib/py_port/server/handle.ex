@@ -75,8 +75,8 @@ defmodule PyPort.Server.Handle do
     end
   end
 
-  # What was handed to the port, whether it has seen it or not, less what it has written. It is asked in this order, so
-  # that what comes in between makes the result too large and not too small.
+  # The bytes handed to the port, whether it has seen them or not, less the bytes that it has written. It is asked in this
+  # order, so that frames that come in between make the result too large and not too small.
   defp waiting_bytes(%__MODULE__{port: port, counter: counter}) do
     sent = :atomics.get(counter, 3)
 

@@ -140,7 +140,7 @@ defmodule PyPort.Server.Ladder do
     entry = %{entry | heard: state.liveness.heard}
     state = state |> put(id, entry) |> sound_out(id, place, page)
 
-    # One that has not begun may begin yet: that it has not is Python's to say, or its page's when it is dead.
+    # A request that has not begun may begin yet: only Python can say that it has not, or its page when it is dead.
     begun = Page.begun(Page.alive(page), id)
 
     case blame(place, page, left_over, Vital.well?(state), heard?) do
@@ -240,14 +240,14 @@ defmodule PyPort.Server.Ladder do
     end
   end
 
-  @doc "Before its Python is killed: those who are known to be to blame are told so, with where they were."
+  @doc "Before its Python is killed: answers the requests that are known to be in the way, with their stack."
   @spec fell(state()) :: state()
   def fell(state) do
     page = Pulse.page(state.pulse)
     state |> last_stack() |> fell(page, &(Page.begun(page, &1) in [true, nil]))
   end
 
-  @doc "After it was killed, with its last page: the others who waited for that."
+  @doc "After it was killed, with its last page: answers the others."
   @spec fell(state(), Page.t() | nil) :: state()
   def fell(state, page), do: fell(state, page, fn _id -> true end)
 

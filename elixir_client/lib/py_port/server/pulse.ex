@@ -61,8 +61,8 @@ defmodule PyPort.Server.Pulse do
   @look_ms 1
 
   @doc """
-  The page as a killed process leaves it. Where it is not seen to be dead within a moment, nothing is known of requests
-  that the page does not show.
+  The page as a killed process leaves it. If the process is not seen to be dead within a moment, no request that the page
+  does not show is known not to have begun.
   """
   @spec last_page(t() | nil) :: Page.t() | nil
   def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))

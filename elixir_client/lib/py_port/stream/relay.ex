@@ -76,7 +76,7 @@ defmodule PyPort.Stream.Relay do
   @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
   def more(relay, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
-    # A node that does not read must not hold up who waits for it.
+    # A node that does not read must not hold up the consumer.
     :erlang.send_nosuspend(relay, {:more, ref})
 
     receive do
