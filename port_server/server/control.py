@@ -242,7 +242,9 @@ class Control:
         if frames is None:
             self._dispatcher.ended = True
             # Main may be waiting for a thread that waits for an answer.
-            self._dispatcher.calls.fail_all()
+            calls = self._dispatcher.calls
+            calls.why = hangup.told_to_end() or calls.why
+            calls.fail_all()
             return False
         self._dispatcher.route(frames)
         return True

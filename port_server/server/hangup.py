@@ -49,6 +49,23 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
     return True
 
 
+def told_to_end() -> str:
+    """Give the message about the signal that has ended the input, or an empty text.
+
+    For other threads than main, which Python's handler for the signal runs in.
+    """
+    try:
+        from ._watch import ended  # noqa: PLC0415  not everywhere built
+    except ImportError:
+        return ""
+    return told_by("SIGTERM") if ended() else ""
+
+
+def told_by(name: str) -> str:
+    """Give the message about that signal."""
+    return f"this Python was told to end by {name}, and takes nothing in"
+
+
 def watch_parent() -> None:
     """Go by the parent from now on: user code has closed the fds, and others may be there now."""
     global _grace_ms

@@ -339,8 +339,8 @@ class Server:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.window.place(frame) is not OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
-        self._signalled = name = _OURS[number]
-        self.calls.why = f"this Python was told to end by {name.upper()}, and takes nothing in"
+        self._signalled = _OURS[number]
+        self.calls.why = hangup.told_by(self._signalled.upper())
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self.stdio.end_input()
         self.baton.hurry()  # the control thread waits for what the port was before

@@ -124,9 +124,11 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
  * ends here, in the handler itself; then Python's own handler is called. */
 static int input_fd, null_fd = -1;
 static struct sigaction python_handler;
+static volatile sig_atomic_t ended_by;
 
 static void on_signal(int number) {
     int saved = errno;
+    ended_by = number;
     (void)dup2(null_fd, input_fd);
     errno = saved;
     python_handler.sa_handler(number);
@@ -156,7 +158,12 @@ static PyObject *end_input(PyObject *Py_UNUSED(module), PyObject *args) {
     return Py_NewRef(Py_None);
 }
 
+static PyObject *ended(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) { return PyLong_FromLong(ended_by); }
+
 static PyMethodDef methods[] = {
+    {"ended", ended, METH_NOARGS,
+     "ended($module, /)\n--\n\n"
+     "Give the signal that has ended the input, or 0. Python's handler may not have been called yet."},
     {"end_input", end_input, METH_VARARGS,
      "end_input($module, number, fd, /)\n--\n\n"
      "Let the signal end the input on that fd in the very moment it comes. Python must have a handler for it."},
