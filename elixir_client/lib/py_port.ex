@@ -312,10 +312,10 @@ defmodule PyPort do
   def status(server \\ PyPort.Default), do: Status.of(server)
 
   @doc """
-  Where each thread of a server's Python is, as Python's `faulthandler` prints it: the innermost call first.
+  The stacks of all threads of a server's Python, in the format of Python's `faulthandler`: the innermost call first.
 
-  It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
-  An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+  Python answers while its code runs, within a few ms. An error of kind `:unavailable` where no Python is running, and where
+  it cannot answer: its process is stopped, or code in C holds the interpreter.
   Of a pool with several Pythons each has a heading.
 
   ## Examples

@@ -277,8 +277,15 @@ class MainLane:
             self.page.clear()
 
     def check(self) -> None:
-        """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""
-        if self.cancelled and not self.cancelled.isdisjoint((self.running, *self.below)):
+        """Raise Cancelled if the running request, or one that it runs on top of, is cancelled.
+
+        Not inside of an import: there the BEAM ends the call.
+        """
+        if (
+            self.cancelled
+            and not self.cancelled.isdisjoint((self.running, *self.below))
+            and not self._window.importing()
+        ):
             raise Cancelled("cancelled while it waited for a call into the BEAM")
 
     def forget(self, id_term: bytes | None) -> None:

@@ -27,8 +27,10 @@ from port_server.protocol.messages import (
     Release,
     Request,
     Shutdown,
+    Stacks,
 )
 from port_server.runtime import failure
+from port_server.runtime.frames import imported_by_thread, stacks
 from port_server.runtime.namespace import SessionError
 
 from .jobs import EMPTY_MAP, ExpiredError, open_job
@@ -222,7 +224,10 @@ class Router:
         elif type(message) is Ping:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
+            status["importing"] = self._imported_by(message.id_term)
             channel.hold([messages.pong(message.id_term, status)])
+        elif type(message) is Stacks:
+            channel.hold([messages.ok(message.id_term, stacks(self._lane.main, (get_ident(),)))])
         elif type(message) is Ack:
             self._lane.acknowledge(message.id_term, message.count)
         elif type(message) is Release:
@@ -276,6 +281,13 @@ class Router:
             or id_term in self._async.jobs
             or id_term in self.turns.jobs
         )
+
+    def _imported_by(self, id_term: bytes) -> str | None:
+        """Give the module that the thread of a request is importing, if it is known and does."""
+        lane = self._lane
+        if id_term == lane.running or id_term in lane.below:
+            return imported_by_thread(lane.main)
+        return imported_by_thread(self._async.ident) if id_term in self._async.jobs else None
 
     def cancel_elsewhere(self, id_term: bytes) -> bool:
         """Cancel a request that goes on as a task or a stream; tell whether it does."""

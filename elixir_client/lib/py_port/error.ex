@@ -218,7 +218,18 @@ defmodule PyPort.Error do
 
   @doc false
   # No answer in time: what the server knows of it.
-  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
+  @spec timeout(timeout(), boolean() | nil, where :: String.t() | {:importing, String.t()} | nil) :: t()
+  def timeout(timeout, begun, {:importing, name}) do
+    %__MODULE__{
+      kind: :timeout,
+      begun: begun,
+      message:
+        "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
+          "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
+          "the request more time with the option :timeout"
+    }
+  end
+
   def timeout(timeout, begun, stack) do
     %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: timeout_message(timeout, begun, stack)}
   end

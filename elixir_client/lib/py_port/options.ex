@@ -29,6 +29,7 @@ defmodule PyPort.Options do
     gil_held_limit: :infinity,
     cancel_grace: 1_000,
     kill_grace: 1_000,
+    import_grace: 30_000,
     after_cancel: :keep,
     memory_limit: nil,
     shutdown_grace: 1_000,
@@ -188,7 +189,7 @@ defmodule PyPort.Options do
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
 
-  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: is_integer(value) and value >= 0
 
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
@@ -229,7 +230,7 @@ defmodule PyPort.Options do
 
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
 
-  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: "milliseconds (0 or more)"
 
   defp expected(:after_cancel), do: ":keep or :restart"

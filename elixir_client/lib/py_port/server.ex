@@ -40,6 +40,9 @@ defmodule PyPort.Server do
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
       answer at the latest at `:timeout` + `:cancel_grace` + `:kill_grace`.
+    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms. An
+      import that is cut short leaves the module broken for the life of the process, so the caller has its answer, and the
+      import ends first; after this time its Python is killed. Default: 30_000.
     * `:after_cancel` - whether a Python in which a running request was interrupted goes on (`:keep`), or is drained and
       started anew (`:restart`), for code that leaves things half done. Default: `:keep`.
     * `:memory_limit` - how much memory Python may have, in bytes; beyond it there is a `MemoryError`. It counts address
@@ -78,7 +81,7 @@ defmodule PyPort.Server do
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
           | {:heartbeat_interval, pos_integer()}
-          | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
+          | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
           | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}

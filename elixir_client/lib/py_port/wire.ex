@@ -170,6 +170,9 @@ defmodule PyPort.Wire do
   @spec ping(id()) :: iodata()
   def ping(id), do: message("ping", [id])
 
+  @spec stacks(id()) :: iodata()
+  def stacks(id), do: message("stacks", [id])
+
   defp message(tag, terms) do
     arity = length(terms) + 1
 
@@ -333,7 +336,7 @@ defmodule PyPort.Wire do
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
-      [:os_pid, :uptime_ms, :requests, :open] ++
+      [:os_pid, :uptime_ms, :requests, :open, :importing] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
       [:infinity, :neg_infinity, :nan]

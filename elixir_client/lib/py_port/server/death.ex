@@ -81,7 +81,7 @@ defmodule PyPort.Server.Death do
   end
 
   @doc "Kills the group now, and says why."
-  @spec kill(state(), why :: :request | :gil_held | :stuck | :lost) :: {state(), Error.t()}
+  @spec kill(state(), why :: :request | :import | :gil_held | :stuck | :lost) :: {state(), Error.t()}
   def kill(state, why) do
     Telemetry.execute(
       [:py_port, :server, :kill],
@@ -111,6 +111,10 @@ defmodule PyPort.Server.Death do
     "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
       "(cancel_grace and kill_grace)"
   end
+
+  defp words(:import, options),
+    do:
+      "an import went on for more than #{options.import_grace} ms after its request was cancelled (import_grace)"
 
   defp words(:lost, options),
     do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"

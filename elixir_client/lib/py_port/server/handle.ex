@@ -113,6 +113,10 @@ defmodule PyPort.Server.Handle do
   def refuse(%__MODULE__{counter: counter}), do: refuse(counter)
   def refuse(counter), do: :atomics.put(counter, 2, 1)
 
+  @doc "Whether it lets no request in."
+  @spec refuses?(t()) :: boolean()
+  def refuses?(%__MODULE__{counter: counter}), do: :atomics.get(counter, 2) == 1
+
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()
   def requests(handle), do: :atomics.get(handle.counter, 1)

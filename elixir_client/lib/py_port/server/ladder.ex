@@ -8,11 +8,14 @@ defmodule PyPort.Server.Ladder do
   # asked where it is (rung 2, SIGUSR2), and at the latest after `kill_grace` its process is killed (rung 3).
   #
   # Nobody is killed for the sake of a request that waits behind another one: it has its answer at once.
+  #
+  # An import that is interrupted leaves modules behind that are broken for good, so Python lets it end first. Python says
+  # so in its pong; then the caller has its answer at once, and the import has `import_grace`.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Output, Telemetry, Wire}
+  alias PyPort.{Output, Registry, Telemetry, Wire}
   alias PyPort.Server.{Handle, Page, Property, Pulse, Stacks, Traffic, Vital}
 
   @type why :: :timeout | :caller_down | :stopped
@@ -26,6 +29,8 @@ defmodule PyPort.Server.Ladder do
           culprit: term(),
           # What had been heard of Python at the last look.
           heard: term(),
+          # The module that its code is importing, as far as is known.
+          importing: String.t() | nil,
           # Whether its caller has an answer already, or needs none.
           answered?: boolean()
         }
@@ -37,6 +42,10 @@ defmodule PyPort.Server.Ladder do
   @news_ms 50
   # Those that have an answer are looked at again now and then: they may begin yet.
   @again_ms 100
+  # How long Python has at the most to tell its stacks before the kill.
+  @answer_ms 500
+  # What a stack shows in the midst of an import.
+  @import_frame "<frozen importlib._bootstrap"
 
   @doc "The request is to end; its `cancel` is on its way."
   @spec cancel(state(), Wire.id(), why()) :: state()
@@ -52,10 +61,15 @@ defmodule PyPort.Server.Ladder do
         rung: 1,
         culprit: nil,
         heard: nil,
+        importing: nil,
         answered?: why == :caller_down
       }
 
       state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+
+      # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by the
+      # sweep, behind another cancel.
+      if why != :caller_down, do: Handle.command(state.handle, Wire.ping(id))
 
       case why do
         :caller_down -> silence(state, id)
@@ -90,10 +104,48 @@ defmodule PyPort.Server.Ladder do
     {kind, begun} = result(frame)
     tell_ended(state, id, entry, kind)
 
-    if kind == :cancelled and begun != false and state.options.after_cancel == :restart,
-      do: send(self(), :restart)
+    if kind == :cancelled and begun != false and state.options.after_cancel == :restart do
+      leave_service(state)
+      send(self(), :restart)
+    end
 
     state
+  end
+
+  # Before its caller has the answer, who may ask again at once.
+  defp leave_service(%{options: %{after_cancel: :restart}, handle: handle}) do
+    Registry.delete(self())
+    Handle.refuse(handle)
+  end
+
+  defp leave_service(_state), do: :ok
+
+  @doc "Python's answer to a ping: whether the request is open, and what it is importing."
+  @spec pong(state(), Wire.id(), map()) :: state()
+  def pong(state, id, said) do
+    case {entry(state, id), said[:importing]} do
+      {nil, _name} -> state
+      {%{importing: name}, name} -> state
+      {entry, nil} -> put(state, id, %{entry | importing: nil, blamed: now()})
+      {entry, name} when is_binary(name) -> importing(state, id, entry, name)
+      _unknown -> state
+    end
+  end
+
+  # It is told once, since the names of modules inside of each other may change.
+  defp importing(state, id, entry, name) do
+    if entry.importing == nil do
+      Logger.warning(
+        "PyPort #{state.who}: request #{number(id)} was cancelled (#{reason(entry.why)}) while it was importing #{name}. " <>
+          "The import goes on, for at most #{state.options.import_grace} ms (import_grace), since one that is cut short leaves " <>
+          "the module broken"
+      )
+
+      leave_service(state)
+    end
+
+    entry = %{entry | importing: name, rung: 1}
+    state |> answer(id, entry, true, {:importing, name}) |> put(id, %{entry | answered?: true})
   end
 
   @doc "Python knows nothing of a request whose caller has died, and there is no last word to come."
@@ -155,7 +207,8 @@ defmodule PyPort.Server.Ladder do
   defp left_over(_state, _page), do: nil
 
   # Whether main, which is at another request, lets anybody else run meanwhile: then this is answered by the next look.
-  defp sound_out(state, id, :elsewhere, %{running: running}) when running != nil do
+  # And whether one that runs is in the midst of an import.
+  defp sound_out(state, id, place, _page) when place in [:running, :elsewhere] do
     Handle.command(state.handle, Wire.ping(id))
     state
   end
@@ -205,7 +258,8 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2, culprit: culprit}, culprit, _begun), do: {:kill, :request, state}
+  defp climb(state, _id, %{rung: 2, culprit: culprit} = entry, culprit, _begun),
+    do: {:kill, if(entry.importing, do: :import, else: :request), state}
 
   # Something else is in the way by now.
   defp climb(state, id, %{rung: 2} = entry, culprit, begun),
@@ -215,10 +269,13 @@ defmodule PyPort.Server.Ladder do
     now = now()
     # One that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
-    left = blamed + options.cancel_grace - now
+    left = blamed + if(entry.importing, do: options.import_grace, else: options.cancel_grace) - now
 
     if left > 0 do
-      {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
+      {:ok,
+       state
+       |> put(id, %{entry | blamed: blamed})
+       |> wait(id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
       {state, entry} = forewarn(state, id, entry, begun)
       grace = options.kill_grace
@@ -277,7 +334,11 @@ defmodule PyPort.Server.Ladder do
   def dump(%{handle: handle} = state, reason) do
     server = self()
     mark = Stacks.mark(handle)
-    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take(handle)}) end)
+
+    # Half of what is left is for Python to answer; the other for faulthandler, and to be told. One whose interpreter is held
+    # gives no answer.
+    answer_ms = if reason == :request, do: div(min(state.options.kill_grace, @answer_ms), 2), else: 0
+    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(handle, answer_ms)}) end)
     %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
   end
 
@@ -301,11 +362,18 @@ defmodule PyPort.Server.Ladder do
       Map.merge(Vital.about(state), %{reason: reason, stack: stack})
     )
 
-    for {id, %{cancel: %{rung: 2}}} <- state.attached,
-        stack != nil,
-        do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
+    state = %{state | dump: if(stack == nil, do: state.dump), stack: stack}
 
-    %{state | dump: if(stack == nil, do: state.dump), stack: stack}
+    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, stack != nil, reduce: state do
+      state ->
+        # Loading a library holds the interpreter, so that no pong can say it.
+        if entry.importing == nil and stack =~ @import_frame do
+          importing(state, id, entry, "a module")
+        else
+          tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
+          state
+        end
+    end
   end
 
   def dumped(state, _pid, _result), do: state

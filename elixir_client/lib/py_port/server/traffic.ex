@@ -91,12 +91,16 @@ defmodule PyPort.Server.Traffic do
   # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
   # row in the table and the frame in its hands. All others were sent.
   defp pong(state, id, frame) do
-    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached,
-         {:ok, {:pong, _id, %{open: false}}} <- Wire.decode(frame) do
-      :ets.delete(state.handle.table, id)
-      state |> Ladder.never_sent(id, entry) |> abandon(id)
-    else
-      _open_or_not_asked_after -> state
+    case {state.attached, Wire.decode(frame)} do
+      {%{^id => %{cancel: %{why: :caller_down} = entry}}, {:ok, {:pong, _id, %{open: false}}}} ->
+        :ets.delete(state.handle.table, id)
+        state |> Ladder.never_sent(id, entry) |> abandon(id)
+
+      {_attached, {:ok, {:pong, _id, %{} = said}}} ->
+        Ladder.pong(state, id, said)
+
+      _unreadable ->
+        state
     end
   end
 

@@ -16,7 +16,7 @@ defmodule PyPort.Stream.Relay do
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
-          | {:timed_out, begun :: boolean() | nil, stack :: String.t() | nil}
+          | {:timed_out, begun :: boolean() | nil, where :: String.t() | {:importing, String.t()} | nil}
           | :not_sent
 
   @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
