@@ -81,6 +81,7 @@ def source_of(file: str) -> Source:
 
 
 def publish_all() -> None:
-    """Tell linecache, which must be imported, all that is known."""
-    for source in list(_sources.values()):
-        source.publish()
+    """Tell linecache all that is known, if it is imported."""
+    if "linecache" in sys.modules:
+        for source in list(_sources.values()):
+            source.publish()

@@ -40,6 +40,7 @@ class AsyncLane:
         counted: called when the number of `jobs` has changed.
         ended: called in the loop's thread with a job that has ended.
         ident: of the loop's thread, 0 before there is one.
+        init_task: the one that awaits init_code, while it does.
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
         resend_s: the time between two cancellations of a task that does not end.
@@ -59,6 +60,7 @@ class AsyncLane:
         "counted",
         "ended",
         "ident",
+        "init_task",
         "jobs",
         "loop",
         "resend_s",
@@ -72,6 +74,7 @@ class AsyncLane:
         self, channel: Channel, evaluator: Evaluator, output: Output, settings: Settings
     ) -> None:
         self.ident = 0
+        self.init_task: asyncio.Task[None] | None = None
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
         self._asyncio: Any = None
@@ -86,6 +89,13 @@ class AsyncLane:
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
 
     # --- from any thread --------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Have a loop; raises what importing asyncio raises."""
+        if not self.ident:
+            with self._making:
+                if not self.ident:
+                    self._make()
 
     def evaluate(self, job: Job) -> None:
         """Evaluate a request that is known to give something to await, in the loop's thread."""
@@ -138,16 +148,21 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def check_not_init(self) -> None:
+        """Raise in init_code, which would wait for an answer that comes after it only."""
+        if self.init_task is not None and self._asyncio.current_task() is self.init_task:
+            raise RuntimeError(
+                "init_code cannot wait for a call into the BEAM: answers are read once it has "
+                "ended. Make the call in a request, or in a task that init_code does not await"
+            )
+
     def after_fork(self) -> None:
         """Let a child that was forked in the loop's thread end where it would wait in the loop."""
         if get_ident() == self.ident:
             self.loop.call_soon(self._evaluator.leave_if_forked)
 
     def _begin(self, job: Job) -> None:
-        if not self.ident:
-            with self._making:
-                if not self.ident:
-                    self._make()
+        self.prepare()
         job.elsewhere = True
         self.jobs[job.id_term] = job
         self.counted()
@@ -262,7 +277,9 @@ class AsyncLane:
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
             error = Cancelled("cancelled").with_traceback(error.__traceback__)
-        return self._evaluator.failed(error, step, job.id_term, self._exports)
+        return self._evaluator.failed(
+            error, step, job.id_term, self._exports, cancelled=job.cancelled
+        )
 
     def _cancel(self, id_term: bytes) -> None:
         if id_term in self._tasks and id_term not in self._cancelling:

@@ -9,14 +9,12 @@ from port_server.etf import Atom, codec_name, encode, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.snippet import PLAIN, compile_snippet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
-    from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
 # What `init` may set, and how small it may be.
@@ -115,22 +113,6 @@ def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
             "max_depth", f"one that the codec takes ({error})", changed.max_depth
         ) from None
     return changed
-
-
-def init_snippet(code: Any) -> Snippet:
-    """Compile init_code, in either of its forms."""
-    if type(code) is str:
-        snippet = compile_snippet(code, "<init_code>")
-    elif type(code) is tuple and len(code) == 4 and code[0] == "code":
-        _tag, text, file, line = code
-        snippet = compile_snippet(text, file, line)
-    else:
-        raise wrong_option("init_code", "a binary or {code, Source, File, Line}", code)
-    if snippet.kind is not PLAIN:
-        raise wrong_option(
-            "init_code", "plain code, without top-level yield or await", snippet.kind
-        )
-    return snippet
 
 
 def take_templates(options: dict[Any, Any]) -> None:

@@ -183,6 +183,11 @@ class Router:
             # What waits there may be of the same session, and came first.
             self.queue.append(entry)
             return
+        try:
+            self._async.prepare()
+        except Exception:  # a file of the name asyncio.py: main meets it again, and answers
+            self.queue.append(entry)
+            return
         if job is None:
             job = open_job(frame, kind, id_term, at, 0.0)
         if self.turns.begin(job):

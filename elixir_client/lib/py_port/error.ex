@@ -94,13 +94,16 @@ defmodule PyPort.Error do
 
   @more_time "Give it more time with the option :timeout"
 
-  @impl true
-  # Code that does not compile has a report without a headline.
-  def message(%__MODULE__{kind: :python, traceback: "  " <> _ = traceback}),
-    do: "Python cannot read this:\n" <> String.trim_trailing(traceback)
+  # What Python raises for code that does not compile.
+  @unreadable ~w(SyntaxError IndentationError TabError)
 
-  def message(%__MODULE__{kind: :python, traceback: traceback}) when traceback not in [nil, ""],
-    do: String.trim_trailing(traceback)
+  @impl true
+  # The same types, raised by code that runs, come with a traceback of that code.
+  def message(%__MODULE__{kind: :python, type: type, traceback: traceback}) when traceback not in [nil, ""] do
+    report = String.trim_trailing(traceback)
+    ran? = type not in @unreadable or String.starts_with?(report, "Traceback ")
+    if ran?, do: fold(report), else: "Python cannot read this:\n" <> report
+  end
 
   def message(%__MODULE__{} = error) do
     where = error.stack || if(error.kind == :cancelled, do: error.traceback)
@@ -122,7 +125,63 @@ defmodule PyPort.Error do
     if Enum.any?(theirs, &frame?/1), do: here(theirs), else: here(lines)
   end
 
-  defp here(lines), do: "Python was here:\n" <> indent(lines)
+  defp here(lines),
+    do: "Python was here:\n" <> (lines |> Enum.join("\n") |> fold() |> String.split("\n") |> indent())
+
+  # Up to so many lines a report is shown as it is.
+  @shown_lines 40
+  @frame ~r/^([ |]*)File "([^"]*)", line \d+/
+  @library ~r/\/(site|dist)-packages\/|\/lib\/python3[.\d]*t?\/|^<frozen /
+
+  @doc false
+  # A long report with the frames inside of libraries left out, but for the first and the last of each run.
+  @spec fold(String.t()) :: String.t()
+  def fold(report) do
+    lines = String.split(report, "\n")
+
+    if length(lines) <= @shown_lines do
+      report
+    else
+      lines
+      |> Enum.chunk_while([], &by_frame/2, &{:cont, Enum.reverse(&1), []})
+      |> Enum.chunk_by(&library_frame/1)
+      |> Enum.flat_map(&shorten/1)
+      |> Enum.join("\n")
+    end
+  end
+
+  # A frame is its headline and the deeper lines behind it: its source, marks below that.
+  defp by_frame(line, lines) do
+    case Regex.run(@frame, List.last(lines) || "") do
+      [_, margin, _file] ->
+        if String.starts_with?(line, margin <> "  ") and not (line =~ @frame),
+          do: {:cont, [line | lines]},
+          else: {:cont, Enum.reverse(lines), [line]}
+
+      nil when lines == [] ->
+        {:cont, [line]}
+
+      nil ->
+        {:cont, Enum.reverse(lines), [line]}
+    end
+  end
+
+  defp library_frame([headline | _source]) do
+    with [_, margin, file] <- Regex.run(@frame, headline), true <- file =~ @library, do: margin
+  end
+
+  defp shorten([first, _, _, _, _ | _] = frames) do
+    case library_frame(first) do
+      margin when is_binary(margin) ->
+        count = "#{margin}[... #{length(frames) - 2} frames in libraries: see the field traceback ...]"
+        first ++ [count | List.last(frames)]
+
+      _other ->
+        Enum.concat(frames)
+    end
+  end
+
+  defp shorten(frames), do: Enum.concat(frames)
 
   defp frame?(line), do: line =~ ~r/^\s*File "/
 
@@ -179,6 +238,13 @@ defmodule PyPort.Error do
     }
   end
 
+  # What Python raises in a request that is to end; the code may make another exception of it.
+  @cancelled "port_server.Cancelled"
+
+  defp wire_message(%{kind: :cancelled, type: type, message: message})
+       when is_binary(type) and is_binary(message) and type not in ["", @cancelled],
+       do: "the request was told to end while it ran, and ended with #{type}: #{message}"
+
   # Python does not know why it was told to end a request; there are not many reasons.
   defp wire_message(%{kind: :cancelled, begun: false}),
     do: "the request was cancelled before it began: whoever it was made for has ended, or wants it no more"
@@ -226,14 +292,23 @@ defmodule PyPort.Error do
   @doc false
   # No answer in time: what Python says of the request that it was told to end.
   @spec timeout(timeout(), t()) :: t()
-  def timeout(timeout, %__MODULE__{begun: begun} = cancelled) do
+  def timeout(timeout, %__MODULE__{begun: begun, type: type} = cancelled) do
     stack = cancelled.traceback || cancelled.stack
-    message = if begun && stack, do: interrupted(timeout), else: timeout_message(timeout, begun, stack)
+
+    message =
+      cond do
+        type not in [nil, @cancelled] ->
+          "no answer within #{timeout} ms: #{cancelled.message}. #{@more_time}"
+
+        begun && stack ->
+          "no answer within #{timeout} ms: the request was ended where it was. #{@more_time}"
+
+        true ->
+          timeout_message(timeout, begun, stack)
+      end
+
     %{cancelled | kind: :timeout, stack: stack, message: message}
   end
-
-  defp interrupted(timeout),
-    do: "no answer within #{timeout} ms: the request was ended where it was. " <> @more_time
 
   defp timeout_message(timeout, begun, stack) do
     "no answer within #{timeout} ms: " <>

@@ -47,6 +47,8 @@ defmodule PyPort.Server do
     * `:shutdown_grace` - how long Python may take to finish what it is doing when its server is stopped,
       before it is killed, in ms. Default: 1_000.
     * `:max_frame_bytes` - the largest request or reply, in bytes. Default: 1 GiB.
+    * `:max_depth` - how deep a value may be nested on its way to Python and back, in levels, 2,000 at the most.
+      Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
@@ -81,7 +83,7 @@ defmodule PyPort.Server do
           | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
-          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
+          | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.

@@ -155,13 +155,13 @@ defmodule PyPort.Server.Birth do
   @spec ended(state(), exit_status :: non_neg_integer() | nil) :: state()
   def ended(state, status) do
     report = Death.report(state, status)
-    message = "Python did not start: " <> report.message <> hint(report.stderr)
+    message = "Python did not start: " <> report.message <> hint(report.stderr, state.options)
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
 
   # What a Python that cannot start says is seldom what a person should do about it.
-  defp hint(stderr) do
-    case Env.Advice.python(stderr) do
+  defp hint(stderr, options) do
+    case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
       nil -> ""
       advice -> ". " <> advice
     end
