@@ -47,7 +47,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 def main(reads: int, writes: int) -> None:
     """Serve on these fds, and say first which Python this is."""
-    with open(reads, "rb") as questions, open(writes, "wb") as answers:  # noqa: PTH123  fds
+    with open(reads, "rb") as questions, open(writes, "wb") as answers:
         hello = b"%d.%d.%d" % sys.version_info[:3]
         answers.write(len(hello).to_bytes(4, "big") + hello)
         answers.flush()

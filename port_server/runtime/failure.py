@@ -27,7 +27,7 @@ _PYTHON: Final = Atom("python")
 _DEBUGGER: Final = (
     "breakpoint() and pdb read from a terminal, and a server has none. print() and logging go to "
     "the caller and to Logger; PyPort.stacks/1 shows where code is; a debugger that listens on a "
-    "socket works, such as remote-pdb (env: [{\"PYTHONBREAKPOINT\", \"remote_pdb.set_trace\"}])"
+    'socket works, such as remote-pdb (env: [{"PYTHONBREAKPOINT", "remote_pdb.set_trace"}])'
 )
 _MODULE: Final[Any] = type.__dict__["__module__"]
 _QUALNAME: Final[Any] = type.__dict__["__qualname__"]

@@ -38,7 +38,6 @@ from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
 from .plain import PlainRequests
-from .replies import leave_child
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window

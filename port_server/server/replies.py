@@ -142,7 +142,6 @@ class Replies:
         if exports.ids:
             exports.undo()
         try:
-
             told = cancelled or id_term in self.cancelled
             if isinstance(error, MemoryError):
                 return self.memory.lend(

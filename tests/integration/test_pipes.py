@@ -73,7 +73,7 @@ def test_a_version_it_does_not_speak_is_refused():
         ((A("init"), 1, {A("max_depth"): b"9"}), "max_depth"),
         ((A("init"), 1, {A("max_depth"): 5_000}), "2000"),
         ((A("init"), 1, {A("init_code"): 7}), "init_code"),
-        ((A("init"), 1, {A("init_code"): b"await x"}), "init_code"),
+        ((A("init"), 1, {A("init_code"): b"yield 1"}), "init_code"),
         ((A("init"), 1, {A("templates"): 3}), "templates"),
     ],
 )

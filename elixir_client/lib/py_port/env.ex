@@ -272,12 +272,12 @@ defmodule PyPort.Env do
   end
 
   @doc false
-  # Whoever configures an environment means the default pool to run in it.
-  @spec put_default(keyword()) :: keyword()
+  # A server or a pool that names no Python runs in the configured environment `:default`, if there is one.
+  @spec put_default(options) :: options when options: keyword() | map()
   def put_default(options) do
     if options[:python] || options[:python_env] || not default?(),
       do: options,
-      else: Keyword.put(options, :python_env, :default)
+      else: put_in(options[:python_env], :default)
   end
 
   defp default? do

@@ -130,8 +130,6 @@ defmodule PyPort.Error do
 
   # Up to so many lines a report is shown as it is.
   @shown_lines 40
-  @frame ~r/^([ |]*)File "([^"]*)", line \d+/
-  @library ~r/\/(site|dist)-packages\/|\/lib\/python3[.\d]*t?\/|^<frozen /
 
   @doc false
   # A long report with the frames inside of libraries left out, but for the first and the last of each run.
@@ -152,22 +150,24 @@ defmodule PyPort.Error do
 
   # A frame is its headline and the deeper lines behind it: its source, marks below that.
   defp by_frame(line, lines) do
-    case Regex.run(@frame, List.last(lines) || "") do
-      [_, margin, _file] ->
-        if String.starts_with?(line, margin <> "  ") and not (line =~ @frame),
-          do: {:cont, [line | lines]},
-          else: {:cont, Enum.reverse(lines), [line]}
-
-      nil when lines == [] ->
-        {:cont, [line]}
-
-      nil ->
-        {:cont, Enum.reverse(lines), [line]}
+    with [headline | _] <- Enum.reverse(lines),
+         {margin, _file} <- file_of(headline),
+         true <- String.starts_with?(line, margin <> "  ") and file_of(line) == nil do
+      {:cont, [line | lines]}
+    else
+      [] -> {:cont, [line]}
+      _another -> {:cont, Enum.reverse(lines), [line]}
     end
   end
 
   defp library_frame([headline | _source]) do
-    with [_, margin, file] <- Regex.run(@frame, headline), true <- file =~ @library, do: margin
+    with {margin, file} <- file_of(headline),
+         true <- file =~ ~r/\/(site|dist)-packages\/|\/lib\/python3[.\d]*t?\/|^<frozen /,
+         do: margin
+  end
+
+  defp file_of(line) do
+    with [_, margin, file] <- Regex.run(~r/^([ |]*)File "([^"]*)", line \d+/, line), do: {margin, file}
   end
 
   defp shorten([first, _, _, _, _ | _] = frames) do

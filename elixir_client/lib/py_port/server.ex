@@ -18,8 +18,8 @@ defmodule PyPort.Server do
 
     * `:name` - the name to register, as with `GenServer`.
     * `:label` - what it is called in Logger. Default: its name, else its pid.
-    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
-      `PYPORT_PYTHON`, else `python3`.
+    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment `:default` of
+      `config :py_port, :uv_init` (see `PyPort.Env`), else the environment variable `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
@@ -65,7 +65,7 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
   alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
@@ -99,7 +99,8 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(GenServer, __MODULE__, Options.server!(options))
+    do:
+      PyPort.Application.start_link(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do

@@ -21,16 +21,19 @@ defmodule PyPort.Wire.Unknown do
 
   @doc "The first atom of a frame that is not known here; nil where there is none."
   @spec find(binary()) :: found() | nil
-  def find(<<131, 104, arity, 119, size, tag::binary-size(size), rest::binary>>) when arity > 2 do
-    with {:ok, value} <- Skip.terms(rest, 1),
-         {:found, kind, name, path} <- elements(value, arity - 2, 0, &[Enum.at(@names[tag] || [], &1, tag)]) do
-      {kind, name, path |> Enum.reverse() |> Enum.join()}
-    else
-      _none -> nil
-    end
+  def find(frame) do
+    with {:found, kind, name, path} <- message(frame),
+         do: {kind, name, path |> Enum.reverse() |> Enum.join()},
+         else: (_none -> nil)
   end
 
-  def find(_frame), do: nil
+  defp message(<<131, 104, arity, 119, size, tag::binary-size(size), rest::binary>>) when arity > 2 do
+    with {:ok, value} <- Skip.terms(rest, 1),
+         do: elements(value, arity - 2, 0, &[Enum.at(@names[tag] || [], &1, tag)])
+  end
+
+  defp message(<<131, rest::binary>>), do: term(rest, ["the term"])
+  defp message(_frame), do: :error
 
   # {:found, kind, name, path} or {:none, what stands behind}; :error where the bytes are no term.
   defp term(<<tag, size, name::binary-size(size), rest::binary>>, path) when tag in [119, 115],
