@@ -10,7 +10,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 _sources: Final[dict[str, Source]] = {}
 
@@ -78,6 +78,17 @@ class Source:
 def source_of(file: str) -> Source:
     """Give the source of that name; a new one is registered when a snippet is added."""
     return _sources.get(file) or Source(file)
+
+
+def prepare(linecache: Any) -> None:
+    """Tell linecache, which has just been imported, what is known.
+
+    From 3.13 on Python puts the text of `python -c` there, as the lines of `<string>`: the server's
+    first line would be shown as the source of what user code runs by exec().
+    """
+    linecache.cache.pop("<string>", None)
+    getattr(linecache, "_interactive_cache", {}).clear()
+    publish_all()
 
 
 def publish_all() -> None:

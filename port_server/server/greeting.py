@@ -141,8 +141,8 @@ def wants_logs(options: dict[Any, Any]) -> bool:
     return logging
 
 
-def info() -> dict[str, Any]:
-    """Give what hello tells of this server."""
+def info(port_fd: int) -> dict[str, Any]:
+    """Give what hello tells of this server, which reads its port on `port_fd`."""
     uname = os.uname()
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -150,6 +150,7 @@ def info() -> dict[str, Any]:
         "libc": _libc(),
         "machine": uname.machine,
         "os_pid": os.getpid(),
+        "port_fd": port_fd,
         "codec": codec_name,
         "server_version": VERSION,
         "features": [Atom(feature) for feature in FEATURES],

@@ -272,7 +272,7 @@ class Server:
         else:
             self.reports.take_logs(self._settings)
         # What init_code has sent and logged comes after it.
-        self.channel.begin(messages.hello(info()))
+        self.channel.begin(messages.hello(info(self.stdio.reads)))
         self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None

@@ -179,7 +179,7 @@ defmodule PyPort.Server do
   def handle_info(:beat, state) do
     case state |> next_beat() |> Vital.tick(state.due) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr()}
+        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Death.note_stderr()}
 
       # Where it was held is worth knowing; the kill follows when that is known.
       {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->

@@ -93,7 +93,7 @@ defmodule PyPort.Server.Birth do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> ready(state)
+          :ok -> ready(%{state | pulse: Pulse.hold_pipe(state.pulse, state.handle.os_pid, info)})
           {:error, error} -> failed(state, error)
         end
 
@@ -127,7 +127,7 @@ defmodule PyPort.Server.Birth do
 
     tell(state, :ready, %{duration: duration})
     state = %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
-    Vital.begin(%{state | since: System.monotonic_time()})
+    Death.note_stderr(Vital.begin(%{state | since: System.monotonic_time()}))
   end
 
   @doc "Python says that it leaves: the exit status follows, or it is the end of a try to start."

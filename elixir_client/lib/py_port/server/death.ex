@@ -77,7 +77,7 @@ defmodule PyPort.Server.Death do
   @spec report(state(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(state, status) do
     report = Error.death(status, last_words(state))
-    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr)}
+    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr, Handle.oldest(state.handle))}
   end
 
   @doc "Kills the group now, and says why."
@@ -118,9 +118,19 @@ defmodule PyPort.Server.Death do
   defp words(_held, options),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
+  @doc "Notes what stands in the stderr file now: it is no news of requests to come."
+  @spec note_stderr(state()) :: state()
+  def note_stderr(%{phase: :ready, handle: handle} = state),
+    do: %{state | stderr: StderrFile.note(state.stderr, Handle.requests(handle), Handle.oldest(handle))}
+
+  def note_stderr(state), do: state
+
+  @doc "The last lines of the stderr file from the time of the requests that are open."
   @spec last_words(state()) :: [String.t()]
   def last_words(%{stderr: nil}), do: []
-  def last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
+
+  def last_words(%{stderr: stderr, handle: handle}),
+    do: StderrFile.last_lines(stderr, @stderr_lines, Handle.oldest(handle))
 
   # --- closing --------------------------------------------------------------------------------
 
@@ -163,9 +173,10 @@ defmodule PyPort.Server.Death do
   @spec close(state()) :: state()
   def close(%{handle: nil} = state), do: state
 
-  # Kill first, then close: closing a port with data queued to a stopped child leaves the port open.
+  # Kill first, then close: closing a port with data queued leaves it open while somebody could still read them.
   def close(%{handle: handle, stderr: stderr} = state) do
     Reaper.kill(self())
+    Pulse.close(state.pulse)
     close_port(handle.port)
     # Whoever has a request open yet is told by the heir, which gets the table when this process has ended.
     Handle.refuse(handle)
@@ -173,7 +184,6 @@ defmodule PyPort.Server.Death do
     :ets.delete(handle.calls)
     Registry.delete(self())
     StderrFile.close(stderr)
-    Pulse.close(state.pulse)
     File.rm_rf(handle.dir)
     Process.unlink(state.mail)
     Process.exit(state.mail, :kill)
