@@ -15,8 +15,10 @@ from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled
 from port_server.runtime.objects import Exports
+from port_server.runtime.output import request_of
 
 from .control import start_thread
+from .jobs import code_of
 from .streams import SLICE_S
 
 TYPE_CHECKING = False
@@ -47,10 +49,12 @@ class AsyncLane:
     """
 
     __slots__ = (
+        "_asked",
         "_asyncio",
         "_cancelling",
         "_channel",
         "_credits",
+        "_evaluating",
         "_evaluator",
         "_exports",
         "_flushing",
@@ -77,10 +81,12 @@ class AsyncLane:
         self.init_task: asyncio.Task[None] | None = None
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
+        self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
         self._credits: dict[bytes, _Credit] = {}
+        self._evaluating: bytes | None = None
         self._evaluator = evaluator
         self._exports = Exports(evaluator.objects)
         self._flushing = False
@@ -113,8 +119,23 @@ class AsyncLane:
         if job is None:
             return False
         job.cancelled = True
+        self._asked = self._asked or monotonic()
         self.loop.call_soon_threadsafe(self._cancel, id_term)
         return True
+
+    def blocking(self) -> dict[str, Any] | None:
+        """Tell which request keeps the loop from running: a cancel waits there to be seen.
+
+        None if the loop runs, or if what it runs belongs to no request.
+        """
+        if not self._asked:
+            return None
+        task = self._asyncio.current_task(self.loop)
+        id_term = self._evaluating if task is None else request_of(task)
+        job = self.jobs.get(id_term) if id_term is not None else None
+        if job is None:
+            return None
+        return {"request": job.id_term[5:], "code": code_of(job)}
 
     def credit(self, id_term: bytes, count: int) -> bool:
         """Let a stream send more; tell whether it is under way here."""
@@ -203,6 +224,7 @@ class AsyncLane:
             return
         context = copy_context()
         context.run(self.enter, job.id_term)
+        self._evaluating = job.id_term
         parts = context.run(
             self._evaluator.evaluate,
             job.frame,
@@ -212,6 +234,7 @@ class AsyncLane:
             job,
             self._exports,
         )
+        self._evaluating = None
         if parts is not None:
             self._finish(job, parts)
 
@@ -282,6 +305,7 @@ class AsyncLane:
         )
 
     def _cancel(self, id_term: bytes) -> None:
+        self._asked = 0.0
         if id_term in self._tasks and id_term not in self._cancelling:
             self._cancelling.add(id_term)
             # Not at once: cancelled before its first step it would never begin, so never end.

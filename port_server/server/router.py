@@ -227,6 +227,9 @@ class Router:
         elif type(message) is Ping:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
+            blocking = self._async.blocking()
+            if blocking is not None:
+                status["blocking"] = blocking
             channel.hold([messages.pong(message.id_term, status)])
         elif type(message) is Ack:
             self._lane.acknowledge(message.id_term, message.count)

@@ -36,6 +36,14 @@ defmodule PyPort.Error do
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
   frame by frame, outermost first. `stderr` has the last lines that a Python that has ended wrote there, `exit_status` or
   `signal` how it ended.
+
+  `culprit` is there where a Python was killed, or a request could not be ended, because of another request: `request` is its
+  number, as in the metadata of log records, and `code` the begin of its code, where it kept the event loop from running. Without a
+  number the interpreter was held, and only `stack` tells by what.
+
+  A request that was told to end, because its time was up or nobody wants its answer any more, is of kind `:timeout` or
+  `:cancelled`, whatever its code makes of that. Where it made an exception of its own (`RuntimeError: Query interrupted`), `type`,
+  `traceback` and `frames` are those of that exception, and `message` has its text.
   """
 
   alias PyPort.Server.Page
@@ -59,6 +67,8 @@ defmodule PyPort.Error do
           source: String.t() | nil
         }
 
+  @type culprit :: %{request: pos_integer() | nil, code: String.t() | nil}
+
   @type t :: %__MODULE__{
           kind: kind(),
           type: String.t() | nil,
@@ -69,7 +79,8 @@ defmodule PyPort.Error do
           signal: String.t() | nil,
           stderr: [String.t()],
           begun: boolean() | nil,
-          stack: String.t() | nil
+          stack: String.t() | nil,
+          culprit: culprit() | nil
         }
 
   defexception [
@@ -81,6 +92,7 @@ defmodule PyPort.Error do
     :signal,
     :begun,
     :stack,
+    :culprit,
     frames: [],
     stderr: []
   ]
@@ -284,10 +296,30 @@ defmodule PyPort.Error do
 
   @doc false
   # No answer in time: what the server knows of it.
-  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
-  def timeout(timeout, begun, stack) do
-    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: timeout_message(timeout, begun, stack)}
+  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil, culprit() | nil) :: t()
+  def timeout(timeout, begun, stack, culprit \\ nil) do
+    message = if culprit, do: blocked(timeout, culprit), else: timeout_message(timeout, begun, stack)
+    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: message, culprit: culprit}
   end
+
+  defp blocked(timeout, %{request: nil}),
+    do:
+      "no answer within #{timeout} ms: the interpreter was held, so that the request could not be told to end"
+
+  defp blocked(timeout, culprit) do
+    "no answer within #{timeout} ms: #{blocks(culprit)}, so that this one could not go on, nor be told to end. " <>
+      unblock(culprit)
+  end
+
+  @doc false
+  @spec blocks(culprit()) :: String.t()
+  def blocks(%{request: number}), do: "request #{number} kept the event loop from running"
+
+  @doc false
+  @spec unblock(culprit()) :: String.t()
+  def unblock(%{code: code}),
+    do:
+      "Let what blocks run in a thread (asyncio.to_thread). Its code: #{inspect(code, printable_limit: :infinity)}"
 
   @doc false
   # No answer in time: what Python says of the request that it was told to end.
@@ -323,6 +355,14 @@ defmodule PyPort.Error do
   # What a caller makes of the reason for which its server ended; its request's own `id` tells whether it had begun.
   @spec of_exit(term(), PyPort.Wire.id() | nil) :: t()
   def of_exit(reason, id \\ nil)
+
+  # The request that kept all others waiting.
+  def of_exit(
+        {:shutdown, {:python_ended, %__MODULE__{culprit: %{request: number}} = error, _page}},
+        <<number::64>>
+      ) do
+    %{error | begun: true, message: String.replace(error.message, "request #{number} ", "this request ")}
+  end
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
     do: %{error | begun: Page.begun(page, id)}

@@ -123,8 +123,8 @@ defmodule PyPort.Stream do
   # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
     case Relay.give_up(stream.relay) do
-      {:timed_out, begun, stack} ->
-        no_item(Error.timeout(timeout, begun, stack), timeout)
+      {:timed_out, begun, stack, culprit} ->
+        no_item(Error.timeout(timeout, begun, stack, culprit), timeout)
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)

@@ -333,7 +333,7 @@ defmodule PyPort.Wire do
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
-      [:os_pid, :uptime_ms, :requests, :open] ++
+      [:os_pid, :uptime_ms, :requests, :open, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
       [:infinity, :neg_infinity, :nan]

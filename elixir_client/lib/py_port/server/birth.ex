@@ -43,6 +43,8 @@ defmodule PyPort.Server.Birth do
       dump: nil,
       stack: nil,
       doom: nil,
+      # Which request keeps those from ending that were cancelled: see Ladder.heard/2.
+      culprit: nil,
       # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
       # Ladder.entry() | nil}
       attached: %{},

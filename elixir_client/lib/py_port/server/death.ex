@@ -101,21 +101,36 @@ defmodule PyPort.Server.Death do
      %Error{
        kind: :killed,
        signal: "SIGKILL",
-       message: "the Python process was killed: " <> words(why, state.options),
+       message: "the Python process was killed: " <> words(why, state),
+       culprit: if(why == :request, do: state.culprit),
        stack: state.stack,
        stderr: last_words(state)
      }}
   end
 
-  defp words(:request, options) do
-    "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
-      "(cancel_grace and kill_grace)"
+  defp words(:request, %{culprit: culprit, options: options}) do
+    grace = "#{options.cancel_grace + options.kill_grace} ms (cancel_grace and kill_grace)"
+
+    case culprit do
+      %{request: nil} ->
+        "its interpreter was held, so that a request which was to end could not be told so within #{grace}"
+
+      %{code: code} when code != nil ->
+        Error.blocks(culprit) <>
+          ", so that others could not be ended within #{grace}. " <> Error.unblock(culprit)
+
+      %{request: number} ->
+        "request #{number} went on for more than #{grace} after it was cancelled"
+
+      nil ->
+        "a request went on for more than #{grace} after it was cancelled"
+    end
   end
 
-  defp words(:lost, options),
+  defp words(:lost, %{options: options}),
     do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"
 
-  defp words(_held, options),
+  defp words(_held, %{options: options}),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
   @doc "Notes what stands in the stderr file now: it is no news of requests to come."

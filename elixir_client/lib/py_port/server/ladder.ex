@@ -55,7 +55,8 @@ defmodule PyPort.Server.Ladder do
         answered?: why == :caller_down
       }
 
-      state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+      state =
+        %{state | culprit: nil} |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
 
       case why do
         :caller_down -> silence(state, id)
@@ -154,13 +155,24 @@ defmodule PyPort.Server.Ladder do
 
   defp left_over(_state, _page), do: nil
 
-  # Whether main, which is at another request, lets anybody else run meanwhile: then this is answered by the next look.
-  defp sound_out(state, id, :elsewhere, %{running: running}) when running != nil do
+  # Whether main, which may be at another request, lets anybody else run meanwhile: then this is answered by the next
+  # look, with the request that keeps the event loop from running, if one does.
+  defp sound_out(state, id, :elsewhere, _page) do
     Handle.command(state.handle, Wire.ping(id))
-    state
+    %{state | culprit: state.culprit || :unheard}
   end
 
   defp sound_out(state, _id, _place, _page), do: state
+
+  @doc """
+  Python's word on which request keeps the event loop from running; nil where none does. Until there is one, the
+  culprit is `:unheard`, as it is where the interpreter is held.
+  """
+  @spec heard(state(), map() | nil) :: state()
+  def heard(state, %{request: <<number::64>>, code: code}) when is_binary(code),
+    do: %{state | culprit: %{request: number, code: code}}
+
+  def heard(state, _none), do: %{state | culprit: :none}
 
   # Whose fault it is that no answer comes.
   defp blame(:running, _page, _left_over, _well?, _heard?), do: :it
@@ -205,7 +217,8 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2, culprit: culprit}, culprit, _begun), do: {:kill, :request, state}
+  defp climb(state, id, %{rung: 2, culprit: culprit}, culprit, _begun),
+    do: {:kill, :request, %{state | culprit: culprit(state.culprit, culprit, id)}}
 
   # Something else is in the way by now.
   defp climb(state, id, %{rung: 2} = entry, culprit, begun),
@@ -241,9 +254,16 @@ defmodule PyPort.Server.Ladder do
     do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
 
   defp forewarn(state, id, entry, begun) do
-    tell_caller(state, id, {:so_far, begun, nil})
+    tell_caller(state, id, {:so_far, begun, nil, nil})
     {state, entry}
   end
+
+  # What is said of it in the errors of all.
+  defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
+  defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
+  defp culprit(_none, place, id) when place in [:running, :elsewhere], do: %{request: number(id), code: nil}
+  defp culprit(_any, left_over, _id) when is_binary(left_over), do: %{request: number(left_over), code: nil}
+  defp culprit(_any, _waiting, _id), do: nil
 
   @doc "Before its Python is killed: those who are to blame are told so, with where they were."
   @spec fell(state()) :: state()
@@ -252,7 +272,7 @@ defmodule PyPort.Server.Ladder do
     state = last_stack(state)
 
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, reduce: state do
-      state -> answer(state, id, entry, begun(page, id), state.stack)
+      state -> answer(state, id, entry, begun(page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
@@ -301,9 +321,10 @@ defmodule PyPort.Server.Ladder do
       Map.merge(Vital.about(state), %{reason: reason, stack: stack})
     )
 
-    for {id, %{cancel: %{rung: 2}}} <- state.attached,
-        stack != nil,
-        do: tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
+    for {id, %{cancel: %{rung: 2, culprit: place}}} <- state.attached, stack != nil do
+      culprit = state.culprit |> culprit(place, id) |> others(number(id))
+      tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack, culprit})
+    end
 
     %{state | dump: if(stack == nil, do: state.dump), stack: stack}
   end
@@ -312,12 +333,16 @@ defmodule PyPort.Server.Ladder do
 
   # --- small things ---------------------------------------------------------------------------
 
-  defp answer(state, _id, %{answered?: true}, _begun, _stack), do: state
+  defp answer(state, id, entry, begun, stack, culprit \\ nil)
+  defp answer(state, _id, %{answered?: true}, _begun, _stack, _culprit), do: state
 
-  defp answer(state, id, entry, begun, stack) do
-    tell_caller(state, id, {:timed_out, begun, stack})
+  defp answer(state, id, entry, begun, stack, culprit) do
+    tell_caller(state, id, {:timed_out, begun, stack, culprit})
     state |> put(id, %{entry | answered?: true}) |> silence(id)
   end
+
+  defp others(%{request: request} = culprit, number) when request != number, do: culprit
+  defp others(_own_or_none, _number), do: nil
 
   defp tell_caller(state, id, news) do
     with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.handle.table, id),

@@ -88,11 +88,17 @@ defmodule PyPort.Server.Traffic do
     state
   end
 
+  defp pong(state, id, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:pong, _id, %{} = said}} -> state |> Ladder.heard(said[:blocking]) |> pong_of(id, said)
+      _unreadable -> state
+    end
+  end
+
   # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
   # row in the table and the frame in its hands. All others were sent.
-  defp pong(state, id, frame) do
-    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached,
-         {:ok, {:pong, _id, %{open: false}}} <- Wire.decode(frame) do
+  defp pong_of(state, id, said) do
+    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached, %{open: false} <- said do
       :ets.delete(state.handle.table, id)
       state |> Ladder.never_sent(id, entry) |> abandon(id)
     else
