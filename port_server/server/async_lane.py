@@ -110,7 +110,12 @@ class AsyncLane:
 
     def drive(self, job: Job, value: Any) -> None:
         """Await `value`, or iterate it if the job is a stream, and reply."""
-        self._begin(job)
+        try:
+            self._begin(job)
+        except BaseException:
+            if hasattr(value, "close"):
+                value.close()  # or Python would warn that it was never awaited
+            raise
         self.loop.call_soon_threadsafe(self._start, job, value)
 
     def cancel(self, id_term: bytes) -> bool:

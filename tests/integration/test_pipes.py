@@ -95,6 +95,13 @@ def test_init_code_that_raises_is_a_goodbye_with_its_traceback():
     assert status == 1
 
 
+def test_the_first_line_of_the_server_is_no_source_of_user_code(server):
+    """The server was started by `python -c`, whose text is called `<string>`, as that of exec()."""
+    traceback = server.error("exec('1/0')")["traceback"]
+    assert 'File "<string>", line 1' in traceback
+    assert "serve" not in traceback
+
+
 def test_init_code_is_run_once_and_seen_by_every_request(start):
     """Its names are there, its functions see each other."""
     server = start(init=(A("init"), 1, {A("init_code"): b"import math\nn = 0\ndef f(): return n"}))

@@ -124,7 +124,7 @@ defmodule PyPort.Stream do
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
     case Relay.give_up(stream.relay) do
       {:timed_out, begun, stack, culprit} ->
-        no_item(Error.timeout(timeout, begun, stack, culprit), timeout)
+        no_item(Error.timeout(timeout, begun, stack, culprit))
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
@@ -134,17 +134,13 @@ defmodule PyPort.Stream do
 
       {:frame, frame} ->
         case Request.outcome(frame) do
-          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item(timeout)
+          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item()
           {:error, error} -> error
-          _ended -> no_item(Error.timeout(timeout, true, nil), timeout)
+          _ended -> no_item(Error.timeout(timeout, true, nil))
         end
     end
   end
 
-  defp no_item(error, timeout) do
-    message =
-      "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
-
-    %{error | message: message}
-  end
+  # Its timeout is for each of its items.
+  defp no_item(error), do: %{error | message: String.replace_prefix(error.message, "no answer", "no item")}
 end
