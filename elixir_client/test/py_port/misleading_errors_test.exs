@@ -2,7 +2,7 @@ defmodule PyPort.MisleadingErrorsTest do
   # Errors that look like others, and errors of which Python's own text does not say what to do.
   use ExUnit.Case, async: true
 
-  import ExUnit.CaptureLog
+  import PyPort.Test.LogTo
   import PyPort.Test.Servers, only: [start_server: 1]
 
   alias PyPort.Error
@@ -192,15 +192,11 @@ defmodule PyPort.MisleadingErrorsTest do
       assert {:error, %Error{type: "port_server.runtime.beam.ElixirError"} = error} = asked
       assert error.message =~ "arguments[0][0] is the atom"
 
-      log =
-        capture_log(fn ->
-          code = "send(p, {'a': Atom(n)})\nlogging.warning('x', extra={'y': Atom(n)})"
-          assert {:ok, nil} = PyPort.eval(atom <> code, %{n: name, p: self()}, server: server)
-          assert PyPort.Test.Servers.mail_read?(server)
-        end)
-
-      assert log =~ ~s(message["a"] is the atom)
-      assert log =~ ~s(metadata["y"] is the atom)
+      attach(self())
+      code = "send(p, {'a': Atom(n)})\nlogging.warning('x', extra={'y': Atom(n)})"
+      assert {:ok, nil} = PyPort.eval(atom <> code, %{n: name, p: self()}, server: server)
+      assert logged?(~s(message["a"] is the atom "#{name}"))
+      assert logged?(~s(metadata["y"] is the atom "#{name}"))
     end
   end
 
@@ -273,36 +269,23 @@ defmodule PyPort.MisleadingErrorsTest do
       own = ~r/File "<eval [^\n]*/
       assert Regex.scan(own, message) == Regex.scan(own, error.traceback)
 
-      log = capture_log(fn -> crash(error) end)
-      assert log =~ "frames in libraries"
-      assert log =~ "ValueError: at the bottom"
+      # As the report of a process that crashed of it.
+      assert Exception.format(:error, error, []) =~ "frames in libraries"
     end
 
     test "of Python's logging, too", %{server: server} do
       code =
         @deep_in_copy <> "import logging\ntry: copied()\nexcept ValueError: logging.exception('it failed')"
 
-      log =
-        capture_log(fn ->
-          assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
-          assert PyPort.Test.Servers.mail_read?(server)
-        end)
-
-      assert log =~ "it failed"
-      assert log =~ "frames in libraries"
-      assert log =~ "ValueError: at the bottom"
+      attach(self())
+      assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
+      assert logged?(~r/^it failed\n.* frames in libraries.*ValueError: at the bottom$/s)
     end
 
     test "of code of one's own alone are not", %{server: server} do
       error = error("def f(n):\n    if n: g(n)\n    else: 1 / 0\ndef g(n): f(n - 1)\nf(30)", server)
       assert length(String.split(error.traceback, "\n")) > 60
       assert Exception.message(error) == String.trim_trailing(error.traceback)
-    end
-
-    defp crash(error) do
-      {:ok, pid} = Task.start(fn -> raise error end)
-      monitor = Process.monitor(pid)
-      assert_receive {:DOWN, ^monitor, :process, _pid, _reason}
     end
   end
 end

@@ -3,7 +3,7 @@ defmodule PyPort.StartTest do
   # standard library, init_code that awaits.
   use ExUnit.Case, async: true
 
-  import ExUnit.CaptureLog
+  import PyPort.Test.LogTo
   import PyPort.Test.Processes, only: [eventually: 1]
 
   alias PyPort.{Error, Server}
@@ -64,14 +64,11 @@ defmodule PyPort.StartTest do
     end
 
     test "what is printed there goes to Logger", %{tmp_dir: dir} do
-      log =
-        capture_log(fn ->
-          server = start([label: "Talks"] ++ python_path(dir, "sitecustomize.py", "print('hello from site')"))
-          {:ok, 1} = PyPort.eval("1", %{}, server: server)
-          GenServer.stop(server)
-        end)
-
-      assert log =~ "PyPort Talks stderr: hello from site"
+      attach(self())
+      server = start([label: "Talks"] ++ python_path(dir, "sitecustomize.py", "print('hello from site')"))
+      {:ok, 1} = PyPort.eval("1", %{}, server: server)
+      GenServer.stop(server)
+      assert logged?("PyPort Talks stderr: hello from site")
     end
 
     test "a program that does not pass the port on is told so, with what to do", %{tmp_dir: dir} do
