@@ -23,7 +23,9 @@ defmodule PyPort.Server do
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
-    * `:init_code` - Python source run once at start; the names it defines are seen by every request.
+    * `:init_code` - Python source run once at start; the names it defines are seen by every request. It runs in the main
+      thread. Where it has a top-level `await` it runs on the event loop of later requests, in the thread of that loop, and
+      tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
