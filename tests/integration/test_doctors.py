@@ -34,7 +34,7 @@ def test_that_of_the_command_line(tmp_path):
 
 
 def test_that_of_the_command_line_which_cannot_even_start(tmp_path):
-    """argparse needs enum."""
+    """Argparse needs enum."""
     (tmp_path / "enum.py").write_text("")
     done = subprocess.run(
         [sys.executable, "-S", "-P", "-m", "port_server", "doctor"],

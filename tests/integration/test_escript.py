@@ -15,9 +15,10 @@ FILES = {
 defmodule Tool.MixProject do
   use Mix.Project
   def project do
-    [app: :tool, version: "0.1.0", escript: [main_module: Tool], deps: [{{:py_port, path: "{CLIENT}"}}]]
+    [app: :tool, version: "0.1.0", escript: [main_module: Tool], deps: deps()]
   end
   def application, do: [extra_applications: [:logger]]
+  defp deps, do: [{{:py_port, path: "{CLIENT}"}}]
 end
 """,
     "lib/tool.ex": """
