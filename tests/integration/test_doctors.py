@@ -1,4 +1,4 @@
-"""What both doctors say of a file that hides a module of the standard library."""
+"""Both doctors name a file that hides a module of the standard library."""
 
 import os
 import shutil

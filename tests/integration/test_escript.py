@@ -88,7 +88,7 @@ def test_on_another_one_it_says_what_is_missing(tool, tmp_path):
 
 
 def test_it_builds_no_environment_and_says_so(tool):
-    """Whatever its configuration asks for."""
+    """Also where its configuration asks for one."""
     said = run(tool, "environment", sys.executable)
     assert "! an escript carries no files, so no Python environment can be built in it" in said
     assert "with the option python:" in said

@@ -41,7 +41,7 @@ defmodule PyPort.Error do
   number, as in the metadata of log records, and `code` the begin of its code, where it kept the event loop from running. Without a
   number the interpreter was held, and only `stack` tells by what.
 
-  A request that was told to end, because its time was up or nobody wants its answer any more, is of kind `:timeout` or
+  A request that was told to end, because its time was up or its answer is not wanted any more, is of kind `:timeout` or
   `:cancelled`, whatever its code makes of that. Where it made an exception of its own (`RuntimeError: Query interrupted`), `type`,
   `traceback` and `frames` are those of that exception, and `message` has its text.
   """
@@ -106,7 +106,7 @@ defmodule PyPort.Error do
 
   @more_time "Give it more time with the option :timeout"
 
-  # What Python raises for code that does not compile.
+  # The exceptions that Python raises for code which does not compile.
   @unreadable ~w(SyntaxError IndentationError TabError)
 
   @impl true
@@ -250,7 +250,7 @@ defmodule PyPort.Error do
     }
   end
 
-  # What Python raises in a request that is to end; the code may make another exception of it.
+  # Python raises it in a request that is to end; the code may make another exception of it.
   @cancelled "port_server.Cancelled"
 
   defp wire_message(%{kind: :cancelled, type: type, message: message})
@@ -305,6 +305,10 @@ defmodule PyPort.Error do
   defp blocked(timeout, %{request: nil}),
     do:
       "no answer within #{timeout} ms: the interpreter was held, so that the request could not be told to end"
+
+  defp blocked(timeout, %{request: number, code: nil}),
+    do:
+      "no answer within #{timeout} ms: Python was killed, since request #{number} did not end when it was told to"
 
   defp blocked(timeout, culprit) do
     "no answer within #{timeout} ms: #{blocks(culprit)}, so that this one could not go on, nor be told to end. " <>

@@ -186,7 +186,7 @@ defmodule PyPort.Options do
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
-  # What the codec goes to: it recurses in C.
+  # The codec recurses in C, and goes no deeper.
   defp valid?(:max_depth, value), do: is_integer(value) and value in 1..2_000
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648

@@ -14,7 +14,7 @@ defmodule PyPort.StderrFile do
           device: :file.fd(),
           # How far it was read.
           offset: non_neg_integer(),
-          # What was written before is older than every open request.
+          # Everything before this is older than every open request.
           quoted_from: non_neg_integer(),
           # {number of the last request, size of the file} at a moment when older requests were open.
           mark: {non_neg_integer(), non_neg_integer()}

@@ -113,7 +113,7 @@ defmodule PyPort.MisleadingErrorsTest do
       assert error.message =~ "Query interrupted"
     end
 
-    test "one that nobody told to end has its own error, in time", %{server: server} do
+    test "one that was not told to end has its own error", %{server: server} do
       assert %Error{kind: :python, type: "RuntimeError"} =
                error("raise RuntimeError('Query interrupted')", server)
     end

@@ -1,5 +1,5 @@
 defmodule PyPort.StartTest do
-  # What may happen before a Python says hello: code that prints and reads, programs in between, files that hide the
+  # The time before a Python says hello: code that prints and reads, programs in between, files that hide the
   # standard library, init_code that awaits.
   use ExUnit.Case, async: true
 
@@ -123,7 +123,7 @@ defmodule PyPort.StartTest do
       end
     end
 
-    # What the start of Python itself, or of the server, needs.
+    # Python itself, or the server, needs these to start.
     for name <- ~w(types enum select) do
       test "#{name}.py is named where it keeps Python from starting", %{tmp_dir: dir} do
         file = Path.join(dir, unquote(name) <> ".py")

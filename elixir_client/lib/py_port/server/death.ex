@@ -188,7 +188,7 @@ defmodule PyPort.Server.Death do
   @spec close(state()) :: state()
   def close(%{handle: nil} = state), do: state
 
-  # Kill first, then close: closing a port with data queued leaves it open while somebody could still read them.
+  # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
   def close(%{handle: handle, stderr: stderr} = state) do
     Reaper.kill(self())
     Pulse.close(state.pulse)

@@ -258,7 +258,7 @@ defmodule PyPort.Server.Ladder do
     {state, entry}
   end
 
-  # What is said of it in the errors of all.
+  # The culprit as the errors of all requests name it; nil where there is none.
   defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
   defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
   defp culprit(_none, place, id) when place in [:running, :elsewhere], do: %{request: number(id), code: nil}

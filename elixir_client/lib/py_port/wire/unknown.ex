@@ -7,7 +7,7 @@ defmodule PyPort.Wire.Unknown do
 
   @type found :: {:atom | :struct, name :: String.t(), path :: String.t()}
 
-  # What the elements of a message from the third on are called.
+  # The names of the elements of a message, from the third on.
   @names %{
     "ok" => ["result"],
     "yield" => ["item"],

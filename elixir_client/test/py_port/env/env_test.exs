@@ -84,7 +84,7 @@ defmodule PyPort.EnvTest do
     for one <- [pool, server],
         do: assert({:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: one))
 
-    # What is named is meant.
+    # A Python that is named is used.
     python = System.get_env("PYPORT_PYTHON") || "python3"
     {:ok, other} = PyPort.Server.start_link(python: python)
     assert {:error, %Error{type: "ModuleNotFoundError"}} = PyPort.eval("import thing", %{}, server: other)
