@@ -233,7 +233,7 @@ defmodule PyPort.Server.Ladder do
     if left > 0 do
       {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
     else
-      {state, entry} = forewarn(state, id, entry, begun)
+      {state, entry} = forewarn(state, id, entry, begun, culprit)
       grace = options.kill_grace
       state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
@@ -250,11 +250,11 @@ defmodule PyPort.Server.Ladder do
 
   # One that was never begun has nothing to wait for. To any other what is known so far is told, in case that its time is
   # up before the end is here, on a crowded machine.
-  defp forewarn(state, id, entry, false),
+  defp forewarn(state, id, entry, false, _culprit),
     do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
 
-  defp forewarn(state, id, entry, begun) do
-    tell_caller(state, id, {:so_far, begun, nil, nil})
+  defp forewarn(state, id, entry, begun, culprit) do
+    tell_caller(state, id, {:so_far, begun, nil, state.culprit |> culprit(culprit, id) |> others(number(id))})
     {state, entry}
   end
 
