@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
-from _contextvars import ContextVar  # contextvars itself is one more file
+from _contextvars import Context, ContextVar  # contextvars itself is one more file
 from _thread import allocate_lock, get_ident
+from gc import get_referents
 from time import monotonic, sleep
 
 TYPE_CHECKING = False
@@ -47,6 +48,16 @@ _LONGEST_HAND_ON_S: Final = 1.0
 _LOOK_S: Final = 0.1
 
 current: ContextVar[Printed | None] = ContextVar("port_server_request", default=None)
+
+
+def request_of(task: Any) -> bytes | None:
+    """Give the request that an asyncio task belongs to, as its id's term; for any thread."""
+    if hasattr(task, "get_context"):
+        context = task.get_context()
+    else:  # before Python 3.12
+        context = next((one for one in get_referents(task) if type(one) is Context), None)
+    printed = None if context is None else context.get(current)
+    return None if printed is None else printed.id_term
 
 
 class Printed:

@@ -15,8 +15,10 @@ from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled
 from port_server.runtime.objects import Exports
+from port_server.runtime.output import request_of
 
 from .control import start_thread
+from .jobs import code_of
 from .streams import SLICE_S
 
 TYPE_CHECKING = False
@@ -40,16 +42,19 @@ class AsyncLane:
         counted: called when the number of `jobs` has changed.
         ended: called in the loop's thread with a job that has ended.
         ident: of the loop's thread, 0 before there is one.
+        init_task: the one that awaits init_code, while it does.
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
         resend_s: the time between two cancellations of a task that does not end.
     """
 
     __slots__ = (
+        "_asked",
         "_asyncio",
         "_cancelling",
         "_channel",
         "_credits",
+        "_evaluating",
         "_evaluator",
         "_exports",
         "_flushing",
@@ -59,6 +64,7 @@ class AsyncLane:
         "counted",
         "ended",
         "ident",
+        "init_task",
         "jobs",
         "loop",
         "resend_s",
@@ -72,12 +78,15 @@ class AsyncLane:
         self, channel: Channel, evaluator: Evaluator, output: Output, settings: Settings
     ) -> None:
         self.ident = 0
+        self.init_task: asyncio.Task[None] | None = None
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
+        self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
         self._credits: dict[bytes, _Credit] = {}
+        self._evaluating: bytes | None = None
         self._evaluator = evaluator
         self._exports = Exports(evaluator.objects)
         self._flushing = False
@@ -87,6 +96,13 @@ class AsyncLane:
 
     # --- from any thread --------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Have a loop; raises what importing asyncio raises."""
+        if not self.ident:
+            with self._making:
+                if not self.ident:
+                    self._make()
+
     def evaluate(self, job: Job) -> None:
         """Evaluate a request that is known to give something to await, in the loop's thread."""
         self._begin(job)
@@ -94,7 +110,12 @@ class AsyncLane:
 
     def drive(self, job: Job, value: Any) -> None:
         """Await `value`, or iterate it if the job is a stream, and reply."""
-        self._begin(job)
+        try:
+            self._begin(job)
+        except BaseException:
+            if hasattr(value, "close"):
+                value.close()  # or Python would warn that it was never awaited
+            raise
         self.loop.call_soon_threadsafe(self._start, job, value)
 
     def cancel(self, id_term: bytes) -> bool:
@@ -103,8 +124,23 @@ class AsyncLane:
         if job is None:
             return False
         job.cancelled = True
+        self._asked = self._asked or monotonic()
         self.loop.call_soon_threadsafe(self._cancel, id_term)
         return True
+
+    def blocking(self) -> dict[str, Any] | None:
+        """Tell which request keeps the loop from running: a cancel waits there to be seen.
+
+        None if the loop runs, or if what it runs belongs to no request.
+        """
+        if not self._asked:
+            return None
+        task = self._asyncio.current_task(self.loop)
+        id_term = self._evaluating if task is None else request_of(task)
+        job = self.jobs.get(id_term) if id_term is not None else None
+        if job is None:
+            return None
+        return {"request": job.id_term[5:], "code": code_of(job)}
 
     def credit(self, id_term: bytes, count: int) -> bool:
         """Let a stream send more; tell whether it is under way here."""
@@ -138,16 +174,21 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def check_not_init(self) -> None:
+        """Raise in init_code, which would wait for an answer that comes after it only."""
+        if self.init_task is not None and self._asyncio.current_task() is self.init_task:
+            raise RuntimeError(
+                "init_code cannot wait for a call into the BEAM: answers are read once it has "
+                "ended. Make the call in a request, or in a task that init_code does not await"
+            )
+
     def after_fork(self) -> None:
         """Let a child that was forked in the loop's thread end where it would wait in the loop."""
         if get_ident() == self.ident:
             self.loop.call_soon(self._evaluator.leave_if_forked)
 
     def _begin(self, job: Job) -> None:
-        if not self.ident:
-            with self._making:
-                if not self.ident:
-                    self._make()
+        self.prepare()
         job.elsewhere = True
         self.jobs[job.id_term] = job
         self.counted()
@@ -188,6 +229,7 @@ class AsyncLane:
             return
         context = copy_context()
         context.run(self.enter, job.id_term)
+        self._evaluating = job.id_term
         parts = context.run(
             self._evaluator.evaluate,
             job.frame,
@@ -197,6 +239,7 @@ class AsyncLane:
             job,
             self._exports,
         )
+        self._evaluating = None
         if parts is not None:
             self._finish(job, parts)
 
@@ -262,9 +305,12 @@ class AsyncLane:
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
             error = Cancelled("cancelled").with_traceback(error.__traceback__)
-        return self._evaluator.failed(error, step, job.id_term, self._exports)
+        return self._evaluator.failed(
+            error, step, job.id_term, self._exports, cancelled=job.cancelled
+        )
 
     def _cancel(self, id_term: bytes) -> None:
+        self._asked = 0.0
         if id_term in self._tasks and id_term not in self._cancelling:
             self._cancelling.add(id_term)
             # Not at once: cancelled before its first step it would never begin, so never end.

@@ -137,6 +137,7 @@ class Calls:
         if ident == self._control.ident:
             raise RuntimeError("this is no place to call into the BEAM from")
         if ident == self._async.ident:
+            self._async.check_not_init()
             return self._await(id_term or _NOBODY, function, args)
         return self._in_thread(id_term or _NOBODY, function, args)
 

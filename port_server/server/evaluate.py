@@ -200,7 +200,8 @@ class Evaluator(Replies):
         except BaseException as error:
             # Else somebody goes on with it: a signal has come just behind that.
             if job is None or not job.elsewhere:
-                parts = self.failed(error, step, id_term, exports)
+                told = job is not None and job.cancelled
+                parts = self.failed(error, step, id_term, exports, cancelled=told)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.

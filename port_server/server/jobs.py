@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from port_server.etf import read_term
-from port_server.protocol.messages import ProtocolError
+from port_server.protocol.messages import ID_TERM_AT, ProtocolError
+from port_server.runtime.failure import cut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
     from port_server.protocol.framing import Frame
 
+# Of the code of a request, where others are told of it.
+_CODE_CHARS: Final = 200
 EMPTY_MAP: Final = b"t\0\0\0\0"
 # Options that make a request more than plain.
 SPECIAL_OPTIONS: Final = ("session", "parent", "return", "stream", "credit")
@@ -96,6 +99,20 @@ class Job:
                 f"the deadline passed before the request began: it had {self.deadline_ms} ms left "
                 f"and waited {waited_ms:.0f} ms in the queue"
             )
+
+
+def code_of(job: Job) -> str:
+    """Show what a request was asked to run; for any thread, runs no user code."""
+    try:
+        # Its `at` may have gone on.
+        at = read_term(job.frame, ID_TERM_AT + len(job.id_term), plain_structs=True)[1]
+        code = read_term(job.frame, at, plain_structs=True)[0]
+    except ValueError:
+        return ""
+    if type(code) is tuple and len(code) == 4 and code[0] == "code":
+        _tag, text, file, line = code
+        code = f"{file}:{line}: {text}"
+    return cut(str(code), _CODE_CHARS)
 
 
 def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float) -> Job:

@@ -97,7 +97,7 @@ class MainLane:
         page: Page,
     ) -> None:
         self.below: list[bytes] = []
-        self.cancelled: set[bytes] = set()
+        self.cancelled = evaluator.cancelled
         self.evaluator = evaluator
         self.main = get_ident()
         self.page = page

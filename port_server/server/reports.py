@@ -76,7 +76,7 @@ class Reports:
         if may_wait is not None:
             self.output.may_wait = may_wait
         self.hooks.install()
-        self.hooks.add("linecache", lambda _module: sources.publish_all())
+        self.hooks.add("linecache", sources.prepare)
         carry.install(self.output, self.hooks)
 
     def take_logs(self, settings: Settings) -> None:

@@ -185,6 +185,11 @@ class Router:
             # What waits there may be of the same session, and came first.
             self.queue.append(entry)
             return
+        try:
+            self._async.prepare()
+        except Exception:  # a file of the name asyncio.py: main meets it again, and answers
+            self.queue.append(entry)
+            return
         if job is None:
             job = open_job(frame, kind, id_term, at, 0.0)
         if self.turns.begin(job):
@@ -225,6 +230,9 @@ class Router:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
             status["importing"] = self._imported_by(message.id_term)
+            blocking = self._async.blocking()
+            if blocking is not None:
+                status["blocking"] = blocking
             channel.hold([messages.pong(message.id_term, status)])
         elif type(message) is Stacks:
             channel.hold([messages.ok(message.id_term, stacks(self._lane.main, (get_ident(),)))])

@@ -102,7 +102,7 @@ class Stream:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
-            return evaluator.failed(error, step, id_term, exports)
+            return evaluator.failed(error, step, id_term, exports, cancelled=job.cancelled)
 
     def close(self) -> None:
         """Let the generator's `finally` run."""

@@ -34,6 +34,7 @@ defmodule PyPort.Options do
     memory_limit: nil,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
+    max_depth: 512,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
     max_objects: 100_000
@@ -186,6 +187,8 @@ defmodule PyPort.Options do
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
+  # The codec recurses in C, and goes no deeper.
+  defp valid?(:max_depth, value), do: is_integer(value) and value in 1..2_000
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
 
@@ -243,6 +246,7 @@ defmodule PyPort.Options do
   defp expected(:max_pending), do: "a number of requests (1 or more)"
   defp expected(:max_objects), do: "a number of objects (1 or more)"
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
+  defp expected(:max_depth), do: "a number of levels (1 to 2000)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"

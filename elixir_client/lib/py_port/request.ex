@@ -335,7 +335,7 @@ defmodule PyPort.Request do
   # need not be waited for. An answer that comes meanwhile is the answer.
   defp timed_out(ref, handle, id, timeout) do
     cancel(handle, id, :timeout)
-    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil})
+    await_end(ref, handle, id, timeout, deadline(max(handle.patience, @least_patience_ms)), {nil, nil, nil})
   end
 
   @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
@@ -357,12 +357,12 @@ defmodule PyPort.Request do
         frame |> outcome() |> late(timeout)
 
       # Where it is while it goes on; the answer is still to come.
-      {^ref, {:so_far, begun, stack}} ->
-        await_end(ref, handle, id, timeout, deadline, {begun, stack})
+      {^ref, {:so_far, begun, stack, culprit}} ->
+        await_end(ref, handle, id, timeout, deadline, {begun, stack, culprit})
 
-      {^ref, {:timed_out, begun, stack}} ->
+      {^ref, {:timed_out, begun, stack, culprit}} ->
         forget(ref)
-        {:error, Error.timeout(timeout, begun, stack)}
+        {:error, Error.timeout(timeout, begun, stack, culprit)}
 
       {:DOWN, ^ref, :process, _owner, reason} ->
         :erlang.unalias(ref)
@@ -373,7 +373,7 @@ defmodule PyPort.Request do
   end
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout, {begun, stack}) do
+  defp give_up(ref, handle, id, timeout, {begun, stack, culprit}) do
     :erlang.unalias(ref)
 
     receive do
@@ -388,7 +388,7 @@ defmodule PyPort.Request do
       0 ->
         GenServer.cast(handle.owner, {:gave_up, id})
         drain(ref)
-        {:error, Error.timeout(timeout, begun, stack)}
+        {:error, Error.timeout(timeout, begun, stack, culprit)}
     end
   end
 

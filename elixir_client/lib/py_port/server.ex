@@ -18,12 +18,14 @@ defmodule PyPort.Server do
 
     * `:name` - the name to register, as with `GenServer`.
     * `:label` - what it is called in Logger. Default: its name, else its pid.
-    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
-      `PYPORT_PYTHON`, else `python3`.
+    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment `:default` of
+      `config :py_port, :uv_init` (see `PyPort.Env`), else the environment variable `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one.
-    * `:init_code` - Python source run once at start; the names it defines are seen by every request.
+    * `:init_code` - Python source run once at start; the names it defines are seen by every request. It runs in the main
+      thread. Where it has a top-level `await` it runs on the event loop of later requests, in the thread of that loop, and
+      tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -50,6 +52,8 @@ defmodule PyPort.Server do
     * `:shutdown_grace` - how long Python may take to finish what it is doing when its server is stopped,
       before it is killed, in ms. Default: 1_000.
     * `:max_frame_bytes` - the largest request or reply, in bytes. Default: 1 GiB.
+    * `:max_depth` - how deep a value may be nested on its way to Python and back, in levels, 2,000 at the most.
+      Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
@@ -66,7 +70,7 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
   alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
@@ -84,7 +88,7 @@ defmodule PyPort.Server do
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
-          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
+          | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
@@ -100,7 +104,8 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(GenServer, __MODULE__, Options.server!(options))
+    do:
+      PyPort.Application.start_link(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -179,7 +184,7 @@ defmodule PyPort.Server do
   def handle_info(:beat, state) do
     case state |> next_beat() |> Vital.tick(state.due) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr()}
+        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Death.note_stderr()}
 
       # Where it was held is worth knowing; the kill follows when that is known.
       {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->

@@ -123,11 +123,11 @@ defmodule PyPort.Stream do
   # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
     case Relay.give_up(stream.relay) do
-      {:timed_out, begun, {:importing, _name} = where} ->
+      {:timed_out, begun, {:importing, _name} = where, _culprit} ->
         Error.timeout(timeout, begun, where)
 
-      {:timed_out, begun, stack} ->
-        no_item(Error.timeout(timeout, begun, stack), timeout)
+      {:timed_out, begun, stack, culprit} ->
+        no_item(Error.timeout(timeout, begun, stack, culprit))
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
@@ -137,17 +137,13 @@ defmodule PyPort.Stream do
 
       {:frame, frame} ->
         case Request.outcome(frame) do
-          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item(timeout)
+          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item()
           {:error, error} -> error
-          _ended -> no_item(Error.timeout(timeout, true, nil), timeout)
+          _ended -> no_item(Error.timeout(timeout, true, nil))
         end
     end
   end
 
-  defp no_item(error, timeout) do
-    message =
-      "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
-
-    %{error | message: message}
-  end
+  # Its timeout is for each of its items.
+  defp no_item(error), do: %{error | message: String.replace_prefix(error.message, "no answer", "no item")}
 end

@@ -43,6 +43,8 @@ defmodule PyPort.Server.Birth do
       dump: nil,
       stack: nil,
       doom: nil,
+      # Which request keeps those from ending that were cancelled: see Ladder.heard/2.
+      culprit: nil,
       # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
       # Ladder.entry() | nil}
       attached: %{},
@@ -93,7 +95,7 @@ defmodule PyPort.Server.Birth do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> ready(state)
+          :ok -> ready(%{state | pulse: Pulse.hold_pipe(state.pulse, state.handle.os_pid, info)})
           {:error, error} -> failed(state, error)
         end
 
@@ -127,7 +129,7 @@ defmodule PyPort.Server.Birth do
 
     tell(state, :ready, %{duration: duration})
     state = %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
-    Vital.begin(%{state | since: System.monotonic_time()})
+    Death.note_stderr(Vital.begin(%{state | since: System.monotonic_time()}))
   end
 
   @doc "Python says that it leaves: the exit status follows, or it is the end of a try to start."
@@ -155,13 +157,13 @@ defmodule PyPort.Server.Birth do
   @spec ended(state(), exit_status :: non_neg_integer() | nil) :: state()
   def ended(state, status) do
     report = Death.report(state, status)
-    message = "Python did not start: " <> report.message <> hint(report.stderr)
+    message = "Python did not start: " <> report.message <> hint(report.stderr, state.options)
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
 
   # What a Python that cannot start says is seldom what a person should do about it.
-  defp hint(stderr) do
-    case Env.Advice.python(stderr) do
+  defp hint(stderr, options) do
+    case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
       nil -> ""
       advice -> ". " <> advice
     end

@@ -77,7 +77,7 @@ defmodule PyPort.Server.Death do
   @spec report(state(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(state, status) do
     report = Error.death(status, last_words(state))
-    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr)}
+    %{report | stack: state.stderr && StderrFile.fatal_stack(state.stderr, Handle.oldest(state.handle))}
   end
 
   @doc "Kills the group now, and says why."
@@ -101,30 +101,55 @@ defmodule PyPort.Server.Death do
      %Error{
        kind: :killed,
        signal: "SIGKILL",
-       message: "the Python process was killed: " <> words(why, state.options),
+       message: "the Python process was killed: " <> words(why, state),
+       culprit: if(why == :request, do: state.culprit),
        stack: state.stack,
        stderr: last_words(state)
      }}
   end
 
-  defp words(:request, options) do
-    "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
-      "(cancel_grace and kill_grace)"
+  defp words(:request, %{culprit: culprit, options: options}) do
+    grace = "#{options.cancel_grace + options.kill_grace} ms (cancel_grace and kill_grace)"
+
+    case culprit do
+      %{request: nil} ->
+        "its interpreter was held, so that a request which was to end could not be told so within #{grace}"
+
+      %{code: code} when code != nil ->
+        Error.blocks(culprit) <>
+          ", so that others could not be ended within #{grace}. " <> Error.unblock(culprit)
+
+      %{request: number} ->
+        "request #{number} went on for more than #{grace} after it was cancelled"
+
+      nil ->
+        "a request went on for more than #{grace} after it was cancelled"
+    end
   end
 
-  defp words(:import, options),
+  defp words(:import, %{options: options}),
     do:
       "an import went on for more than #{options.import_grace} ms after its request was cancelled (import_grace)"
 
-  defp words(:lost, options),
+  defp words(:lost, %{options: options}),
     do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"
 
-  defp words(_held, options),
+  defp words(_held, %{options: options}),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
+  @doc "Notes what stands in the stderr file now: it is no news of requests to come."
+  @spec note_stderr(state()) :: state()
+  def note_stderr(%{phase: :ready, handle: handle} = state),
+    do: %{state | stderr: StderrFile.note(state.stderr, Handle.requests(handle), Handle.oldest(handle))}
+
+  def note_stderr(state), do: state
+
+  @doc "The last lines of the stderr file from the time of the requests that are open."
   @spec last_words(state()) :: [String.t()]
   def last_words(%{stderr: nil}), do: []
-  def last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
+
+  def last_words(%{stderr: stderr, handle: handle}),
+    do: StderrFile.last_lines(stderr, @stderr_lines, Handle.oldest(handle))
 
   # --- closing --------------------------------------------------------------------------------
 
@@ -167,9 +192,10 @@ defmodule PyPort.Server.Death do
   @spec close(state()) :: state()
   def close(%{handle: nil} = state), do: state
 
-  # Kill first, then close: closing a port with data queued to a stopped child leaves the port open.
+  # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
   def close(%{handle: handle, stderr: stderr} = state) do
     Reaper.kill(self())
+    Pulse.close(state.pulse)
     close_port(handle.port)
     # Whoever has a request open yet is told by the heir, which gets the table when this process has ended.
     Handle.refuse(handle)
@@ -177,7 +203,6 @@ defmodule PyPort.Server.Death do
     :ets.delete(handle.calls)
     Registry.delete(self())
     StderrFile.close(stderr)
-    Pulse.close(state.pulse)
     File.rm_rf(handle.dir)
     Process.unlink(state.mail)
     Process.exit(state.mail, :kill)

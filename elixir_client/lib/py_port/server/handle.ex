@@ -121,6 +121,14 @@ defmodule PyPort.Server.Handle do
   @spec requests(t()) :: non_neg_integer()
   def requests(handle), do: :atomics.get(handle.counter, 1)
 
+  @doc "The number of the oldest request that is open, if any is."
+  @spec oldest(t()) :: pos_integer() | nil
+  def oldest(handle) do
+    # An atom is more than any number.
+    number = :ets.foldl(fn {<<number::64>>, _, _, _}, least -> min(number, least) end, :none, handle.table)
+    if number != :none, do: number
+  end
+
   @spec pending(t()) :: non_neg_integer()
   def pending(handle) do
     case :ets.info(handle.table, :size) do

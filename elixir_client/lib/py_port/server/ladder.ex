@@ -65,7 +65,8 @@ defmodule PyPort.Server.Ladder do
         answered?: why == :caller_down
       }
 
-      state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+      state =
+        %{state | culprit: nil} |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
 
       # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by the
       # sweep, behind another cancel.
@@ -206,14 +207,29 @@ defmodule PyPort.Server.Ladder do
 
   defp left_over(_state, _page), do: nil
 
-  # Whether main, which is at another request, lets anybody else run meanwhile: then this is answered by the next look.
-  # And whether one that runs is in the midst of an import.
-  defp sound_out(state, id, place, _page) when place in [:running, :elsewhere] do
+  # Whether main, which may be at another request, lets anybody else run meanwhile: then this is answered by the next
+  # look, with the request that keeps the event loop from running, if one does, and with the module that it is importing.
+  defp sound_out(state, id, :running, _page) do
     Handle.command(state.handle, Wire.ping(id))
     state
   end
 
+  defp sound_out(state, id, :elsewhere, _page) do
+    Handle.command(state.handle, Wire.ping(id))
+    %{state | culprit: state.culprit || :unheard}
+  end
+
   defp sound_out(state, _id, _place, _page), do: state
+
+  @doc """
+  Python's word on which request keeps the event loop from running; nil where none does. Until there is one, the
+  culprit is `:unheard`, as it is where the interpreter is held.
+  """
+  @spec heard(state(), map() | nil) :: state()
+  def heard(state, %{request: <<number::64>>, code: code}) when is_binary(code),
+    do: %{state | culprit: %{request: number, code: code}}
+
+  def heard(state, _none), do: %{state | culprit: :none}
 
   # Whose fault it is that no answer comes.
   defp blame(:running, _page, _left_over, _well?, _heard?), do: :it
@@ -258,8 +274,10 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2, culprit: culprit} = entry, culprit, _begun),
-    do: {:kill, if(entry.importing, do: :import, else: :request), state}
+  defp climb(state, id, %{rung: 2, culprit: culprit} = entry, culprit, _begun) do
+    why = if entry.importing, do: :import, else: :request
+    {:kill, why, %{state | culprit: culprit(state.culprit, culprit, id)}}
+  end
 
   # Something else is in the way by now.
   defp climb(state, id, %{rung: 2} = entry, culprit, begun),
@@ -277,7 +295,7 @@ defmodule PyPort.Server.Ladder do
        |> put(id, %{entry | blamed: blamed})
        |> wait(id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
-      {state, entry} = forewarn(state, id, entry, begun)
+      {state, entry} = forewarn(state, id, entry, begun, culprit)
       grace = options.kill_grace
       state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
@@ -294,13 +312,20 @@ defmodule PyPort.Server.Ladder do
 
   # One that was never begun has nothing to wait for. To any other what is known so far is told, in case that its time is
   # up before the end is here, on a crowded machine.
-  defp forewarn(state, id, entry, false),
+  defp forewarn(state, id, entry, false, _culprit),
     do: {answer(state, id, entry, false, nil), %{entry | answered?: true}}
 
-  defp forewarn(state, id, entry, begun) do
-    tell_caller(state, id, {:so_far, begun, nil})
+  defp forewarn(state, id, entry, begun, culprit) do
+    tell_caller(state, id, {:so_far, begun, nil, state.culprit |> culprit(culprit, id) |> others(number(id))})
     {state, entry}
   end
+
+  # The culprit as the errors of all requests name it; nil where there is none.
+  defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
+  defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
+  defp culprit(_none, place, id) when place in [:running, :elsewhere], do: %{request: number(id), code: nil}
+  defp culprit(_any, left_over, _id) when is_binary(left_over), do: %{request: number(left_over), code: nil}
+  defp culprit(_any, _waiting, _id), do: nil
 
   @doc "Before its Python is killed: those who are to blame are told so, with where they were."
   @spec fell(state()) :: state()
@@ -309,7 +334,7 @@ defmodule PyPort.Server.Ladder do
     state = last_stack(state)
 
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, reduce: state do
-      state -> answer(state, id, entry, begun(page, id), state.stack)
+      state -> answer(state, id, entry, begun(page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
@@ -370,7 +395,8 @@ defmodule PyPort.Server.Ladder do
         if entry.importing == nil and stack =~ @import_frame do
           importing(state, id, entry, "a module")
         else
-          tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack})
+          culprit = state.culprit |> culprit(entry.culprit, id) |> others(number(id))
+          tell_caller(state, id, {:so_far, begun(Pulse.page(state.pulse), id), stack, culprit})
           state
         end
     end
@@ -380,12 +406,16 @@ defmodule PyPort.Server.Ladder do
 
   # --- small things ---------------------------------------------------------------------------
 
-  defp answer(state, _id, %{answered?: true}, _begun, _stack), do: state
+  defp answer(state, id, entry, begun, stack, culprit \\ nil)
+  defp answer(state, _id, %{answered?: true}, _begun, _stack, _culprit), do: state
 
-  defp answer(state, id, entry, begun, stack) do
-    tell_caller(state, id, {:timed_out, begun, stack})
+  defp answer(state, id, entry, begun, stack, culprit) do
+    tell_caller(state, id, {:timed_out, begun, stack, culprit})
     state |> put(id, %{entry | answered?: true}) |> silence(id)
   end
+
+  defp others(%{request: request} = culprit, number) when request != number, do: culprit
+  defp others(_own_or_none, _number), do: nil
 
   defp tell_caller(state, id, news) do
     with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.handle.table, id),

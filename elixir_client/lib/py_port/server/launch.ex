@@ -8,16 +8,23 @@ defmodule PyPort.Server.Launch do
   alias PyPort.{Env, Error, Reaper, Registry, StderrFile, Wire}
   alias PyPort.Server.{Handle, Heir, Page}
 
-  # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
-  # there; `exec` keeps the pid, and with it the process group that the port's child leads.
-  @shell ~S(exec 2>>"$1"; shift; exec "$@")
+  # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
+  @reads 7
+  @writes 8
+
+  # The shell opens the stderr file before Python starts, so that even a failing import leaves its words there. It also
+  # moves the port away from 0 and 1: code that runs before the server is there (a wrapper script, sitecustomize, a .pth
+  # file) prints to stderr instead of into the first frame, and reads nothing instead of the first frame. The
+  # redirections belong to the command, because some shells keep those of their own from the programs that they start.
+  # `exec` keeps the pid, and with it the process group that the port's child leads.
+  @shell ~s(exec 2>>"$1"; shift; exec "$@" #{@reads}<&0 #{@writes}>&1 </dev/null >&2)
 
   # -P keeps the working directory out of the way while the server imports its own modules, so a file
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
   # `python -c`, because people keep their own modules there. The package that ships with this library stands last:
   # one that is installed in the environment, built for that Python, is the better one.
-  @boot "import sys; sys.path.append(sys.argv[1]); from port_server.server import lifecycle; " <>
-          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve())"
+  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import lifecycle; " <>
+          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve(#{@reads}, #{@writes}))"
 
   # How much printed text may be on its way to a device: enough for a fast one never to be waited for, and little enough
   # for each of a thousand callers with slow ones.
@@ -109,6 +116,7 @@ defmodule PyPort.Server.Launch do
       owner: self(),
       token: Base.encode16(:rand.bytes(16)),
       max_frame_bytes: options.max_frame_bytes,
+      max_depth: options.max_depth,
       max_objects: options.max_objects,
       heartbeat_interval_ms: options.heartbeat_interval,
       logging: options.logger,
@@ -131,7 +139,7 @@ defmodule PyPort.Server.Launch do
   defp prepare(options, stderr_path) do
     with {:ok, python} <- find_python(options),
          {:ok, directory} <- find_directory(options.cd) do
-      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot, package_path()]
+      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot | Env.package_path()]
 
       {:ok,
        [
@@ -147,6 +155,16 @@ defmodule PyPort.Server.Launch do
          {:env, options |> variables() |> Enum.map(&variable/1)}
        ] ++ directory}
     end
+  end
+
+  @doc "The directories of PYTHONPATH, as its Python sees it."
+  @spec python_path(map()) :: [Path.t()]
+  def python_path(options) do
+    case List.keyfind(variables(options), "PYTHONPATH", 0) do
+      nil -> System.get_env("PYTHONPATH") || ""
+      {_name, value} -> value || ""
+    end
+    |> String.split(":", trim: true)
   end
 
   defp variables(%{python_env: nil, env: env}), do: env
@@ -198,6 +216,4 @@ defmodule PyPort.Server.Launch do
       {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
     end
   end
-
-  defp package_path, do: Path.join(to_string(:code.priv_dir(:py_port)), "python")
 end

@@ -88,19 +88,23 @@ defmodule PyPort.Server.Traffic do
     state
   end
 
+  defp pong(state, id, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:pong, _id, %{} = said}} -> state |> Ladder.heard(said[:blocking]) |> pong_of(id, said)
+      _unreadable -> state
+    end
+  end
+
   # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
   # row in the table and the frame in its hands. All others were sent.
-  defp pong(state, id, frame) do
-    case {state.attached, Wire.decode(frame)} do
-      {%{^id => %{cancel: %{why: :caller_down} = entry}}, {:ok, {:pong, _id, %{open: false}}}} ->
+  defp pong_of(state, id, said) do
+    case {state.attached, said} do
+      {%{^id => %{cancel: %{why: :caller_down} = entry}}, %{open: false}} ->
         :ets.delete(state.handle.table, id)
         state |> Ladder.never_sent(id, entry) |> abandon(id)
 
-      {_attached, {:ok, {:pong, _id, %{} = said}}} ->
+      _open_or_not_asked_after ->
         Ladder.pong(state, id, said)
-
-      _unreadable ->
-        state
     end
   end
 

@@ -16,7 +16,8 @@ defmodule PyPort.Stream.Relay do
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
-          | {:timed_out, begun :: boolean() | nil, where :: String.t() | {:importing, String.t()} | nil}
+          | {:timed_out, begun :: boolean() | nil, where :: String.t() | {:importing, String.t()} | nil,
+             Error.culprit() | nil}
           | :not_sent
 
   @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
@@ -238,8 +239,8 @@ defmodule PyPort.Stream.Relay do
       {^ref, items} when is_list(items) -> await_reply(ref)
       {^ref, frame} when is_binary(frame) -> {:frame, frame}
       {^ref, frame, _writer} -> {:frame, frame}
-      {^ref, {:so_far, _begun, _stack}} -> await_reply(ref)
-      {^ref, {:timed_out, _begun, _stack} = ending} -> ending
+      {^ref, {:so_far, _begun, _stack, _culprit}} -> await_reply(ref)
+      {^ref, {:timed_out, _begun, _stack, _culprit} = ending} -> ending
       {:DOWN, ^ref, :process, _owner, reason} -> {:down, reason}
     end
   end
