@@ -165,7 +165,7 @@ defmodule PyPort do
   Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
 
   It ends with the calling process, if `close_session/1` does not end it before. Requests of one session run one at a
-  time; two sessions never see each other.
+  time, and see each other's context variables, too; two sessions never see each other.
 
   ## Examples
 

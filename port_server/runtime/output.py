@@ -22,7 +22,6 @@ from time import monotonic, sleep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Token
     from typing import Any, Final, Protocol
 
     from port_server.settings import Settings
@@ -147,7 +146,7 @@ class Output:
     def current(self) -> Printed | None:
         """Give the request that the code which asks belongs to."""
         printed = current.get()
-        if printed is None:
+        if printed is None or printed.ended:  # a session keeps the context of an earlier request
             thread = get_ident()
             if thread == self._thread:
                 running = self.running
@@ -163,14 +162,9 @@ class Output:
         """Give what a request printed; it begins here if it is new."""
         return self.requests.setdefault(id_term, Printed(id_term))
 
-    def enter(self, id_term: bytes) -> Token[Printed | None]:
-        """Let this context, and what copies it, print for that request; `leave` undoes it."""
-        return current.set(self.of(id_term))
-
-    @staticmethod
-    def leave(token: Token[Printed | None]) -> None:
-        """Undo `enter`."""
-        current.reset(token)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context, and what copies it, print for that request."""
+        current.set(self.of(id_term))
 
     def end(self, id_term: bytes) -> None:
         """Hand on what the request printed, all of it; what it prints from now on is nobody's."""

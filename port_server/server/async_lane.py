@@ -6,7 +6,6 @@ by the first request that does. Replies of one turn of the loop leave in one wri
 
 from __future__ import annotations
 
-from _contextvars import copy_context
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
@@ -124,13 +123,12 @@ class AsyncLane:
             if credit.sent >= credit.granted:
                 self.cancel(id_term)
 
-    def enter(self, id_term: bytes) -> Any:
-        """Let this context be that request's; `leave` undoes it."""
-        return self._output.enter(id_term)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context be that request's."""
+        self._output.enter(id_term)
 
-    def leave(self, token: Any, id_term: bytes) -> None:
-        """Undo `enter`; the request has ended."""
-        self._output.leave(token)
+    def leave(self, id_term: bytes) -> None:
+        """Note that the request has ended."""
         self._output.end(id_term)
 
     def current(self) -> bytes | None:
@@ -186,7 +184,7 @@ class AsyncLane:
         if job.cancelled:
             self._finish(job, [_cancelled(job, begun=False)])
             return
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         parts = context.run(
             self._evaluator.evaluate,
@@ -201,7 +199,7 @@ class AsyncLane:
             self._finish(job, parts)
 
     def _start(self, job: Job, value: Any) -> None:
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         drive = self._drive_stream if job.stream else self._drive
         task = self.loop.create_task(drive(job, value), context=context)

@@ -30,6 +30,7 @@ from .replies import DEFAULT_MAX_DEPTH, NotStreamedError, Replies
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
@@ -215,6 +216,14 @@ class Evaluator(Replies):
         except BaseException:  # noqa: S110  raised by a signal; the reply is there already
             pass
         return parts
+
+    def context_of(self, job: Job | None) -> Context:
+        """Give the context to evaluate a request in: the context variables that its code has."""
+        if job is None:
+            return self.namespaces.new_context()
+        if job.context is None:
+            job.context = self.namespaces.context_of(job.session)
+        return job.context
 
     def answer_unusual(
         self, frame: Frame, id_term: bytes, code: Any, value: Any

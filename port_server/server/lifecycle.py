@@ -141,6 +141,7 @@ class Server:
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
         lane.cancel_elsewhere = dispatcher.cancel_elsewhere
+        turns.keep_context = self.evaluator.namespaces.keep_context
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
         dispatcher.cancels = self.cancels

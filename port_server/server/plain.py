@@ -155,6 +155,7 @@ class PlainRequests:
             tasks=server.async_lane.jobs,
             get_frame=sys._getframe,  # noqa: SLF001  to ask how deep the stack is
             recursion_limit=sys.getrecursionlimit,
+            new_context=evaluator.namespaces.new_context,
             read_bytes=settings.read_bytes,
             max_frame_bytes=settings.max_frame_bytes,
             max_depth=settings.max_depth,

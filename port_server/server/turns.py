@@ -11,6 +11,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from .jobs import Job
 
@@ -22,12 +23,14 @@ class Turns:
         ended: jobs that ended in other threads, for `attend`.
         held: the jobs that wait, by session.
         jobs: the special requests under way, by id term.
+        keep_context: takes the context of a session's request that has ended.
         maker_of: tells which request made a call into the BEAM, by the call's id.
         resume: takes jobs whose turn it is now, each with the time at which it arrived.
     """
 
-    __slots__ = ("_taken", "ended", "held", "jobs", "maker_of", "resume")
+    __slots__ = ("_taken", "ended", "held", "jobs", "keep_context", "maker_of", "resume")
 
+    keep_context: Callable[[bytes, Context], None]
     maker_of: Callable[[bytes], bytes | None]
     resume: Callable[[list[tuple[Job, float]]], None]
 
@@ -51,6 +54,10 @@ class Turns:
                 arrived = monotonic() - job.waited_ms / 1000
                 self.held.setdefault(session, deque()).append((job, arrived))
                 return False
+            if holders and holders[-1].context is not None:
+                # A context can be entered once. So this one sees the variables of the request that
+                # it was made from, and what it sets is its own.
+                job.context = holders[-1].context.copy()
             self._taken.setdefault(session, []).append(job)
         self.jobs[job.id_term] = job
         return True
@@ -66,6 +73,8 @@ class Turns:
             holders.remove(job)
         if not holders:
             self._taken.pop(session, None)
+            if job.context is not None:
+                self.keep_context(session, job.context)
             waiting = self.held.pop(session, None)
             if waiting:
                 self.resume(list(waiting))
