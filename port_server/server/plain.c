@@ -536,7 +536,7 @@ evaluate(Plain *self, const unsigned char *body, const unsigned char *end, PyObj
         Py_DECREF(values); /* a __del__ may run, whose prints are the request's as well */
         if (UNLIKELY(cyclic) && result == 0 && PyGC_IsEnabled()) {
             /* Functions of the namespace refer to it; without this its data would stay until the collector comes. */
-            if (done(PyObject_CallFunction(PART(collect), "i", 1)) < 0) {
+            if (done(PyObject_CallFunctionObjArgs(PART(collect), NULL)) < 0) {
                 PyErr_Clear(); /* a signal; the reply is there already */
             }
         }
