@@ -112,7 +112,7 @@ class Server:
     def _assemble(self, settings: Settings) -> None:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
-        turns = Turns()
+        turns = Turns(self.evaluator.namespaces.keep_context)
         self.page = Page(lambda: dispatcher.elsewhere)
         lane = MainLane(
             baton,
@@ -141,7 +141,6 @@ class Server:
         self.async_lane.ended = dispatcher.job_ended
         lane.attend = dispatcher.attend
         lane.cancel_elsewhere = dispatcher.cancel_elsewhere
-        turns.keep_context = self.evaluator.namespaces.keep_context
         turns.maker_of = self.calls.maker_of
         dispatcher.calls = self.calls
         dispatcher.cancels = self.cancels

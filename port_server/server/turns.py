@@ -23,18 +23,18 @@ class Turns:
         ended: jobs that ended in other threads, for `attend`.
         held: the jobs that wait, by session.
         jobs: the special requests under way, by id term.
-        keep_context: takes the context of a session's request that has ended.
         maker_of: tells which request made a call into the BEAM, by the call's id.
         resume: takes jobs whose turn it is now, each with the time at which it arrived.
     """
 
-    __slots__ = ("_taken", "ended", "held", "jobs", "keep_context", "maker_of", "resume")
+    __slots__ = ("_keep_context", "_taken", "ended", "held", "jobs", "maker_of", "resume")
 
-    keep_context: Callable[[bytes, Context], None]
     maker_of: Callable[[bytes], bytes | None]
     resume: Callable[[list[tuple[Job, float]]], None]
 
-    def __init__(self) -> None:
+    def __init__(self, keep_context: Callable[[bytes, Context], None]) -> None:
+        """Begin; `keep_context` takes the context of a session's request that has ended."""
+        self._keep_context = keep_context
         self.ended: deque[Job] = deque()
         self.jobs: dict[bytes, Job] = {}
         self._taken: dict[bytes, list[Job]] = {}
@@ -74,7 +74,7 @@ class Turns:
         if not holders:
             self._taken.pop(session, None)
             if job.context is not None:
-                self.keep_context(session, job.context)
+                self._keep_context(session, job.context)
             waiting = self.held.pop(session, None)
             if waiting:
                 self.resume(list(waiting))

@@ -74,7 +74,7 @@ def test_one_version_stands_everywhere():
         "pyproject.toml": r'^version = "(.*)"',
         "uv.lock": r'^name = "port-server"\nversion = "(.*)"',
         "elixir_client/mix.exs": r'@version "(.*)"',
-        "CHANGELOG.md": r"^## (\S+)",
+        "CHANGELOG.md": r"^## (\S+)$",  # not what is "(unreleased)"
     }
     versions = {
         file: re.search(pattern, (PROJECT / file).read_text(), re.MULTILINE)[1]
