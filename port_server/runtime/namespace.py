@@ -57,8 +57,9 @@ def exact_key(key: object, values: dict[Any, Any]) -> str | None:
     return name
 
 
-# What `references` counts where there are none; found by trying, as Pythons differ.
-_nobody = 0
+# What `references` counts for a namespace and a function that only the namespace holds. Found by
+# trying, because the references that the counting itself takes differ between Pythons.
+_of_namespace = _of_function = 0
 
 
 class Closed:
@@ -73,27 +74,36 @@ class Closed:
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
 
-    def references(self) -> tuple[int, int]:
-        """Count the references to the namespace, and those by functions that only it holds."""
+    def references(self) -> tuple[int, list[int]]:
+        """Count the references to the namespace, and to each function in it that refers to it."""
         namespace = self.namespace
-        own = 0
-        for value in list(namespace.values()):
-            # Four: the namespace's, the list's, the loop's and the argument.
-            if type(value) is _Function and value.__globals__ is namespace:
-                own += getrefcount(value) == 4
-        return getrefcount(namespace), own
+        functions = [
+            getrefcount(value)
+            for value in list(namespace.values())
+            if type(value) is _Function and value.__globals__ is namespace
+        ]
+        return getrefcount(namespace), functions
 
     def __del__(self, _leaving: Callable[[], bool] = is_finalizing) -> None:
         # While Python tears itself down nothing else of this module can be relied on, and all
         # namespaces go anyway.
         if _leaving():
             return
-        everybody, own = self.references()
-        if everybody == _nobody + own:
+        all_references, functions = self.references()
+        if all_references == _of_namespace + functions.count(_of_function):
             self.namespace.clear()
 
 
-_nobody = Closed({}).references()[0]
+def _calibrate() -> tuple[int, int]:
+    namespace: dict[str, Any] = {}
+    namespace["function"] = _Function(show.__code__, namespace)
+    closed = Closed(namespace)
+    del namespace
+    all_references, (of_function,) = closed.references()
+    return all_references - 1, of_function
+
+
+_of_namespace, _of_function = _calibrate()
 
 
 class _Session:

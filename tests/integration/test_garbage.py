@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lanes_client import START
+from lanes_client import START, WITHOUT_C, Port
 
 from port_server.etf import Atom, encode
 
@@ -99,3 +99,19 @@ def test_memory_stays_flat(kind):
         before = server.rss_bytes()
         server.run(code, full, count - full)
         assert server.rss_bytes() - before < (2 * MIB if "ever new" in kind else MIB)
+
+
+@pytest.mark.parametrize("prelude", ["", WITHOUT_C], ids=["in C", "in Python"])
+def test_a_request_without_cycles_collects_nothing(prelude):
+    """And each one with cycles does: whether there are any is told by counting references."""
+    count = "import gc\nsum(stats['collections'] for stats in gc.get_stats()[1:])"
+    with Port(init={"heartbeat_interval_ms": 0}, prelude=prelude) as port:
+
+        def collections(code):
+            before = port.value(port.eval(count))
+            for _ in range(20):
+                port.value(port.eval(code, {"n": [1]}))
+            return port.value(port.eval(count)) - before
+
+        assert collections("x = [n, 2]\nlen(x)") < 3
+        assert 20 <= collections("def f(): return n\nf()") < 23
