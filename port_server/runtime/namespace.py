@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Names kept. Host programs use some hundreds; made-up ones must not pile up.
 _NAMES_LIMIT: Final = 4096
 
-_Function: Final = type(show)
+_Function: Final[Any] = type(show)
 
 
 class NamespaceError(ValueError):
