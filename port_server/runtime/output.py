@@ -103,6 +103,8 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
+        control: the thread that watches while the main thread runs code. Python may collect garbage
+            in it, whose `__del__` prints for the request that runs.
         begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
@@ -120,6 +122,7 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
+        "control",
         "may_wait",
         "requests",
         "running",
@@ -133,6 +136,7 @@ class Output:
         self.requests: dict[bytes, Printed] = {}
         self.threads: dict[int, Printed] = {}
         self.begun: Callable[[], None] | None = None
+        self.control = 0
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
         self.window_bytes = settings.output_window_bytes
@@ -148,7 +152,7 @@ class Output:
         printed = current.get()
         if printed is None or printed.ended:  # a session keeps the context of an earlier request
             thread = get_ident()
-            if thread == self._thread:
+            if thread in (self._thread, self.control):
                 running = self.running
                 if running is None:
                     return None

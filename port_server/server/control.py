@@ -117,7 +117,7 @@ class Control:
         if owned and settings.heartbeat_interval_ms:
             self._beat_s = settings.heartbeat_interval_ms / 1000
             self._next_beat = monotonic() + self._beat_s
-        self.ident = start_thread(self._run)
+        self.ident = self._output.control = start_thread(self._run)
 
     def print_later(self) -> None:
         """Any thread: something is printed that is to be handed on if no more comes."""
