@@ -142,7 +142,8 @@ defmodule PyPort do
   A Python generator, asynchronous generator, or any iterable as a lazy enumerable.
 
   Python makes items ahead, but no more than the consumer may still take: option `:credit`, 512 by default.
-  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs).
+  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs, before the
+  next request of that consumer).
   `:timeout` is the longest wait for the next item. Errors are raised where they happen: after the items before them.
   The other options are those of `eval/3`. Each enumeration runs the code anew.
 

@@ -153,6 +153,8 @@ class Dispatcher(Router):
     def work(self) -> None:
         """Run what is queued, and streams in between. For main."""
         while True:
+            while self.ready and self.ready[0].job.cancelled:
+                self.advance(self.ready)
             self._run()
             if self.ready:
                 self.advance(self.ready)

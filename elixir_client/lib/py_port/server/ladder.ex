@@ -27,7 +27,9 @@ defmodule PyPort.Server.Ladder do
           # What had been heard of Python at the last look.
           heard: term(),
           # Whether its caller has an answer already, or needs none.
-          answered?: boolean()
+          answered?: boolean(),
+          # Whether Python has said that it is a stream that cannot end before main is free.
+          waits?: boolean()
         }
   @type state :: map()
 
@@ -52,7 +54,8 @@ defmodule PyPort.Server.Ladder do
         rung: 1,
         culprit: nil,
         heard: nil,
-        answered?: why == :caller_down
+        answered?: why == :caller_down,
+        waits?: false
       }
 
       state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
@@ -77,6 +80,17 @@ defmodule PyPort.Server.Ladder do
       nil -> Property.cast(state, {:disclaim, {:reply, id}})
       entry -> state |> put(id, %{entry | answered?: true}) |> silence(id)
     end
+  end
+
+  @doc "Python has been asked whether the request is a stream that waits for main. It is in no one's way then."
+  @spec waits(state(), Wire.id(), boolean()) :: state()
+  def waits(state, id, waits?) do
+    entry = %{entry(state, id) | waits?: waits?}
+    state = put(state, id, entry)
+
+    if waits?,
+      do: state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1}),
+      else: state
   end
 
   @doc "Whether what still comes of the request has nobody to go to."
@@ -139,6 +153,7 @@ defmodule PyPort.Server.Ladder do
     heard? = entry.heard not in [nil, state.liveness.heard]
     entry = %{entry | heard: state.liveness.heard}
     state = state |> put(id, entry) |> sound_out(id, place, page)
+    place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
     case blame(place, page, left_over, Vital.well?(state), heard?) do
       :it -> climb(state, id, entry, left_over || place, Page.begun(page, id))

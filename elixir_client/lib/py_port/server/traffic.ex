@@ -88,15 +88,24 @@ defmodule PyPort.Server.Traffic do
     state
   end
 
-  # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
-  # row in the table and the frame in its hands. All others were sent.
   defp pong(state, id, frame) do
-    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached,
-         {:ok, {:pong, _id, %{open: false}}} <- Wire.decode(frame) do
-      :ets.delete(state.handle.table, id)
-      state |> Ladder.never_sent(id, entry) |> abandon(id)
+    with %{^id => %{cancel: %{} = entry}} <- state.attached,
+         {:ok, {:pong, _id, said}} <- Wire.decode(frame) do
+      case {entry.why, said} do
+        # No answer has come of a request that was cancelled before this was asked, and none will: its caller was
+        # killed with the row in the table and the frame in its hands. All others were sent.
+        {:caller_down, %{open: false}} ->
+          :ets.delete(state.handle.table, id)
+          state |> Ladder.never_sent(id, entry) |> abandon(id)
+
+        {_why, %{waits: waits?}} ->
+          Ladder.waits(state, id, waits?)
+
+        _older_python ->
+          state
+      end
     else
-      _open_or_not_asked_after -> state
+      _not_asked_after -> state
     end
   end
 
