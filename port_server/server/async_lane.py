@@ -9,7 +9,7 @@ from __future__ import annotations
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
-from port_server.protocol import messages
+from port_server.protocol import messages, outgoing
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled
@@ -22,7 +22,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Final
 
     from port_server.runtime.output import Output
     from port_server.settings import Settings
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .channel import Channel, Part
     from .evaluate import Evaluator
     from .jobs import Job
+
+_NEVER: Final = float("inf")
 
 
 class AsyncLane:
@@ -42,6 +44,7 @@ class AsyncLane:
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
         resend_s: the time between two cancellations of a task that does not end.
+        running_s: how long a request runs until the owner is told so; infinity for never.
     """
 
     __slots__ = (
@@ -61,6 +64,7 @@ class AsyncLane:
         "jobs",
         "loop",
         "resend_s",
+        "running_s",
     )
 
     counted: Callable[[], None]
@@ -73,6 +77,7 @@ class AsyncLane:
         self.ident = 0
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
+        self.running_s = _NEVER
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
@@ -204,6 +209,8 @@ class AsyncLane:
         drive = self._drive_stream if job.stream else self._drive
         task = self.loop.create_task(drive(job, value), context=context)
         self._tasks[job.id_term] = task
+        if self.running_s < _NEVER:
+            self.loop.call_later(self.running_s, self._announce, job)
         if job.cancelled:
             self._cancel(job.id_term)
 
@@ -256,6 +263,10 @@ class AsyncLane:
             parts = self._failed(job, error, step)
         value = items = None
         self._finish(job, parts)
+
+    def _announce(self, job: Job) -> None:
+        if self.jobs.get(job.id_term) is job:
+            self._hold([outgoing.running(job.id_term)])
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
