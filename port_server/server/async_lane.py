@@ -56,7 +56,9 @@ class AsyncLane:
         "_exports",
         "_flushing",
         "_making",
+        "_new",
         "_output",
+        "_seen",
         "_tasks",
         "counted",
         "ended",
@@ -86,6 +88,9 @@ class AsyncLane:
         self._exports = Exports(evaluator.objects)
         self._flushing = False
         self._making = allocate_lock()
+        # Requests that the owner has not been told of: those before and since the last look.
+        self._new: list[bytes] = []
+        self._seen: list[bytes] = []
         self._output = output
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
 
@@ -210,7 +215,9 @@ class AsyncLane:
         task = self.loop.create_task(drive(job, value), context=context)
         self._tasks[job.id_term] = task
         if self.running_s < _NEVER:
-            self.loop.call_later(self.running_s, self._announce, job)
+            self._new.append(job.id_term)
+            if len(self._new) == 1 and not self._seen:
+                self.loop.call_later(self.running_s, self._announce)
         if job.cancelled:
             self._cancel(job.id_term)
 
@@ -264,9 +271,14 @@ class AsyncLane:
         value = items = None
         self._finish(job, parts)
 
-    def _announce(self, job: Job) -> None:
-        if self.jobs.get(job.id_term) is job:
-            self._hold([outgoing.running(job.id_term)])
+    def _announce(self) -> None:
+        # One timer for all: one for each would wake the loop once more for each request.
+        for id_term in self._seen:
+            if id_term in self.jobs:
+                self._hold([outgoing.running(id_term)])
+        self._seen, self._new = self._new, []
+        if self._seen:
+            self.loop.call_later(self.running_s, self._announce)
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):

@@ -221,10 +221,8 @@ class Evaluator(Replies):
             pass
         return parts
 
-    def context_of(self, job: Job | None) -> Context:
+    def context_of(self, job: Job) -> Context:
         """Give the context to evaluate a request in: the context variables that its code has."""
-        if job is None:
-            return self.namespaces.new_context()
         if job.context is None:
             job.context = self.namespaces.context_of(job.session)
         return job.context
