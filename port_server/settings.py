@@ -149,7 +149,7 @@ class Settings:
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
-        hangup_grace_ms: int = 200,
+        hangup_grace_ms: int = 300,
         heartbeat_interval_ms: int = 1000,
         running_after_ms: int = 0,
         max_nested_calls: int = 64,
