@@ -257,7 +257,8 @@ defmodule PyPort do
   end
 
   @doc """
-  Gives an object to another process: it is released when that one ends.
+  Gives an object to another process: it is released when that one ends. Refused where that process owns as many as
+  it may (`max_objects_per_owner`).
 
   ## Examples
 
@@ -275,6 +276,7 @@ defmodule PyPort do
       _reachable ->
         case GenServer.call(Object.server(object), {:transfer, [id], owner}, :infinity) do
           :ok -> :ok
+          {:error, %Error{} = error} -> {:error, error}
           {:error, _ids} -> {:error, Error.released(object)}
         end
     end

@@ -6,7 +6,7 @@ is decided on the other side of the port.
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, islice
 
 from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
+
+_MANY: Final = 10  # objects: of fewer nobody is told
+_SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
 
 _SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
 _TYPE, _REPR = Atom("type"), Atom("repr")
@@ -115,6 +118,17 @@ class Objects:
             _REPR: text,
         }
         return number, Struct(MODULE, fields)
+
+    def common_type(self) -> str | None:
+        """Name the type of most of the latest objects; None where there are few. For any thread."""
+        if len(self._table) < _MANY:
+            return None
+        try:
+            kinds = list(map(type, islice(reversed(self._table.values()), _SAMPLE)))
+        except RuntimeError:  # main has added others meanwhile
+            return None
+        ids = [id(kind) for kind in kinds]  # to compare types may run code of theirs
+        return failure.class_name(kinds[ids.index(max(ids, key=ids.count))])
 
     def find(self, fields: dict[Any, Any]) -> Any:
         """Give the object that a handle with these fields stands for.

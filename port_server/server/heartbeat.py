@@ -89,6 +89,9 @@ class Vitals:
             "calls": len(dispatcher.calls.pending),
             "streams": len(dispatcher.streams),
         }
+        common_type = self._lane.evaluator.objects.common_type()
+        if common_type is not None:
+            status["object_type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
             status["state"] = _BUSY
         return status

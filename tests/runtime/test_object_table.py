@@ -219,3 +219,17 @@ def test_what_is_shown_is_the_repr():
 
     with pytest.raises(KeyboardInterrupt):
         shown(Interrupted())
+
+
+def test_the_type_of_most_of_the_latest_objects_is_known():
+    """Without asking the types anything; of a few objects nobody is told."""
+    table = Objects(Settings())
+    table.belong(None, "")
+    for value in [Shy()] * 9:
+        table.add(value)
+    assert table.common_type() is None
+    table.add(type.__call__(Metaclass("Made", (), {})))
+    assert table.common_type() == f"{__name__}.Shy"
+    for _ in range(200):
+        table.add(Thing())
+    assert table.common_type() == f"{__name__}.Thing"

@@ -111,8 +111,10 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Request.outcome(frame) do
       {:objects, value, ids} ->
-        Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner)
-        value
+        case Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+          :ok -> value
+          {:error, error} -> raise error
+        end
 
       {_unread, error} ->
         Property.disclaim(stream.owner, {:reply, stream.id})

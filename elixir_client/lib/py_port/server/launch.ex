@@ -65,6 +65,7 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_queued_bytes: options.max_queued_bytes,
       max_pending: options.max_pending,
+      max_objects_per_owner: options.max_objects_per_owner,
       patience: options.cancel_grace + options.kill_grace
     }
   end
