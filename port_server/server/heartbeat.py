@@ -91,7 +91,7 @@ class Vitals:
         }
         common_type = self._lane.evaluator.objects.common_type()
         if common_type is not None:
-            status["object_type"] = common_type
+            status["type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
             status["state"] = _BUSY
         return status

@@ -225,7 +225,7 @@ class Router:
         elif type(message) is Ping:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
-            status["waits"] = (
+            status["waiting"] = (
                 message.id_term in self.streams and message.id_term != self._lane.running
             )
             channel.hold([messages.pong(message.id_term, status)])

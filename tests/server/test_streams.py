@@ -192,7 +192,7 @@ def test_a_pong_says_whether_a_stream_waits_for_main(port, gate):
         port.tell(Atom("ping"), name)
         while (message := port.reply(name))[0] != "pong":
             pass
-        return message[1]["waits"]
+        return message[1]["waiting"]
 
     stream = port.eval(ENDLESS, stream=True, credit=1)
     assert port.reply(stream) == ("yield", 0)

@@ -295,7 +295,7 @@ defmodule PyPort.Server do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
         Registry.put_beat(self(), Status.beat(said))
-        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:object_type])}
+        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}

@@ -99,7 +99,7 @@ defmodule PyPort.Server.Traffic do
           :ets.delete(state.handle.table, id)
           state |> Ladder.never_sent(id, entry) |> abandon(id)
 
-        {_why, %{waits: waits?}} ->
+        {_why, %{waiting: waits?}} ->
           Ladder.waits(state, id, waits?)
 
         _older_python ->
