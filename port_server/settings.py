@@ -39,6 +39,7 @@ class Settings:
         "pipe_bytes",
         "read_bytes",
         "reply_hold_us",
+        "running_after_ms",
     )
 
     max_frame_bytes: int
@@ -114,6 +115,11 @@ class Settings:
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
     and an idle server wakes up for nothing else."""
 
+    running_after_ms: int
+    """How long a request has run when its owner is told that it runs, 0 for never. An owner that is
+    told watches the caller, and cancels at once when that dies. Long enough for no short request to
+    pay for it. The default, because only an owner that asks is known to understand it."""
+
     max_nested_calls: int
     """Calls into the BEAM that may wait in the main thread at once, each on top of another: Python
     calls Elixir, which calls Python, and so on. Each takes about ten frames of the 1,000 that
@@ -143,8 +149,9 @@ class Settings:
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
-        hangup_grace_ms: int = 200,
+        hangup_grace_ms: int = 300,
         heartbeat_interval_ms: int = 1000,
+        running_after_ms: int = 0,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
     ) -> None:

@@ -142,7 +142,8 @@ defmodule PyPort do
   A Python generator, asynchronous generator, or any iterable as a lazy enumerable.
 
   Python makes items ahead, but no more than the consumer may still take: option `:credit`, 512 by default.
-  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs).
+  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs, before the
+  next request of that consumer).
   `:timeout` is the longest wait for the next item. Errors are raised where they happen: after the items before them.
   The other options are those of `eval/3`. Each enumeration runs the code anew.
 
@@ -165,7 +166,7 @@ defmodule PyPort do
   Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
 
   It ends with the calling process, if `close_session/1` does not end it before. Requests of one session run one at a
-  time; two sessions never see each other.
+  time, and see each other's context variables, too; two sessions never see each other.
 
   ## Examples
 
@@ -256,7 +257,8 @@ defmodule PyPort do
   end
 
   @doc """
-  Gives an object to another process: it is released when that one ends.
+  Gives an object to another process: it is released when that one ends. Refused where that process owns as many as
+  it may (`max_objects_per_owner`).
 
   ## Examples
 
@@ -274,6 +276,7 @@ defmodule PyPort do
       _reachable ->
         case GenServer.call(Object.server(object), {:transfer, [id], owner}, :infinity) do
           :ok -> :ok
+          {:error, %Error{} = error} -> {:error, error}
           {:error, _ids} -> {:error, Error.released(object)}
         end
     end

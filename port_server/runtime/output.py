@@ -23,7 +23,6 @@ from time import monotonic, sleep
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Token
     from typing import Any, Final, Protocol
 
     from port_server.settings import Settings
@@ -115,6 +114,8 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
+        control: the thread that watches while the main thread runs code. Python may collect garbage
+            in it, whose `__del__` prints for the request that runs.
         begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
@@ -132,6 +133,7 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
+        "control",
         "may_wait",
         "requests",
         "running",
@@ -145,6 +147,7 @@ class Output:
         self.requests: dict[bytes, Printed] = {}
         self.threads: dict[int, Printed] = {}
         self.begun: Callable[[], None] | None = None
+        self.control = 0
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
         self.window_bytes = settings.output_window_bytes
@@ -158,9 +161,9 @@ class Output:
     def current(self) -> Printed | None:
         """Give the request that the code which asks belongs to."""
         printed = current.get()
-        if printed is None:
+        if printed is None or printed.ended:  # a session keeps the context of an earlier request
             thread = get_ident()
-            if thread == self._thread:
+            if thread in (self._thread, self.control):
                 running = self.running
                 if running is None:
                     return None
@@ -174,14 +177,9 @@ class Output:
         """Give what a request printed; it begins here if it is new."""
         return self.requests.setdefault(id_term, Printed(id_term))
 
-    def enter(self, id_term: bytes) -> Token[Printed | None]:
-        """Let this context, and what copies it, print for that request; `leave` undoes it."""
-        return current.set(self.of(id_term))
-
-    @staticmethod
-    def leave(token: Token[Printed | None]) -> None:
-        """Undo `enter`."""
-        current.reset(token)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context, and what copies it, print for that request."""
+        current.set(self.of(id_term))
 
     def end(self, id_term: bytes) -> None:
         """Hand on what the request printed, all of it; what it prints from now on is nobody's."""

@@ -6,11 +6,10 @@ by the first request that does. Replies of one turn of the loop leave in one wri
 
 from __future__ import annotations
 
-from _contextvars import copy_context
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
-from port_server.protocol import messages
+from port_server.protocol import messages, outgoing
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled
@@ -25,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Final
 
     from port_server.runtime.output import Output
     from port_server.settings import Settings
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from .channel import Channel, Part
     from .evaluate import Evaluator
     from .jobs import Job
+
+_NEVER: Final = float("inf")
 
 
 class AsyncLane:
@@ -46,6 +47,7 @@ class AsyncLane:
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
         resend_s: the time between two cancellations of a task that does not end.
+        running_s: how long a request runs until the owner is told so; infinity for never.
     """
 
     __slots__ = (
@@ -59,7 +61,9 @@ class AsyncLane:
         "_exports",
         "_flushing",
         "_making",
+        "_new",
         "_output",
+        "_seen",
         "_tasks",
         "counted",
         "ended",
@@ -68,6 +72,7 @@ class AsyncLane:
         "jobs",
         "loop",
         "resend_s",
+        "running_s",
     )
 
     counted: Callable[[], None]
@@ -82,6 +87,7 @@ class AsyncLane:
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
         self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
+        self.running_s = _NEVER
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
@@ -91,6 +97,9 @@ class AsyncLane:
         self._exports = Exports(evaluator.objects)
         self._flushing = False
         self._making = allocate_lock()
+        # Requests that the owner has not been told of: those before and since the last look.
+        self._new: list[bytes] = []
+        self._seen: list[bytes] = []
         self._output = output
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
 
@@ -160,13 +169,12 @@ class AsyncLane:
             if credit.sent >= credit.granted:
                 self.cancel(id_term)
 
-    def enter(self, id_term: bytes) -> Any:
-        """Let this context be that request's; `leave` undoes it."""
-        return self._output.enter(id_term)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context be that request's."""
+        self._output.enter(id_term)
 
-    def leave(self, token: Any, id_term: bytes) -> None:
-        """Undo `enter`; the request has ended."""
-        self._output.leave(token)
+    def leave(self, id_term: bytes) -> None:
+        """Note that the request has ended."""
         self._output.end(id_term)
 
     def current(self) -> bytes | None:
@@ -227,7 +235,7 @@ class AsyncLane:
         if job.cancelled:
             self._finish(job, [_cancelled(job, begun=False)])
             return
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         self._evaluating = job.id_term
         parts = context.run(
@@ -244,11 +252,15 @@ class AsyncLane:
             self._finish(job, parts)
 
     def _start(self, job: Job, value: Any) -> None:
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         drive = self._drive_stream if job.stream else self._drive
         task = self.loop.create_task(drive(job, value), context=context)
         self._tasks[job.id_term] = task
+        if self.running_s < _NEVER:
+            self._new.append(job.id_term)
+            if len(self._new) == 1 and not self._seen:
+                self.loop.call_later(self.running_s, self._announce)
         if job.cancelled:
             self._cancel(job.id_term)
 
@@ -301,6 +313,15 @@ class AsyncLane:
             parts = self._failed(job, error, step)
         value = items = None
         self._finish(job, parts)
+
+    def _announce(self) -> None:
+        # One timer for all: one for each would wake the loop once more for each request.
+        for id_term in self._seen:
+            if id_term in self.jobs:
+                self._hold([outgoing.running(id_term)])
+        self._seen, self._new = self._new, []
+        if self._seen:
+            self.loop.call_later(self.running_s, self._announce)
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):

@@ -17,9 +17,11 @@ import faulthandler
 import sys
 from time import monotonic
 
+from port_server.etf import mapping, structs
 from port_server.runtime import carry, failure, imports, objects, streams, targets
 from port_server.runtime.beam import Cancelled
 from port_server.runtime.frames import outermost_import
+from port_server.runtime.garbage import Garbage
 from port_server.runtime.snippet import Snippet
 
 from .evaluate import Evaluator
@@ -79,11 +81,12 @@ class Cancels:
                 Evaluator.reply,
                 Evaluator.failed,
                 Evaluator.description,
+                Garbage.collect,
                 Snippet.run_parts,
                 Stream.close,
             ),
             open_modules=(failure, targets),
-            through_modules=(carry, imports, objects, streams),
+            through_modules=(carry, imports, mapping, objects, streams, structs),
             describing=(failure.describe_cancelled,),
             doorways=(*doorways, type(lane).run_in_c),
         )

@@ -68,6 +68,7 @@ class Control:
     """
 
     __slots__ = (
+        "_announced",
         "_baton",
         "_beat_s",
         "_cancels",
@@ -77,6 +78,7 @@ class Control:
         "_output",
         "_over",
         "_page",
+        "_running_s",
         "_serving",
         "_stdio",
         "_vitals",
@@ -104,7 +106,8 @@ class Control:
         self._page = page
         self._serving = False
         self._vitals = vitals
-        self._beat_s = self._next_beat = _NEVER
+        self._announced: bytes | None = None
+        self._beat_s = self._next_beat = self._running_s = _NEVER
         self._over = False
 
     def start(self, settings: Settings, *, owned: bool) -> None:
@@ -117,7 +120,10 @@ class Control:
         if owned and settings.heartbeat_interval_ms:
             self._beat_s = settings.heartbeat_interval_ms / 1000
             self._next_beat = monotonic() + self._beat_s
-        self.ident = start_thread(self._run)
+        if settings.running_after_ms:
+            self._running_s = settings.running_after_ms / 1000
+        self._dispatcher.announce_after(self._running_s)
+        self.ident = self._output.control = start_thread(self._run)
 
     def print_later(self) -> None:
         """Any thread: something is printed that is to be handed on if no more comes."""
@@ -204,7 +210,7 @@ class Control:
             wait_s = self._next_beat - now
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
-            wait_s = min(wait_s, self._cancels.tick())
+            wait_s = min(wait_s, self._cancels.tick(), self._announce(now))
             for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:
@@ -237,6 +243,21 @@ class Control:
         self._next_beat = now + self._beat_s
         self._channel.hold([outgoing.heartbeat(self._vitals.beat())])
         self._channel.write_out()
+
+    def _announce(self, now: float) -> float:
+        """Tell the owner which request runs, once it has for long; give the seconds until then."""
+        vitals = self._vitals
+        vitals.look(now)
+        running = vitals.seen
+        if running is None or running is self._announced:
+            return _NEVER
+        left = vitals.seen_at + self._running_s - now
+        if left > 0:
+            return left
+        self._announced = running
+        self._channel.hold([outgoing.running(running)])
+        self._channel.write_out()
+        return _NEVER
 
     def _renew(self) -> None:
         """User code has closed our fds."""

@@ -24,6 +24,7 @@ _LEAST: Final = {
     "max_objects": 0,
     "heartbeat_interval_ms": 0,
     "output_window_bytes": 0,
+    "running_after_ms": 0,
 }
 VERSION: Final = "0.1.0"
 FEATURES: Final = (

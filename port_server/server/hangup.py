@@ -7,6 +7,7 @@ from it; this is for then.
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
+import atexit
 import os
 import sys
 from _thread import start_new_thread
@@ -35,6 +36,7 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
         when its parent dies.
     """
     global _grace_ms  # noqa: PLW0603  one process, one port
+    atexit.register(_end_trackers)  # registered first, so it runs last
     try:
         from ._watch import start  # noqa: PLC0415  not everywhere built
 
@@ -58,6 +60,22 @@ def watch_parent() -> None:
         start(-1, -1, grace_ms)
     except OSError:  # no more threads; the owner's reaper is left
         pass
+
+
+def _end_trackers() -> None:
+    """Let the resource trackers of multiprocessing and joblib tidy up, and wait for that.
+
+    They are processes that remove what is left in /dev/shm once this one has ended. Here they would
+    not come to it: the owner kills the process group as soon as this process has ended.
+    """
+    for name, module in tuple(sys.modules.items()):
+        if name.endswith("resource_tracker"):
+            stop = getattr(getattr(module, "_resource_tracker", None), "_stop", None)
+            try:
+                if stop is not None:
+                    stop()
+            except Exception:  # noqa: S110  of another version; it ends with the process group
+                pass
 
 
 def _die_with_parent() -> None:

@@ -8,6 +8,7 @@ from port_server.runtime.failure import cut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
@@ -38,6 +39,7 @@ class Job:
         parent: the id of the call into the BEAM that it was made by, or None.
         returns: "value", "object" or "globals".
         namespace: what its code runs in, and `names` what it binds there; for "globals" only.
+        context: the context variables that its code has, once it runs.
         stream: whether its value is sent item by item.
         credit: how many items may be sent to begin with.
         special: whether it asks for anything beyond being evaluated.
@@ -51,6 +53,7 @@ class Job:
         "at",
         "binary_as",
         "cancelled",
+        "context",
         "credit",
         "deadline_ms",
         "elsewhere",
@@ -79,6 +82,7 @@ class Job:
         self.returns = "value"
         self.namespace: dict[str, Any] | None = None
         self.names: frozenset[str] = frozenset()
+        self.context: Context | None = None
         self.stream = False
         self.credit = 0
         self.special = False

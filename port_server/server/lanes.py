@@ -175,7 +175,12 @@ class MainLane:
         try:
             try:
                 # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
-                parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+                context = (
+                    evaluator.namespaces.new_context() if job is None else evaluator.context_of(job)
+                )
+                parts = context.run(
+                    evaluator.evaluate, frame, kind, id_term, at, job, evaluator.exports
+                )
             except BaseException as error:  # raised by a signal, while a failure was described
                 parts = evaluator.interrupted(error, id_term, evaluator.exports)
             self.leave(parts is not None)

@@ -110,7 +110,7 @@ class Server:
     def _assemble(self, settings: Settings) -> None:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
-        turns = Turns()
+        turns = Turns(self.evaluator.namespaces.keep_context)
         self.page = Page(lambda: dispatcher.elsewhere)
         lane = MainLane(
             baton,

@@ -11,7 +11,7 @@ from _thread import get_ident
 from port_server.protocol import messages
 from port_server.runtime import carry, failure, sources
 from port_server.runtime.imports import ImportHooks
-from port_server.runtime.objects import describe
+from port_server.runtime.objects import shown
 from port_server.runtime.output import Output, write_to_stderr
 from port_server.runtime.streams import Streams, explain_input
 
@@ -108,10 +108,10 @@ class Reports:
             write_to_stderr(text.encode("utf-8", "backslashreplace"))
             return
         try:
-            record = messages.log(level, message, known, extra, _shown)
+            record = messages.log(level, message, known, extra, shown)
         except ValueError:  # a cycle, a lone surrogate, ...
-            shown = {failure.valid(key): _shown(value) for key, value in extra.items()}
-            record = messages.log(level, message, known, shown, _shown)
+            texts = {failure.valid(key): shown(value) for key, value in extra.items()}
+            record = messages.log(level, message, known, texts, shown)
         self._post(record, now=True)
         window = self._window
         if window.alert and get_ident() == self._main:
@@ -124,7 +124,3 @@ class Reports:
         # What main holds leaves with the reply; nobody comes by for other threads.
         if now or get_ident() != self._main:
             self._channel.write_out()
-
-
-def _shown(value: Any) -> str:
-    return describe(value)[1]

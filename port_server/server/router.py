@@ -157,7 +157,10 @@ class Router:
         parent = stream.job.parent
         call = None if parent is None else self.calls.pending.get(parent)
         if call is None or call.lock is not None or call.future is not None:
-            self.ready.append(stream)
+            if stream.job.cancelled:  # what its `finally` does comes before later requests
+                self.ready.appendleft(stream)
+            else:
+                self.ready.append(stream)
         else:
             call.add_stream(stream)
 
@@ -233,6 +236,9 @@ class Router:
             blocking = self._async.blocking()
             if blocking is not None:
                 status["blocking"] = blocking
+            status["waiting"] = (
+                message.id_term in self.streams and message.id_term != self._lane.running
+            )
             channel.hold([messages.pong(message.id_term, status)])
         elif type(message) is Stacks:
             channel.hold([messages.ok(message.id_term, stacks(self._lane.main, (get_ident(),)))])
@@ -303,6 +309,9 @@ class Router:
         if stream is None:
             return self._async.cancel(id_term)
         stream.job.cancelled = True
+        if stream in self.ready:
+            self.ready.remove(stream)
+            stream.ready = False
         self._make_ready(stream)
         return True
 

@@ -258,15 +258,16 @@ def test_a_failure_that_cannot_be_described_is_cut_short():
         is_well(port)
 
 
-def test_a_repr_without_an_end_is_cut_short():
-    """That of an object which is being exported; and none is left behind."""
+def test_an_encoding_without_an_end_is_cut_short():
+    """That of a value which asks code of its own; and no object beside it is left behind."""
     with Port() as port:
         name = port.eval(
-            "class Endless:\n"
-            "    def __repr__(self):\n"
-            "        print('showing', flush=True)\n"
+            "import datetime\n"
+            "class Endless(datetime.tzinfo):\n"
+            "    def utcoffset(self, _time):\n"
+            "        print('asked', flush=True)\n"
             "        while True: pass\n"
-            "Endless()"
+            "[object(), datetime.datetime(2024, 1, 1, tzinfo=Endless())]"
         )
         assert port.reply(name)[0] == "output"
         cancel(port, name)

@@ -219,7 +219,7 @@ def test_a_server_that_leads_no_group_goes_alone():
 
 
 def test_it_waits_until_a_quick_end_is_over():
-    """The orderly path has 200 ms: atexit runs."""
+    """The orderly path has 300 ms: atexit runs."""
     with Owner() as owner:
         read, write = os.pipe()
         owner.run(

@@ -37,7 +37,8 @@ defmodule PyPort.Options do
     max_depth: 512,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
-    max_objects: 100_000
+    max_objects: 100_000,
+    max_objects_per_owner: 50_000
   ]
 
   # The size of nil is one for each scheduler, which is not known before the VM runs.
@@ -182,7 +183,13 @@ defmodule PyPort.Options do
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   defp valid?(name, value)
-       when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_objects],
+       when name in [
+              :heartbeat_interval,
+              :max_pending,
+              :max_queued_bytes,
+              :max_objects,
+              :max_objects_per_owner
+            ],
        do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
@@ -244,7 +251,10 @@ defmodule PyPort.Options do
   defp expected(:max_age), do: "milliseconds (1 or more) or :infinity"
   defp expected(:max_rss), do: "a number of bytes (1 or more) or :infinity"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
-  defp expected(:max_objects), do: "a number of objects (1 or more)"
+
+  defp expected(name) when name in [:max_objects, :max_objects_per_owner],
+    do: "a number of objects (1 or more)"
+
   defp expected(:max_queued_bytes), do: "a number of bytes (1 or more)"
   defp expected(:max_depth), do: "a number of levels (1 to 2000)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"

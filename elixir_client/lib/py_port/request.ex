@@ -263,8 +263,7 @@ defmodule PyPort.Request do
   defp mine(:not_sent, _handle, _id, _options, place), do: {:not_sent, place}
 
   defp mine({:objects, value, ids}, handle, id, options, _place) do
-    Property.adopt(handle.owner, {:reply, id}, ids, options.owner)
-    {:ok, value}
+    with :ok <- Property.adopt(handle.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
   end
 
   defp mine({:unread, error}, handle, id, _options, _place) do

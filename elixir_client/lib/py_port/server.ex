@@ -58,6 +58,8 @@ defmodule PyPort.Server do
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+    * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
+      keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
   What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
   `PyPort.Telemetry`.
@@ -88,7 +90,8 @@ defmodule PyPort.Server do
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
-          | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending | :max_objects, pos_integer()}
+          | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending, pos_integer()}
+          | {:max_objects | :max_objects_per_owner, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
@@ -300,7 +303,7 @@ defmodule PyPort.Server do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
         Registry.put_beat(self(), Status.beat(said))
-        {:noreply, Vital.beat(state, said)}
+        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}

@@ -23,7 +23,7 @@ defmodule PyPort.Stream do
   end
 
   @typedoc "A stream that Python has been asked for, wherever its server lives."
-  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid()}
+  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), patience: non_neg_integer()}
 
   @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
@@ -39,7 +39,7 @@ defmodule PyPort.Stream do
       context = Request.context(draft.found, id, consumer)
       extra = Request.extra(options, context)
       relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
-      {:ok, %{owner: handle.owner, id: id, relay: relay}}
+      {:ok, %{owner: handle.owner, id: id, relay: relay, patience: handle.patience}}
     else
       {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
       {:error, error} -> {:error, error}
@@ -93,7 +93,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp stop(stream), do: Relay.stop(stream.relay)
+  defp stop(stream), do: Relay.stop(stream.relay, stream.patience)
 
   # Most items hold no handle, and need nothing but their bytes.
   defp tagged(frames, stream), do: Enum.map(frames, &tag(&1, stream))
@@ -111,8 +111,10 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Request.outcome(frame) do
       {:objects, value, ids} ->
-        Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner)
-        value
+        case Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+          :ok -> value
+          {:error, error} -> raise error
+        end
 
       {_unread, error} ->
         Property.disclaim(stream.owner, {:reply, stream.id})

@@ -34,6 +34,7 @@ defmodule PyPort.Wire do
           | {:invoke, maybe_id(), call_id :: id()}
           | {:output, id()}
           | {:pong, id()}
+          | {:running, id()}
           | :hello
           | :goodbye
           | :log
@@ -225,6 +226,11 @@ defmodule PyPort.Wire do
           _::binary>>
       ),
       do: {:pong, id}
+
+  def route(
+        <<@version, @small_tuple, 2, @small_atom_utf8, 7, "running", @binary, 8::32, id::binary-size(8)>>
+      ),
+      do: {:running, id}
 
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 4, "send", _::binary>>), do: :send

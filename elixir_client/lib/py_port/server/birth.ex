@@ -52,7 +52,9 @@ defmodule PyPort.Server.Birth do
       workers: %{},
       mail: nil,
       heir: Heir.start_link(),
-      ownership: Ownership.new(),
+      ownership: Ownership.new(options),
+      # Owners of many objects that Logger is to name with the next beat.
+      crowded: [],
       # holder of objects or sessions -> the monitor on it
       monitors: %{}
     }

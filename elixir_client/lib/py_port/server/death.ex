@@ -222,7 +222,8 @@ defmodule PyPort.Server.Death do
         mail: nil,
         attached: %{},
         workers: %{},
-        ownership: Ownership.new(),
+        ownership: Ownership.new(state.options),
+        crowded: [],
         monitors: %{}
     }
   end

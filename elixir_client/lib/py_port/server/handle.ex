@@ -4,7 +4,14 @@ defmodule PyPort.Server.Handle do
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
-              [:max_frame_bytes, :max_queued_bytes, :max_pending, patience: 0, ready: false]
+              [
+                :max_frame_bytes,
+                :max_queued_bytes,
+                :max_pending,
+                :max_objects_per_owner,
+                patience: 0,
+                ready: false
+              ]
 
   @type t :: %__MODULE__{
           owner: pid(),
@@ -12,7 +19,8 @@ defmodule PyPort.Server.Handle do
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
           # What calls of this Python into the BEAM need. Rows {worker, call id}: the processes that serve one; those of
-          # PyPort.Callbacks, which begin with a request's id; and {:allow, list}, what it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
+          # PyPort.Callbacks, which begin with a request's id; {:allow, list}, what it may call by name; and
+          # {{:owns, owner}, count}, how many objects an owner has, if they are many. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many large
           # frames were written, and how many of these the port is known to be rid of.
@@ -23,6 +31,7 @@ defmodule PyPort.Server.Handle do
           max_frame_bytes: pos_integer(),
           max_queued_bytes: pos_integer(),
           max_pending: pos_integer(),
+          max_objects_per_owner: pos_integer(),
           # How long after its timeout a request has its answer at the latest, in ms.
           patience: non_neg_integer(),
           ready: boolean()

@@ -32,7 +32,9 @@ defmodule PyPort.Server.Ladder do
           # The module that its code is importing, as far as is known.
           importing: String.t() | nil,
           # Whether its caller has an answer already, or needs none.
-          answered?: boolean()
+          answered?: boolean(),
+          # Whether Python has said that it is a stream that cannot end before main is free.
+          waits?: boolean()
         }
   @type state :: map()
 
@@ -62,7 +64,8 @@ defmodule PyPort.Server.Ladder do
         culprit: nil,
         heard: nil,
         importing: nil,
-        answered?: why == :caller_down
+        answered?: why == :caller_down,
+        waits?: false
       }
 
       state =
@@ -121,15 +124,26 @@ defmodule PyPort.Server.Ladder do
 
   defp leave_service(_state), do: :ok
 
-  @doc "Python's answer to a ping: whether the request is open, and what it is importing."
+  @doc "Python's answer to a ping: what the request is importing, and whether it is a stream that waits for main."
   @spec pong(state(), Wire.id(), map()) :: state()
   def pong(state, id, said) do
-    case {entry(state, id), said[:importing]} do
-      {nil, _name} -> state
-      {%{importing: name}, name} -> state
-      {entry, nil} -> put(state, id, %{entry | importing: nil, blamed: now()})
-      {entry, name} when is_binary(name) -> importing(state, id, entry, name)
-      _unknown -> state
+    case {entry(state, id), said} do
+      {nil, _said} ->
+        state
+
+      {entry, %{waiting: true}} ->
+        # It is in no one's way.
+        entry = %{entry | waits?: true}
+        state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
+
+      {entry, %{importing: name}} when is_binary(name) ->
+        importing(state, id, %{entry | waits?: false}, name)
+
+      {%{importing: nil} = entry, _said} ->
+        put(state, id, %{entry | waits?: false})
+
+      {entry, _said} ->
+        put(state, id, %{entry | waits?: false, importing: nil, blamed: now()})
     end
   end
 
@@ -192,6 +206,7 @@ defmodule PyPort.Server.Ladder do
     heard? = entry.heard not in [nil, state.liveness.heard]
     entry = %{entry | heard: state.liveness.heard}
     state = state |> put(id, entry) |> sound_out(id, place, page)
+    place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
     case blame(place, page, left_over, Vital.well?(state), heard?) do
       :it -> climb(state, id, entry, left_over || place, Page.begun(page, id))

@@ -30,6 +30,10 @@ defmodule PyPort.Server.Launch do
   # for each of a thousand callers with slow ones.
   @output_window_bytes 1_048_576
 
+  # After this time of running Python says so, and the death of the caller is known at once. Shorter requests pay nothing
+  # for it; what is left of one whose caller dies earlier is found when it has run for so long.
+  @running_after_ms 5
+
   @doc "Starts a Python whose owner is the calling process."
   @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
@@ -68,6 +72,7 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_queued_bytes: options.max_queued_bytes,
       max_pending: options.max_pending,
+      max_objects_per_owner: options.max_objects_per_owner,
       patience: options.cancel_grace + options.kill_grace
     }
   end
@@ -119,6 +124,7 @@ defmodule PyPort.Server.Launch do
       max_depth: options.max_depth,
       max_objects: options.max_objects,
       heartbeat_interval_ms: options.heartbeat_interval,
+      running_after_ms: @running_after_ms,
       logging: options.logger,
       output_window_bytes: @output_window_bytes,
       status_page: Page.path(dir),

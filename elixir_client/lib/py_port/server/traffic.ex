@@ -21,6 +21,7 @@ defmodule PyPort.Server.Traffic do
       :log -> {:ok, log(state, frame)}
       :send -> {:ok, mail(state, {:send, frame})}
       {:pong, id} -> {:ok, pong(state, id, frame)}
+      {:running, id} -> {:ok, running(state, id)}
       _other -> :other
     end
   end
@@ -245,7 +246,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  # Who waits for the request that calls. From its first call on its death is to be known at once.
+  # Who waits for the request that calls.
   defp caller(state, id) do
     case {:ets.lookup(state.handle.table, id), state.attached} do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->
@@ -254,11 +255,8 @@ defmodule PyPort.Server.Traffic do
       {_row, %{^id => %{caller: :dead}}} ->
         :none
 
-      {[{_id, _ref, caller, _extra}], %{^id => %{caller: monitor}}} when monitor != nil ->
-        {:ok, caller, state}
-
       {[{_id, _ref, caller, _extra}], _attached} ->
-        {:ok, caller, attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))}
+        {:ok, caller, watch_caller(state, id, caller)}
 
       # Outside any request: from a thread of init_code, say. The server itself stands in for a caller.
       {[], _attached} when id == "" ->
@@ -287,11 +285,27 @@ defmodule PyPort.Server.Traffic do
   # What it has adopted, it has said before its end. What it has not, is nobody's.
   defp disclaim(state, call_id), do: Property.cast(state, {:disclaim, {:call, call_id}})
 
-  @doc "The caller of a request that has made calls has died."
+  # A request has run for longer than most.
+  defp running(state, id) do
+    case :ets.lookup(state.handle.table, id) do
+      [{_id, _ref, caller, _extra}] -> watch_caller(state, id, caller)
+      [] -> state
+    end
+  end
+
+  # From now on the death of the caller is known at once; one that is dead already is known now.
+  defp watch_caller(state, id, caller) do
+    case state.attached do
+      %{^id => %{caller: watched}} when watched != nil -> state
+      _not_watched -> attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))
+    end
+  end
+
+  @doc "The caller of a request has died that was watched."
   @spec caller_down(state(), Wire.id()) :: state()
   def caller_down(state, id) do
     case state.attached do
-      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead)
+      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead) |> orphaned(id)
       _over -> state
     end
   end

@@ -113,10 +113,21 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  @doc "The consumer wants no more. What Python runs to tidy up may still print."
-  @spec stop(pid()) :: :ok
-  def stop(relay) do
+  @doc """
+  The consumer wants no more. What Python runs to tidy up may still print, and has been run when this returns: unless
+  Python is at another request, or `patience` has passed, in ms.
+  """
+  @spec stop(pid(), non_neg_integer()) :: :ok
+  def stop(relay, patience) do
+    ref = Process.monitor(relay)
     send(relay, :stop)
+
+    receive do
+      {:DOWN, ^ref, :process, _relay, _reason} -> :ok
+    after
+      patience -> Process.demonitor(ref, [:flush])
+    end
+
     :ok
   end
 
