@@ -136,6 +136,9 @@ defmodule PyPort.Server.Ladder do
         entry = %{entry | waits?: true}
         state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
 
+      {%{importing: name}, %{importing: name}} when name != nil ->
+        state
+
       {entry, %{importing: name}} when is_binary(name) ->
         importing(state, id, %{entry | waits?: false}, name)
 
