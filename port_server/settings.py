@@ -103,13 +103,14 @@ class Settings:
     document as its text, and errors end up in logs."""
 
     exit_grace_ms: int
-    """How long user threads and children may take to end when the server leaves; then it leaves
-    without them. The owner of the port has a grace of its own, a second by default."""
+    """How long user threads and children may take to end when the server leaves, also where the
+    port has hung up; then it leaves without them. The owner of the port has a grace of its own, a
+    second by default."""
 
     hangup_grace_ms: int
-    """How long the server may take to leave by itself once the other side of the port has hung up;
-    then it is killed with its process group. Nobody is there to wait for it, and an orphan within
-    a second would be one too many."""
+    """How long the server may take to begin to leave by itself once the other side of the port has
+    hung up; then it is killed with its process group. Nobody is there to wait for it, and an orphan
+    within a second would be one too many."""
 
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
@@ -149,7 +150,7 @@ class Settings:
         max_error_frames: int = 100,
         max_error_text_chars: int = 65_536,
         exit_grace_ms: int = 500,
-        hangup_grace_ms: int = 300,
+        hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
         running_after_ms: int = 0,
         max_nested_calls: int = 64,

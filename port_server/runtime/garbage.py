@@ -1,4 +1,4 @@
-"""Collects what a request leaves behind in cycles.
+"""Collects the cycles that a request leaves behind.
 
 Functions that are defined in a namespace refer to it, so its data would stay until Python's own
 collector runs. `gc.collect(1)` after such a request frees it at once and costs a microsecond. But

@@ -57,8 +57,8 @@ def exact_key(key: object, values: dict[Any, Any]) -> str | None:
     return name
 
 
-# What `references` counts for a namespace and a function that only the namespace holds. Found by
-# trying, because the references that the counting itself takes differ between Pythons.
+# The counts that `references` gives for a namespace, and for a function that only the namespace
+# holds. Found by trying, because the references that counting itself takes differ between Pythons.
 _of_namespace = _of_function = 0
 
 

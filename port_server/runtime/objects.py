@@ -167,8 +167,8 @@ class Objects:
 class Exports:
     """The objects that leave in one reply: the codec's `default` hook, and what it was called for.
 
-    One for each place that encodes. Where a request waits in the midst of that, and others run on
-    top of it, the lane keeps its objects apart from theirs.
+    One for each place that encodes. The lane keeps the objects of a request that waits in the midst
+    of that apart from those of the requests that run on top of it.
 
     Attributes:
         ids: the objects of the reply that is being encoded.

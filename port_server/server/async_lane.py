@@ -9,7 +9,7 @@ from __future__ import annotations
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
-from port_server.protocol import messages, outgoing
+from port_server.protocol import messages
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled
@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from typing import Any, Final
+    from typing import Any
 
     from port_server.runtime.output import Output
     from port_server.settings import Settings
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from .channel import Channel, Part
     from .evaluate import Evaluator
     from .jobs import Job
-
-_NEVER: Final = float("inf")
 
 
 class AsyncLane:
@@ -46,8 +44,8 @@ class AsyncLane:
         init_task: the one that awaits init_code, while it does.
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
+        noting: whether requests are noted for `lasting`.
         resend_s: the time between two cancellations of a task that does not end.
-        running_s: how long a request runs until the owner is told so; infinity for never.
     """
 
     __slots__ = (
@@ -71,8 +69,8 @@ class AsyncLane:
         "init_task",
         "jobs",
         "loop",
+        "noting",
         "resend_s",
-        "running_s",
     )
 
     counted: Callable[[], None]
@@ -87,7 +85,7 @@ class AsyncLane:
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
         self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
-        self.running_s = _NEVER
+        self.noting = False
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
@@ -97,7 +95,7 @@ class AsyncLane:
         self._exports = Exports(evaluator.objects)
         self._flushing = False
         self._making = allocate_lock()
-        # Requests that the owner has not been told of: those before and since the last look.
+        # Requests that `lasting` has not given yet: from before and since it was called last.
         self._new: list[bytes] = []
         self._seen: list[bytes] = []
         self._output = output
@@ -157,6 +155,19 @@ class AsyncLane:
             return False
         self.loop.call_soon_threadsafe(self._grant, id_term, count)
         return True
+
+    @property
+    def has_new(self) -> bool:
+        """Whether there are requests that `lasting` has not given yet."""
+        return bool(self._new or self._seen)
+
+    def lasting(self) -> list[bytes]:
+        """Give the requests that were under way when this was called last, each once.
+
+        For the control thread. Not by a timer of the loop, which costs each turn of it 1 us.
+        """
+        older, self._seen, self._new = self._seen, self._new, []
+        return [id_term for id_term in older if id_term in self.jobs]
 
     def cancel_all(self) -> None:
         """Cancel whatever is under way: the server is leaving."""
@@ -257,10 +268,8 @@ class AsyncLane:
         drive = self._drive_stream if job.stream else self._drive
         task = self.loop.create_task(drive(job, value), context=context)
         self._tasks[job.id_term] = task
-        if self.running_s < _NEVER:
+        if self.noting:
             self._new.append(job.id_term)
-            if len(self._new) == 1 and not self._seen:
-                self.loop.call_later(self.running_s, self._announce)
         if job.cancelled:
             self._cancel(job.id_term)
 
@@ -313,15 +322,6 @@ class AsyncLane:
             parts = self._failed(job, error, step)
         value = items = None
         self._finish(job, parts)
-
-    def _announce(self) -> None:
-        # One timer for all: one for each would wake the loop once more for each request.
-        for id_term in self._seen:
-            if id_term in self.jobs:
-                self._hold([outgoing.running(id_term)])
-        self._seen, self._new = self._new, []
-        if self._seen:
-            self.loop.call_later(self.running_s, self._announce)
 
     def _failed(self, job: Job, error: BaseException, step: str) -> list[Part]:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):

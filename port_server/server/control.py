@@ -75,6 +75,7 @@ class Control:
         "_channel",
         "_dispatcher",
         "_next_beat",
+        "_next_look",
         "_output",
         "_over",
         "_page",
@@ -107,6 +108,7 @@ class Control:
         self._serving = False
         self._vitals = vitals
         self._announced: bytes | None = None
+        self._next_look = 0.0
         self._beat_s = self._next_beat = self._running_s = _NEVER
         self._over = False
 
@@ -122,7 +124,7 @@ class Control:
             self._next_beat = monotonic() + self._beat_s
         if settings.running_after_ms:
             self._running_s = settings.running_after_ms / 1000
-        self._dispatcher.announce_after(self._running_s)
+            self._vitals.async_lane.noting = True
         self.ident = self._output.control = start_thread(self._run)
 
     def print_later(self) -> None:
@@ -161,7 +163,7 @@ class Control:
                 self._output.tick(now)
             if now >= self._next_beat:
                 self._beat(now)
-            if self._cancels.tick() < _NEVER:
+            if min(self._cancels.tick(), self._announce(now)) < _NEVER:
                 quiet = 0
             if quiet < QUIET_TICKS:
                 self._sleep(min(TICK_S, self._next_beat - now))
@@ -245,19 +247,37 @@ class Control:
         self._channel.write_out()
 
     def _announce(self, now: float) -> float:
-        """Tell the owner which request runs, once it has for long; give the seconds until then."""
+        """Tell the owner what has run for long; give the seconds until there may be more to tell.
+
+        With the baton or without.
+        """
         vitals = self._vitals
+        if self._running_s == _NEVER:
+            return _NEVER
+        if self._channel.writing.locked():  # as in `_beat`
+            return TICK_S
+        wait_s = _NEVER
+        lasting: list[bytes] = []
+        tasks = vitals.async_lane
+        if tasks.has_new:
+            if now >= self._next_look:
+                lasting = tasks.lasting()
+                self._next_look = now + self._running_s
+            wait_s = self._next_look - now
         vitals.look(now)
         running = vitals.seen
-        if running is None or running is self._announced:
-            return _NEVER
-        left = vitals.seen_at + self._running_s - now
-        if left > 0:
-            return left
-        self._announced = running
-        self._channel.hold([outgoing.running(running)])
-        self._channel.write_out()
-        return _NEVER
+        if running is not None and running is not self._announced:
+            left = vitals.seen_at + self._running_s - now
+            if left <= 0:
+                self._announced = running
+                lasting.append(running)
+            else:
+                wait_s = min(wait_s, left)
+        if lasting:
+            for id_term in lasting:
+                self._channel.hold([outgoing.running(id_term)])
+            self._channel.write_out()
+        return wait_s
 
     def _renew(self) -> None:
         """User code has closed our fds."""

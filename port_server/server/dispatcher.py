@@ -191,10 +191,6 @@ class Dispatcher(Router):
             return self.read()
         return True
 
-    def announce_after(self, seconds: float) -> None:
-        """Let the owner be told of a request that runs as a task for longer; infinity for never."""
-        self._async.running_s = seconds
-
     def job_ended(self, job: Job) -> None:
         """Take note that a job has ended elsewhere than in main. For any thread."""
         if job.session is not None:

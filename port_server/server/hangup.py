@@ -11,6 +11,7 @@ import atexit
 import os
 import sys
 from _thread import start_new_thread
+from select import POLLERR, POLLHUP, poll
 from time import sleep
 
 TYPE_CHECKING = False
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG: Final = 1
 
 _grace_ms: int | None = None
+_stdio: Stdio | None = None
 
 
 def watch(stdio: Stdio, grace_ms: int) -> bool:
@@ -35,8 +37,9 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
         Whether the native thread does it. Else Linux kills the process, but no children of it,
         when its parent dies.
     """
-    global _grace_ms  # noqa: PLW0603  one process, one port
-    atexit.register(_end_trackers)  # registered first, so it runs last
+    global _grace_ms, _stdio  # noqa: PLW0603  one process, one port
+    _stdio = stdio
+    atexit.register(_end_helpers)  # registered first, so it runs last
     try:
         from ._watch import start  # noqa: PLC0415  not everywhere built
 
@@ -62,11 +65,12 @@ def watch_parent() -> None:
         pass
 
 
-def _end_trackers() -> None:
-    """Let the resource trackers of multiprocessing and joblib tidy up, and wait for that.
+def _end_helpers() -> None:
+    """Let the resource trackers of multiprocessing and joblib tidy up; then end all other children.
 
-    They are processes that remove what is left in /dev/shm once this one has ended. Here they would
-    not come to it: the owner kills the process group as soon as this process has ended.
+    Trackers are processes that remove what is left in /dev/shm once this one has ended. Here they
+    would not come to it: the owner kills the process group as soon as this process has ended. Where
+    the owner itself has ended, that is done here.
     """
     for name, module in tuple(sys.modules.items()):
         if name.endswith("resource_tracker"):
@@ -76,6 +80,11 @@ def _end_trackers() -> None:
                     stop()
             except Exception:  # noqa: S110  of another version; it ends with the process group
                 pass
+    if _stdio is not None and os.getpgrp() == os.getpid():
+        hung_up = poll()
+        hung_up.register(_stdio.writes, 0)
+        if any(events & (POLLERR | POLLHUP) for _fd, events in hung_up.poll(0)):
+            os.killpg(0, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:
@@ -98,6 +107,10 @@ def leave_in_time(grace_ms: int, status: int) -> None:
 
     Python waits at its end for threads, and multiprocessing for children, without a limit.
     """
+    if _grace_ms is not None:
+        from ._watch import leave  # noqa: PLC0415  there since `watch`
+
+        leave(grace_ms)
 
     def wait() -> None:
         sleep(grace_ms / 1000)

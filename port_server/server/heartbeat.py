@@ -27,17 +27,18 @@ class Vitals:
     """Counts and clocks of one server.
 
     Attributes:
+        async_lane: the one whose tasks are counted.
         seen: the request that was running in main at the last look, or None.
         seen_at: since when.
         sequence: how many heartbeats were made.
     """
 
     __slots__ = (
-        "_async",
         "_baton",
         "_dispatcher",
         "_lane",
         "_started",
+        "async_lane",
         "seen",
         "seen_at",
         "sequence",
@@ -47,7 +48,7 @@ class Vitals:
         self, baton: Baton, lane: MainLane, async_lane: AsyncLane, dispatcher: Dispatcher
     ) -> None:
         self.sequence = 0
-        self._async = async_lane
+        self.async_lane = async_lane
         self._baton = baton
         self._lane = lane
         self._dispatcher = dispatcher
@@ -85,7 +86,7 @@ class Vitals:
             "requests": dispatcher.requests,
             "objects": len(self._lane.evaluator.objects),
             "sessions": self._lane.evaluator.namespaces.sessions,
-            "tasks": len(self._async.jobs),
+            "tasks": len(self.async_lane.jobs),
             "calls": len(dispatcher.calls.pending),
             "streams": len(dispatcher.streams),
         }

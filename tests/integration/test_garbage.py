@@ -1,4 +1,4 @@
-"""What requests leave behind in cycles is freed, however many there are."""
+"""Cycles that requests leave behind are freed, however many there are."""
 
 from __future__ import annotations
 

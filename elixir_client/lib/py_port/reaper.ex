@@ -72,7 +72,7 @@ defmodule PyPort.Reaper do
       dump) dump "$pid" "$start" ;;
     esac
   done
-  [ -z "$known" ] || sleep 0.4
+  [ -z "$known" ] || sleep 0.8
   for one in $known; do
     pid=${one%% *} one=${one#* }
     start=${one%% *} dir=${one#* }

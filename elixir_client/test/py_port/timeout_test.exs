@@ -143,7 +143,7 @@ defmodule PyPort.TimeoutTest do
 
   describe "the death of a caller ends its request at once" do
     setup do
-      # Nothing is swept up within the test's time.
+      # No sweep comes within the test's time.
       {:ok, server: start_server(heartbeat_interval: 60_000, init_code: "import asyncio, os, sys, time")}
     end
 

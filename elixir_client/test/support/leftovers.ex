@@ -1,6 +1,6 @@
 defmodule PyPort.Test.Leftovers do
-  # What a Python leaves in /dev/shm and in /tmp, unless it comes to an orderly end: with its `atexit` functions, and
-  # with the process that multiprocessing has for that.
+  # Files in /dev/shm and in /tmp that only an orderly end of Python removes: by its `atexit` functions, and by the process
+  # that multiprocessing has for that.
   import ExUnit.Assertions
   import ExUnit.Callbacks, only: [on_exit: 1]
 

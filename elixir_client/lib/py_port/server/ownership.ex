@@ -37,7 +37,7 @@ defmodule PyPort.Server.Ownership do
   def new, do: %__MODULE__{}
 
   @doc "With the limits of a server: a tenth of what one process may own are many."
-  @spec new(%{max_objects: pos_integer(), max_objects_per_owner: pos_integer()}) :: t()
+  @spec new(options :: map()) :: t()
   def new(%{max_objects: all, max_objects_per_owner: own}),
     do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
 

@@ -81,8 +81,8 @@ defmodule PyPort.Server.Property do
     state
   end
 
-  # Beside the server, for who adopts more: how many an owner has that has, or had a moment ago, many. One that comes back
-  # from less than half of that is named again.
+  # A row for each owner of many objects, which `room/3` reads in other processes. It goes when the owner has less than half
+  # of that, and the owner is named again when it comes back.
   defp effect({:owns, owner, count}, %{handle: %{calls: table}, ownership: %{many: many}} = state) do
     cond do
       count < div(many, 2) ->
@@ -173,7 +173,7 @@ defmodule PyPort.Server.Property do
     end
   end
 
-  # What was adopted a moment ago may not be counted yet.
+  # The count may lack what was adopted a moment ago.
   defp room(server, owner, ids) do
     case Registry.fetch(server) do
       {:ok, %{calls: table, max_objects_per_owner: most}} ->

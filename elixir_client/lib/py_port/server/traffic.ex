@@ -246,7 +246,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  # Who waits for the request that calls.
+  # The process that waits for the request that calls.
   defp caller(state, id) do
     case {:ets.lookup(state.handle.table, id), state.attached} do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->

@@ -114,8 +114,8 @@ defmodule PyPort.Stream.Relay do
   end
 
   @doc """
-  The consumer wants no more. What Python runs to tidy up may still print, and has been run when this returns: unless
-  Python is at another request, or `patience` has passed, in ms.
+  Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
+  printed; unless Python is at another request, or `patience` has passed, in ms.
   """
   @spec stop(pid(), non_neg_integer()) :: :ok
   def stop(relay, patience) do
