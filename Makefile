@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
+.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -37,6 +37,9 @@ dialyzer: setup ## the typespecs of the Elixir client, by Erlang's dialyzer
 
 test-trixie: ## make lint test inside Debian 13 (as root; builds its root directory once)
 	@sh scripts/debian.sh trixie
+
+test-sid: ## make lint test inside Debian unstable, with its newer Python (as root; builds its root directory once)
+	@sh scripts/debian.sh sid
 
 test-fresh: ## clone, make demo and make test in an empty Debian 12 (as root)
 	@sh scripts/debian.sh fresh

@@ -77,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _dispatch(given)
     except KeyboardInterrupt:
         return INTERRUPTED
+    except (ImportError, AttributeError) as error:
+        from port_server.runtime import shadows  # noqa: PLC0415 - see the top of the file
+
+        shadows.explain(error)
+        raise
     except BrokenPipeError:
         # Whoever read our output has left, as `head` does: nothing to complain about. The
         # interpreter flushes stdout once more on its way out; let that go nowhere.

@@ -17,6 +17,7 @@ from port_server import etf, log
 from port_server.cli import FAILED, OK
 from port_server.protocol.framing import FrameReader, header
 from port_server.protocol.messages import PROTOCOL_VERSION
+from port_server.runtime import shadows
 from port_server.settings import Settings
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def run_doctor() -> int:
         status = FAILED
     else:
         status = OK
-    for text in advice:
+    for text in (*advice, *shadows.found()):
         print(f"\n{text}")  # noqa: T201 - a report is printed
     print("\nEverything works." if status == OK else "\nThis installation does not work.")  # noqa: T201
     return status

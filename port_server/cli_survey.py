@@ -1,6 +1,6 @@
 """Answers, for one compilation of Elixir code, what stands in its Python sigils. Nothing is run.
 
-Asked over stdin and answered on stdout with {packet, 4} frames, as text, so that neither side needs
+Asked and answered on two fds with {packet, 4} frames, as text, so that neither side needs
 a codec: a question is source code; an answer is a word on its first line, and what belongs to it on
 those that follow.
 
@@ -45,9 +45,10 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
         answers.flush()
 
 
-def main() -> None:
-    """Serve on stdin and stdout, and say first which Python this is."""
-    hello = b"%d.%d.%d" % sys.version_info[:3]
-    sys.stdout.buffer.write(len(hello).to_bytes(4, "big") + hello)
-    sys.stdout.buffer.flush()
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+def main(reads: int, writes: int) -> None:
+    """Serve on these fds, and say first which Python this is."""
+    with open(reads, "rb") as questions, open(writes, "wb") as answers:
+        hello = b"%d.%d.%d" % sys.version_info[:3]
+        answers.write(len(hello).to_bytes(4, "big") + hello)
+        answers.flush()
+        serve(questions, answers)

@@ -40,6 +40,7 @@ class Settings:
         "pipe_bytes",
         "read_bytes",
         "reply_hold_us",
+        "running_after_ms",
     )
 
     max_frame_bytes: int
@@ -108,17 +109,23 @@ class Settings:
     document as its text, and errors end up in logs."""
 
     exit_grace_ms: int
-    """How long user threads and children may take to end when the server leaves; then it leaves
-    without them. The owner of the port has a grace of its own, a second by default."""
+    """How long user threads and children may take to end when the server leaves, also where the
+    port has hung up; then it leaves without them. The owner of the port has a grace of its own, a
+    second by default."""
 
     hangup_grace_ms: int
-    """How long the server may take to leave by itself once the other side of the port has hung up;
-    then it is killed with its process group. Nobody is there to wait for it, and an orphan within
-    a second would be one too many."""
+    """How long the server may take to begin to leave by itself once the other side of the port has
+    hung up; then it is killed with its process group. Nobody is there to wait for it, and an orphan
+    within a second would be one too many."""
 
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
     and an idle server wakes up for nothing else."""
+
+    running_after_ms: int
+    """How long a request has run when its owner is told that it runs, 0 for never. An owner that is
+    told watches the caller, and cancels at once when that dies. Long enough for no short request to
+    pay for it. The default, because only an owner that asks is known to understand it."""
 
     max_nested_calls: int
     """Calls into the BEAM that may wait in the main thread at once, each on top of another: Python
@@ -152,6 +159,7 @@ class Settings:
         exit_grace_ms: int = 500,
         hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
+        running_after_ms: int = 0,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
     ) -> None:

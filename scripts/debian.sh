@@ -2,6 +2,7 @@
 # Runs the project inside a Debian other than the machine's own; as root, with debootstrap.
 #
 #   debian.sh trixie    make lint test in Debian 13 (newer Python, Elixir and OTP), on a copy of this working tree
+#   debian.sh sid       the same in Debian unstable, which has the newest Python, Elixir and OTP
 #   debian.sh fresh     git clone, make demo, make test in a Debian 12 that has Python, make and git only
 #
 # PYPORT_CACHE says where the roots are kept, PYPORT_DEBIAN_MIRROR where packages come from.
@@ -11,8 +12,8 @@ set -eu
 
 kept=$cache/debian
 case ${1:-} in
-trixie)
-    suite=trixie
+trixie | sid)
+    suite=$1
     packages=elixir,erlang-dev,erlang-eunit,python3,python3-venv,python3-dev,python3-pip,gcc,libc6-dev,make,git,ca-certificates
     ;;
 fresh)
@@ -20,7 +21,7 @@ fresh)
     # Nothing more: that this is enough is what the run shows.
     packages=python3,make,git
     ;;
-*) die "usage: debian.sh trixie | fresh" ;;
+*) die "usage: debian.sh trixie | sid | fresh" ;;
 esac
 purpose=$1
 root=$kept/$purpose
@@ -132,7 +133,7 @@ check_machine
 take_turns
 build_root
 case $purpose in
-trixie)
+trixie | sid)
     lend_network
     copy_working_tree
     say "make lint test inside Debian $suite"

@@ -142,7 +142,8 @@ defmodule PyPort do
   A Python generator, asynchronous generator, or any iterable as a lazy enumerable.
 
   Python makes items ahead, but no more than the consumer may still take: option `:credit`, 512 by default.
-  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs).
+  A generator without an end is fine: when the consumer halts, or dies, it is closed (its `finally` runs, before the
+  next request of that consumer).
   `:timeout` is the longest wait for the next item. Errors are raised where they happen: after the items before them.
   The other options are those of `eval/3`. Each enumeration runs the code anew.
 
@@ -165,7 +166,7 @@ defmodule PyPort do
   Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
 
   It ends with the calling process, if `close_session/1` does not end it before. Requests of one session run one at a
-  time; two sessions never see each other.
+  time, and see each other's context variables, too; two sessions never see each other.
 
   ## Examples
 
@@ -258,7 +259,8 @@ defmodule PyPort do
   end
 
   @doc """
-  Gives an object to another process: it is released when that one ends.
+  Gives an object to another process: it is released when that one ends. Refused where that process owns as many as
+  it may (`max_objects_per_owner`).
 
   ## Examples
 
@@ -276,6 +278,7 @@ defmodule PyPort do
       _reachable ->
         case GenServer.call(Object.server(object), {:transfer, [id], owner}) do
           :ok -> :ok
+          {:error, %Error{} = error} -> {:error, error}
           {:error, _ids} -> {:error, Error.released(object)}
         end
     end
@@ -315,10 +318,10 @@ defmodule PyPort do
   def status(server \\ PyPort.Default), do: Status.of(server)
 
   @doc """
-  Where each thread of a server's Python is, as Python's `faulthandler` prints it: the innermost call first.
+  The stacks of all threads of a server's Python, in the format of Python's `faulthandler`: the innermost call first.
 
-  It asks the process, not the interpreter, so it works while code holds that, and takes about 20 ms. It changes nothing.
-  An error of kind `:unavailable` where no Python is running, or where it cannot answer since its process is stopped.
+  Python answers while its code runs, within a few ms. An error of kind `:unavailable` where no Python is running, and where
+  it cannot answer: its process is stopped, or code in C holds the interpreter.
   Of a pool with several Pythons each has a heading.
 
   ## Examples

@@ -39,6 +39,7 @@ ARITIES: Final = {
     "call": 6,
     "cancel": 2,
     "ping": 2,
+    "stacks": 2,
     "shutdown": 2,
     "open_session": 3,
     "close_session": 2,
@@ -87,22 +88,29 @@ class Init(Message):
         self.options = options
 
 
-class Cancel(Message):
+class _WithId(Message):
+    __slots__ = ("id_term",)
+
+    def __init__(self, id_term: bytes) -> None:
+        self.id_term = id_term
+
+
+class Cancel(_WithId):
     """Stop, or never begin, the request of that id."""
 
-    __slots__ = ("id_term",)
-
-    def __init__(self, id_term: bytes) -> None:
-        self.id_term = id_term
+    __slots__ = ()
 
 
-class Ping(Message):
+class Ping(_WithId):
     """Answer with pong."""
 
-    __slots__ = ("id_term",)
+    __slots__ = ()
 
-    def __init__(self, id_term: bytes) -> None:
-        self.id_term = id_term
+
+class Stacks(_WithId):
+    """Answer with the stacks of all threads."""
+
+    __slots__ = ()
 
 
 class Shutdown(Message):
@@ -266,20 +274,15 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
             raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}", id_term)
         _end(frame, at, kind, id_term)
         return OpenSession(id_term, name)
-    if kind == "credit":
+    if kind in ("credit", "ack"):
         count, at = read_term(frame, at)
         if type(count) is not int or count < 0:
-            raise ProtocolError(f"credit is a count of items, not {_shown(count)}", id_term)
+            shape = "is a count of items" if kind == "credit" else "takes a count of bytes"
+            raise ProtocolError(f"{kind} {shape}, not {_shown(count)}", id_term)
         _end(frame, at, kind, id_term)
-        return Credit(id_term, count)
-    if kind == "ack":
-        count, at = read_term(frame, at)
-        if type(count) is not int or count < 0:
-            raise ProtocolError(f"ack takes a count of bytes, not {_shown(count)}", id_term)
-        _end(frame, at, kind, id_term)
-        return Ack(id_term, count)
+        return (Credit if kind == "credit" else Ack)(id_term, count)
     _end(frame, at, kind, id_term)
-    return Cancel(id_term) if kind == "cancel" else Ping(id_term)
+    return {"cancel": Cancel, "ping": Ping, "stacks": Stacks}[kind](id_term)
 
 
 def _tuple_header(frame: Frame) -> tuple[int, int]:

@@ -26,6 +26,11 @@ def send(pid: Any, term: Any) -> bytes:
     return encode(term, head=encode(pid, head=b"\x83h\x03w\x04send"))
 
 
+def running(id_term: bytes) -> bytes:
+    """Write `{running, Id}`."""
+    return b"\x83h\x02w\x07running" + id_term
+
+
 def heartbeat(status: Mapping[str, Any]) -> bytes:
     """Write `{heartbeat, Map}`."""
     return encode(atom_keys(status), head=b"\x83h\x02w\x09heartbeat")

@@ -6,7 +6,7 @@ everything that is raised says what to do.
 
 from __future__ import annotations
 
-from port_server.etf import Atom, DecodeError, Pid, register
+from port_server.etf import Atom, DecodeError, Pid, Struct, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -76,7 +76,8 @@ class Callback:
     """An Elixir function, given to a request: call it like any other.
 
     In plain code and in threads the call gives the result; in async code it gives an awaitable.
-    It works until its request has ended.
+    It works until its request has ended. As an argument of a call into the BEAM it is the function
+    itself again.
     """
 
     __slots__ = ("__weakref__", "_id_term", "arity", "index")
@@ -102,7 +103,11 @@ class Callback:
                 f"{self!r} can no longer be called: the request that it was given to has ended. "
                 f"Pass it to each request that needs it"
             )
-        return link.invoke(self._id_term, self.index, list(args))
+        return link.invoke(self._id_term, self.index, _arguments(args, self._id_term))
+
+    def belongs_to(self, id_term: bytes | None) -> bool:
+        """Tell whether it was given to that request."""
+        return id_term is not None and self._id_term == id_term
 
     def __repr__(self) -> str:
         return f"<Elixir function {self.index}/{self.arity}>"
@@ -128,7 +133,20 @@ def call(module: str, function: str, args: list[Any] | tuple[Any, ...] = ()) -> 
         raise TypeError(f"the arguments of a call are a list, not {type(args).__name__}")
     link = _connected()
     name = (full_name(module).encode(), function.encode())
-    return link.invoke(link.request_id(), name, list(args))
+    id_term = link.request_id()
+    return link.invoke(id_term, name, _arguments(args, id_term))
+
+
+def _arguments(args: Any, id_term: bytes | None) -> list[Any]:
+    """Let the functions among the arguments that this very request was given be functions again."""
+    if Callback not in map(type, args):
+        return list(args)
+    return [
+        Struct(CALLBACK_MODULE, {Atom("index"): arg.index, Atom("arity"): arg.arity})
+        if type(arg) is Callback and arg.belongs_to(id_term)
+        else arg
+        for arg in args
+    ]
 
 
 def send(pid: Pid, term: Any) -> None:

@@ -12,7 +12,7 @@ import sys
 
 from port_server.etf import Atom, EtfError
 
-from . import sources
+from . import shadows, sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 _OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # noqa: PTH120  start path
 
 _PYTHON: Final = Atom("python")
+_DEBUGGER: Final = (
+    "breakpoint() and pdb read from a terminal, and a server has none. print() and logging go to "
+    "the caller and to Logger; PyPort.stacks/1 shows where code is; a debugger that listens on a "
+    'socket works, such as remote-pdb (env: [{"PYTHONBREAKPOINT", "remote_pdb.set_trace"}])'
+)
 _MODULE: Final[Any] = type.__dict__["__module__"]
 _QUALNAME: Final[Any] = type.__dict__["__qualname__"]
 
@@ -48,7 +53,10 @@ def describe_value_error(kind: str, error: EtfError | ValueError) -> dict[str, A
 def describe_cancelled(
     error: BaseException, settings: Settings, kind: str = "cancelled"
 ) -> dict[str, Any]:
-    """Describe a request that was cancelled: where it was, as a traceback says it."""
+    """Describe a request that was cancelled: where it was, as a traceback says it.
+
+    `error` is Cancelled, or an exception that the code has made of it.
+    """
     return {**describe_exception(error, settings), "kind": Atom(kind), "begun": True}
 
 
@@ -58,7 +66,11 @@ def describe_exception(error: BaseException, settings: Settings) -> dict[str, An
         return _describe(error, settings)
     except BaseException as second:  # out of memory while formatting, a hostile __class__, ...
         try:
-            message = f"{_text(error)} (its traceback could not be made: {type_name(second)})"
+            shadows.explain(second)
+            why = "; ".join((_text(second), *getattr(second, "__notes__", ())))
+            message = (
+                f"{_text(error)} (its traceback could not be made: {type_name(second)}: {why})"
+            )
         except BaseException:
             return describe_unseen(error)
         return describe("python", type_name(error), message)
@@ -97,6 +109,7 @@ def _plain(text: str) -> str:
 def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
     import traceback  # noqa: PLC0415  see the top
 
+    _add_advice(error)
     sources.publish_all()
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _leave_out_own_frames(report)
@@ -126,6 +139,13 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
         "traceback": cut(valid("".join(report.format())), limit),
         "frames": [{name: _clean(value) for name, value in frame.items()} for frame in frames],
     }
+
+
+def _add_advice(error: BaseException) -> None:
+    """Add a note where the exception alone does not tell what to do."""
+    shadows.explain(error)
+    if type_name(error) == "bdb.BdbQuit" and not getattr(error, "__notes__", ()):
+        error.add_note(_DEBUGGER)
 
 
 def _ends(stack: StackSummary, limit: int) -> list[Any]:

@@ -36,8 +36,8 @@ _LEVELS: Final = {
     "error": "error",
     "exception": "error",
     "failure": "error",
-    "critical": "error",
-    "fatal": "error",
+    "critical": "critical",
+    "fatal": "critical",
 }  # what is missing is `info`
 # The code of these is between a call and us.
 _LOGGING: Final = ("structlog", "logging", "port_server")
@@ -151,6 +151,8 @@ class Logs:
             else "warning"
             if number < 40
             else "error"
+            if number < 50
+            else "critical"
         )
         known = {
             "logger": str(record.name),

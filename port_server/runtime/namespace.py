@@ -1,12 +1,14 @@
-"""Namespaces: the globals that a snippet runs in. Nothing is run here.
+"""Namespaces and contexts: the globals and the context variables of a request. Nothing is run.
 
-Every request gets a fresh one: a copy of a small dict, which costs less than building it, and which
-carries what init_code defined.
+Every request gets fresh ones: a copy of a small dict, which costs less than building it, and a copy
+of a context. Both carry what init_code left. A session keeps its own.
 """
 
 from __future__ import annotations
 
 import builtins
+import sys
+from _contextvars import copy_context  # contextvars itself is one more file
 from sys import getrefcount, is_finalizing
 
 from port_server.etf.errors import show
@@ -14,6 +16,7 @@ from port_server.etf.errors import show
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
     from typing import Any, Final
 
     from .snippet import Snippet
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 # Names kept. Host programs use some hundreds; made-up ones must not pile up.
 _NAMES_LIMIT: Final = 4096
 
-_Function: Final = type(show)
+_Function: Final[Any] = type(show)
 
 
 class NamespaceError(ValueError):
@@ -54,8 +57,9 @@ def exact_key(key: object, values: dict[Any, Any]) -> str | None:
     return name
 
 
-# What `references` counts where there are none; found by trying, as Pythons differ.
-_nobody = 0
+# The counts that `references` gives for a namespace, and for a function that only the namespace
+# holds. Found by trying, because the references that counting itself takes differ between Pythons.
+_of_namespace = _of_function = 0
 
 
 class Closed:
@@ -70,38 +74,56 @@ class Closed:
     def __init__(self, namespace: dict[str, Any]) -> None:
         self.namespace = namespace
 
-    def references(self) -> tuple[int, int]:
-        """Count the references to the namespace, and those by functions that only it holds."""
+    def references(self) -> tuple[int, list[int]]:
+        """Count the references to the namespace, and to each function in it that refers to it."""
         namespace = self.namespace
-        own = 0
-        for value in list(namespace.values()):
-            # Four: the namespace's, the list's, the loop's and the argument.
-            if type(value) is _Function and value.__globals__ is namespace:
-                own += getrefcount(value) == 4
-        return getrefcount(namespace), own
+        functions = [
+            getrefcount(value)
+            for value in list(namespace.values())
+            if type(value) is _Function and value.__globals__ is namespace
+        ]
+        return getrefcount(namespace), functions
 
     def __del__(self, _leaving: Callable[[], bool] = is_finalizing) -> None:
         # While Python tears itself down nothing else of this module can be relied on, and all
         # namespaces go anyway.
         if _leaving():
             return
-        everybody, own = self.references()
-        if everybody == _nobody + own:
+        all_references, functions = self.references()
+        if all_references == _of_namespace + functions.count(_of_function):
             self.namespace.clear()
 
 
-_nobody = Closed({}).references()[0]
+def _calibrate() -> tuple[int, int]:
+    namespace: dict[str, Any] = {}
+    namespace["function"] = _Function(show.__code__, namespace)
+    closed = Closed(namespace)
+    del namespace
+    all_references, (of_function,) = closed.references()
+    return all_references - 1, of_function
+
+
+_of_namespace, _of_function = _calibrate()
+
+
+class _Session:
+    __slots__ = ("context", "namespace")
+
+    def __init__(self, namespace: dict[str, Any], context: Context) -> None:
+        self.namespace = namespace
+        self.context = context
 
 
 class Namespaces:
-    """Makes namespaces, and keeps those of sessions by name.
+    """Makes namespaces and contexts, and keeps those of sessions by name.
 
     Attributes:
-        base: what each begins as, but for its `__loader__`.
+        base: what each namespace begins as, but for its `__loader__`.
         names: keys of globals that were looked at, and the names they are.
+        new_context: gives the context of a request without a session.
     """
 
-    __slots__ = ("_sessions", "base", "names")
+    __slots__ = ("_sessions", "base", "names", "new_context")
 
     def __init__(self) -> None:
         # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
@@ -114,7 +136,8 @@ class Namespaces:
             "__loader__": None,
         }
         self.names: dict[str, str] = {}
-        self._sessions: dict[bytes, dict[str, Any]] = {}
+        self.new_context: Callable[[], Context] = copy_context().copy
+        self._sessions: dict[bytes, _Session] = {}
 
     def fresh(self, snippet: Snippet, values: dict[Any, Any]) -> dict[str, Any]:
         """Give a new namespace for `snippet` that holds `values`.
@@ -145,15 +168,26 @@ class Namespaces:
         """
         if session in self._sessions:
             raise SessionError(f"there is a session {_shown(session)} already; close it first")
-        self._sessions[session] = self.base.copy()
+        self._sessions[session] = _Session(self.base.copy(), self.new_context())
 
     def close(self, session: bytes) -> Closed | None:
         """End a session; give what was in it, for the caller to drop where user code may run.
 
         A request of it that is running goes on with the namespace that it has.
         """
-        namespace = self._sessions.pop(session, None)
-        return None if namespace is None else Closed(namespace)
+        closed = self._sessions.pop(session, None)
+        return None if closed is None else Closed(closed.namespace)
+
+    def context_of(self, session: bytes | None) -> Context:
+        """Give the context for a request: its own, or a copy of the one that its session has."""
+        kept = None if session is None else self._sessions.get(session)
+        return self.new_context() if kept is None else kept.context.copy()
+
+    def keep_context(self, session: bytes, context: Context) -> None:
+        """Let later requests of `session` begin with what a request of it has set."""
+        kept = self._sessions.get(session)
+        if kept is not None:
+            kept.context = context
 
     def of_session(
         self, session: bytes, snippet: Snippet | None, values: dict[Any, Any]
@@ -164,12 +198,13 @@ class Namespaces:
             SessionError: it is not open.
             NamespaceError: a key of `values` is no identifier; nothing is put into it then.
         """
-        namespace = self._sessions.get(session)
-        if namespace is None:
+        kept = self._sessions.get(session)
+        if kept is None:
             raise SessionError(
                 f"the session {_shown(session)} is not open: it was closed, or the process that "
                 f"opened it has ended"
             )
+        namespace = kept.namespace
         if values:
             names = self.names
             namespace.update(
@@ -183,9 +218,24 @@ class Namespaces:
     # --- init_code ------------------------------------------------------------------------------
 
     def adopt(self, namespace: dict[str, Any]) -> None:
-        """Let every later namespace begin with the names that `namespace` defines (init_code)."""
+        """Let later requests begin with what init_code left.
+
+        Those are the names that `namespace` defines, and the context variables that are set now.
+        """
         own = ("__builtins__", "__name__", "__loader__", "__annotations__")
         self.base.update({name: value for name, value in namespace.items() if name not in own})
+        context = copy_context()
+        self.new_context = context.copy
+        if any(variable.name == "decimal_context" for variable in context):
+            # The variable holds an object that code changes in place: `getcontext().prec = 5`.
+            decimal = sys.modules["decimal"]
+
+            def new_context() -> Context:
+                copy = context.copy()
+                copy.run(lambda: decimal.setcontext(decimal.getcontext().copy()))
+                return copy
+
+            self.new_context = new_context
 
     def _name(self, key: object, values: dict[Any, Any]) -> str:
         name = exact_key(key, values)

@@ -6,7 +6,7 @@ is decided on the other side of the port.
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, islice
 
 from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
 
@@ -23,6 +23,9 @@ MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
 
+_MANY: Final = 10  # objects: of fewer nobody is told
+_SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
+
 _SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
 _TYPE, _REPR = Atom("type"), Atom("repr")
 
@@ -37,6 +40,23 @@ _BRACKETS: Final[dict[type, tuple[str, str]]] = {
 _DEEPEST: Final = 4  # containers inside each other: the work multiplies with each
 # About LONGEST_REPR digits; above 4,300 Python refuses to write them.
 _LONGEST_INT_BITS: Final = 640
+
+
+_Module: Final = type(failure)
+# Types whose repr is written in C, takes no time, and asks nothing of other values.
+_QUICK: Final = frozenset(
+    (
+        int,
+        float,
+        complex,
+        bool,
+        type(None),
+        type(...),
+        type(lambda: None),
+        type(len),
+        type(_ for _ in ()),
+    )
+)
 
 
 class Objects:
@@ -99,6 +119,17 @@ class Objects:
         }
         return number, Struct(MODULE, fields)
 
+    def common_type(self) -> str | None:
+        """Name the type of most of the latest objects; None where there are few. For any thread."""
+        if len(self._table) < _MANY:
+            return None
+        try:
+            kinds = list(map(type, islice(reversed(self._table.values()), _SAMPLE)))
+        except RuntimeError:  # main has added others meanwhile
+            return None
+        ids = [id(kind) for kind in kinds]  # to compare types may run code of theirs
+        return failure.class_name(kinds[ids.index(max(ids, key=ids.count))])
+
     def find(self, fields: dict[Any, Any]) -> Any:
         """Give the object that a handle with these fields stands for.
 
@@ -136,8 +167,8 @@ class Objects:
 class Exports:
     """The objects that leave in one reply: the codec's `default` hook, and what it was called for.
 
-    One for each place that encodes; two encodings may nest (a repr that calls into the BEAM), but
-    never run side by side.
+    One for each place that encodes. The lane keeps the objects of a request that waits in the midst
+    of that apart from those of the requests that run on top of it.
 
     Attributes:
         ids: the objects of the reply that is being encoded.
@@ -152,12 +183,8 @@ class Exports:
         self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
 
     def _export(self, value: Any) -> Struct:
-        mine, self.ids = self.ids, []
-        try:
-            number, handle = self._objects.add(value)
-        finally:
-            self.ids = mine
-        mine.append(number)
+        number, handle = self._objects.add(value)
+        self.ids.append(number)
         return handle
 
     def take(self) -> list[int]:
@@ -172,43 +199,69 @@ class Exports:
 
 
 def describe(value: Any) -> tuple[str, str]:
-    """Give the name of the type and the repr of `value`, both bounded; whatever it does, both come.
+    """Give the name of the type and a short text that shows `value`, both bounded.
+
+    Runs no user code: a `__repr__` may take as long as it likes, and nobody has asked for it. Of
+    types with one of their own the text is what Python shows of an object without one.
+    """
+    try:
+        text = _show(value, 0, _quick_repr)
+    except Exception:  # another thread changes a container meanwhile
+        text = object.__repr__(value)
+    return _type_name(value), _cut(text, LONGEST_REPR)
+
+
+def shown(value: Any) -> str:
+    """Give the repr of `value`, bounded, whatever its `__repr__` does.
 
     Only KeyboardInterrupt passes, because that is how a running request is stopped.
     """
-    name = _cut(failure.class_name(type(value)), LONGEST_TYPE)
     try:
-        text = _cut(_show(value, 0), LONGEST_REPR)
+        return _cut(_show(value, 0, repr), LONGEST_REPR)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        text = _cut(f"<{name} whose repr fails: {failure.type_name(error)}>", LONGEST_REPR)
-    return name, text
+        return _cut(
+            f"<{_type_name(value)} whose repr fails: {failure.type_name(error)}>", LONGEST_REPR
+        )
 
 
-def _show(value: Any, depth: int) -> str:
+def _type_name(value: Any) -> str:
+    return _cut(failure.class_name(type(value)), LONGEST_TYPE)
+
+
+def _quick_repr(value: Any) -> str:
+    kind = type(value)
+    if kind in _QUICK:
+        return repr(value)
+    if kind is _Module:  # its repr asks the loader for its own
+        return f"<module {_show(value.__dict__.get('__name__'), 1, _quick_repr)}>"
+    return type.__repr__(value) if issubclass(kind, type) else object.__repr__(value)
+
+
+def _show(value: Any, depth: int, repr: Callable[[Any], str]) -> str:
     kind = type(value)
     if kind is str or kind is bytes or kind is bytearray:
-        return repr(value[: LONGEST_REPR + 1])
+        return f"{value[: LONGEST_REPR + 1]!r}"
     if kind is int and value.bit_length() > _LONGEST_INT_BITS:
         return f"<int of {value.bit_length()} bits>"
     brackets = _BRACKETS.get(kind)
     if brackets is None:
         return repr(value)
     if not value:
-        return repr(value)
+        return f"{value!r}"
     opening, closing = brackets
     if depth == _DEEPEST:
         return f"{opening}…{closing}"
     room = LONGEST_REPR
     items = []
-    for item in value:
+    for item in value.items() if kind is dict else value:
         if room <= 0:
             items.append("…")
             break
-        text = _cut(_show(item, depth + 1), LONGEST_REPR)
-        if kind is dict:
-            text = f"{text}: {_cut(_show(value[item], depth + 1), LONGEST_REPR)}"
+        # Not looked up by the key, whose `__eq__` is user code as well.
+        parts = item if kind is dict else (item,)
+        text = ": ".join([_cut(_show(part, depth + 1, repr), LONGEST_REPR) for part in parts])
         items.append(text)
         room -= len(text) + 2
     comma = "," if kind is tuple and len(items) == 1 else ""

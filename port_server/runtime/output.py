@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import os
 from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
-from _contextvars import ContextVar  # contextvars itself is one more file
+from _contextvars import Context, ContextVar  # contextvars itself is one more file
 from _thread import allocate_lock, get_ident
+from gc import get_referents
 from time import monotonic, sleep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from contextvars import Token
     from typing import Any, Final, Protocol
 
     from port_server.settings import Settings
@@ -47,11 +47,20 @@ _LONGEST_HAND_ON_S: Final = 1.0
 NO_REQUEST: Final = b"m\0\0\0\0"
 # How often a print that waits for its reader looks whether there still is one.
 _LOOK_S: Final = 0.1
-
 # How long code that is cancelled takes for each record beyond the window.
 _SLOWED_S: Final = 0.005
 
 current: ContextVar[Printed | None] = ContextVar("port_server_request", default=None)
+
+
+def request_of(task: Any) -> bytes | None:
+    """Give the request that an asyncio task belongs to, as its id's term; for any thread."""
+    if hasattr(task, "get_context"):
+        context = task.get_context()
+    else:  # before Python 3.12
+        context = next((one for one in get_referents(task) if type(one) is Context), None)
+    printed = None if context is None else context.get(current)
+    return None if printed is None else printed.id_term
 
 
 class Printed:
@@ -109,9 +118,11 @@ class Output:
     """Collects what is printed, by request.
 
     Attributes:
+        begun: called when there is something to hand on that was not there before; see `tick`.
+        control: the thread that watches while the main thread runs code. Python may collect garbage
+            in it, whose `__del__` prints for the request that runs.
         deliveries: log records and messages to processes, of all requests; `parts` are their sizes.
         delivery_window_bytes: how much of them may be unacknowledged, 0 without a limit.
-        begun: called when there is something to hand on that was not there before; see `tick`.
         may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
             the port. The server provides it; by default no print ever waits.
         running: the request that runs in the main thread, as the bytes of its id's term, or None.
@@ -128,6 +139,7 @@ class Output:
         "_limit_s",
         "_thread",
         "begun",
+        "control",
         "deliveries",
         "delivery_window_bytes",
         "may_wait",
@@ -143,6 +155,7 @@ class Output:
         self.requests: dict[bytes, Printed] = {}
         self.threads: dict[int, Printed] = {}
         self.begun: Callable[[], None] | None = None
+        self.control = 0
         self.may_wait: Callable[[], bool] = _never
         self.window: Window | None = None
         self.window_bytes = settings.output_window_bytes
@@ -158,9 +171,9 @@ class Output:
     def current(self) -> Printed | None:
         """Give the request that the code which asks belongs to."""
         printed = current.get()
-        if printed is None:
+        if printed is None or printed.ended:  # a session keeps the context of an earlier request
             thread = get_ident()
-            if thread == self._thread:
+            if thread in (self._thread, self.control):
                 running = self.running
                 if running is None:
                     return None
@@ -174,14 +187,9 @@ class Output:
         """Give what a request printed; it begins here if it is new."""
         return self.requests.setdefault(id_term, Printed(id_term))
 
-    def enter(self, id_term: bytes) -> Token[Printed | None]:
-        """Let this context, and what copies it, print for that request; `leave` undoes it."""
-        return current.set(self.of(id_term))
-
-    @staticmethod
-    def leave(token: Token[Printed | None]) -> None:
-        """Undo `enter`."""
-        current.reset(token)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context, and what copies it, print for that request."""
+        current.set(self.of(id_term))
 
     def end(self, id_term: bytes) -> None:
         """Hand on what the request printed, all of it; what it prints from now on is nobody's."""
@@ -291,28 +299,21 @@ class Output:
                         deliveries.sent += sizes.popleft()
                 finally:
                     deliveries.busy.release()
-            if self._full(deliveries):
-                self._wait(deliveries)
-                self._raise_waiting()
-                # Cancelled where nothing may be raised: until it may, it goes slowly.
-                if self._full(deliveries) and self.may_wait():
-                    sleep(_SLOWED_S)
-                return
+        if self._full(deliveries):
+            self._wait(deliveries)
         self._raise_waiting()
+        # Cancelled where nothing may be raised: until it may, it goes slowly.
+        if self._full(deliveries) and self.may_wait():
+            sleep(_SLOWED_S)
 
     def ack(self, id_term: bytes, count: int) -> None:
         """Note that the other side has passed on `count` bytes of a request's output.
 
-        Or of what is delivered; then a count that is too large means all of it.
+        Or of what is delivered. A count that is too large means all of it.
         """
-        if id_term == NO_REQUEST:
-            deliveries = self.deliveries
-            deliveries.acked = min(deliveries.acked + count, deliveries.sent)
-            deliveries.wake()
-            return
-        printed = self.requests.get(id_term)
+        printed = self.deliveries if id_term == NO_REQUEST else self.requests.get(id_term)
         if printed is not None:
-            printed.acked += count
+            printed.acked = min(printed.acked + count, printed.sent)
             printed.wake()
 
     def mute(self, id_term: bytes) -> None:

@@ -57,10 +57,7 @@ class Snippet(Timed):
     """
 
     __slots__ = (
-        "_body",
-        "_function",
         "_names",
-        "_tail",
         "expression",
         "kind",
         "line",
@@ -88,12 +85,10 @@ class Snippet(Timed):
         self.text = text
         self.kind = kind
         self.special_line = special_line
-        self._body = body
-        self._tail = tail
-        self._function = function
         self._names: frozenset[str] | None = None
         self.expression: CodeType | None = None
-        self.run: Callable[[dict[str, Any]], Any] = self.run_parts
+        # No method of this object: a snippet that leaves the cache is to go at once.
+        self.run: Callable[[dict[str, Any]], Any] = partial(self.run_parts, body, tail, function)
         if tail is not None and body is None:
             self.expression = tail
             self.run = partial(eval, tail)  # an expression alone: no Python frame in between
@@ -114,14 +109,20 @@ class Snippet(Timed):
             )
         return self._names
 
-    def run_parts(self, namespace: dict[str, Any]) -> Any:
-        """Run the statements, then the last expression."""
-        if self._body is not None:
-            exec(self._body, namespace)  # noqa: S102  it is what this is for
-        if self._tail is not None:
-            return eval(self._tail, namespace)  # noqa: S307
-        if self._function is not None:
-            return _Function(self._function, namespace)()
+    @staticmethod
+    def run_parts(
+        body: CodeType | None,
+        tail: CodeType | None,
+        function: CodeType | None,
+        namespace: dict[str, Any],
+    ) -> Any:
+        """Run the statements, then the last expression; or the function."""
+        if body is not None:
+            exec(body, namespace)  # noqa: S102  it is what this is for
+        if tail is not None:
+            return eval(tail, namespace)  # noqa: S307
+        if function is not None:
+            return _Function(function, namespace)()
         return None
 
 

@@ -10,7 +10,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Final
+    from typing import Any, Final
 
 _sources: Final[dict[str, Source]] = {}
 
@@ -80,7 +80,19 @@ def source_of(file: str) -> Source:
     return _sources.get(file) or Source(file)
 
 
+def prepare(linecache: Any) -> None:
+    """Tell linecache, which has just been imported, what is known.
+
+    From 3.13 on Python puts the text of `python -c` there, as the lines of `<string>`: the server's
+    first line would be shown as the source of what user code runs by exec().
+    """
+    linecache.cache.pop("<string>", None)
+    getattr(linecache, "_interactive_cache", {}).clear()
+    publish_all()
+
+
 def publish_all() -> None:
-    """Tell linecache, which must be imported, all that is known."""
-    for source in list(_sources.values()):
-        source.publish()
+    """Tell linecache all that is known, if it is imported."""
+    if "linecache" in sys.modules:
+        for source in list(_sources.values()):
+            source.publish()

@@ -6,7 +6,6 @@ by the first request that does. Replies of one turn of the loop leave in one wri
 
 from __future__ import annotations
 
-from _contextvars import copy_context
 from _thread import allocate_lock, get_ident
 from time import monotonic
 
@@ -15,9 +14,11 @@ from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime import failure
 from port_server.runtime.beam import Cancelled, Ended
 from port_server.runtime.objects import Exports
+from port_server.runtime.output import request_of
 
 from .control import start_thread
-from .streams import SLICE_S
+from .jobs import code_of
+from .streams import SLICE_S, Credit, PlainItems
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,17 +40,21 @@ class AsyncLane:
     Attributes:
         counted: called when the number of `jobs` has changed.
         ended: called in the loop's thread with a job that has ended.
+        fresh: requests that have begun since the control thread looked; None if it does not look.
         ident: of the loop's thread, 0 before there is one.
+        init_task: the one that awaits init_code, while it does.
         jobs: what is under way, by id term.
         loop: the loop; there is one once `ident` is set.
         resend_s: the time between two cancellations of a task that does not end.
     """
 
     __slots__ = (
+        "_asked",
         "_asyncio",
         "_cancelling",
         "_channel",
         "_credits",
+        "_evaluating",
         "_evaluator",
         "_exports",
         "_flushing",
@@ -60,7 +65,9 @@ class AsyncLane:
         "_tasks",
         "counted",
         "ended",
+        "fresh",
         "ident",
+        "init_task",
         "jobs",
         "loop",
         "resend_s",
@@ -73,13 +80,17 @@ class AsyncLane:
     def __init__(
         self, channel: Channel, evaluator: Evaluator, output: Output, settings: Settings
     ) -> None:
+        self.fresh: list[bytes] | None = None
         self.ident = 0
+        self.init_task: asyncio.Task[None] | None = None
         self.jobs: dict[bytes, Job] = {}
         self.resend_s = settings.cancel_resend_ms / 1000
+        self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
         self._asyncio: Any = None
         self._cancelling: set[bytes] = set()
         self._channel = channel
-        self._credits: dict[bytes, _Credit] = {}
+        self._credits: dict[bytes, Credit] = {}
+        self._evaluating: bytes | None = None
         self._evaluator = evaluator
         self._exports = Exports(evaluator.objects)
         self._flushing = False
@@ -91,6 +102,13 @@ class AsyncLane:
 
     # --- from any thread --------------------------------------------------------------------------
 
+    def prepare(self) -> None:
+        """Have a loop; raises what importing asyncio raises."""
+        if not self.ident:
+            with self._making:
+                if not self.ident:
+                    self._make()
+
     def evaluate(self, job: Job) -> None:
         """Evaluate a request that is known to give something to await, in the loop's thread."""
         self._begin(job)
@@ -98,7 +116,12 @@ class AsyncLane:
 
     def drive(self, job: Job, value: Any) -> None:
         """Await `value`, or iterate it if the job is a stream, and reply."""
-        self._begin(job)
+        try:
+            self._begin(job)
+        except BaseException:
+            if hasattr(value, "close"):
+                value.close()  # or Python would warn that it was never awaited
+            raise
         self.loop.call_soon_threadsafe(self._start, job, value)
 
     def cancel(self, id_term: bytes) -> bool:
@@ -107,8 +130,23 @@ class AsyncLane:
         if job is None:
             return False
         job.cancelled = True
+        self._asked = self._asked or monotonic()
         self.loop.call_soon_threadsafe(self._cancel, id_term)
         return True
+
+    def blocking(self) -> dict[str, Any] | None:
+        """Tell which request keeps the loop from running: a cancel waits there to be seen.
+
+        None if the loop runs, or if what it runs belongs to no request.
+        """
+        if not self._asked:
+            return None
+        task = self._asyncio.current_task(self.loop)
+        id_term = self._evaluating if task is None else request_of(task)
+        job = self.jobs.get(id_term) if id_term is not None else None
+        if job is None:
+            return None
+        return {"request": job.id_term[5:], "code": code_of(job)}
 
     def credit(self, id_term: bytes, count: int) -> bool:
         """Let a stream send more; tell whether it is under way here."""
@@ -147,13 +185,12 @@ class AsyncLane:
                 return
             self._stopped.acquire(timeout=seconds)
 
-    def enter(self, id_term: bytes) -> Any:
-        """Let this context be that request's; `leave` undoes it."""
-        return self._output.enter(id_term)
+    def enter(self, id_term: bytes) -> None:
+        """Let this context be that request's."""
+        self._output.enter(id_term)
 
-    def leave(self, token: Any, id_term: bytes) -> None:
-        """Undo `enter`; the request has ended."""
-        self._output.leave(token)
+    def leave(self, id_term: bytes) -> None:
+        """Note that the request has ended."""
         self._output.end(id_term)
 
     def current(self) -> bytes | None:
@@ -161,16 +198,21 @@ class AsyncLane:
         printed = self._output.current()
         return None if printed is None else printed.id_term
 
+    def check_not_init(self) -> None:
+        """Raise in init_code, which would wait for an answer that comes after it only."""
+        if self.init_task is not None and self._asyncio.current_task() is self.init_task:
+            raise RuntimeError(
+                "init_code cannot wait for a call into the BEAM: answers are read once it has "
+                "ended. Make the call in a request, or in a task that init_code does not await"
+            )
+
     def after_fork(self) -> None:
         """Let a child that was forked in the loop's thread end where it would wait in the loop."""
         if get_ident() == self.ident:
             self.loop.call_soon(self._evaluator.leave_if_forked)
 
     def _begin(self, job: Job) -> None:
-        if not self.ident:
-            with self._making:
-                if not self.ident:
-                    self._make()
+        self.prepare()
         job.elsewhere = True
         self.jobs[job.id_term] = job
         self.counted()
@@ -211,10 +253,11 @@ class AsyncLane:
         if job.cancelled:
             self._finish(job, [_never_begun(job)])
             return
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         # Until there is something to await, what goes wrong is answered here.
         job.elsewhere = False
+        self._evaluating = job.id_term
         parts = context.run(
             self._evaluator.evaluate,
             job.frame,
@@ -224,15 +267,18 @@ class AsyncLane:
             job,
             self._exports,
         )
+        self._evaluating = None
         if parts is not None:
             self._finish(job, parts)
 
     def _start(self, job: Job, value: Any) -> None:
-        context = copy_context()
+        context = self._evaluator.context_of(job)
         context.run(self.enter, job.id_term)
         drive = self._drive_stream if job.stream else self._drive
         task = self.loop.create_task(drive(job, value), context=context)
         self._tasks[job.id_term] = task
+        if self.fresh is not None:
+            self.fresh.append(job.id_term)
         if job.cancelled:
             self._cancel(job.id_term)
 
@@ -249,12 +295,12 @@ class AsyncLane:
 
     async def _drive_stream(self, job: Job, value: Any) -> None:
         step = "run"
-        credit = self._credits[job.id_term] = _Credit(self._asyncio.Event(), job.credit)
+        credit = self._credits[job.id_term] = Credit(self._asyncio.Event(), job.credit)
         items: Any = None
         try:
             if hasattr(type(value), "__await__"):
                 value = await value
-            items = aiter(value) if hasattr(type(value), "__aiter__") else _Plain(value)
+            items = aiter(value) if hasattr(type(value), "__aiter__") else PlainItems(value)
             turn_ends = monotonic() + SLICE_S
             while True:
                 while credit.sent >= credit.granted:
@@ -272,7 +318,7 @@ class AsyncLane:
                     step = "run"
                     await self._asyncio.sleep(0)
                     turn_ends = monotonic() + SLICE_S
-            result = items.result if type(items) is _Plain else None
+            result = items.result if type(items) is PlainItems else None
             parts = self._evaluator.reply(job.id_term, result, job, self._exports)
         except BaseException as error:
             try:
@@ -290,9 +336,10 @@ class AsyncLane:
         if job.cancelled and isinstance(error, self._asyncio.CancelledError):
             told = Ended(job.ended) if job.ended else Cancelled("cancelled")
             error = told.with_traceback(error.__traceback__)
-        return self._evaluator.failed(error, step, job.id_term, self._exports)
+        return self._evaluator.failed(error, step, job.id_term, self._exports, job)
 
     def _cancel(self, id_term: bytes) -> None:
+        self._asked = 0.0
         task = self._tasks.get(id_term)
         if task is not None and id_term not in self._cancelling:
             self._cancelling.add(id_term)
@@ -339,37 +386,6 @@ class AsyncLane:
     def _flush(self) -> None:
         self._flushing = False
         self._channel.write_out()
-
-
-class _Credit:
-    __slots__ = ("granted", "more", "sent")
-
-    def __init__(self, more: asyncio.Event, granted: int) -> None:
-        self.more = more
-        self.granted = granted
-        self.sent = 0
-
-
-class _Plain:
-    """A plain iterable, as what an awaitable gave, read as an async one."""
-
-    __slots__ = ("_items", "result")
-
-    def __init__(self, value: Any) -> None:
-        self._items = iter(value)
-        self.result: Any = None
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._items)
-        except StopIteration as stop:
-            self.result = stop.value
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        close = getattr(self._items, "close", None)
-        if close is not None and hasattr(self._items, "send"):
-            close()
 
 
 def _never_begun(job: Job) -> bytes:

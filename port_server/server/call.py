@@ -29,12 +29,23 @@ class Call:
         answered: the frame of the answer and where its result begins, or None.
         failure: what to raise instead, or None.
         lock: what a thread waits on; released whenever there is something for it to do.
+        thread: the ident of that thread.
         future: what async code waits on, or None.
         queue: requests made from within the call.
         streams: streams made from within the call that can go on.
     """
 
-    __slots__ = ("answered", "failure", "future", "id", "id_term", "lock", "queue", "streams")
+    __slots__ = (
+        "answered",
+        "failure",
+        "future",
+        "id",
+        "id_term",
+        "lock",
+        "queue",
+        "streams",
+        "thread",
+    )
 
     def __init__(self, number: int, id_term: bytes) -> None:
         self.id = number.to_bytes(8, "big")
@@ -42,6 +53,7 @@ class Call:
         self.answered: tuple[Frame, int] | None = None
         self.failure: BaseException | None = None
         self.lock: Any = None
+        self.thread = 0
         self.future: Any = None
         self.queue: deque[Queued] = _NONE
         self.streams: deque[Stream] = _NONE

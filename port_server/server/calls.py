@@ -14,6 +14,7 @@ from itertools import count
 from port_server.etf import EncodeError, encode_parts
 from port_server.protocol import messages, outgoing
 from port_server.runtime.beam import Cancelled
+from port_server.runtime.frames import imported_by_thread
 from port_server.runtime.objects import Exports
 
 from .call import Call
@@ -139,6 +140,7 @@ class Calls:
         if ident == self._control.ident:
             raise RuntimeError("this is no place to call into the BEAM from")
         if ident == self._async.ident:
+            self._async.check_not_init()
             return self._await(id_term or _NOBODY, function, args)
         return self._in_thread(id_term or _NOBODY, function, args)
 
@@ -169,9 +171,14 @@ class Calls:
             call.wake()
 
     def cancel(self, id_term: bytes) -> None:
-        """Let the calls of a cancelled request end where they wait."""
+        """Let the calls of a cancelled request end where they wait in threads.
+
+        Not inside of an import: there the BEAM ends them.
+        """
         for call in list(self.pending.values()):
-            if call.id_term == id_term and call.lock is not None:
+            if call.id_term != id_term or call.lock is None:
+                continue
+            if imported_by_thread(call.thread) is None:
                 call.failure = Cancelled("cancelled while it waited for a call into the BEAM")
                 call.wake()
 
@@ -309,6 +316,7 @@ class Calls:
         call = Call(next(self.numbers), id_term)
         call.lock = allocate_lock()
         call.lock.acquire()
+        call.thread = get_ident()
         try:
             self._begin(call, function, args)
             # Main may be running code, and reads only when that has ended.

@@ -14,15 +14,19 @@ from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
 import faulthandler
+import sys
 from time import monotonic
 
+from port_server.etf import mapping, structs
 from port_server.runtime import carry, failure, imports, objects, streams, targets
 from port_server.runtime.beam import Cancelled
+from port_server.runtime.frames import outermost_import
+from port_server.runtime.garbage import Garbage
 from port_server.runtime.snippet import Snippet
 
 from .evaluate import Evaluator
 from .streams import Stream
-from .window import DESCRIBING, SPARED, Window, guard_signals
+from .window import DESCRIBING, IMPORTING, SPARED, Window, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,11 +81,12 @@ class Cancels:
                 Evaluator.reply,
                 Evaluator.failed,
                 Evaluator.description,
+                Garbage.collect,
                 Snippet.run_parts,
                 Stream.close,
             ),
             open_modules=(failure, targets),
-            through_modules=(carry, imports, objects, streams),
+            through_modules=(carry, imports, mapping, objects, streams, structs),
             describing=(failure.describe_cancelled,),
             doorways=(*doorways, type(lane).run_in_c),
         )
@@ -125,9 +130,12 @@ class Cancels:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._window.alert and not self._stdio.forked:
-            if self._lane.cancelled:
+            place = self._window.place(frame)
+            if place is IMPORTING:
+                self._strike_after_import(frame)
+            elif self._lane.cancelled:
                 self._tries += 1
-            self._window.strike(self._window.place(frame))
+            self._window.strike(place)
         elif self._other is not None:
             self._other(number, frame)
 
@@ -136,16 +144,39 @@ class Cancels:
         cancelled = lane.cancelled
         if not cancelled or cancelled.isdisjoint((lane.running, *lane.below)):
             return
-        if place is SPARED and self._tries <= SPARING_TRIES:
+        if place is IMPORTING or (place is SPARED and self._tries <= SPARING_TRIES):
             return
         if place is DESCRIBING and self._tries <= DESCRIBING_TRIES:
             return
         raise Cancelled("cancelled")
 
+    def _strike_after_import(self, frame: FrameType | None) -> None:
+        """Have another try at the first bytecode after the import that `frame` belongs to.
+
+        The next signal may come in the midst of the next import. Where code has its own tracer,
+        that signal has to do.
+        """
+        machinery = outermost_import(frame)
+        importer = None if machinery is None else machinery.f_back
+        if importer is not None and sys.gettrace() is None:
+            importer.f_trace = self._after_import
+            importer.f_trace_opcodes = True
+            sys.settrace(_trace_no_function)
+
+    def _after_import(self, frame: FrameType, _event: str, _argument: Any) -> None:
+        sys.settrace(None)
+        frame.f_trace = None
+        frame.f_trace_opcodes = False
+        self._window.strike(self._window.place(frame))
+
     def _share(self, set_handler: Callable[..., Any], handler: Any) -> None:
         # Ours stays in place, and calls theirs for the signals that are not ours.
         set_handler(SIGNAL, self._on_signal)
         self._other = handler if callable(handler) else None
+
+
+def _trace_no_function(_frame: FrameType, _event: str, _argument: Any) -> None:
+    """Tell Python not to trace a function that is called."""
 
 
 def _dump_before(set_handler: Callable[..., Any], handler: Any) -> None:

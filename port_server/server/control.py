@@ -68,6 +68,7 @@ class Control:
     """
 
     __slots__ = (
+        "_announced",
         "_baton",
         "_beat_s",
         "_cancels",
@@ -75,9 +76,12 @@ class Control:
         "_dispatcher",
         "_main",
         "_next_beat",
+        "_next_look",
+        "_older",
         "_output",
         "_over",
         "_page",
+        "_running_s",
         "_serving",
         "_stdio",
         "_vitals",
@@ -106,7 +110,11 @@ class Control:
         self._page = page
         self._serving = False
         self._vitals = vitals
-        self._beat_s = self._next_beat = _NEVER
+        self._announced: bytes | None = None
+        self._next_look = 0.0
+        # Tasks that were under way at the last look, and may be at the next.
+        self._older: list[bytes] = []
+        self._beat_s = self._next_beat = self._running_s = _NEVER
         self._over = False
 
     def start(self, settings: Settings, *, owned: bool) -> None:
@@ -119,7 +127,10 @@ class Control:
         if owned and settings.heartbeat_interval_ms:
             self._beat_s = settings.heartbeat_interval_ms / 1000
             self._next_beat = monotonic() + self._beat_s
-        self.ident = start_thread(self._run)
+        if settings.running_after_ms:
+            self._running_s = settings.running_after_ms / 1000
+            self._vitals.async_lane.fresh = []
+        self.ident = self._output.control = start_thread(self._run)
 
     def print_later(self) -> None:
         """Any thread: something is printed that is to be handed on if no more comes."""
@@ -172,7 +183,7 @@ class Control:
                 self._output.tick(now)
             if now >= self._next_beat:
                 self._beat(now)
-            if self._cancels.tick() < _NEVER:
+            if min(self._cancels.tick(), self._announce(now)) < _NEVER:
                 quiet = 0
             if quiet < QUIET_TICKS:
                 self._sleep(min(TICK_S, self._next_beat - now))
@@ -221,7 +232,7 @@ class Control:
             wait_s = self._next_beat - now
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
-            wait_s = min(wait_s, self._cancels.tick())
+            wait_s = min(wait_s, self._cancels.tick(), self._announce(now))
             for fd, events in waiting.poll(_milliseconds(wait_s)):
                 if fd == waker_fd:
                     if events & POLLNVAL:
@@ -260,6 +271,42 @@ class Control:
         self._channel.write_out()
         if not self._channel.held:
             self._page.beat_sent()
+
+    def _announce(self, now: float) -> float:
+        """Tell the owner what has run for long; give the seconds until there may be more to tell.
+
+        With the baton or without.
+        """
+        vitals = self._vitals
+        if self._running_s == _NEVER:
+            return _NEVER
+        if self._channel.writing.locked():  # as in `_beat`
+            return TICK_S
+        wait_s = _NEVER
+        lasting: list[bytes] = []
+        tasks = vitals.async_lane
+        fresh = tasks.fresh
+        if fresh is not None and (fresh or self._older):
+            # Not by a timer of the loop, which costs each turn of it 1 us.
+            if now >= self._next_look:
+                lasting = [id_term for id_term in self._older if id_term in tasks.jobs]
+                self._older, tasks.fresh = fresh, []
+                self._next_look = now + self._running_s
+            wait_s = self._next_look - now
+        vitals.look(now)
+        running = vitals.seen
+        if running is not None and running is not self._announced:
+            left = vitals.seen_at + self._running_s - now
+            if left <= 0:
+                self._announced = running
+                lasting.append(running)
+            else:
+                wait_s = min(wait_s, left)
+        if lasting:
+            for id_term in lasting:
+                self._channel.hold([outgoing.running(id_term)])
+            self._channel.write_out()
+        return wait_s
 
     def _renew(self) -> None:
         """User code has closed our fds."""

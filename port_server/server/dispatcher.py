@@ -6,6 +6,7 @@ For whoever holds the baton, except where a method says otherwise; requests are 
 from __future__ import annotations
 
 from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
+from _contextvars import copy_context  # contextvars itself is one more file
 from _thread import get_ident
 from select import POLLIN
 from time import monotonic
@@ -152,6 +153,8 @@ class Dispatcher(Router):
     def work(self) -> None:
         """Run what is queued, and streams in between. For main."""
         while True:
+            while self.ready and self.ready[0].job.cancelled:
+                self.advance(self.ready)
             self._run()
             if self.ready:
                 self.advance(self.ready)
@@ -302,7 +305,9 @@ class Dispatcher(Router):
         self._baton.let_go()
         try:
             try:
-                parts = stream.advance(self._channel, lane.evaluator, self._hold_s)
+                context = stream.job.context
+                assert context is not None  # since it was taken over
+                parts = context.run(stream.advance, self._channel, lane.evaluator, self._hold_s)
             except BaseException as error:  # raised by a signal, while a failure was described
                 evaluator = lane.evaluator
                 parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
@@ -324,7 +329,11 @@ class Dispatcher(Router):
         lane.show_below()
 
     def take_over(self, job: Job, value: Any) -> None:
-        """Go on with a request whose value is to be awaited or iterated. For any thread."""
+        """Go on with a request whose value is to be awaited or iterated. For any thread.
+
+        Called in the context of the request, which it goes on with.
+        """
+        job.context = copy_context()  # one that no other thread has entered
         in_main = get_ident() == self._lane.main
         kind = type(value)
         if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
@@ -363,16 +372,17 @@ class Dispatcher(Router):
         exports = Exports(evaluator.objects)
         self.guests.add(id_term)
         self._lane.page.count()
-        token = self._async.enter(id_term)
         job = self.turns.jobs[id_term]  # begun where it was placed
+        context = evaluator.context_of(job)
+        context.run(self._async.enter, id_term)
         try:
             job.check_deadline((monotonic() - arrived) * 1000)
-            parts = evaluator.evaluate(frame, kind, id_term, job.at, job, exports)
+            parts = context.run(evaluator.evaluate, frame, kind, id_term, job.at, job, exports)
         except BaseException as error:
             parts = evaluator.failed(error, "options", id_term, exports)
         finally:
             evaluator.leave_if_forked()
-            self._async.leave(token, id_term)
+            self._async.leave(id_term)
             if not job.elsewhere:
                 self.job_ended(job)
         try:

@@ -14,6 +14,7 @@ from sys import getrefcount
 
 from port_server.etf import Struct, read_term
 from port_server.protocol.messages import ProtocolError
+from port_server.runtime.garbage import Garbage
 from port_server.runtime.namespace import (
     NamespaceError,
     Namespaces,
@@ -30,6 +31,7 @@ from .replies import DEFAULT_MAX_DEPTH, NotStreamedError, Replies
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
@@ -62,6 +64,7 @@ class Evaluator(Replies):
 
     Attributes:
         exports: the codec's hook for values that stay here; the main thread's own.
+        garbage: frees what requests leave behind in cycles.
         namespaces: what requests run in.
         objects: what the other side has handles of.
         ran: the snippet or target that ran last, or None; whoever measures tells it.
@@ -76,6 +79,7 @@ class Evaluator(Replies):
         "_read",
         "_targets",
         "exports",
+        "garbage",
         "namespaces",
         "objects",
         "ran",
@@ -87,6 +91,7 @@ class Evaluator(Replies):
 
     def __init__(self, stdio: Stdio, channel: Channel, settings: Settings) -> None:
         super().__init__(stdio)
+        self.garbage = Garbage()
         self.namespaces = Namespaces()
         self.objects = Objects(settings)
         self.objects.install()
@@ -200,7 +205,7 @@ class Evaluator(Replies):
         except BaseException as error:
             # Else somebody goes on with it: a signal has come just behind that.
             if job is None or not job.elsewhere:
-                parts = self.failed(error, step, id_term, exports)
+                parts = self.failed(error, step, id_term, exports, job)
         # Dropped here, because dropping may run a __del__, whose prints are the request's as well.
         # Functions of the namespace refer to it: a cycle, and with it all the data of the request,
         # that would otherwise wait for the collector to come by.
@@ -211,10 +216,16 @@ class Evaluator(Replies):
                 job.namespace = None
             # A session's namespace stays, and so does that of what goes on elsewhere.
             if cyclic and gc.isenabled() and parts is not None and (job is None or not job.session):
-                gc.collect(1)
+                self.garbage.collect()
         except BaseException:  # noqa: S110  raised by a signal; the reply is there already
             pass
         return parts
+
+    def context_of(self, job: Job) -> Context:
+        """Give the context to evaluate a request in: the context variables that its code has."""
+        if job.context is None:
+            job.context = self.namespaces.context_of(job.session)
+        return job.context
 
     def answer_unusual(
         self, frame: Frame, id_term: bytes, code: Any, value: Any

@@ -9,14 +9,12 @@ from port_server.etf import Atom, codec_name, encode, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
-from port_server.runtime.snippet import PLAIN, compile_snippet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
-    from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
 # What `init` may set, and how small it may be.
@@ -27,6 +25,7 @@ _LEAST: Final = {
     "heartbeat_interval_ms": 0,
     "output_window_bytes": 0,
     "delivery_window_bytes": 0,
+    "running_after_ms": 0,
 }
 VERSION: Final = "0.1.0"
 FEATURES: Final = (
@@ -118,22 +117,6 @@ def changed_settings(settings: Settings, options: dict[Any, Any]) -> Settings:
     return changed
 
 
-def init_snippet(code: Any) -> Snippet:
-    """Compile init_code, in either of its forms."""
-    if type(code) is str:
-        snippet = compile_snippet(code, "<init_code>")
-    elif type(code) is tuple and len(code) == 4 and code[0] == "code":
-        _tag, text, file, line = code
-        snippet = compile_snippet(text, file, line)
-    else:
-        raise wrong_option("init_code", "a binary or {code, Source, File, Line}", code)
-    if snippet.kind is not PLAIN:
-        raise wrong_option(
-            "init_code", "plain code, without top-level yield or await", snippet.kind
-        )
-    return snippet
-
-
 def take_templates(options: dict[Any, Any]) -> None:
     """Learn the exact shapes of structs that differ between versions of Elixir.
 
@@ -160,8 +143,8 @@ def wants_logs(options: dict[Any, Any]) -> bool:
     return logging
 
 
-def info() -> dict[str, Any]:
-    """Give what hello tells of this server."""
+def info(port_fd: int) -> dict[str, Any]:
+    """Give what hello tells of this server, which reads its port on `port_fd`."""
     uname = os.uname()
     return {
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -169,6 +152,7 @@ def info() -> dict[str, Any]:
         "libc": _libc(),
         "machine": uname.machine,
         "os_pid": os.getpid(),
+        "port_fd": port_fd,
         "codec": codec_name,
         "server_version": VERSION,
         "features": [Atom(feature) for feature in FEATURES],

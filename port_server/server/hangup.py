@@ -7,9 +7,11 @@ from it; this is for then.
 from __future__ import annotations
 
 import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
+import atexit
 import os
 import sys
 from _thread import start_new_thread
+from select import POLLERR, POLLHUP, poll
 from time import sleep
 
 TYPE_CHECKING = False
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG: Final = 1
 
 _grace_ms: int | None = None
+_stdio: Stdio | None = None
 
 
 def watch(stdio: Stdio, grace_ms: int) -> bool:
@@ -36,7 +39,9 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
         Whether the native thread does it. Else Linux kills the process, but no children of it,
         when its parent dies.
     """
-    global _grace_ms  # noqa: PLW0603  one process, one port
+    global _grace_ms, _stdio  # noqa: PLW0603  one process, one port
+    _stdio = stdio
+    atexit.register(_end_helpers)  # registered first, so it runs last
     try:
         from ._watch import end_input, start  # noqa: PLC0415  not everywhere built
 
@@ -80,6 +85,28 @@ def watch_parent() -> None:
         pass
 
 
+def _end_helpers() -> None:
+    """Let the resource trackers of multiprocessing and joblib tidy up; then end all other children.
+
+    Trackers are processes that remove what is left in /dev/shm once this one has ended. Here they
+    would not come to it: the owner kills the process group as soon as this process has ended. Where
+    the owner itself has ended, that is done here.
+    """
+    for name, module in tuple(sys.modules.items()):
+        if name.endswith("resource_tracker"):
+            stop = getattr(getattr(module, "_resource_tracker", None), "_stop", None)
+            try:
+                if stop is not None:
+                    stop()
+            except Exception:  # noqa: S110  of another version; it ends with the process group
+                pass
+    if _stdio is not None and os.getpgrp() == os.getpid():
+        hung_up = poll()
+        hung_up.register(_stdio.writes, 0)
+        if any(events & (POLLERR | POLLHUP) for _fd, events in hung_up.poll(0)):
+            os.killpg(0, signal.SIGKILL)
+
+
 def _die_with_parent() -> None:
     if sys.platform != "linux":
         return
@@ -100,6 +127,10 @@ def leave_in_time(grace_ms: int, status: int) -> None:
 
     Python waits at its end for threads, and multiprocessing for children, without a limit.
     """
+    if _grace_ms is not None:
+        from ._watch import leave  # noqa: PLC0415  there since `watch`
+
+        leave(grace_ms)
 
     def wait() -> None:
         sleep(grace_ms / 1000)

@@ -27,17 +27,20 @@ class Vitals:
     """Counts and clocks of one server.
 
     Attributes:
+        async_lane: the one whose tasks are counted.
+        seen: the request that was running in main at the last look, or None.
+        seen_at: since when.
         sequence: how many heartbeats were made.
     """
 
     __slots__ = (
-        "_async",
         "_baton",
         "_dispatcher",
         "_lane",
-        "_seen",
-        "_seen_at",
         "_started",
+        "async_lane",
+        "seen",
+        "seen_at",
         "sequence",
     )
 
@@ -45,19 +48,19 @@ class Vitals:
         self, baton: Baton, lane: MainLane, async_lane: AsyncLane, dispatcher: Dispatcher
     ) -> None:
         self.sequence = 0
-        self._async = async_lane
+        self.async_lane = async_lane
         self._baton = baton
         self._lane = lane
         self._dispatcher = dispatcher
-        self._started = self._seen_at = monotonic()
-        self._seen: bytes | None = None
+        self._started = self.seen_at = monotonic()
+        self.seen: bytes | None = None
 
     def look(self, now: float) -> None:
         """Notice which request runs. Called at every tick, so that its begin is known to 5 ms."""
         running = self._lane.running
-        if running is not self._seen:
-            self._seen = running
-            self._seen_at = now
+        if running is not self.seen:
+            self.seen = running
+            self.seen_at = now
 
     def beat(self) -> dict[str, Any]:
         """Count a heartbeat, and say what goes into it."""
@@ -68,7 +71,7 @@ class Vitals:
         """Say how the server is."""
         now = monotonic()
         self.look(now)
-        running = self._seen
+        running = self.seen
         dispatcher = self._dispatcher
         status = {
             "sequence": self.sequence,
@@ -77,16 +80,19 @@ class Vitals:
             "os_pid": os.getpid(),
             "state": _IDLE,
             "running": None if running is None else running[5:],
-            "running_ms": 0 if running is None else int((now - self._seen_at) * 1000),
+            "running_ms": 0 if running is None else int((now - self.seen_at) * 1000),
             "queue": len(dispatcher.queue) + dispatcher.turns.waiting,
             "rss_bytes": _rss_bytes(),
             "requests": dispatcher.requests,
             "objects": len(self._lane.evaluator.objects),
             "sessions": self._lane.evaluator.namespaces.sessions,
-            "tasks": len(self._async.jobs),
+            "tasks": len(self.async_lane.jobs),
             "calls": len(dispatcher.calls.pending),
             "streams": len(dispatcher.streams),
         }
+        common_type = self._lane.evaluator.objects.common_type()
+        if common_type is not None:
+            status["type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
             status["state"] = _BUSY
         return status

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from port_server.etf import read_term
-from port_server.protocol.messages import ProtocolError
+from port_server.protocol.messages import ID_TERM_AT, ProtocolError
+from port_server.runtime.failure import cut
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
 
+# Of the code of a request, where others are told of it.
+_CODE_CHARS: Final = 200
 EMPTY_MAP: Final = b"t\0\0\0\0"
 # Options that make a request more than plain.
 SPECIAL_OPTIONS: Final = ("session", "parent", "return", "stream", "credit")
@@ -35,6 +39,7 @@ class Job:
         parent: the id of the call into the BEAM that it was made by, or None.
         returns: "value", "object" or "globals".
         namespace: what its code runs in, and `names` what it binds there; for "globals" only.
+        context: the context variables that its code has, once it runs.
         stream: whether its value is sent item by item.
         credit: how many items may be sent to begin with.
         special: whether it asks for anything beyond being evaluated.
@@ -49,6 +54,7 @@ class Job:
         "at",
         "binary_as",
         "cancelled",
+        "context",
         "credit",
         "deadline_ms",
         "elsewhere",
@@ -78,6 +84,7 @@ class Job:
         self.returns = "value"
         self.namespace: dict[str, Any] | None = None
         self.names: frozenset[str] = frozenset()
+        self.context: Context | None = None
         self.stream = False
         self.credit = 0
         self.special = False
@@ -87,6 +94,13 @@ class Job:
         self.options_at = at
         self.deadline_ms: int | None = None
         self.waited_ms = 0.0
+
+    @property
+    def told_to_end(self) -> str | None:
+        """Give the kind of its error if it was told to end: "cancelled" or "exited"."""
+        if self.ended:
+            return "exited"
+        return "cancelled" if self.cancelled else None
 
     def check_deadline(self, waited_ms: float) -> None:
         """Tell whether there is time left for it.
@@ -99,6 +113,20 @@ class Job:
                 f"the deadline passed before the request began: it had {self.deadline_ms} ms left "
                 f"and waited {waited_ms:.0f} ms in the queue"
             )
+
+
+def code_of(job: Job) -> str:
+    """Show what a request was asked to run; for any thread, runs no user code."""
+    try:
+        # Its `at` may have gone on.
+        at = read_term(job.frame, ID_TERM_AT + len(job.id_term), plain_structs=True)[1]
+        code = read_term(job.frame, at, plain_structs=True)[0]
+    except ValueError:
+        return ""
+    if type(code) is tuple and len(code) == 4 and code[0] == "code":
+        _tag, text, file, line = code
+        code = f"{file}:{line}: {text}"
+    return cut(str(code), _CODE_CHARS)
 
 
 def open_job(frame: Frame, kind: str, id_term: bytes, at: int, waited_ms: float) -> Job:

@@ -97,7 +97,7 @@ class MainLane:
         page: Page,
     ) -> None:
         self.below: list[bytes] = []
-        self.cancelled: set[bytes] = set()
+        self.cancelled = evaluator.cancelled
         self.evaluator = evaluator
         self.main = get_ident()
         self.page = page
@@ -175,7 +175,12 @@ class MainLane:
         try:
             try:
                 # -- user code is entered: what is decoded, run, encoded, dropped may be theirs --
-                parts = evaluator.evaluate(frame, kind, id_term, at, job, evaluator.exports)
+                context = (
+                    evaluator.namespaces.new_context() if job is None else evaluator.context_of(job)
+                )
+                parts = context.run(
+                    evaluator.evaluate, frame, kind, id_term, at, job, evaluator.exports
+                )
             except BaseException as error:  # raised by a signal, while a failure was described
                 parts = evaluator.interrupted(error, id_term, evaluator.exports)
             self.leave(parts is not None)
@@ -277,8 +282,15 @@ class MainLane:
             self.page.clear()
 
     def check(self) -> None:
-        """Raise Cancelled if the running request, or one that it runs on top of, is cancelled."""
-        if self.cancelled and not self.cancelled.isdisjoint((self.running, *self.below)):
+        """Raise Cancelled if the running request, or one that it runs on top of, is cancelled.
+
+        Not inside of an import: there the BEAM ends the call.
+        """
+        if (
+            self.cancelled
+            and not self.cancelled.isdisjoint((self.running, *self.below))
+            and not self._window.importing()
+        ):
             raise Cancelled("cancelled while it waited for a call into the BEAM")
 
     def forget(self, id_term: bytes | None) -> None:

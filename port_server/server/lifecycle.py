@@ -13,7 +13,7 @@ from port_server.protocol.framing import FramingError
 from port_server.runtime import beam, failure
 from port_server.settings import Settings
 
-from . import hangup
+from . import hangup, init_code
 from . import stdio as stdio_module
 from .async_lane import AsyncLane
 from .baton import Baton
@@ -29,7 +29,6 @@ from .greeting import (
     changed_settings,
     check_version,
     info,
-    init_snippet,
     take_templates,
     wants_logs,
     wrong_option,
@@ -38,7 +37,6 @@ from .heartbeat import Vitals
 from .lanes import MainLane
 from .page import DRAINING, SERVING, Page
 from .plain import PlainRequests
-from .replies import leave_child
 from .reports import Reports
 from .turns import Turns
 from .window import OUTSIDE, Window
@@ -87,13 +85,13 @@ class Server:
         "window",
     )
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, reads: int, writes: int) -> None:
         self._settings = settings
         self._owned = False
         self._signalled: str | None = None
         self.owner: Any = None
         self.token: str | bytes | None = None
-        self.stdio = stdio_module.claim(settings.pipe_bytes)
+        self.stdio = stdio_module.claim(settings.pipe_bytes, reads, writes)
         self.baton = Baton()
         self.channel = Channel(self.stdio, settings)
         self.channel.keep_silent()
@@ -112,7 +110,7 @@ class Server:
     def _assemble(self, settings: Settings) -> None:
         baton, stdio, channel = self.baton, self.stdio, self.channel
         self.evaluator = Evaluator(stdio, channel, settings)
-        turns = Turns()
+        turns = Turns(self.evaluator.namespaces.keep_context)
         self.page = Page(lambda: dispatcher.elsewhere)
         lane = MainLane(
             baton,
@@ -279,7 +277,7 @@ class Server:
         else:
             self.reports.take_logs(self._settings)
         # What init_code has sent and logged comes after it.
-        self.channel.begin(messages.hello(info()))
+        self.channel.begin(messages.hello(info(self.stdio.reads)))
         self.page.enter(SERVING)
         self.control.start(self._settings, owned=first is not None)
         self._owned = first is not None
@@ -316,23 +314,8 @@ class Server:
             self.reports.take_logs(self._settings)
         code = options.get("init_code")
         if code is not None:
-            self._run_init_code(code)
-
-    def _run_init_code(self, code: Any) -> None:
-        try:
-            snippet = init_snippet(code)
-            namespace = self.evaluator.namespaces.fresh(snippet, {})
-            snippet.run(namespace)
-        except RefusedError:
-            raise
-        except BaseException as error:
-            if self.stdio.forked:
-                leave_child(error)
-            raise RefusedError(failure.describe_exception(error, self._settings)) from None
-        if self.stdio.forked:
-            leave_child(None)
-        self.evaluator.namespaces.adopt(namespace)
-        self.streams.adopt()
+            init_code.run(code, self.evaluator, self.async_lane, self.stdio, self._settings)
+            self.streams.adopt()
 
     # --- what happens meanwhile -----------------------------------------------------------------
 
@@ -380,17 +363,17 @@ class Server:
         self.channel.write_all()
 
 
-def serve() -> int:
-    """Serve the port on stdin and stdout until it ends; give the exit status.
+def serve(reads: int = 0, writes: int = 1) -> int:
+    """Serve the port on two fds until it ends; give the exit status.
 
     Claims both before anything else. Ends the process itself where threads of user code would
     not let it end.
     """
     settings = Settings()
     try:
-        server = Server(settings)
+        server = Server(settings, reads, writes)
     except OSError as error:
-        sys.stderr.write(f"port_server: stdin and stdout must be open: {error}\n")
+        sys.stderr.write(f"port_server: {error}\n")
         return 1
     status = server.run()
     grace_ms = server.dispatcher.grace_ms

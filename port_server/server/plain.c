@@ -61,7 +61,7 @@ static const char answer_ok[] = {'h', 2, 'w', 2, 'o', 'k'};
     X(take_baton) X(leave_baton) X(take_writing) X(leave_writing) X(compile) X(check_yield) X(not_an_eval)             \
     X(export_value) X(collect) X(with_objects) X(plain_kind) X(native) X(page) X(monotonic) X(enqueue) X(dequeue)      \
     X(unshift) X(hold_back) X(take_held) X(put_back) X(calls) X(pending) X(numbers) X(new_call) X(reader) X(below)      \
-    X(cancelled) X(turns_held) X(turns_jobs) X(tasks) X(get_frame) X(recursion_limit)
+    X(cancelled) X(turns_held) X(turns_jobs) X(tasks) X(get_frame) X(recursion_limit) X(new_context)
 
 /* The attributes and methods of those that are used. */
 #define WORDS(X)                                                                                                       \
@@ -85,11 +85,24 @@ enum {
         W_COUNT
 };
 
+/* What `evaluate` is called with, on its way through a context. */
+typedef struct {
+    const unsigned char *body;
+    const unsigned char *end;
+    PyObject *frame;
+    Py_ssize_t at;
+    PyObject *id_term;
+    struct Reply *reply;
+    int result;
+} Evaluation;
+
 typedef struct {
     PyObject_HEAD
     PyObject *parts[P_COUNT];
     PyObject *words[W_COUNT];
     const NativeApi *codec;
+    PyObject *evaluate_now; /* `evaluate`, for `evaluation`, as something that can be called */
+    Evaluation *evaluation;
     Py_buffer page;
     char *buffer; /* what was read */
     char *answer; /* the same, where code waits for the answer to a call */
@@ -107,7 +120,7 @@ typedef struct {
 
 /* A frame to be written, most often a reply: `size` bytes behind the header's place in `room`; or parts; or neither, if it
  * comes later. */
-typedef struct {
+typedef struct Reply {
     PyObject *parts;
     Py_ssize_t size;
     char room[ROOM_BYTES];
@@ -523,7 +536,7 @@ evaluate(Plain *self, const unsigned char *body, const unsigned char *end, PyObj
         Py_DECREF(values); /* a __del__ may run, whose prints are the request's as well */
         if (UNLIKELY(cyclic) && result == 0 && PyGC_IsEnabled()) {
             /* Functions of the namespace refer to it; without this its data would stay until the collector comes. */
-            if (done(PyObject_CallFunction(PART(collect), "i", 1)) < 0) {
+            if (done(PyObject_CallFunctionObjArgs(PART(collect), NULL)) < 0) {
                 PyErr_Clear(); /* a signal; the reply is there already */
             }
         }
@@ -532,6 +545,32 @@ evaluate(Plain *self, const unsigned char *body, const unsigned char *end, PyObj
     self->evaluating = before;
     return result;
 }
+
+/* Evaluates a request in a context of its own. The stable ABI has no other way into one than its method `run`. */
+static int
+evaluate_in_context(Plain *self, const unsigned char *body, const unsigned char *end, PyObject *frame, Py_ssize_t at,
+                    PyObject *id_term, Reply *reply)
+{
+    Evaluation evaluation = {body, end, frame, at, id_term, reply, -1};
+    PyObject *context = PyObject_CallFunctionObjArgs(PART(new_context), NULL);
+    if (context != NULL) {
+        self->evaluation = &evaluation;
+        Py_XDECREF(PyObject_CallMethodObjArgs(context, WORD(run), self->evaluate_now, NULL));
+        Py_DECREF(context);
+    }
+    return evaluation.result;
+}
+
+static PyObject *
+evaluate_now(PyObject *object, PyObject *Py_UNUSED(none))
+{
+    Plain *self = (Plain *)object;
+    Evaluation *it = self->evaluation;
+    it->result = evaluate(self, it->body, it->end, it->frame, it->at, it->id_term, it->reply);
+    return it->result < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyMethodDef evaluate_now_method = {"evaluate_now", evaluate_now, METH_NOARGS, NULL};
 
 /* ---- the lane ---------------------------------------------------------------------------------------------------- */
 
@@ -613,7 +652,7 @@ run_request(Plain *self, const unsigned char *body, const unsigned char *end, Py
         return -1;
     }
     MARK(entered);
-    result = evaluate(self, body, end, frame, at, id_term, reply);
+    result = evaluate_in_context(self, body, end, frame, at, id_term, reply);
     MARK(dropped);
     if (LIKELY(result >= 0)) {
         untidy = is_untidy(self);
@@ -1384,6 +1423,7 @@ plain_clear(PyObject *object)
     for (i = 0; i < W_COUNT; i++) {
         Py_CLEAR(self->words[i]);
     }
+    Py_CLEAR(self->evaluate_now);
     return 0;
 }
 
@@ -1396,6 +1436,7 @@ plain_traverse(PyObject *object, visitproc visit, void *arg)
     for (i = 0; i < P_COUNT; i++) {
         Py_VISIT(self->parts[i]);
     }
+    Py_VISIT(self->evaluate_now);
     return 0;
 }
 
@@ -1485,10 +1526,14 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
             goto failed;
         }
     }
+    self->evaluate_now = PyCFunction_New(&evaluate_now_method, object);
     self->buffer = PyMem_Malloc((size_t)self->read_bytes);
     self->answer = PyMem_Malloc((size_t)self->read_bytes);
     if (self->buffer == NULL || self->answer == NULL) {
         PyErr_NoMemory();
+        goto failed;
+    }
+    if (self->evaluate_now == NULL) {
         goto failed;
     }
     return object;

@@ -10,7 +10,6 @@ several may come together; what is here does the rest.
 
 from __future__ import annotations
 
-import gc
 import sys
 from time import monotonic
 
@@ -131,7 +130,7 @@ class PlainRequests:
             check_yield=check_yield,
             not_an_eval=no_eval,
             export_value=evaluator.exports.export,
-            collect=gc.collect,
+            collect=evaluator.garbage.collect,
             with_objects=with_objects,
             plain_kind=PLAIN,
             native=native,
@@ -155,6 +154,7 @@ class PlainRequests:
             tasks=server.async_lane.jobs,
             get_frame=sys._getframe,  # noqa: SLF001  to ask how deep the stack is
             recursion_limit=sys.getrecursionlimit,
+            new_context=evaluator.namespaces.new_context,
             read_bytes=settings.read_bytes,
             max_frame_bytes=settings.max_frame_bytes,
             max_depth=settings.max_depth,

@@ -46,12 +46,14 @@ class Replies:
     """Writes replies.
 
     Attributes:
+        cancelled: the ids of the requests in main that were told to end.
         memory: what the process is held to.
     """
 
-    __slots__ = ("_encode", "_max_bytes", "_settings", "_stdio", "memory")
+    __slots__ = ("_encode", "_max_bytes", "_settings", "_stdio", "cancelled", "memory")
 
     def __init__(self, stdio: Stdio) -> None:
+        self.cancelled: set[bytes] = set()
         self.memory = Memory()
         self._stdio = stdio
 
@@ -123,19 +125,31 @@ class Replies:
         return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
 
     def failed(
-        self, error: BaseException, step: str, id_term: bytes, exports: Exports
+        self,
+        error: BaseException,
+        step: str,
+        id_term: bytes,
+        exports: Exports,
+        job: Job | None = None,
     ) -> list[Part]:
-        """Write the reply for what went wrong at `step`."""
+        """Write the reply for what went wrong at `step`.
+
+        A request that was told to end is `cancelled` or `exited`, whatever exception its code has
+        made of that.
+        """
         if self._stdio.forked:
             leave_child(error)
         if exports.ids:
             exports.undo()
         try:
+            told = job.told_to_end if job is not None else None
+            if told is None and id_term in self.cancelled:
+                told = "cancelled"
             if isinstance(error, MemoryError):
                 return self.memory.lend(
-                    lambda: [messages.error(id_term, self.description(error, step))]
+                    lambda: [messages.error(id_term, self.description(error, step, told))]
                 )
-            return [messages.error(id_term, self.description(error, step))]
+            return [messages.error(id_term, self.description(error, step, told))]
         except Cancelled:
             raise  # the answer is that, then: see `interrupted`
         except BaseException:  # a `__class__` that raises: whatever it is, it has a reply
@@ -147,8 +161,10 @@ class Replies:
         if self._stdio.forked:
             leave_child(None)
 
-    def description(self, error: BaseException, step: str) -> dict[str, Any]:
-        """Describe what went wrong at `step`."""
+    def description(
+        self, error: BaseException, step: str, told_to_end: str | None = None
+    ) -> dict[str, Any]:
+        """Describe what went wrong at `step`; `told_to_end` is the kind if it was told to end."""
         if isinstance(error, ProtocolError):
             return failure.describe_value_error("protocol", error)
         if isinstance(error, ExpiredError):
@@ -172,6 +188,8 @@ class Replies:
             return failure.describe_value_error("decode", error)
         if isinstance(error, EncodeError) and step == "result":
             return failure.describe_value_error("encode", self._about_size(error))
+        if told_to_end:
+            return failure.describe_cancelled(error, self._settings, told_to_end)
         return failure.describe_exception(error, self._settings)
 
     def _about_size(self, error: EncodeError) -> EtfError:

@@ -11,7 +11,7 @@ from _thread import get_ident
 from port_server.protocol import messages
 from port_server.runtime import carry, failure, sources
 from port_server.runtime.imports import ImportHooks
-from port_server.runtime.objects import describe
+from port_server.runtime.objects import shown
 from port_server.runtime.output import Output, write_to_stderr
 from port_server.runtime.streams import Streams, explain_input
 
@@ -74,7 +74,7 @@ class Reports:
         if may_wait is not None:
             self.output.may_wait = may_wait
         self.hooks.install()
-        self.hooks.add("linecache", lambda _module: sources.publish_all())
+        self.hooks.add("linecache", sources.prepare)
         carry.install(self.output, self.hooks)
 
     def take_logs(self, settings: Settings) -> None:
@@ -106,10 +106,10 @@ class Reports:
             write_to_stderr(text.encode("utf-8", "backslashreplace"))
             return
         try:
-            record = messages.log(level, message, known, extra, _shown)
+            record = messages.log(level, message, known, extra, shown)
         except ValueError:  # a cycle, a lone surrogate, ...
-            shown = {failure.valid(key): _shown(value) for key, value in extra.items()}
-            record = messages.log(level, message, known, shown, _shown)
+            texts = {failure.valid(key): shown(value) for key, value in extra.items()}
+            record = messages.log(level, message, known, texts, shown)
         self._post(record, now=True)
         self.output.delivered(len(record))
 
@@ -120,7 +120,3 @@ class Reports:
         # What main holds leaves with the reply; nobody comes by for other threads.
         if now or get_ident() != self._main:
             self._channel.write_out()
-
-
-def _shown(value: Any) -> str:
-    return describe(value)[1]

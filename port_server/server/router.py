@@ -27,8 +27,10 @@ from port_server.protocol.messages import (
     Release,
     Request,
     Shutdown,
+    Stacks,
 )
 from port_server.runtime import failure
+from port_server.runtime.frames import imported_by_thread, stacks
 from port_server.runtime.namespace import SessionError
 
 from .jobs import EMPTY_MAP, ExpiredError, open_job
@@ -155,7 +157,10 @@ class Router:
         parent = stream.job.parent
         call = None if parent is None else self.calls.pending.get(parent)
         if call is None or call.lock is not None or call.future is not None:
-            self.ready.append(stream)
+            if stream.job.cancelled:  # what its `finally` does comes before later requests
+                self.ready.appendleft(stream)
+            else:
+                self.ready.append(stream)
         else:
             call.add_stream(stream)
 
@@ -181,6 +186,11 @@ class Router:
             return
         if job is not None and job.session is not None and self.queue:
             # What waits there may be of the same session, and came first.
+            self.queue.append(entry)
+            return
+        try:
+            self._async.prepare()
+        except Exception:  # a file of the name asyncio.py: main meets it again, and answers
             self.queue.append(entry)
             return
         if job is None:
@@ -222,7 +232,16 @@ class Router:
         elif type(message) is Ping:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
+            status["importing"] = self._imported_by(message.id_term)
+            blocking = self._async.blocking()
+            if blocking is not None:
+                status["blocking"] = blocking
+            status["waiting"] = (
+                message.id_term in self.streams and message.id_term != self._lane.running
+            )
             channel.hold([messages.pong(message.id_term, status)])
+        elif type(message) is Stacks:
+            channel.hold([messages.ok(message.id_term, stacks(self._lane.main, (get_ident(),)))])
         elif type(message) is Ack:
             self._lane.acknowledge(message.id_term, message.count)
         elif type(message) is Release:
@@ -277,12 +296,22 @@ class Router:
             or id_term in self.turns.jobs
         )
 
+    def _imported_by(self, id_term: bytes) -> str | None:
+        """Give the module that the thread of a request is importing, if it is known and does."""
+        lane = self._lane
+        if id_term == lane.running or id_term in lane.below:
+            return imported_by_thread(lane.main)
+        return imported_by_thread(self._async.ident) if id_term in self._async.jobs else None
+
     def cancel_elsewhere(self, id_term: bytes) -> bool:
         """Cancel a request that goes on as a task or a stream; tell whether it does."""
         stream = self.streams.get(id_term)
         if stream is None:
             return self._async.cancel(id_term)
         stream.job.cancelled = True
+        if stream in self.ready:
+            self.ready.remove(stream)
+            stream.ready = False
         self._make_ready(stream)
         return True
 

@@ -1,8 +1,12 @@
-"""Claims fds 0 and 1 for the port, before any user code runs, and hands out the private ones.
+"""Claims the fds of the port, before any user code runs, and hands out the private ones.
 
 Afterwards no print, C library or child process can touch a frame: 0 is /dev/null, 1 is stderr,
 the port is on two numbers that no child inherits. A forked child, which does inherit them, finds
 /dev/null there.
+
+The Elixir client starts Python with 0 and 1 in that state already, and the port on two numbers
+that it names: code that runs before this module (a wrapper script, `sitecustomize`, a `.pth` file)
+can neither write into the first frame nor read it.
 """
 
 from __future__ import annotations
@@ -51,25 +55,43 @@ class Stdio:
         _point_at_null(self.writes)
 
 
-def claim(pipe_bytes: int) -> Stdio:
+def claim(pipe_bytes: int, reads: int = 0, writes: int = 1) -> Stdio:
     """Move the port to private fds, point 0 at /dev/null and 1 at 2.
 
+    Args:
+        pipe_bytes: the capacity to ask for.
+        reads: the fd that frames come from. If `reads` or `writes` is no pipe, the port is on 0
+            and 1: a program between Elixir and Python has put it there (ssh, docker).
+        writes: the fd that frames go to.
+
     Raises:
-        OSError: stdin or stdout is closed.
+        OSError: the port is on none of these.
     """
+    if (reads, writes) != (0, 1) and not _are_pipes(reads, writes):
+        if not _are_pipes(0, 1):
+            raise OSError(
+                f"fds {reads} and {writes}, on which Elixir and Python talk, did not reach Python: "
+                f"a program in between (see the option `python:`) has closed them. Let it pass "
+                f"them on (in Python: subprocess.run(..., pass_fds=({reads}, {writes}))), or start "
+                f"Python with them as stdin and stdout (in a shell: <&{reads} >&{writes})"
+            )
+        reads, writes = 0, 1
     try:
         os.fstat(2)
     except OSError:  # started without a stderr: the numbers must not go to something else
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    reads = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
-    writes = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
+    try:
+        stdio = Stdio(_private_copy(reads), _private_copy(writes))
+    except OSError as error:
+        raise OSError(f"stdin and stdout must be open: {error}") from None
     for fd in (reads, writes):
         _widen(fd, pipe_bytes)
+        if fd > 2:
+            os.close(fd)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
     os.dup2(2, 1)
-    stdio = Stdio(reads, writes)
     os.register_at_fork(before=_expect_no_warning, after_in_child=stdio.disown)
     return stdio
 
@@ -90,9 +112,13 @@ def _expect_no_warning() -> None:
 
 def private(fd: int) -> int:
     """Move an fd of the server's own to where programs that close low numbers do not reach it."""
-    moved = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
+    moved = _private_copy(fd)
     os.close(fd)
     return moved
+
+
+def _private_copy(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LOWEST_PRIVATE_FD)
 
 
 def _widen(fd: int, pipe_bytes: int) -> None:
@@ -102,6 +128,14 @@ def _widen(fd: int, pipe_bytes: int) -> None:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, pipe_bytes)
         except OSError:
             pass
+
+
+def _are_pipes(*fds: int) -> bool:
+    try:
+        modes = [os.fstat(fd).st_mode for fd in fds]
+    except OSError:
+        return False
+    return all(stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) for mode in modes)
 
 
 def _point_at_null(fd: int) -> None:

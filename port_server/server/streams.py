@@ -13,6 +13,7 @@ from port_server.runtime.beam import Cancelled, Ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator
     from typing import Any, Final
 
@@ -104,11 +105,44 @@ class Stream:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
-            return evaluator.failed(error, step, id_term, exports)
+            return evaluator.failed(error, step, id_term, exports, job)
 
     def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
         close = getattr(items, "close", None)
         if close is not None and hasattr(items, "send"):  # a generator, not a file
+            close()
+
+
+class Credit:
+    """How many items a stream of the event loop may send, and has sent."""
+
+    __slots__ = ("granted", "more", "sent")
+
+    def __init__(self, more: asyncio.Event, granted: int) -> None:
+        self.more = more
+        self.granted = granted
+        self.sent = 0
+
+
+class PlainItems:
+    """A plain iterable, as what an awaitable gave, read as an async one."""
+
+    __slots__ = ("_items", "result")
+
+    def __init__(self, value: Any) -> None:
+        self._items = iter(value)
+        self.result: Any = None
+
+    async def __anext__(self) -> Any:
+        try:
+            return next(self._items)
+        except StopIteration as stop:
+            self.result = stop.value
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        close = getattr(self._items, "close", None)
+        if close is not None and hasattr(self._items, "send"):
             close()

@@ -11,6 +11,7 @@ from time import monotonic
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from .jobs import Job
 
@@ -26,12 +27,14 @@ class Turns:
         resume: takes jobs whose turn it is now, each with the time at which it arrived.
     """
 
-    __slots__ = ("_taken", "ended", "held", "jobs", "maker_of", "resume")
+    __slots__ = ("_keep_context", "_taken", "ended", "held", "jobs", "maker_of", "resume")
 
     maker_of: Callable[[bytes], bytes | None]
     resume: Callable[[list[tuple[Job, float]]], None]
 
-    def __init__(self) -> None:
+    def __init__(self, keep_context: Callable[[bytes, Context], None]) -> None:
+        """Begin; `keep_context` takes the context of a session's request that has ended."""
+        self._keep_context = keep_context
         self.ended: deque[Job] = deque()
         self.jobs: dict[bytes, Job] = {}
         self._taken: dict[bytes, list[Job]] = {}
@@ -51,6 +54,10 @@ class Turns:
                 arrived = monotonic() - job.waited_ms / 1000
                 self.held.setdefault(session, deque()).append((job, arrived))
                 return False
+            if holders and holders[-1].context is not None:
+                # A context can be entered once. So this one sees the variables of the request that
+                # it was made from, and what it sets is its own.
+                job.context = holders[-1].context.copy()
             self._taken.setdefault(session, []).append(job)
         self.jobs[job.id_term] = job
         return True
@@ -66,6 +73,8 @@ class Turns:
             holders.remove(job)
         if not holders:
             self._taken.pop(session, None)
+            if job.context is not None:
+                self._keep_context(session, job.context)
             waiting = self.held.pop(session, None)
             if waiting:
                 self.resume(list(waiting))

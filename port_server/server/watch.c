@@ -36,10 +36,18 @@ struct watched {
 /* The parent at the first start: a later one may already be who takes in orphans. */
 static pid_t first_parent;
 
-static void die_together(int grace_ms) {
-    struct timespec grace = {grace_ms / 1000, (grace_ms % 1000) * 1000000L};
-    while (nanosleep(&grace, &grace) == -1 && errno == EINTR) {
+/* What the process has beyond that grace once it is leaving by itself. */
+static volatile int leaving_ms;
+
+static void pause_ms(int ms) {
+    struct timespec left = {ms / 1000, (ms % 1000) * 1000000L};
+    while (nanosleep(&left, &left) == -1 && errno == EINTR) {
     }
+}
+
+static void die_together(int grace_ms) {
+    pause_ms(grace_ms);
+    pause_ms(leaving_ms);
     /* Only a leader: else the group is the shell's or the test runner's, and not ours to kill. */
     if (getpgrp() == getpid()) {
         kill(0, SIGKILL);
@@ -160,6 +168,15 @@ static PyObject *end_input(PyObject *Py_UNUSED(module), PyObject *args) {
 
 static PyObject *ended(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) { return PyLong_FromLong(ended_by); }
 
+static PyObject *leave(PyObject *Py_UNUSED(module), PyObject *args) {
+    int ms;
+    if (!PyArg_ParseTuple(args, "i:leave", &ms)) {
+        return NULL;
+    }
+    leaving_ms = ms;
+    return Py_NewRef(Py_None);
+}
+
 static PyMethodDef methods[] = {
     {"ended", ended, METH_NOARGS,
      "ended($module, /)\n--\n\n"
@@ -167,6 +184,9 @@ static PyMethodDef methods[] = {
     {"end_input", end_input, METH_VARARGS,
      "end_input($module, number, fd, /)\n--\n\n"
      "Let the signal end the input on that fd in the very moment it comes. Python must have a handler for it."},
+    {"leave", leave, METH_VARARGS,
+     "leave($module, ms, /)\n--\n\n"
+     "Wait for so long more when both fds have hung up, because the process is leaving by itself."},
     {"start", start, METH_VARARGS,
      "start($module, reads, writes, grace_ms, /)\n--\n\n"
      "Watch the two fds from now on. When both have hung up, wait for `grace_ms` and kill the process group with\n"

@@ -19,6 +19,8 @@ import _signal as signal  # type: ignore[import-not-found]  # the other one brin
 import os
 import sys
 
+from port_server.runtime.frames import IMPORT_FILES
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], Any]
 
-# Where main is: in user code; there, but in a library whose locks leak when they are cut short;
-# where what was cut short is described; in ours with user code below on the stack; in ours alone.
+# Where main is: in user code; there, but in a library whose locks leak when they are cut short, or
+# inside of an import; where what was cut short is described; in ours with user code below on the
+# stack; in ours alone.
 OPEN: Final = "open"
 SPARED: Final = "spared"
+IMPORTING: Final = "importing"
 DESCRIBING: Final = "describing"
 INSIDE: Final = "inside"
 OUTSIDE: Final = "outside"
@@ -45,7 +49,8 @@ class Window:
 
     Attributes:
         alert: whether anything waits: a cancel or what a handler raised. All that others look at.
-        cancels: raises Cancelled if the request that runs is cancelled; set by who knows that.
+        cancels: raises Cancelled if the request that runs is cancelled and the place allows it;
+            set by who knows that.
         evaluating: tells whether C that a doorway has called evaluates a request; set by who knows.
         waiting: what handlers raised in our code, with user code below on the stack.
     """
@@ -120,10 +125,12 @@ class Window:
             if code in self._doorways and frame is not innermost and self.evaluating():
                 return place
             if code in self._describing:
-                place = DESCRIBING if place is not INSIDE else INSIDE
+                place = DESCRIBING if place is not INSIDE and place is not IMPORTING else place
             elif place is not INSIDE:
                 file = code.co_filename
-                if file.startswith(_OWN_DIRECTORY):
+                if file in IMPORT_FILES:
+                    place = IMPORTING
+                elif file.startswith(_OWN_DIRECTORY):
                     if not (
                         code in self._open
                         or file in self._open_files
@@ -137,6 +144,15 @@ class Window:
                         place = SPARED if place is OPEN else place
             frame = frame.f_back
         return OUTSIDE
+
+    def importing(self) -> bool:
+        """Tell whether the request whose code has called this is inside of an import. For main."""
+        frame = sys._getframe(1)  # noqa: SLF001  there is no other
+        while frame is not None and frame.f_code not in self._borders | self._doorways:
+            if frame.f_code.co_filename in IMPORT_FILES:
+                return True
+            frame = frame.f_back  # type: ignore[assignment]
+        return False
 
     def deliver(self) -> None:
         """Raise what waits, if the code of ours that calls this is left to user code. For main."""
@@ -195,7 +211,7 @@ class Guarded:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         place = self._window.place(frame)
-        if place is OPEN or place is SPARED:
+        if place is OPEN or place is SPARED or place is IMPORTING:
             self.handler(number, frame)
             return
         try:

@@ -68,10 +68,11 @@ def test_eval_shows_what_cannot_cross_as_an_object():
 
 
 def test_an_object_is_shown_with_the_type_and_the_repr_of_a_servers_handle():
-    """Classes of the code itself have no module, and a long repr is cut where a handle's is."""
+    """Classes of the code itself have no module, and their own repr is not asked."""
     code = "class A:\n    def __repr__(self): return 'x' * 1000\nA()"
     status, out, _ = run("eval", code)
-    assert (status, out) == (0, f'%PyPort.Object{{type: "A", repr: "{"x" * 199}…"}}\n')
+    assert status == 0
+    assert out.startswith('%PyPort.Object{type: "A", repr: "<__main__.A object at ')
 
 
 def test_eval_takes_globals_as_erlang_terms():

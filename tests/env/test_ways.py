@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,20 @@ def test_a_python_that_cannot_be_moved_is_not_carried(host):
     release = host.mix("release", MIX_ENV="prod", UV_PYTHON="")
     assert release.status == 1, release
     assert "carry_python: true cannot carry the Python of /usr" in release.said
+
+
+JOBLIB = """
+import numpy as np, os
+from joblib import Parallel, delayed
+ones = np.ones(2_000_000)
+[sum(Parallel(n_jobs=2)(delayed(np.sum)(ones) for _ in range(4))), os.getpid()]
+"""
+
+
+def test_joblib_leaves_nothing_in_shared_memory(host):
+    """Its semaphores and its folder of arrays go with the server, when the script has ended."""
+    host.uv_init(SMALL.replace("python-dateutil", 'joblib", "numpy'))
+    done = host.eval(JOBLIB)
+    (os_pid,) = re.findall(r"\{:ok, \[8[\d.e]+, (\d+)\]\}", done.said)
+    time.sleep(1)  # within that nothing of a Python is left, see docs/reliability.md
+    assert [path for path in Path("/dev/shm").iterdir() if os_pid in path.name] == []

@@ -2,6 +2,7 @@
 
 import base64
 import random
+import re
 import shutil
 import subprocess
 
@@ -259,6 +260,8 @@ def test_we_take_and_refuse_what_erlang_does(tmp_path):
         term = only_term(text)
         ours = None if term is None else in_any_order(term)
         # "a""b": strings that touch are one string up to OTP 26, and a mistake from OTP 27 on.
-        if ours != theirs and not (theirs is None and '""' in text):
+        # 16#f.8: a float from OTP 28 on.
+        known = (theirs is None and '""' in text) or (ours is None and re.search(r"#\w+\.", text))
+        if ours != theirs and not known:
             wrong.append((text, theirs, ours))
     assert wrong == []

@@ -2,7 +2,7 @@ defmodule PyPort.Faults.BeamTest do
   # The BEAM itself comes to harm: another one, with servers in every state, is killed and stopped.
   use ExUnit.Case, async: true
 
-  import PyPort.Test.{Beam, Faults, Processes}
+  import PyPort.Test.{Beam, Faults, Leftovers, Processes}
 
   @moduletag timeout: 120_000
 
@@ -22,6 +22,27 @@ defmodule PyPort.Faults.BeamTest do
     c_call: "started()\nsum(range(10**12))",
     children: "has_children.py"
   ]
+
+  for {how, ending} <- [{"halts", :halt}, {"is killed with -9", :kill}] do
+    test "an idle Python whose BEAM #{how} comes to an orderly end" do
+      beam = {_port, os_pid} = start()
+      group = ask(beam, @start <> "start.(:idle)")
+
+      {ended, files} =
+        leave_things(fn code, globals ->
+          ask(beam, "PyPort.eval(#{inspect(code)}, #{inspect(globals)}, server: :idle, timeout: 60_000)")
+        end)
+
+      case unquote(ending) do
+        :halt -> tell(beam, "System.halt(0)")
+        :kill -> signal(os_pid, "KILL")
+      end
+
+      assert group_gone?(group)
+      assert File.exists?(ended)
+      assert Enum.filter(files, &File.exists?/1) == []
+    end
+  end
 
   test "the BEAM killed with -9" do
     beam = {_port, os_pid} = start()

@@ -38,6 +38,22 @@ defmodule PyPort.Faults.StubbornTest do
     end
   end
 
+  # Its import goes on, and the module works.
+  test "a timeout inside an import" do
+    options = [within: @timeout + @slack, logger: false, import_grace: 20_000]
+
+    report =
+      fault("a timeout inside an import", options, fn server ->
+        outcome = run(server, "imports", timeout: @timeout)
+        {:ok, 7} = PyPort.eval("import slow_to_import; slow_to_import.value", %{}, server: server)
+        outcome
+      end)
+
+    assert {:error, %Error{kind: :timeout, begun: true} = error} = report.outcome
+    assert error.message =~ "importing slow_to_import"
+    assert report.server == :goes_on
+  end
+
   # Nothing but a kill ends it.
   for {name, program} <- [
         {"`sum(range(10**12))`", "c_loop"},

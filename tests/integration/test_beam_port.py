@@ -17,11 +17,12 @@ PRELUDE = r"""
 % `safe` refuses atoms that this module has not loaded: every one that the server writes.
 atoms() ->
     [hello, goodbye, ok, error, output, pong, stdout, stderr, shutdown, sigterm,
-     python, implementation, libc, machine, os_pid, codec, server_version, features, executable,
+     python, implementation, libc, machine, os_pid, port_fd, codec, server_version, features,
+     executable,
      eval, call, ping, cancel_queued, uptime_ms, requests, kind, type, message, traceback, frames,
      objects, sessions, logging, heartbeat, async, invoke, send, stream, sequence, monotonic_ms,
      state, idle, busy, running, running_ms, queue, rss_bytes, tasks, calls, streams, yield,
-     unavailable, log, logger, debug, info, warning, request,
+     unavailable, log, logger, debug, info, warning, critical, request,
      file, line, function, source, begun, protocol, decode, encode, timeout, cancelled].
 
 open() ->

@@ -258,15 +258,16 @@ def test_a_failure_that_cannot_be_described_is_cut_short():
         is_well(port)
 
 
-def test_a_repr_without_an_end_is_cut_short():
-    """That of an object which is being exported; and none is left behind."""
+def test_an_encoding_without_an_end_is_cut_short():
+    """That of a value which asks code of its own; and no object beside it is left behind."""
     with Port() as port:
         name = port.eval(
-            "class Endless:\n"
-            "    def __repr__(self):\n"
-            "        print('showing', flush=True)\n"
+            "import datetime\n"
+            "class Endless(datetime.tzinfo):\n"
+            "    def utcoffset(self, _time):\n"
+            "        print('asked', flush=True)\n"
             "        while True: pass\n"
-            "Endless()"
+            "[object(), datetime.datetime(2024, 1, 1, tzinfo=Endless())]"
         )
         assert port.reply(name)[0] == "output"
         cancel(port, name)
@@ -275,16 +276,24 @@ def test_a_repr_without_an_end_is_cut_short():
         is_well(port)
 
 
-def test_an_import_is_stopped(tmp_path):
-    """A call imports its module, and that is user code."""
-    (tmp_path / "endless_module.py").write_text(
-        "print('under way', flush=True)\nwhile True: pass\ndef f(): pass\n"
+def test_the_import_of_a_call_ends_before_the_call_is_stopped(tmp_path):
+    """The module is whole; its function is never called."""
+    gate = tmp_path / "gate"
+    (tmp_path / "slow_module.py").write_text(
+        "import os\n"
+        "print('under way', flush=True)\n"
+        f"while not os.path.exists({str(gate)!r}): pass\n"
+        "called = []\n"
+        "def f(): called.append(1)\n"
     )
     with Port(env={"PYTHONPATH": str(tmp_path)}) as port:
-        name = port.call("endless_module:f")
+        name = port.call("slow_module:f")
         assert port.reply(name)[0] == "output"
         cancel(port, name)
+        time.sleep(0.2)  # some tries
+        gate.touch()
         cancelled(port, name)
+        assert port.value(port.eval("import slow_module; slow_module.called")) == []
         is_well(port)
 
 
@@ -555,7 +564,7 @@ def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
 
 
 def test_the_stacks_are_dumped_on_request():
-    """SIGUSR2, while the GIL is held as well; the process lives."""
+    """SIGUSR2, while the GIL is held: faulthandler's, for a process that is about to be killed."""
     with Port() as port:
         name = port.eval(
             "def compute():\n"
@@ -592,3 +601,95 @@ def test_a_handler_of_user_code_for_the_dump_comes_after_it():
         )
         port.process.stdin.close()
         assert port.process.stderr.read().count(b"Current thread") == 2
+
+
+def test_the_import_lock_is_never_left_taken():
+    """300 cancels of code that imports the same modules again and again."""
+    code = (
+        "import sys\n"
+        "while True:\n"
+        "    for name in list(sys.modules):\n"
+        "        if name.partition('.')[0] == 'json': del sys.modules[name]\n"
+        "    import json, json.tool\n"
+    )
+    dice = random.Random(4)
+    with Port() as port:
+        for _ in range(300):
+            name = port.eval(code)
+            time.sleep(0.005 + 0.006 * dice.random())
+            cancel(port, name)
+            cancelled(port, name)
+        assert port.value(port.eval("import _imp; _imp.lock_held()")) is False
+        done = (
+            "import threading, sys\n"
+            "sys.modules.pop('json', None)\n"
+            "thread = threading.Thread(target=__import__, args=('json',))\n"
+            "thread.start()\n"
+            "thread.join(10)\n"
+            "thread.is_alive()"
+        )
+        assert port.value(port.eval(done)) is False
+        is_well(port)
+
+
+def test_a_pong_names_the_module_that_a_request_imports(tmp_path):
+    """The outermost one, while it goes on; nothing before and after."""
+    gate = tmp_path / "gate"
+    (tmp_path / "outer.py").write_text("import inner\n")
+    (tmp_path / "inner.py").write_text(
+        "import os, time\n"
+        "print('under way', flush=True)\n"
+        f"while not os.path.exists({str(gate)!r}): time.sleep(0.001)\n"
+    )
+    with Port() as port:
+        name = port.eval(f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\nimport outer\n1")
+        assert port.reply(name)[0] == "output"
+        port.tell(Atom("ping"), name)
+        kind, status = port.reply(name)
+        assert (kind, status["importing"]) == ("pong", b"outer")
+        cancel(port, name)
+        time.sleep(0.2)
+        gate.touch()
+        assert cancelled(port, name)["frames"][-1]["line"] in {3, 4}
+        port.tell(Atom("ping"), name)
+        assert port.reply(name)[1]["importing"] is None
+        assert port.value(port.eval("1 + 1")) == 2
+
+
+def test_stacks_are_told_while_code_runs():
+    """By the control thread, which leaves itself out."""
+    with Port() as port:
+        name = begin(port, "def busy():\n    while True: pass\nbusy()")
+        asked = port.new_id()
+        port.tell(Atom("stacks"), asked)
+        kind, text = port.reply(asked)
+        assert kind == "ok"
+        text = text if isinstance(text, str) else text.decode()
+        assert "in busy" in text.split("\n\n")[0]
+        assert "_tick_on" not in text
+        cancel(port, name)
+        cancelled(port, name)
+        is_well(port)
+
+
+def test_a_tracer_of_user_code_stays_in_place():
+    """A cancel inside of an import leaves it alone, and strikes all the same."""
+    code = (
+        "import sys, time\n"
+        "def tracer(*_): return None\n"
+        "sys.settrace(tracer)\n"
+        "for name in list(sys.modules):\n"
+        "    if name.partition('.')[0] == 'json': del sys.modules[name]\n"
+        "while True:\n"
+        "    import json\n"
+        "    del sys.modules['json']\n"
+        "    time.sleep(0.001)\n"
+    )
+    with Port() as port:
+        name = begin(port, code)
+        cancel(port, name)
+        cancelled(port, name)
+        assert port.value(
+            port.eval("import sys\nfound = sys.gettrace()\nsys.settrace(None)\nfound is not None")
+        )
+        is_well(port)

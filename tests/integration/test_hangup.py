@@ -219,21 +219,25 @@ def test_a_server_that_leads_no_group_goes_alone():
 
 
 def test_it_waits_until_a_quick_end_is_over():
-    """The orderly path has 200 ms: atexit runs."""
+    """The orderly path has 200 ms to begin, and 500 ms then: atexit runs, and helpers tidy up."""
     with Owner() as owner:
         read, write = os.pipe()
         owner.run(
-            f"import atexit, os\n"
+            f"import atexit, os, subprocess, time\n"
             f"out = os.open('/proc/{os.getpid()}/fd/{write}', os.O_WRONLY)\n"
             f"import builtins; builtins.out = out\n"
-            f"atexit.register(os.write, out, b'orderly')"
+            f"subprocess.Popen(['sleep', '1000'])\n"
+            f"atexit.register(os.write, out, b'orderly')\n"
+            f"atexit.register(time.sleep, 0.3)"
         )
         owner.until(b"ok")
+        assert len(members(owner.server)) == 2
         os.close(write)
         owner.kill()
         assert os.read(read, 10) == b"orderly"
         os.close(read)
-        assert gone_in_time(lambda: not alive(owner.server))
+        # Its child as well, although nobody else is there to kill it.
+        assert gone_in_time(lambda: not members(owner.server))
 
 
 def test_who_closes_its_end_of_stdin_only_still_gets_its_replies():

@@ -66,8 +66,8 @@ for level in (5, 10, 15, 20, 25, 30, 35, 40, 50, 60):
         ("warning", b"30"),
         ("warning", b"35"),
         ("error", b"40"),
-        ("error", b"50"),
-        ("error", b"60"),
+        ("critical", b"50"),
+        ("critical", b"60"),
     ]
     assert output == []
 

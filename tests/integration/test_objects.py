@@ -1,5 +1,7 @@
 """Objects through a real server: what has no counterpart stays in Python, a handle travels."""
 
+import re
+
 import pytest
 from port_client import TOKEN, Client, atoms
 
@@ -149,29 +151,17 @@ def test_an_unknown_way_to_return_is_an_error(server):
 
 
 @pytest.mark.parametrize(
-    ("body", "text"),
-    [
-        ("raise ValueError('x')", b"<A whose repr fails: ValueError>"),
-        ("raise SystemExit", b"<A whose repr fails: SystemExit>"),
-        ("return 5", b"<A whose repr fails: TypeError>"),
-        ("return repr(self)", b"<A whose repr fails: RecursionError>"),
-        ("return 'm' * (1 << 20)", b"m" * 199 + "…".encode()),
-        ("return 'a\\ud800b'", b"a\\ud800b"),
-        ("return chr(0x1F600) * 300", ("\U0001f600" * 199 + "…").encode()),
-    ],
+    "body",
+    ["raise ValueError", "raise SystemExit", "return 5", "time.sleep(20)", "print('asked')"],
 )
-def test_a_repr_never_fails_and_never_grows(server, body, text):
-    """It is at most 200 characters of valid text, whatever `__repr__` does."""
-    assert server.value(f"class A:\n  def __repr__(self): {body}\nA()")["repr"] == text
-
-
-def test_a_repr_that_prints_prints_for_its_request(server):
-    """Before the reply, like every print."""
-    request = server.send_eval(
-        "class A:\n  def __repr__(self): print('looked at'); return 'A'\nA()"
-    )
-    assert server.reply(request)[2]["repr"] == b"A"
-    assert server.output(request) == [("stdout", b"looked at\n")]
+@pytest.mark.parametrize("code", ["A()", "await asyncio.sleep(0); A()", "[A(), {A(): A()}]"])
+def test_no_repr_of_user_code_is_asked(server, body, code):
+    """So none can cost its request the time, or fail it; and none prints."""
+    define = f"import asyncio, time\nclass A:\n  def __repr__(self): {body}\n"
+    request = server.send_eval(define + code, options={"return": Atom("object")})
+    handle = server.reply(request)[2]
+    assert re.search(rb"<__main__.A object at 0x[0-9a-f]+>", handle["repr"])
+    assert server.output(request) == []
 
 
 def test_a_hostile_metaclass_is_survived(server):
@@ -180,11 +170,11 @@ def test_a_hostile_metaclass_is_survived(server):
         "class M(type):\n"
         "  @property\n"
         "  def __module__(cls): raise OSError\n"
-        "class A(metaclass=M):\n"
-        "  def __repr__(self): return 'fine'\n"
+        "class A(metaclass=M): pass\n"
         "A()"
     )
-    assert (handle["type"], handle["repr"]) == (b"A", b"fine")
+    assert handle["type"] == b"A"
+    assert b"A object at 0x" in handle["repr"]
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_a_version_it_does_not_speak_is_refused():
         ((A("init"), 1, {A("max_depth"): b"9"}), "max_depth"),
         ((A("init"), 1, {A("max_depth"): 5_000}), "2000"),
         ((A("init"), 1, {A("init_code"): 7}), "init_code"),
-        ((A("init"), 1, {A("init_code"): b"await x"}), "init_code"),
+        ((A("init"), 1, {A("init_code"): b"yield 1"}), "init_code"),
         ((A("init"), 1, {A("templates"): 3}), "templates"),
     ],
 )
@@ -93,6 +93,13 @@ def test_init_code_that_raises_is_a_goodbye_with_its_traceback():
     assert error["type"] == "ModuleNotFoundError"
     assert 'File "lib/a.ex", line 8' in error["traceback"]
     assert status == 1
+
+
+def test_the_first_line_of_the_server_is_no_source_of_user_code(server):
+    """The server was started by `python -c`, whose text is called `<string>`, as that of exec()."""
+    traceback = server.error("exec('1/0')")["traceback"]
+    assert 'File "<string>", line 1' in traceback
+    assert "serve" not in traceback
 
 
 def test_init_code_is_run_once_and_seen_by_every_request(start):

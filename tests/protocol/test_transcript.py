@@ -30,7 +30,7 @@ def transcripts():
 STEPS = [step for steps in transcripts() for step in steps]
 
 
-@pytest.mark.parametrize("steps", transcripts(), ids=["plain", "owned", "beats"])
+@pytest.mark.parametrize("steps", transcripts(), ids=["plain", "owned", "beats", "long"])
 def test_the_server_says_what_is_written(start, steps):
     """Every frame that is sent gets the frames that follow it, and no others."""
     server = start(init=None)

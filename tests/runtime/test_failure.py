@@ -1,8 +1,11 @@
 """Exceptions described: what Python would print, without the server's own frames."""
 
+import linecache
+
 import pytest
 
 from port_server.etf import encode
+from port_server.runtime import sources
 from port_server.runtime.failure import describe_exception, type_name
 from port_server.runtime.snippet import compile_snippet
 from port_server.settings import Settings
@@ -64,6 +67,16 @@ def test_causes_contexts_groups_and_notes_are_in_the_traceback():
 def test_every_kind_of_exception_is_described(text, name):
     """Types are named as Python prints them."""
     assert describe(text)["type"] == name
+
+
+def test_lines_of_exec_are_not_those_of_the_first_line_of_python(monkeypatch):
+    """From 3.13 on Python puts the text of `python -c` where tracebacks look for `<string>`."""
+    entry = (8, None, ["serve()\n"], "<string>")
+    monkeypatch.setitem(linecache.cache, "<string>", entry)
+    monkeypatch.setattr(linecache, "_interactive_cache", {"<string>": entry}, raising=False)
+    sources.prepare(linecache)
+    assert "serve()" not in describe("exec('1/0')")["traceback"]
+    assert not linecache._interactive_cache
 
 
 def test_a_syntax_error_has_a_frame():

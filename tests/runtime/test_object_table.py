@@ -1,12 +1,16 @@
 """The table behind handles, without a server around it."""
 
 import gc
+import re
+from collections import deque
+from functools import partial
+from types import MethodType, ModuleType
 
 import pytest
 
 from port_server.etf import Atom, DecodeError, EncodeError, Struct
 from port_server.etf import fallback as codec
-from port_server.runtime.objects import LONGEST_REPR, MODULE, Exports, Objects, describe
+from port_server.runtime.objects import LONGEST_REPR, MODULE, Exports, Objects, describe, shown
 from port_server.settings import Settings
 
 
@@ -67,22 +71,6 @@ def test_an_encoding_that_fails_leaves_nothing(objects):
         assert len(objects) == len(exports.ids) == 0
 
 
-def test_encodings_may_nest(objects):
-    """A repr that encodes something of its own does not mix up whose object is whose."""
-    outer = Exports(objects)
-    inner_ids = []
-
-    class Nesting:
-        def __repr__(self):
-            codec.encode([Thing()], default=outer.export)
-            inner_ids.append(outer.take())
-            return "nesting"
-
-    codec.encode([Thing(), Nesting(), Thing()], default=outer.export)
-    assert inner_ids == [[2]]
-    assert outer.take() == [1, 3, 4]
-
-
 def test_the_limit_names_itself(objects):
     """And what to do."""
     for _ in range(5):
@@ -104,6 +92,7 @@ def test_tokens_are_text_or_bytes(token):
         table.find({**handle, "token": "else"})
 
 
+@pytest.mark.parametrize("describe", [lambda value: describe(value)[1], shown])
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -117,25 +106,130 @@ def test_tokens_are_text_or_bytes(token):
         ("a'b", '"a\'b"'),
         (5, "5"),
         (None, "None"),
+        (len, "<built-in function len>"),
+        (gc.collect, "<built-in function collect>"),
+        (Thing, repr(Thing)),
+        (test_the_limit_names_itself, repr(test_the_limit_names_itself)),
+        ([object], "[<class 'object'>]"),
     ],
 )
-def test_small_values_look_as_in_python(value, text):
+def test_small_values_look_as_in_python(describe, value, text):
     """The walk over containers is not seen."""
-    assert describe(value)[1] == text
+    assert describe(value) == text
 
 
-def test_no_description_is_longer_than_the_limit():
+@pytest.mark.parametrize("describe", [lambda value: describe(value)[1], shown])
+def test_no_description_is_longer_than_the_limit(describe):
     """Of anything, in characters."""
     for value in ("€" * 1000, ["€" * 1000] * 1000, {i: i for i in range(10_000)}, b"\0" * 1000):
-        assert len(describe(value)[1]) <= LONGEST_REPR
+        assert len(describe(value)) <= LONGEST_REPR
 
 
-def test_an_interrupt_passes_through():
-    """It is how a running request is stopped."""
+class Asked(BaseException):
+    """Raised by what must not be asked."""
+
+
+def ask(*_args):
+    """Stand for code that takes its time, or fails."""
+    raise Asked
+
+
+class Metaclass(type):
+    """A type whose class is user code."""
+
+    __repr__ = __getattribute__ = __subclasscheck__ = __instancecheck__ = ask
+
+
+class Shy:
+    """Everything that could be asked of it is user code."""
+
+    __repr__ = __str__ = __getattribute__ = __format__ = __bool__ = __len__ = __iter__ = ask
+
+
+class ShyKey(Shy):
+    """A key that can be put into a dict once."""
+
+    asked = 0
+
+    def __hash__(self):
+        ShyKey.asked += 1
+        return ask() if ShyKey.asked > 1 else 1
+
+
+class ShyList(list):
+    """A container with code of its own."""
+
+    __repr__ = __iter__ = __len__ = __bool__ = __getitem__ = ask
+
+
+class ShyText(str):
+    """A text with code of its own."""
+
+    __slots__ = ()
+    __repr__ = __getitem__ = __len__ = __str__ = ask
+
+
+def loaded(name):
+    """Give a module whose loader is user code."""
+    module = ModuleType(name)
+    module.__loader__ = Shy()
+    module.__getattr__ = ask
+    return module
+
+
+PLACE = " object at 0x[0-9a-f]+>"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Shy, ".*Shy" + PLACE),
+        (lambda: {ShyKey(): [Shy()]}, r"\{<.*ShyKey" + PLACE + r": \[<.*Shy" + PLACE + r"\]\}"),
+        (lambda: ShyList([1]), ".*ShyList" + PLACE),
+        (lambda: ShyText("a"), ".*ShyText" + PLACE),
+        (lambda: Metaclass("Made", (), {}), "<class '.*Made'>"),
+        (lambda: type.__call__(Metaclass("Made", (), {})), ".*Made" + PLACE),
+        (lambda: MethodType(ask, Shy()), ".*method" + PLACE),
+        (lambda: partial(ask, Shy()), ".*partial" + PLACE),
+        (lambda: ValueError(Shy()), ".*ValueError" + PLACE),
+        (lambda: deque([Shy()]), ".*deque" + PLACE),
+        (lambda: slice(Shy()), ".*slice" + PLACE),
+        (lambda: loaded("shy"), "<module 'shy'>"),
+        (lambda: range(10**5000), ".*range" + PLACE),
+        (lambda: loaded, "<function loaded at 0x.*>"),
+    ],
+)
+def test_a_handle_is_described_without_user_code(value, text):
+    """Which may take as long as it likes: nobody has asked for a repr."""
+    assert re.fullmatch(text, describe(value())[1])
+
+
+def test_what_is_shown_is_the_repr():
+    """For log records, whose author wants to see it; an interrupt passes through."""
+
+    class Shown:
+        def __repr__(self):
+            return "as it likes"
+
+    assert shown([Shown()]) == "[as it likes]"
 
     class Interrupted:
         def __repr__(self):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        describe(Interrupted())
+        shown(Interrupted())
+
+
+def test_the_type_of_most_of_the_latest_objects_is_known():
+    """Without asking the types anything; of a few objects nobody is told."""
+    table = Objects(Settings())
+    table.belong(None, "")
+    for value in [Shy()] * 9:
+        table.add(value)
+    assert table.common_type() is None
+    table.add(type.__call__(Metaclass("Made", (), {})))
+    assert table.common_type() == f"{__name__}.Shy"
+    for _ in range(200):
+        table.add(Thing())
+    assert table.common_type() == f"{__name__}.Thing"

@@ -387,7 +387,14 @@ def test_an_answer_may_come_in_pieces_or_together_with_what_comes_next(port):
 
 def test_the_rest_of_a_frame_is_no_answer(port, gate):
     """Whatever it looks like: the beginning was read while the arguments were being written."""
-    code = f"class C:\n  def __repr__(self): exec({gate.asleep!r}); return 'c'\nf(C())"
+    code = f"""
+import datetime
+class Slow(datetime.tzinfo):
+    def utcoffset(self, _time): exec({gate.asleep!r}); return datetime.timedelta(0)
+    def dst(self, _time): return None
+    def tzname(self, _time): return "Slow"
+f(datetime.datetime(2024, 1, 1, tzinfo=Slow()))
+"""
     name = port.eval(code, {"f": callback()})
     port.status()
     ping, other = port.new_id(), port.new_id()

@@ -39,7 +39,6 @@ CASES = {
     "an object": ("object", {}),
     "objects inside": ("[object, len]", {}),
     "many objects inside": ("[object] * 3000", {}),
-    "a repr that fails": ("class C:\n  def __repr__(self): 1 / 0\nC()", {}),
     "something to await": ("import asyncio\nasync def f(): return 7\nf()", {}),
     "await": ("import asyncio\nawait asyncio.sleep(0)\n8", {}),
     "what cannot be awaited": ("class C:\n  def __await__(self): return 9\nC()", {}),

@@ -17,6 +17,7 @@ ALLOWED = {
     "faulthandler",
     "fcntl",
     "gc",
+    "io",  # there anyway before Python 3.15
     "select",
     "_collections",
     "_functools",

@@ -158,3 +158,50 @@ def test_a_hundred_thousand_items_are_cheap(port):
     got, last = items(port, name)
     assert (len(got), last) == (100_000, ("ok", None))
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("credit", [1, 1000])
+def test_a_cancelled_stream_ends_before_later_requests(port, gate, busy, credit):
+    """Whether main is free when the cancel comes, and whether the stream waits or goes on."""
+    other = port.eval(ENDLESS, stream=True, credit=1000)
+    code = (
+        "import sys, time\nsys.left = False\ntry:\n"
+        "    while True: yield time.sleep(0.001)\nfinally: sys.left = True"
+    )
+    name = port.eval(code, stream=True, credit=credit)
+    assert port.reply(name)[0] == port.reply(other)[0] == "yield"
+    running = port.eval(gate.asleep) if busy else None
+    port.status()
+    with port.at_once():
+        port.tell(Atom("cancel"), name)
+        later = port.eval("import sys\nsys.left")
+    if running is not None:
+        gate.open()
+        assert port.value(running) is None
+    assert port.value(later) is True
+    port.tell(Atom("cancel"), other)
+    assert items(port, name)[1][1]["kind"] == "cancelled"
+    assert items(port, other)[1][1]["kind"] == "cancelled"
+
+
+def test_a_pong_says_whether_a_stream_waits_for_main(port, gate):
+    """So that nobody takes it for one that does not end although it was told to."""
+
+    def waits(name):
+        port.tell(Atom("ping"), name)
+        while (message := port.reply(name))[0] != "pong":
+            pass
+        return message[1]["waiting"]
+
+    stream = port.eval(ENDLESS, stream=True, credit=1)
+    assert port.reply(stream) == ("yield", 0)
+    running = port.eval(gate.asleep)
+    tasks = port.eval("import asyncio\nyield 1\nawait asyncio.sleep(60)", stream=True, credit=9)
+    assert port.reply(tasks) == ("yield", 1)
+    assert [waits(name) for name in (stream, running, tasks)] == [True, False, False]
+    gate.open()
+    assert port.value(running) is None
+    for name in (stream, tasks):
+        port.tell(Atom("cancel"), name)
+        assert port.error(name)["kind"] == "cancelled"

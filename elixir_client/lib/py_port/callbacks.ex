@@ -6,7 +6,7 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Output, Remote, Wire}
+  alias PyPort.{Callback, Output, Remote, Wire}
   alias PyPort.Server.{Handle, Page, Property}
 
   # How many processes are looked at on the way to the one that serves a call.
@@ -233,6 +233,8 @@ defmodule PyPort.Callbacks do
   defp run(function, args, handle, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
        when is_list(args) do
     attempt(fn ->
+      args = Enum.map(args, &argument(&1, funs))
+
       case resolve(function, length(args), funs, handle) do
         {:ok, fun} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
         {:ok, fun} -> {:ok, apply(fun, args)}
@@ -244,6 +246,10 @@ defmodule PyPort.Callbacks do
   defp run(_function, args, _handle, _context) do
     {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
   end
+
+  # One of the functions that the request was given is itself again.
+  defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
+  defp argument(value, _funs), do: value
 
   @doc "The outcome of `call`, or what went wrong in it, as Python is told."
   @spec attempt((... -> {:ok, term()} | {:error, map()})) :: {:ok, term()} | {:error, map()}

@@ -169,7 +169,23 @@ defmodule PyPort.Env do
   @spec base() :: Path.t()
   def base, do: Path.expand("../../py_port", lib_dir())
 
-  defp lib_dir, do: to_string(:code.lib_dir(:py_port))
+  # An escript is one file, in which the library has no directory. Then what is beside the file counts.
+  defp lib_dir do
+    case :code.lib_dir(:py_port) do
+      {:error, :bad_name} -> :code.which(__MODULE__) |> Path.dirname() |> Path.join("py_port")
+      dir -> to_string(dir)
+    end
+  end
+
+  @doc false
+  # The directory with the Python source of the server, to be put on the path of a Python; none in an escript.
+  @spec package_path() :: [Path.t()]
+  def package_path do
+    case :code.priv_dir(:py_port) do
+      {:error, :bad_name} -> []
+      dir -> [Path.join(to_string(dir), "python")]
+    end
+  end
 
   @doc false
   # In a release a library's directory carries its version.
@@ -215,9 +231,18 @@ defmodule PyPort.Env do
   @doc false
   @spec build(Config.t()) :: {:ok, :built | :unchanged} | {:error, String.t()}
   def build(config) do
-    result = Build.run(config, base(), &IO.write/1)
+    result = build(config, base())
     note(config.name, result)
     result
+  end
+
+  defp build(config, base) do
+    if package_path() == [],
+      do:
+        {:error,
+         "an escript carries no files, so no Python environment can be built in it: name a Python in which the package " <>
+           "port-server is installed with the option python:"},
+      else: Build.run(config, base, &IO.write/1)
   end
 
   defp note(name, {:ok, _what}), do: :persistent_term.erase({__MODULE__, :failure, name})
@@ -247,12 +272,12 @@ defmodule PyPort.Env do
   end
 
   @doc false
-  # Whoever configures an environment means the default pool to run in it.
-  @spec put_default(keyword()) :: keyword()
+  # A server or a pool that names no Python runs in the configured environment `:default`, if there is one.
+  @spec put_default(options) :: options when options: keyword() | map()
   def put_default(options) do
     if options[:python] || options[:python_env] || not default?(),
       do: options,
-      else: Keyword.put(options, :python_env, :default)
+      else: put_in(options[:python_env], :default)
   end
 
   defp default? do
@@ -276,7 +301,7 @@ defmodule PyPort.Env do
     # A script has no `priv` to commit from: the lock lives with what it locked.
     config = %{config | host_dir: Path.join(base, "lock")}
 
-    case Build.run(config, base, &IO.write/1) do
+    case build(config, base) do
       {:ok, what} ->
         known? = registered(name) == base
         :persistent_term.put({__MODULE__, :place, name}, base)

@@ -36,6 +36,14 @@ defmodule PyPort.Error do
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
   frame by frame, outermost first. `stderr` has the last lines that a Python that has ended wrote there, `exit_status` or
   `signal` how it ended.
+
+  `culprit` is there where a Python was killed, or a request could not be ended, because of another request: `request` is its
+  number, as in the metadata of log records, and `code` the begin of its code, where it kept the event loop from running. Without a
+  number the interpreter was held, and only `stack` tells by what.
+
+  A request that was told to end, because its time was up or its answer is not wanted any more, is of kind `:timeout` or
+  `:cancelled`, whatever its code makes of that. Where it made an exception of its own (`RuntimeError: Query interrupted`), `type`,
+  `traceback` and `frames` are those of that exception, and `message` has its text.
   """
 
   alias PyPort.Server.Page
@@ -59,6 +67,8 @@ defmodule PyPort.Error do
           source: String.t() | nil
         }
 
+  @type culprit :: %{request: pos_integer() | nil, code: String.t() | nil}
+
   @type t :: %__MODULE__{
           kind: kind(),
           type: String.t() | nil,
@@ -69,7 +79,8 @@ defmodule PyPort.Error do
           signal: String.t() | nil,
           stderr: [String.t()],
           begun: boolean() | nil,
-          stack: String.t() | nil
+          stack: String.t() | nil,
+          culprit: culprit() | nil
         }
 
   defexception [
@@ -81,6 +92,7 @@ defmodule PyPort.Error do
     :signal,
     :begun,
     :stack,
+    :culprit,
     frames: [],
     stderr: []
   ]
@@ -94,13 +106,16 @@ defmodule PyPort.Error do
 
   @more_time "Give it more time with the option :timeout"
 
-  @impl true
-  # Code that does not compile has a report without a headline.
-  def message(%__MODULE__{kind: :python, traceback: "  " <> _ = traceback}),
-    do: "Python cannot read this:\n" <> String.trim_trailing(traceback)
+  # The exceptions that Python raises for code which does not compile.
+  @unreadable ~w(SyntaxError IndentationError TabError)
 
-  def message(%__MODULE__{kind: :python, traceback: traceback}) when traceback not in [nil, ""],
-    do: String.trim_trailing(traceback)
+  @impl true
+  # The same types, raised by code that runs, come with a traceback of that code.
+  def message(%__MODULE__{kind: :python, type: type, traceback: traceback}) when traceback not in [nil, ""] do
+    report = String.trim_trailing(traceback)
+    ran? = type not in @unreadable or String.starts_with?(report, "Traceback ")
+    if ran?, do: fold(report), else: "Python cannot read this:\n" <> report
+  end
 
   def message(%__MODULE__{} = error) do
     where = error.stack || if(error.kind == :cancelled, do: error.traceback)
@@ -122,7 +137,63 @@ defmodule PyPort.Error do
     if Enum.any?(theirs, &frame?/1), do: here(theirs), else: here(lines)
   end
 
-  defp here(lines), do: "Python was here:\n" <> indent(lines)
+  defp here(lines),
+    do: "Python was here:\n" <> (lines |> Enum.join("\n") |> fold() |> String.split("\n") |> indent())
+
+  # Up to so many lines a report is shown as it is.
+  @shown_lines 40
+
+  @doc false
+  # A long report with the frames inside of libraries left out, but for the first and the last of each run.
+  @spec fold(String.t()) :: String.t()
+  def fold(report) do
+    lines = String.split(report, "\n")
+
+    if length(lines) <= @shown_lines do
+      report
+    else
+      lines
+      |> Enum.chunk_while([], &by_frame/2, &{:cont, Enum.reverse(&1), []})
+      |> Enum.chunk_by(&library_frame/1)
+      |> Enum.flat_map(&shorten/1)
+      |> Enum.join("\n")
+    end
+  end
+
+  # A frame is its headline and the deeper lines behind it: its source, marks below that.
+  defp by_frame(line, lines) do
+    with [headline | _] <- Enum.reverse(lines),
+         {margin, _file} <- file_of(headline),
+         true <- String.starts_with?(line, margin <> "  ") and file_of(line) == nil do
+      {:cont, [line | lines]}
+    else
+      [] -> {:cont, [line]}
+      _another -> {:cont, Enum.reverse(lines), [line]}
+    end
+  end
+
+  defp library_frame([headline | _source]) do
+    with {margin, file} <- file_of(headline),
+         true <- file =~ ~r/\/(site|dist)-packages\/|\/lib\/python3[.\d]*t?\/|^<frozen /,
+         do: margin
+  end
+
+  defp file_of(line) do
+    with [_, margin, file] <- Regex.run(~r/^([ |]*)File "([^"]*)", line \d+/, line), do: {margin, file}
+  end
+
+  defp shorten([first, _, _, _, _ | _] = frames) do
+    case library_frame(first) do
+      margin when is_binary(margin) ->
+        count = "#{margin}[... #{length(frames) - 2} frames in libraries: see the field traceback ...]"
+        first ++ [count | List.last(frames)]
+
+      _other ->
+        Enum.concat(frames)
+    end
+  end
+
+  defp shorten(frames), do: Enum.concat(frames)
 
   defp frame?(line), do: line =~ ~r/^\s*File "/
 
@@ -179,6 +250,13 @@ defmodule PyPort.Error do
     }
   end
 
+  # Python raises it in a request that is to end; the code may make another exception of it.
+  @cancelled "port_server.Cancelled"
+
+  defp wire_message(%{kind: :cancelled, type: type, message: message})
+       when is_binary(type) and is_binary(message) and type not in ["", @cancelled],
+       do: "the request was told to end while it ran, and ended with #{type}: #{message}"
+
   # Python does not know why it was told to end a request; there are not many reasons.
   defp wire_message(%{kind: :cancelled, begun: false}),
     do: "the request was cancelled before it began: whoever it was made for has ended, or wants it no more"
@@ -227,22 +305,73 @@ defmodule PyPort.Error do
 
   @doc false
   # No answer in time: what the server knows of it.
-  @spec timeout(timeout(), boolean() | nil, stack :: String.t() | nil) :: t()
-  def timeout(timeout, begun, stack) do
-    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: timeout_message(timeout, begun, stack)}
+  @spec timeout(
+          timeout(),
+          boolean() | nil,
+          where :: String.t() | {:importing, String.t()} | nil,
+          culprit() | nil
+        ) :: t()
+  def timeout(timeout, begun, where, culprit \\ nil)
+
+  def timeout(timeout, begun, {:importing, name}, _culprit) do
+    %__MODULE__{
+      kind: :timeout,
+      begun: begun,
+      message:
+        "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
+          "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
+          "the request more time with the option :timeout"
+    }
   end
+
+  def timeout(timeout, begun, stack, culprit) do
+    message = if culprit, do: blocked(timeout, culprit), else: timeout_message(timeout, begun, stack)
+    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: message, culprit: culprit}
+  end
+
+  defp blocked(timeout, %{request: nil}),
+    do:
+      "no answer within #{timeout} ms: the interpreter was held, so that the request could not be told to end"
+
+  defp blocked(timeout, %{request: number, code: nil}),
+    do:
+      "no answer within #{timeout} ms: Python was killed, since request #{number} did not end when it was told to"
+
+  defp blocked(timeout, culprit) do
+    "no answer within #{timeout} ms: #{blocks(culprit)}, so that this one could not go on, nor be told to end. " <>
+      unblock(culprit)
+  end
+
+  @doc false
+  @spec blocks(culprit()) :: String.t()
+  def blocks(%{request: number}), do: "request #{number} kept the event loop from running"
+
+  @doc false
+  @spec unblock(culprit()) :: String.t()
+  def unblock(%{code: code}),
+    do:
+      "Let what blocks run in a thread (asyncio.to_thread). Its code: #{inspect(code, printable_limit: :infinity)}"
 
   @doc false
   # No answer in time: what Python says of the request that it was told to end.
   @spec timeout(timeout(), t()) :: t()
-  def timeout(timeout, %__MODULE__{begun: begun} = cancelled) do
+  def timeout(timeout, %__MODULE__{begun: begun, type: type} = cancelled) do
     stack = cancelled.traceback || cancelled.stack
-    message = if begun && stack, do: interrupted(timeout), else: timeout_message(timeout, begun, stack)
+
+    message =
+      cond do
+        type not in [nil, @cancelled] ->
+          "no answer within #{timeout} ms: #{cancelled.message}. #{@more_time}"
+
+        begun && stack ->
+          "no answer within #{timeout} ms: the request was ended where it was. #{@more_time}"
+
+        true ->
+          timeout_message(timeout, begun, stack)
+      end
+
     %{cancelled | kind: :timeout, stack: stack, message: message}
   end
-
-  defp interrupted(timeout),
-    do: "no answer within #{timeout} ms: the request was ended where it was. " <> @more_time
 
   defp timeout_message(timeout, begun, stack) do
     "no answer within #{timeout} ms: " <>
@@ -257,6 +386,14 @@ defmodule PyPort.Error do
   # What a caller makes of the reason for which its server ended; its request's own `id` tells whether it had begun.
   @spec of_exit(term(), PyPort.Wire.id() | nil) :: t()
   def of_exit(reason, id \\ nil)
+
+  # The request that kept all others waiting.
+  def of_exit(
+        {:shutdown, {:python_ended, %__MODULE__{culprit: %{request: number}} = error, _page}},
+        <<number::64>>
+      ) do
+    %{error | begun: true, message: String.replace(error.message, "request #{number} ", "this request ")}
+  end
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
     do: %{error | begun: Page.begun(page, id)}

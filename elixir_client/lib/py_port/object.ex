@@ -7,7 +7,7 @@ defmodule PyPort.Object do
   object again:
 
       {:ok, counter} = PyPort.eval("import collections; collections.Counter(words)", %{words: ~w(a b a)})
-      inspect(counter)                               #=> #PyPort.Object<collections.Counter Counter({'a': 2, 'b': 1})>
+      inspect(counter)          #=> #PyPort.Object<collections.Counter <collections.Counter object at 0x7f31c6d2b9d0>>
       {:ok, 2} = PyPort.call({counter, "total"}) ...
 
   It belongs to a process, and is released with it: the option `owner:` of the request names that process; without it
@@ -15,7 +15,9 @@ defmodule PyPort.Object do
   the caller. `PyPort.release/1` and the end of `PyPort.with_objects/1` release it earlier, `PyPort.transfer/2`
   gives it to another process.
 
-  `repr` is Python's own `repr/1` as it was when the handle was made, shortened.
+  `repr` is a short text that was made with the handle: Python's own `repr` of built-in types, and
+  `<module.Type object at 0x...>` of all others, because a `__repr__` may take long or fail, and the request would pay
+  for it. To see it, ask for it: `PyPort.call("builtins:repr", [object])`.
   """
 
   # The token is the server's: it keeps handles that were made up, or come from a Python that has ended, out.

@@ -30,14 +30,17 @@ defmodule PyPort.Options do
     gil_held_limit: :infinity,
     cancel_grace: 1_000,
     kill_grace: 1_000,
+    import_grace: 30_000,
     after_cancel: :keep,
     memory_limit: nil,
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
+    max_depth: 512,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
     max_stderr_bytes: 16_777_216,
-    max_objects: 100_000
+    max_objects: 100_000,
+    max_objects_per_owner: 50_000
   ]
 
   # The size of nil is one for each scheduler, which is not known before the VM runs.
@@ -218,15 +221,24 @@ defmodule PyPort.Options do
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   defp valid?(name, value)
-       when name in [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes, :max_objects],
+       when name in [
+              :heartbeat_interval,
+              :max_pending,
+              :max_queued_bytes,
+              :max_stderr_bytes,
+              :max_objects,
+              :max_objects_per_owner
+            ],
        do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
   defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
+  # The codec recurses in C, and goes no deeper.
+  defp valid?(:max_depth, value), do: is_integer(value) and value in 1..2_000
   # It is written in four bytes.
   defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
 
-  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+  defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: is_integer(value) and value >= 0
 
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
@@ -267,7 +279,7 @@ defmodule PyPort.Options do
 
   defp expected(name) when name in [:heartbeat_interval], do: "milliseconds (1 or more)"
 
-  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace],
+  defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: "milliseconds (0 or more)"
 
   defp expected(:after_cancel), do: ":keep or :restart"
@@ -278,11 +290,14 @@ defmodule PyPort.Options do
   defp expected(:max_age), do: "milliseconds (1 or more) or :infinity"
   defp expected(:max_rss), do: "a number of bytes (1 or more) or :infinity"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
-  defp expected(:max_objects), do: "a number of objects (1 or more)"
+
+  defp expected(name) when name in [:max_objects, :max_objects_per_owner],
+    do: "a number of objects (1 or more)"
 
   defp expected(name) when name in [:max_queued_bytes, :max_stderr_bytes],
     do: "a number of bytes (1 or more)"
 
+  defp expected(:max_depth), do: "a number of levels (1 to 2000)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"

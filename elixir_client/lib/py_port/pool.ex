@@ -80,7 +80,7 @@ defmodule PyPort.Pool do
   # that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Error, Options, Registry, Suggest}
+  alias PyPort.{Env, Error, Options, Registry, Suggest}
   alias PyPort.Pool.{Keeper, Members}
 
   @type option :: {atom(), term()}
@@ -99,7 +99,7 @@ defmodule PyPort.Pool do
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(Supervisor, __MODULE__, Options.pool!(options))
+    do: PyPort.Application.start_link(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do

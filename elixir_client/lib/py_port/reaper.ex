@@ -32,6 +32,9 @@ defmodule PyPort.Reaper do
   # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Where there is
   # no leader any more the group's number is still taken by its members, or by nobody.
   # dash refuses `kill -KILL -- -PGID`.
+  #
+  # When the VM has ended, Pythons that are idle end by themselves, with their `atexit` functions, and remove what they
+  # and their helpers have in /dev/shm. They have a moment for that.
   @script ~S"""
   set -f
   newline='
@@ -89,6 +92,7 @@ defmodule PyPort.Reaper do
       dump) dump "$pid" "$start" ;;
     esac
   done
+  [ -z "$known" ] || sleep 0.8
   for one in $known; do
     pid=${one%% *} one=${one#* }
     start=${one%% *} dir=${one#* }

@@ -267,8 +267,7 @@ defmodule PyPort.Request do
   defp mine(:not_sent, _handle, _id, _options, place), do: {:not_sent, place}
 
   defp mine({:objects, value, ids}, handle, id, options, _place) do
-    Property.adopt(handle.owner, {:reply, id}, ids, options.owner)
-    {:ok, value}
+    with :ok <- Property.adopt(handle.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
   end
 
   defp mine({:unread, error}, handle, id, _options, _place) do
@@ -346,7 +345,7 @@ defmodule PyPort.Request do
     Remote.late(patience)
     # As long as it is so.
     deadlock = Callbacks.deadlock(handle)
-    ref |> await_end(handle, id, timeout, deadline(patience), {nil, nil}) |> explained(deadlock)
+    ref |> await_end(handle, id, timeout, deadline(patience), {nil, nil, nil}) |> explained(deadlock)
   end
 
   defp explained({:error, %Error{kind: :timeout, begun: begun} = error}, why)
@@ -378,12 +377,12 @@ defmodule PyPort.Request do
         frame |> outcome() |> late(timeout)
 
       # Where it is while it goes on; the answer is still to come.
-      {^ref, {:so_far, begun, stack}} ->
-        await_end(ref, handle, id, timeout, deadline, {begun, stack})
+      {^ref, {:so_far, begun, stack, culprit}} ->
+        await_end(ref, handle, id, timeout, deadline, {begun, stack, culprit})
 
-      {^ref, {:timed_out, begun, stack}} ->
+      {^ref, {:timed_out, begun, stack, culprit}} ->
         forget(ref)
-        {:error, Error.timeout(timeout, begun, stack)}
+        {:error, Error.timeout(timeout, begun, stack, culprit)}
 
       {:DOWN, ^ref, :process, _owner, reason} ->
         :erlang.unalias(ref)
@@ -394,7 +393,7 @@ defmodule PyPort.Request do
   end
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout, {begun, stack}) do
+  defp give_up(ref, handle, id, timeout, {begun, stack, culprit}) do
     :erlang.unalias(ref)
 
     receive do
@@ -409,7 +408,7 @@ defmodule PyPort.Request do
       0 ->
         GenServer.cast(handle.owner, {:gave_up, id})
         drain(ref)
-        {:error, Error.timeout(timeout, begun, stack)}
+        {:error, Error.timeout(timeout, begun, stack, culprit)}
     end
   end
 

@@ -18,8 +18,8 @@ defmodule PyPort.Server do
 
     * `:name` - the name to register, as with `GenServer`.
     * `:label` - what it is called in Logger. Default: its name, else its pid.
-    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment variable
-      `PYPORT_PYTHON`, else `python3`.
+    * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment `:default` of
+      `config :py_port, :uv_init` (see `PyPort.Env`), else the environment variable `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
     * `:cd` - the working directory. Default: the BEAM's own.
     * `:env` - environment variables, as `[{"NAME", "value"}]`; a value of `nil` unsets one. Or a function that gives such a
@@ -27,8 +27,10 @@ defmodule PyPort.Server do
     * `:inherit_env` - which of the BEAM's own environment variables Python and its children have as well: `true` for all
       but `RELEASE_COOKIE`, `false` for none, or a list of names. Default: `true`. See "What Python can see and do" in
       docs/reliability.md.
-    * `:init_code` - Python source run once at start; the names it defines are seen by every request. Or a function that
-      gives it.
+    * `:init_code` - Python source run once at start, or a function that gives it; the names it defines are seen by every
+      request. It runs in the main thread. Where it has a top-level `await` it runs on the event loop of later requests, in the
+      thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
+      `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -45,6 +47,9 @@ defmodule PyPort.Server do
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
       answer at the latest at `:timeout` + `:cancel_grace` + `:kill_grace`.
+    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms. An
+      import that is cut short leaves the module broken for the life of the process, so the caller has its answer, and the
+      import ends first; after this time its Python is killed. Default: 30_000.
     * `:after_cancel` - whether a Python in which a running request was interrupted goes on (`:keep`), or is drained and
       started anew (`:restart`), for code that leaves things half done. Default: `:keep`.
     * `:memory_limit` - how much memory Python may have, in bytes; beyond it there is a `MemoryError`. It counts address
@@ -52,6 +57,8 @@ defmodule PyPort.Server do
     * `:shutdown_grace` - how long Python may take to finish what it is doing when its server is stopped,
       before it is killed, in ms. Default: 1_000.
     * `:max_frame_bytes` - the largest request or reply, in bytes. Default: 1 GiB.
+    * `:max_depth` - how deep a value may be nested on its way to Python and back, in levels, 2,000 at the most.
+      Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
@@ -59,6 +66,8 @@ defmodule PyPort.Server do
       what was not read to Logger is lost. It is looked at ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+    * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
+      keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
   What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
   `PyPort.Telemetry`.
@@ -71,7 +80,7 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
   alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Pulse, Traffic, Vital}
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
@@ -88,11 +97,11 @@ defmodule PyPort.Server do
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
           | {:heartbeat_interval, pos_integer()}
-          | {:cancel_grace | :kill_grace | :shutdown_grace, non_neg_integer()}
+          | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
-          | {:max_frame_bytes | :max_queued_bytes | :max_pending | :max_stderr_bytes | :max_objects,
-             pos_integer()}
+          | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending, pos_integer()}
+          | {:max_stderr_bytes | :max_objects | :max_objects_per_owner, pos_integer()}
 
   @doc """
   Starts a server, linked to the caller. See the module's documentation for the options.
@@ -108,7 +117,8 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(GenServer, __MODULE__, Options.server!(options))
+    do:
+      PyPort.Application.start_link(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -190,7 +200,7 @@ defmodule PyPort.Server do
   def handle_info(:beat, state) do
     case state |> next_beat() |> Vital.tick(state.due) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr()}
+        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Death.note_stderr()}
 
       # Where it was held is worth knowing; the kill follows when that is known.
       {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->
@@ -310,7 +320,7 @@ defmodule PyPort.Server do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
         Registry.put_beat(self(), Status.beat(said))
-        {:noreply, Vital.beat(state, said)}
+        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}

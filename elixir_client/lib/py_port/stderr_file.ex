@@ -7,16 +7,21 @@ defmodule PyPort.StderrFile do
   @moduledoc false
 
   @enforce_keys [:path, :device]
-  defstruct [:path, :device, offset: 0, size: 0, dropped: 0]
+  defstruct [:path, :device, offset: 0, size: 0, dropped: 0, quoted_from: 0, mark: {0, 0}]
 
   @type t :: %__MODULE__{
           path: Path.t(),
           device: :file.fd(),
+          # How far it was read.
           offset: non_neg_integer(),
           # As of the last call of `limit/2`.
           size: non_neg_integer(),
           # Bytes that `limit/2` has dropped unread, since the last call of `read_lines/2`.
-          dropped: non_neg_integer()
+          dropped: non_neg_integer(),
+          # Everything before this is older than every open request.
+          quoted_from: non_neg_integer(),
+          # {number of the last request, size of the file} at a moment when older requests were open.
+          mark: {non_neg_integer(), non_neg_integer()}
         }
 
   # More than this is not worth keeping: it has been read to Logger by then.
@@ -51,7 +56,7 @@ defmodule PyPort.StderrFile do
       {:ok, size} when size > most ->
         {:ok, 0} = :file.position(file.device, 0)
         _ = :file.truncate(file.device)
-        {true, %{file | offset: 0, size: 0, dropped: file.dropped + max(size - file.offset, 0)}}
+        {true, emptied(%{file | dropped: file.dropped + max(size - file.offset, 0)})}
 
       {:ok, size} ->
         {size > file.size, %{file | size: size}}
@@ -60,6 +65,8 @@ defmodule PyPort.StderrFile do
         {false, file}
     end
   end
+
+  defp emptied(file), do: %{file | offset: 0, size: 0, quoted_from: 0, mark: {elem(file.mark, 0), 0}}
 
   @doc """
   The same with as many reads as there is text for, `reads` at the most, and how many bytes before them were dropped.
@@ -95,27 +102,47 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  @doc "The last `count` lines, for the report of a death."
-  @spec last_lines(t(), pos_integer()) :: [String.t()]
-  def last_lines(file, count) do
-    with {:ok, size} <- :file.position(file.device, :eof),
-         {:ok, data} <- :file.pread(file.device, max(size - @tail_bytes, 0), @tail_bytes) do
-      data |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
+  @doc """
+  Notes what is older than the requests to come. `last` is the number of the last request, `oldest` that of the oldest
+  one which is open, if any is.
+  """
+  @spec note(t(), last :: non_neg_integer(), oldest :: pos_integer() | nil) :: t()
+  def note(file, last, oldest) do
+    with true <- oldest == nil or oldest > elem(file.mark, 0),
+         {:ok, size} <- :file.position(file.device, :eof) do
+      %{file | quoted_from: elem(file.mark, 1), mark: {last, size}}
     else
-      _nothing -> []
+      _older_or_unreadable -> file
     end
   end
 
+  @doc "The last `count` lines that are not older than the oldest open request, for the report of a death."
+  @spec last_lines(t(), pos_integer(), oldest :: pos_integer() | nil) :: [String.t()]
+  def last_lines(file, count, oldest \\ nil) do
+    file |> tail(oldest) |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
+  end
+
   @doc "The stack that faulthandler wrote at the end of a process, if it did: the text from its first line on."
-  @spec fatal_stack(t()) :: String.t() | nil
-  def fatal_stack(file) do
-    with {:ok, size} <- :file.position(file.device, :eof),
-         {:ok, data} <- :file.pread(file.device, max(size - @tail_bytes, 0), @tail_bytes),
-         [_ | _] = matches <- :binary.matches(data, ["Fatal Python error: ", "Python Fatal Error: "]) do
+  @spec fatal_stack(t(), oldest :: pos_integer() | nil) :: String.t() | nil
+  def fatal_stack(file, oldest \\ nil) do
+    data = tail(file, oldest)
+
+    with [_ | _] = matches <- :binary.matches(data, ["Fatal Python error: ", "Python Fatal Error: "]) do
       {at, _size} = List.last(matches)
       data |> binary_part(at, byte_size(data) - at) |> stacks()
     else
-      _none -> nil
+      [] -> nil
+    end
+  end
+
+  defp tail(%{mark: {number, at}} = file, oldest) do
+    from = if oldest != nil and oldest > number, do: at, else: file.quoted_from
+
+    with {:ok, size} <- :file.position(file.device, :eof),
+         {:ok, data} <- :file.pread(file.device, max(size - @tail_bytes, from), @tail_bytes) do
+      data
+    else
+      _nothing -> ""
     end
   end
 
@@ -167,7 +194,7 @@ defmodule PyPort.StderrFile do
     with {:ok, size} when size == file.offset <- :file.position(file.device, :eof),
          {:ok, 0} <- :file.position(file.device, 0),
          :ok <- :file.truncate(file.device) do
-      %{file | offset: 0, size: 0}
+      emptied(file)
     else
       _more_to_read -> file
     end

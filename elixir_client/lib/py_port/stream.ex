@@ -95,7 +95,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp stop(stream), do: Relay.stop(stream.relay)
+  defp stop(stream), do: Relay.stop(stream.relay, stream.patience)
 
   # Most items hold no handle, and need nothing but their bytes.
   defp tagged(frames, stream), do: Enum.map(frames, &tag(&1, stream))
@@ -113,8 +113,10 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Request.outcome(frame) do
       {:objects, value, ids} ->
-        Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner)
-        value
+        case Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+          :ok -> value
+          {:error, error} -> raise error
+        end
 
       {_unread, error} ->
         Property.disclaim(stream.owner, {:reply, stream.id})
@@ -127,8 +129,11 @@ defmodule PyPort.Stream do
     way = if node(stream.relay) == node(), do: 0, else: Remote.way_ms()
 
     case Relay.give_up(stream.relay, stream.patience + way) do
-      {:timed_out, begun, stack} ->
-        no_item(Error.timeout(timeout, begun, stack), timeout)
+      {:timed_out, begun, {:importing, _name} = where, _culprit} ->
+        Error.timeout(timeout, begun, where)
+
+      {:timed_out, begun, stack, culprit} ->
+        no_item(Error.timeout(timeout, begun, stack, culprit))
 
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
@@ -141,17 +146,13 @@ defmodule PyPort.Stream do
 
       {:frame, frame} ->
         case Request.outcome(frame) do
-          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item(timeout)
+          {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item()
           {:error, error} -> error
-          _ended -> no_item(Error.timeout(timeout, true, nil), timeout)
+          _ended -> no_item(Error.timeout(timeout, true, nil))
         end
     end
   end
 
-  defp no_item(error, timeout) do
-    message =
-      "no item within #{timeout} ms; the generator was told to stop. Give it more time with the option :timeout"
-
-    %{error | message: message}
-  end
+  # Its timeout is for each of its items.
+  defp no_item(error), do: %{error | message: String.replace_prefix(error.message, "no answer", "no item")}
 end

@@ -13,10 +13,11 @@ defmodule PyPort.Survey do
   alias PyPort.Env
   alias PyPort.Pool.Default
 
-  @boot "import sys; sys.path.append(sys.argv[1]); from port_server import cli_survey; cli_survey.main()"
+  @boot "import sys; sys.path += sys.argv[1:]; from port_server import cli_survey; cli_survey.main(7, 8)"
 
+  # Frames go over fds 7 and 8, as in PyPort.Server.Launch: a Python that prints while it starts does not disturb them.
   # Tracebacks of a Python that cannot do this belong to nobody's compilation.
-  @shell ~S(exec "$@" 2>/dev/null)
+  @shell ~S(exec "$@" 7<&0 8>&1 </dev/null >/dev/null 2>&1)
 
   # Even a machine with a lot to do has answered by then; a compilation that waits for ever is worse than none checked.
   @answer_ms 10_000
@@ -136,8 +137,7 @@ defmodule PyPort.Survey do
   end
 
   defp launch(python, variables) do
-    package = Path.join(to_string(:code.priv_dir(:py_port)), "python")
-    arguments = ["-c", @shell, "sh", python, "-P", "-c", @boot, package]
+    arguments = ["-c", @shell, "sh", python, "-P", "-c", @boot | Env.package_path()]
 
     env =
       for {name, value} <- variables, do: {to_charlist(name), if(value, do: to_charlist(value), else: false)}
@@ -150,7 +150,7 @@ defmodule PyPort.Survey do
       :none -> :none
     end
   rescue
-    # The machine has no room for one more process, or the library no directory of its own.
+    # The machine has no room for one more process.
     _error in [ErlangError, ArgumentError] -> :none
   end
 

@@ -6,7 +6,7 @@ defmodule PyPort.Wire do
   # bytes alone; only the caller, in its own process and heap, ever builds the terms of its reply.
   @moduledoc false
 
-  alias PyPort.Wire.Skip
+  alias PyPort.Wire.{Skip, Unknown}
 
   @protocol_version 1
 
@@ -34,6 +34,7 @@ defmodule PyPort.Wire do
           | {:invoke, maybe_id(), call_id :: id()}
           | {:output, id()}
           | {:pong, id()}
+          | {:running, id()}
           | :hello
           | :goodbye
           | :log
@@ -176,6 +177,9 @@ defmodule PyPort.Wire do
   @spec ping(id()) :: iodata()
   def ping(id), do: message("ping", [id])
 
+  @spec stacks(id()) :: iodata()
+  def stacks(id), do: message("stacks", [id])
+
   defp message(tag, terms) do
     arity = length(terms) + 1
 
@@ -228,6 +232,11 @@ defmodule PyPort.Wire do
           _::binary>>
       ),
       do: {:pong, id}
+
+  def route(
+        <<@version, @small_tuple, 2, @small_atom_utf8, 7, "running", @binary, 8::32, id::binary-size(8)>>
+      ),
+      do: {:running, id}
 
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 4, "send", _::binary>>), do: :send
@@ -337,17 +346,31 @@ defmodule PyPort.Wire do
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
-      [:os_pid, :uptime_ms, :requests, :open] ++
+      [:os_pid, :uptime_ms, :requests, :open, :importing, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
       [:infinity, :neg_infinity, :nan]
   end
 
+  # Only the bytes are looked at: to read the term without `:safe` would make the atoms that `:safe` keeps out.
   defp unreadable(frame) do
-    # Read once more without :safe to tell the two causes apart would create the very atoms that
-    # :safe keeps out; so both are named.
-    "Python sent a term of #{byte_size(frame)} bytes that cannot be read here: most likely it holds an " <>
-      "atom (or a struct of a module) that this node has not loaded. Return a str instead of an Atom, " <>
-      "or load the module first (Code.ensure_loaded/1)"
+    case Unknown.find(frame) do
+      {:struct, "Elixir.Decimal", path} ->
+        "#{path} is a Decimal, and the module Decimal is not loaded here: add {:decimal, \"~> 2.0\"} to the dependencies in " <>
+          "mix.exs, or return a float or a str"
+
+      {:struct, module, path} ->
+        name = String.trim_leading(module, "Elixir.")
+
+        "#{path} is a struct of the module #{name}, which is not loaded here: add the library that defines it to the " <>
+          "dependencies in mix.exs, or load the module before (Code.ensure_loaded/1)"
+
+      {:atom, name, path} ->
+        "#{path} is the atom #{inspect(name)}, which this node has never met: return a str instead of an Atom, or " <>
+          "write the atom in Elixir code that is loaded before"
+
+      nil ->
+        "Python sent a term of #{byte_size(frame)} bytes that cannot be read here"
+    end
   end
 end

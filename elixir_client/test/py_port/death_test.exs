@@ -59,6 +59,37 @@ defmodule PyPort.DeathTest do
     assert Enum.any?(error.stderr, &(&1 =~ "Segmentation fault"))
   end
 
+  # The port is writing when its reader ends.
+  for {how, code, expected} <- [
+        {"killed", "os.kill(os.getpid(), 9)", %{kind: :killed, signal: "SIGKILL"}},
+        {"crashed", "import ctypes; ctypes.string_at(0)", %{kind: :killed, signal: "SIGSEGV"}},
+        {"left", "os._exit(3)", %{kind: :exited, exit_status: 3}}
+      ] do
+    test "while 50 MB are on their way to it, how it ended is known: #{how}" do
+      server = start_server(heartbeat_interval: 50)
+      assert {:ok, _} = PyPort.eval("import os; os.write(2, b'an old line\\n')", %{}, server: server)
+      # Two looks: what was written before is no news of what follows.
+      beats = beats(server)
+      assert eventually(fn -> beats(server) >= beats + 2 end)
+      code = "import os, time; time.sleep(0.2); os.write(2, b'a new line\\n'); " <> unquote(code)
+      first = begin_eval(server, code, timeout: 60_000)
+      data = PyPort.bytes(:binary.copy(<<0>>, 25_000_000))
+      behind = for _ <- 1..2, do: spawn_eval(server, "len(x)", globals: %{x: data}, timeout: 60_000)
+
+      for {{:error, error}, _ms} <- Task.await_many([first | behind], 20_000) do
+        assert unquote(Macro.escape(expected)) = Map.take(error, unquote(Map.keys(expected)))
+        assert "a new line" in error.stderr
+        refute "an old line" in error.stderr
+        refute Exception.message(error) =~ "an old line"
+      end
+    end
+  end
+
+  defp beats(server) do
+    {:ok, page} = :sys.get_state(server).handle.dir |> PyPort.Server.Page.path() |> File.read()
+    PyPort.Server.Page.parse(page).beats
+  end
+
   test "an exit in peace has no stack" do
     server = start_server()
 

@@ -2,7 +2,7 @@ defmodule PyPort.GeneratorsTest do
   # Streams, end to end: real generators. What they cost stands in costs_test.exs.
   use ExUnit.Case, async: true
 
-  import PyPort.Test.{Processes, Servers}
+  import PyPort.Test.{Processes, Requests, Servers}
 
   alias PyPort.Error
 
@@ -30,6 +30,85 @@ defmodule PyPort.GeneratorsTest do
     assert nothing_left?(server)
   end
 
+  test "the finally of a halted stream runs before the next request of its consumer", %{server: server} do
+    for way <- ["", "import asyncio\nawait asyncio.sleep(0)\n"], {name, halt} <- halts(), n <- 1..5 do
+      code =
+        way <>
+          """
+          import sys, time
+          try:
+              for n in range(1_000_000): yield n
+          finally:
+              time.sleep(0.005)
+              sys.left = mark
+          """
+
+      code |> PyPort.stream(%{mark: {name, n}}, server: server) |> halt.()
+      assert PyPort.eval("import sys; sys.left", %{}, server: server) == {:ok, {name, n}}
+    end
+
+    assert nothing_left?(server)
+  end
+
+  # Each reads some items, and no more.
+  defp halts do
+    [
+      take: &Enum.take(&1, 2),
+      find: &Enum.find(&1, fn n -> n == 1 end),
+      zip: &Enum.zip(&1, [:a, :b]),
+      raise: &assert_raise(RuntimeError, fn -> Enum.each(&1, fn n -> n == 1 && raise("at 1") end) end),
+      throw: &catch_throw(Enum.each(&1, fn n -> n == 1 && throw(n) end))
+    ]
+  end
+
+  describe "a stream that is to end while Python is at another request" do
+    setup do
+      server = start_server(heartbeat_interval: 50, cancel_grace: 50, kill_grace: 50)
+      code = "import sys\ntry:\n    for n in range(9): yield n\nfinally: sys.left = True"
+      {:ok, server: server, stream: PyPort.stream(code, %{}, server: server, timeout: 50, credit: 1)}
+    end
+
+    # Longer than both graces.
+    @busy "import time\nfor _ in range(30): time.sleep(0.01)\n'done'"
+
+    test "is left by a consumer that halts, and ends before its next request", context do
+      busy =
+        Enum.reduce_while(context.stream, nil, fn 0, nil -> {:halt, begin_eval(context.server, @busy)} end)
+
+      assert_left(context, busy)
+    end
+
+    test "is left by one whose time is up", context do
+      consume = fn ->
+        Enum.each(context.stream, fn 0 -> send(self(), begin_eval(context.server, @busy)) end)
+      end
+
+      assert_raise Error, ~r/no item within 50 ms/, consume
+      assert_received %Task{} = busy
+      assert_left(context, busy)
+    end
+
+    test "is left by one that dies", context do
+      test = self()
+
+      consumer =
+        spawn(fn ->
+          Enum.each(context.stream, fn 0 -> send(test, :begun) && Process.sleep(:infinity) end)
+        end)
+
+      assert_receive :begun, 5_000
+      busy = begin_eval(context.server, @busy)
+      Process.exit(consumer, :kill)
+      assert_left(context, busy)
+    end
+
+    defp assert_left(%{server: server}, busy) do
+      assert {:ok, true} = PyPort.eval("import sys; sys.left", %{}, server: server)
+      assert {{:ok, "done"}, _ms} = Task.await(busy)
+      assert nothing_left?(server)
+    end
+  end
+
   test "globals, sessions and functions work as everywhere", %{server: server} do
     {:ok, session} = PyPort.open_session(server: server)
 
@@ -55,7 +134,7 @@ defmodule PyPort.GeneratorsTest do
     """
 
     assert PyPort.stream(code, %{}, session: session, credit: 8) |> Enum.take(3) == [1, 2, 3]
-    assert eventually(fn -> PyPort.eval("closed", %{}, session: session) == {:ok, true} end)
+    assert PyPort.eval("closed", %{}, session: session) == {:ok, true}
     {:ok, made} = PyPort.eval("made", %{}, session: session)
     assert made <= 3 + 2 * 8
     assert nothing_left_but_session?(server)

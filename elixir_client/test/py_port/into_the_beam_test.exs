@@ -372,4 +372,53 @@ defmodule PyPort.IntoTheBeamTest do
     PyPort.release(object)
     assert nothing_left?(server)
   end
+
+  describe "a function that goes back" do
+    setup do
+      {:ok, server: start_server(allow: [{Enum, :map, 2}, {Enum, :reduce, 3}])}
+    end
+
+    # The first example of Snex's README, in our words.
+    test "with numpy, which works as it does there" do
+      server = start_server(allow: [{Enum, :map, 2}], init_code: "import port_server\nimport numpy as np")
+
+      code = """
+      width, height = await port_server.call("Enum", "map", [[3, 3], mapper])
+      matrix = np.fromfunction(lambda i, j: (-1) ** (i + j), (width, height), dtype=int)
+
+      return np.linalg.norm(matrix)
+      """
+
+      assert PyPort.eval(code, %{mapper: &(&1 * 2)}, server: server) == {:ok, 6.0}
+    end
+
+    test "is itself again: by name and to another function, in plain code, in threads and in tasks", %{
+      server: server
+    } do
+      code = "from port_server import call\ncall('Enum', 'map', [[1, 2], f])"
+      assert PyPort.eval(code, %{f: &(&1 + 1)}, server: server) == {:ok, [2, 3]}
+      assert PyPort.eval("g(f, 20)", %{f: &(&1 + 1), g: & &1.(&2)}, server: server) == {:ok, 21}
+      assert PyPort.eval("await g(f, 20)", %{f: &(&1 + 1), g: & &1.(&2)}, server: server) == {:ok, 21}
+
+      threads = """
+      from concurrent.futures import ThreadPoolExecutor
+      from port_server import call
+      with ThreadPoolExecutor(2) as pool:
+          sums = list(pool.map(lambda n: call("Enum", "reduce", [[n, n], 0, f]), range(3)))
+      sums
+      """
+
+      assert PyPort.eval(threads, %{f: &(&1 + &2)}, server: server) == {:ok, [0, 2, 4]}
+      assert nothing_left?(server)
+    end
+
+    test "is an object where it was given to another request: a number there is another function", %{
+      server: server
+    } do
+      {:ok, nil} = PyPort.eval("import builtins\nbuiltins.kept = f", %{f: fn -> :theirs end}, server: server)
+      code = "import builtins\ng(builtins.kept)"
+      seen = fn value -> value.__struct__ == PyPort.Object end
+      assert PyPort.eval(code, %{g: seen, h: fn -> :mine end}, server: server) == {:ok, true}
+    end
+  end
 end

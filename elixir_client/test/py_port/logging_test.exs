@@ -56,7 +56,16 @@ defmodule PyPort.LoggingTest do
     assert {:ok, _} =
              PyPort.eval("import logging; logging.getLogger().setLevel(10)\n" <> code, %{}, server: server)
 
-    for {text, level} <- [{"e", :error}, {"i", :info}] do
+    structlog = "import structlog\nstructlog.get_logger().critical('sc')\nstructlog.get_logger().fatal('sf')"
+    assert {:ok, _} = PyPort.eval(structlog, %{}, server: server)
+
+    for {text, level} <- [
+          {"e", :error},
+          {"c", :critical},
+          {"i", :info},
+          {"sc", :critical},
+          {"sf", :critical}
+        ] do
       assert_receive {:logged, %{level: ^level, msg: {:string, ^text}}}, 5_000
     end
   end

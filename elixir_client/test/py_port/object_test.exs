@@ -71,12 +71,13 @@ defmodule PyPort.ObjectTest do
       assert inspect(%{long | type: nil, repr: <<255>>}) =~ "#PyPort.Object<"
     end
 
-    test "with a repr that raises, or is a megabyte, is a handle like any other", %{server: server} do
-      code = "class Bad:\n  def __repr__(self): raise ValueError\nBad()"
-      assert %Object{repr: repr} = PyPort.eval!(code, %{}, server: server)
-      assert repr =~ "Bad"
-      code = "class Long:\n  def __repr__(self): return 'x' * 1_000_000\nLong()"
-      assert String.length(PyPort.eval!(code, %{}, server: server).repr) <= 200
+    test "with a repr that is slow costs its request no time, and shows it when it is asked for", %{
+      server: server
+    } do
+      code = "import time\nclass Slow:\n  def __repr__(self): time.sleep(0.3); return 'slow'\nSlow()"
+      {:ok, slow} = PyPort.eval(code, %{}, server: server, timeout: 250)
+      assert slow.repr =~ ~r/^<__main__.Slow object at 0x[0-9a-f]+>$/
+      assert PyPort.call("builtins:repr", [slow]) == {:ok, "slow"}
     end
   end
 
@@ -272,6 +273,34 @@ defmodule PyPort.ObjectTest do
     PyPort.with_objects(fn -> PyPort.eval("[object() for _ in range(64)]", %{}, server: server) end)
   end
 
+  test "an owner of many objects is named in Logger, once, with the type of most of them" do
+    server = start_server(max_objects_per_owner: 200, heartbeat_interval: 20)
+    name = :"hoarder_#{System.unique_integer([:positive])}"
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        owner = start_actor()
+        Process.register(owner, name)
+        define = "class Frame: pass\n"
+        get = fn code -> tell(owner, fn -> PyPort.eval!(define <> code, %{}, server: server) end) end
+        kept = get.("[Frame() for _ in range(20)]")
+        get.("[object(), Frame(), Frame()]")
+        assert all_named?(server)
+        # Fewer, and many again.
+        PyPort.release(Enum.take(kept, 5))
+        get.("[Frame(), Frame()]")
+        assert all_named?(server)
+      end)
+
+    assert [line] = for(line <- String.split(log, "\n"), line =~ "owns", do: line)
+    assert line =~ "(#{inspect(name)}) owns"
+    assert line =~ ~r/owns 2\d objects of this Python, of 200/
+    assert line =~ "of the type Frame"
+  end
+
+  # With the next beat.
+  defp all_named?(server), do: eventually(fn -> :sys.get_state(server).crowded == [] end)
+
   describe "a clear error is what gives" do
     test "a handle that was made up", %{server: server} do
       object = object(server)
@@ -357,6 +386,44 @@ defmodule PyPort.ObjectTest do
 
       assert_raise ArgumentError, ~r/got: 17/, fn -> PyPort.release([object, 17]) end
       assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
+    end
+
+    test "more objects than one process may own, and other processes get theirs" do
+      server = start_server(max_objects_per_owner: 20)
+      owner = start_actor()
+      mine = tell(owner, fn -> for _ <- 1..20, do: object(server) end)
+      full = fn code -> tell(owner, fn -> PyPort.eval(code, %{}, server: server) end) end
+      assert {:error, %Error{kind: :encode, message: message}} = full.("object()")
+      assert message =~ "#{inspect(owner)} owns 20 objects"
+      assert message =~ "max_objects_per_owner"
+      assert {:error, %Error{kind: :encode}} = full.("[object(), [object()]]")
+      assert {:ok, 3} = full.("3")
+
+      assert_raise Error, ~r/max_objects_per_owner/, fn ->
+        "yield object()" |> PyPort.stream(%{}, server: server, owner: owner) |> Enum.to_list()
+      end
+
+      # For that owner, whoever asks.
+      assert {:error, %Error{kind: :encode}} = PyPort.eval("object()", %{}, server: server, owner: owner)
+      assert {:error, %Error{kind: :encode, message: message}} = PyPort.transfer(object(server), owner)
+      assert message =~ "max_objects_per_owner"
+      # Too many at once are none.
+      assert {:error, %Error{kind: :encode}} =
+               PyPort.eval("[object() for _ in range(21)]", %{}, server: server)
+
+      assert %Object{} = object(server)
+
+      # Python has released the refused ones.
+      assert eventually(fn -> held(server) == 22 end)
+
+      count =
+        "from port_server.runtime.objects import Objects\nimport gc\n" <>
+          "[len(o) for o in gc.get_objects() if type(o) is Objects]"
+
+      assert {:ok, [22]} = PyPort.eval(count, %{}, server: server)
+
+      PyPort.release(hd(mine))
+      assert eventually(fn -> match?({:ok, %Object{}}, full.("object()")) end)
     end
 
     test "more objects than max_objects" do

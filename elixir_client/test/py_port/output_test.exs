@@ -36,7 +36,7 @@ defmodule PyPort.OutputTest do
     code = """
     import select
     send(A("output"), id, A("stdout"), "grün".encode())
-    early = bool(select.select([0], [], [], 0.1)[0])
+    early = bool(select.select([7], [], [], 0.1)[0])
     open(#{inspect(looked)}, "w").close()
     send(A("output"), id, A("stderr"), b"two")
     acks = [recv()[2], recv()[2]]

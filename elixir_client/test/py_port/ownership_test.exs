@@ -33,6 +33,26 @@ defmodule PyPort.Server.OwnershipTest do
     assert table == Ownership.new()
   end
 
+  test "of an owner of many objects it is told how many they are, until there are few" do
+    table = Ownership.new(%{max_objects: 1_000, max_objects_per_owner: 120})
+    {table, _} = Ownership.open_session(table, "a", @owner)
+    {table, _} = Ownership.claim(table, @key, @reader, "frame")
+    {table, effects} = Ownership.adopt(table, @key, Enum.to_list(1..8), @owner, nil)
+    # Many are 12; from half of them on.
+    assert owns(effects) == [6, 7, 8]
+    assert Ownership.owned(table, @owner) == 8
+    {table, effects} = Ownership.forget(table, [1, 2, 3, 4])
+    assert Enum.sort(owns(effects)) == [5, 6, 7]
+    {table, _} = Ownership.claim(table, @key, @reader, "frame")
+    {table, _} = Ownership.adopt(table, @key, Enum.to_list(11..20), @owner, nil)
+    assert {:ok, table, effects} = Ownership.transfer(table, Enum.to_list(11..20), @other)
+    assert 10 in owns(effects, @other)
+    assert {_table, effects} = Ownership.ended(table, @other)
+    assert owns(effects, @other) == [0]
+  end
+
+  defp owns(effects, whose \\ @owner), do: for({:owns, ^whose, count} <- effects, do: count)
+
   test "an object goes to its heir before it is released" do
     {table, _} = adopted([1], @owner, @other)
     assert {table, [{:monitor, @other}]} = Ownership.ended(table, @owner)

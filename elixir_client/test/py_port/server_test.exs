@@ -4,7 +4,7 @@ defmodule PyPort.ServerTest do
 
   import ExUnit.CaptureLog
   import PyPort.Sigils
-  import PyPort.Test.{Processes, Requests}
+  import PyPort.Test.{Leftovers, Processes, Requests}
 
   alias PyPort.{Error, Server}
   alias PyPort.Test.{LogTo, Telemetry}
@@ -261,6 +261,23 @@ defmodule PyPort.ServerTest do
       assert gone?(os_pid)
       refute File.exists?(dir)
       assert {:error, %Error{kind: :unavailable}} = PyPort.eval("1", %{}, server: name)
+    end
+
+    for how <- [:supervisor, :sigterm] do
+      test "an orderly end (#{how}) runs atexit functions, and leaves nothing in /dev/shm" do
+        {name, stop} = start()
+        {ended, files} = leave_things(&PyPort.eval(&1, &2, server: name, timeout: 20_000))
+        os_pid = Server.os_pid(name)
+
+        case unquote(how) do
+          :supervisor -> stop.()
+          :sigterm -> signal(os_pid, "TERM")
+        end
+
+        assert gone?(os_pid)
+        assert File.exists?(ended)
+        assert Enum.filter(files, &File.exists?/1) == []
+      end
     end
 
     test "a stop lets a short request finish, and ends a long one after the grace" do

@@ -27,6 +27,37 @@ defmodule PyPort.StderrFileTest do
     assert StderrFile.last_lines(context.stderr, 2) == ["line 50", "Segmentation fault"]
   end
 
+  test "the last lines are those since the oldest open request was sent", context do
+    write = &:file.write(context.writer, &1 <> "\n")
+    write.("at the start")
+    # Requests 1 to 3 came before it was looked at, none is open.
+    file = StderrFile.note(context.stderr, 3, nil)
+    write.("of the fourth")
+    assert StderrFile.last_lines(file, 9, 4) == ["of the fourth"]
+    # It goes on while others come.
+    file = StderrFile.note(file, 7, 4)
+    write.("later")
+    file = StderrFile.note(file, 9, 4)
+    assert StderrFile.last_lines(file, 9, 4) == ["of the fourth", "later"]
+    # It has ended; number 8 was sent after the look at which 7 was the last.
+    file = StderrFile.note(file, 12, 8)
+    write.("last")
+    assert StderrFile.last_lines(file, 9, 8) == ["later", "last"]
+    assert StderrFile.last_lines(file, 9, 13) == ["last"]
+    # With none open, the lines of the last looks.
+    file = StderrFile.note(file, 12, nil)
+    assert StderrFile.last_lines(file, 9, nil) == ["last"]
+    file = file |> StderrFile.note(12, nil) |> StderrFile.note(12, nil)
+    assert StderrFile.last_lines(file, 9, nil) == []
+  end
+
+  test "what is older than the cut is no matter", context do
+    :file.write(context.writer, :binary.copy("0123456789abcde\n", 80_000))
+    file = context.stderr |> StderrFile.note(1, nil) |> read_all()
+    :file.write(context.writer, "after the cut\n")
+    assert List.last(StderrFile.last_lines(file, 9, 2)) == "after the cut"
+  end
+
   test "the file is cut when it has been read to a megabyte, and what follows is read on", context do
     :file.write(context.writer, :binary.copy("0123456789abcde\n", 80_000))
     file = read_all(context.stderr)

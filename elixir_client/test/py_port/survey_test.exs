@@ -72,6 +72,15 @@ defmodule PyPort.SurveyTest do
     assert starts(dir) == 1
   end
 
+  test "a Python that prints and reads while it starts is asked all the same", %{tmp_dir: dir} do
+    path = Path.join(dir, "talks")
+    python = System.get_env("PYPORT_PYTHON") || "python3"
+    File.write!(path, "#!/bin/sh\necho hello\ncat\nexec #{python} \"$@\"\n")
+    File.chmod!(path, 0o755)
+    Application.put_env(:py_port, :pool, python: path)
+    assert {:ok, %{bound: ["x"]}} = Survey.of("x = y")
+  end
+
   test "where there is no Python nothing is checked" do
     Application.put_env(:py_port, :pool, python: "/no/such/python")
     assert {:unknown, _why} = Survey.of("x = = 1")
@@ -79,7 +88,7 @@ defmodule PyPort.SurveyTest do
   end
 
   test "a Python that cannot do it, or that dies of it, checks nothing and says nothing", %{tmp_dir: dir} do
-    for script <- ["echo Traceback >&2; exit 1", "printf '\\0\\0\\0\\0063.11.0'; read line"] do
+    for script <- ["echo Traceback >&2; exit 1", "printf '\\0\\0\\0\\0063.11.0' >&8; read line <&7"] do
       path = Path.join(dir, "broken")
       File.write!(path, "#!/bin/sh\n#{script}\n")
       File.chmod!(path, 0o755)

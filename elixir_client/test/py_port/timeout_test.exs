@@ -142,6 +142,62 @@ defmodule PyPort.TimeoutTest do
     assert gone?(os_pid)
   end
 
+  describe "the death of a caller ends its request at once" do
+    setup do
+      # No sweep comes within the test's time.
+      {:ok, server: start_server(heartbeat_interval: 60_000, init_code: "import asyncio, os, sys, time")}
+    end
+
+    @endless [
+      plain: "while True: pass",
+      sleeping: "time.sleep(60)",
+      globals: "while x: pass",
+      async: "await asyncio.sleep(60)",
+      "in a session": "time.sleep(60)"
+    ]
+
+    for {what, code} <- @endless, died_after <- [1, 3, 20] do
+      test "#{what}, #{died_after} ms after it has asked", %{server: server} do
+        ended = new_gate()
+        code = "try:\n    " <> unquote(code) <> "\nfinally: open(ended, 'w').close()"
+        {:ok, session} = PyPort.open_session(server: server)
+        place = if unquote(what) == :"in a session", do: [session: session], else: [server: server]
+        ask = fn -> PyPort.eval(code, %{x: 1, ended: ended}, [timeout: :infinity] ++ place) end
+        caller = spawn(ask)
+        Process.sleep(unquote(died_after))
+        Process.exit(caller, :kill)
+        assert nothing_but_the_session_left?(server)
+        assert {{:ok, 2}, ms} = timed_eval(server, "1 + 1")
+        assert ms < 500
+      end
+    end
+
+    test "also where it has waited behind another", %{server: server} do
+      gate = new_gate()
+      first = begin_eval(server, wait_for(gate))
+      caller = spawn(fn -> PyPort.eval("time.sleep(60)", %{}, server: server, timeout: :infinity) end)
+      assert open?(server, 2)
+      Process.exit(caller, :kill)
+      open_gate(gate)
+      assert {{:ok, nil}, _ms} = Task.await(first)
+      assert {{:ok, 2}, _ms} = timed_eval(server, "1 + 1", timeout: 2_000)
+      assert nothing_left?(server)
+    end
+
+    test "and tells nobody of one that ends in time", %{server: server} do
+      for _ <- 1..3, do: assert({{:ok, nil}, _ms} = timed_eval(server, "time.sleep(0.02)"))
+      assert nothing_left?(server)
+      refute_received _anything
+    end
+
+    defp nothing_but_the_session_left?(server) do
+      eventually(fn ->
+        %{handle: handle, attached: attached} = :sys.get_state(server)
+        :ets.tab2list(handle.table) == [] and attached == %{}
+      end)
+    end
+  end
+
   test "a session outlives a request of it that was interrupted" do
     server = start_server()
     {:ok, session} = PyPort.open_session(server: server)

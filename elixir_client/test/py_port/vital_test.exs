@@ -25,9 +25,9 @@ defmodule PyPort.VitalTest do
       capture_log(fn ->
         task = spawn_eval(server, "def heavy():\n    return #{@hold}\nheavy()", timeout: 3_000)
         assert eventually(fn -> state(server) == :gil_held end)
-        assert {:ok, stacks} = PyPort.stacks(server)
-        assert stacks =~ "in heavy"
-        assert stacks =~ "most recent call first"
+        # Stacks that nobody can take without a risk for the process are not taken.
+        assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.stacks(server)
+        assert message =~ "holds the interpreter"
         # It goes on all the while.
         assert Task.yield(task, 0) == nil
         assert {{:error, %Error{kind: :timeout, begun: true} = error}, _ms} = Task.await(task, 10_000)
@@ -193,12 +193,40 @@ defmodule PyPort.VitalTest do
     assert Server.os_pid(server) == os_pid
   end
 
+  test "stacks of code that is busy show where it is, and harm nobody" do
+    server = start_server()
+    os_pid = Server.os_pid(server)
+
+    churn = """
+    import threading
+    def nothing(): pass
+    def churn():
+        while True:
+            thread = threading.Thread(target=nothing)
+            thread.start()
+            thread.join()
+    churn()
+    """
+
+    task = begin_eval(server, churn, timeout: 20_000)
+    for _ <- 1..500, do: assert({:ok, _stacks} = PyPort.stacks(server))
+    {:ok, stacks} = PyPort.stacks(server)
+    assert stacks =~ "in churn"
+    assert Task.shutdown(task, :brutal_kill) == nil
+    assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
+    assert Server.os_pid(server) == os_pid
+  end
+
   @tag :tmp_dir
   test "a process that does not listen to the signal is not ended by it", %{tmp_dir: dir} do
     server = PyPort.Test.FakePython.start_fake(dir)
     code = "import faulthandler, signal\nfaulthandler.unregister(signal.SIGUSR2)\nsend(A('ok'), id, None)"
     assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
-    assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.stacks(server)
+    {:ok, handle} = PyPort.Registry.fetch(Process.whereis(server))
+
+    assert {:error, %Error{kind: :unavailable, message: message}} =
+             PyPort.Server.Stacks.take_before_kill(handle, 10)
+
     assert message =~ "SIGUSR2"
     assert {:ok, 1} = PyPort.eval("1", %{}, server: server)
   end

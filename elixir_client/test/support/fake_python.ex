@@ -9,14 +9,16 @@ defmodule PyPort.Test.FakePython do
   sys.path.insert(0, sys.argv[-1])
   from port_server.etf import Atom as A, decode, encode
 
+  # Pings come at any time, and no dialogue is about them.
   def recv():
       header = read(4)
-      return decode(read(int.from_bytes(header, "big")), binary_as="bytes")
+      message = decode(read(int.from_bytes(header, "big")), binary_as="bytes")
+      return recv() if message[0] == "ping" else message
 
   def read(size):
       data = b""
       while len(data) < size:
-          more = os.read(0, size - len(data))
+          more = os.read(7, size - len(data))
           if not more:
               os._exit(0)
           data += more
@@ -31,7 +33,7 @@ defmodule PyPort.Test.FakePython do
 
   def write(data):
       while data:
-          data = data[os.write(1, data):]
+          data = data[os.write(8, data):]
 
   faulthandler.register(signal.SIGUSR2)
   page_fd = os.open(recv()[2]["status_page"], os.O_WRONLY)
@@ -62,7 +64,8 @@ defmodule PyPort.Test.FakePython do
     File.write!(script, String.replace(@source, "exec(code.decode(), names", run_or_one()))
     start = Path.join(dir, "python")
     python = System.get_env("PYPORT_PYTHON") || "python3"
-    # The client's words are `-P -c BOOT PACKAGE_PATH`; the last is what is wanted of them.
+
+    # The client's words are `-P -c BOOT PACKAGE_PATH`; the last is what is wanted of them. The port is on fds 7 and 8.
     File.write!(start, """
     #!/bin/sh
     for last; do :; done

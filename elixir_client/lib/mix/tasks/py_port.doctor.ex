@@ -153,7 +153,7 @@ defmodule Mix.Tasks.PyPort.Doctor do
         start = System.monotonic_time(:microsecond) - began
         say("first answer", "after #{div(start, 1_000)} ms")
         say("round trip", latency(server))
-        advice = codec(server)
+        advice = codec(server) ++ hidden(server)
         GenServer.stop(server)
         for words <- advice, do: Mix.shell().info("\n* " <> words)
         []
@@ -195,6 +195,12 @@ defmodule Mix.Tasks.PyPort.Doctor do
           "headers (Debian: gcc libc6-dev python3-dev; Alpine: gcc musl-dev python3-dev), then mix py_port.sync --force."
       ]
     end
+  end
+
+  defp hidden(server) do
+    code = "from port_server.runtime import shadows\nlist(shadows.found())"
+    {:ok, sentences} = PyPort.eval(code, %{}, server: server)
+    sentences
   end
 
   defp say(label, text),

@@ -62,6 +62,9 @@ defmodule PyPort.Env.Advice do
       {~r/(neither the native codec|package erlang-py|No module named 'erlang')/,
        "This Python has neither the native codec nor erlang-py, and the server needs one of them. Install one: " <>
          "`python3 -m pip install erlang-py`; or let uv build an environment (config :py_port, :uv_init)."},
+      {~r/No module named 'port_server'/,
+       "The package port-server is not installed in this Python, and an escript cannot carry it: install it there, in the " <>
+         "version of this library."},
       {~r/option:? -P/, "It is older than Python 3.11, the oldest that will do."}
     ]
   end
@@ -73,6 +76,20 @@ defmodule PyPort.Env.Advice do
   @doc "What to do about a Python that did not start, by its last lines."
   @spec python(String.t() | [String.t()]) :: String.t() | nil
   def python(lines), do: find(python_rules(), lines |> List.wrap() |> Enum.join("\n"))
+
+  @doc """
+  What to do about a Python that did not start because a file in `directories`, which stand on its path before its own
+  library, has the name of one of its own modules. By its last lines.
+  """
+  @spec hidden([String.t()], [Path.t()]) :: String.t() | nil
+  def hidden(lines, directories) do
+    names = for [_, name] <- Regex.scan(~r/(?:module|from|named) '(\w+)/, Enum.join(lines, "\n")), do: name
+
+    Enum.find_value(Enum.uniq(names), fn name ->
+      file = Enum.find(for(dir <- directories, do: Path.join(dir, name <> ".py")), &File.exists?/1)
+      file && "#{file} hides Python's own module #{name}: rename it, or take its directory out of PYTHONPATH"
+    end)
+  end
 
   # uv folds its sentences at the width of a terminal.
   defp find(rules, text) do

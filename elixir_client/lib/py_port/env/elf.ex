@@ -73,7 +73,8 @@ defmodule PyPort.Env.Elf do
   end
 
   defp parse(file, bits, machine, at, size, count) do
-    headers = for <<header::binary-size(size) <- pread(file, at, size * count)>>, do: header(bits, header)
+    table = pread(file, at, size * count)
+    headers = for n <- 0..(count - 1)//1, do: header(bits, binary_part(table, n * size, size))
     strings = strings(file, bits, headers)
 
     {:ok,
@@ -108,10 +109,7 @@ defmodule PyPort.Env.Elf do
 
   defp strings(file, bits, headers) do
     with {_type, offset, _vaddr, size} <- List.keyfind(headers, @pt_dynamic, 0),
-         entries =
-           for(<<tag::little-size(bits), value::little-size(bits) <- pread(file, offset, size)>>,
-             do: {tag, value}
-           ),
+         entries = entries(bits, pread(file, offset, size)),
          {_tag, address} <- List.keyfind(entries, @dt_strtab, 0),
          {_tag, length} <- List.keyfind(entries, @dt_strsz, 0) do
       if length > @strings_bytes_limit, do: throw(:damaged)
@@ -128,6 +126,9 @@ defmodule PyPort.Env.Elf do
       nil -> %{table: "", needed: [], runpath: nil}
     end
   end
+
+  defp entries(64, table), do: for(<<tag::little-64, value::little-64 <- table>>, do: {tag, value})
+  defp entries(32, table), do: for(<<tag::little-32, value::little-32 <- table>>, do: {tag, value})
 
   defp file_offset(headers, address) do
     Enum.find_value(headers, fn
@@ -154,8 +155,7 @@ defmodule PyPort.Env.Elf do
   end
 
   defp until_zero(binary, at) when at <= byte_size(binary) do
-    <<_::binary-size(at), rest::binary>> = binary
-    rest |> :binary.split(<<0>>) |> hd()
+    binary |> binary_part(at, byte_size(binary) - at) |> :binary.split(<<0>>) |> hd()
   end
 
   defp until_zero(_binary, _at), do: throw(:damaged)

@@ -71,11 +71,11 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  # A server that has just ended has no table any more, and is passed over before anybody has been told.
-  defp load(%Handle{table: table}) do
+  # A server that has just ended, or takes no more requests, is passed over before the pool has been told.
+  defp load(%Handle{table: table} = handle) do
     case :ets.info(table, :size) do
       :undefined -> nil
-      size -> size
+      size -> if Handle.refuses?(handle), do: nil, else: size
     end
   end
 

@@ -45,6 +45,8 @@ defmodule PyPort.Server.Birth do
       dump: nil,
       stack: nil,
       doom: nil,
+      # Which request keeps those from ending that were cancelled: see Ladder.heard/2.
+      culprit: nil,
       # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
       # Ladder.entry() | nil}
       attached: %{},
@@ -52,7 +54,9 @@ defmodule PyPort.Server.Birth do
       workers: %{},
       mail: nil,
       heir: Heir.start_link(),
-      ownership: Ownership.new(),
+      ownership: Ownership.new(options),
+      # Owners of many objects that Logger is to name with the next beat.
+      crowded: [],
       # holder of objects or sessions -> the monitor on it
       monitors: %{}
     }
@@ -97,7 +101,7 @@ defmodule PyPort.Server.Birth do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> ready(state)
+          :ok -> ready(%{state | pulse: Pulse.hold_pipe(state.pulse, state.handle.os_pid, info)})
           {:error, error} -> failed(state, error)
         end
 
@@ -137,7 +141,7 @@ defmodule PyPort.Server.Birth do
 
     tell(state, :ready, %{duration: duration})
     state = %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
-    Vital.begin(%{state | since: System.monotonic_time()})
+    Death.note_stderr(Vital.begin(%{state | since: System.monotonic_time()}))
   end
 
   @doc "Python says that it leaves: the exit status follows, or it is the end of a try to start."
@@ -168,13 +172,13 @@ defmodule PyPort.Server.Birth do
   @spec ended(state(), exit_status :: non_neg_integer() | nil) :: state()
   def ended(state, status) do
     report = Death.report(state, status)
-    message = "Python did not start: " <> report.message <> hint(report.stderr)
+    message = "Python did not start: " <> report.message <> hint(report.stderr, state.options)
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
 
   # What a Python that cannot start says is seldom what a person should do about it.
-  defp hint(stderr) do
-    case Env.Advice.python(stderr) do
+  defp hint(stderr, options) do
+    case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
       nil -> ""
       advice -> ". " <> advice
     end
@@ -194,8 +198,9 @@ defmodule PyPort.Server.Birth do
     failed(
       state,
       unavailable(
-        "Python's first message could not be read: something wrote to its stdout before it, such as a sitecustomize.py, " <>
-          "a .pth file or a wrapper script that prints. Let it print to stderr"
+        "Python's first message could not be read: other bytes came before it, or instead of it. A sitecustomize.py, a .pth " <>
+          "file or the program of the option :python has written to the port, which is file descriptor 8 until then. Let it " <>
+          "write to stderr"
       )
     )
   end

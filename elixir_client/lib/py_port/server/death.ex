@@ -81,12 +81,12 @@ defmodule PyPort.Server.Death do
   def report(state, status) do
     report = Error.death(status, last_words(state))
     told = if state.told_to_end, do: ": it was told to end by #{state.told_to_end}, which PyPort has not sent"
-    stack = state.stderr && StderrFile.fatal_stack(state.stderr)
+    stack = state.stderr && StderrFile.fatal_stack(state.stderr, Handle.oldest(state.handle))
     %{report | message: "#{report.message}#{told}", stack: stack}
   end
 
   @doc "Kills the group now, and says why; with the page that it leaves."
-  @spec kill(state(), why :: :request | :gil_held | :stuck | :lost | :unreadable) ::
+  @spec kill(state(), why :: :request | :import | :gil_held | :stuck | :lost | :unreadable) ::
           {state(), Error.t(), Page.t() | nil}
   def kill(state, why) do
     Telemetry.execute(
@@ -111,7 +111,8 @@ defmodule PyPort.Server.Death do
      %Error{
        kind: :killed,
        signal: "SIGKILL",
-       message: "the Python process was killed: " <> words(why, state.options),
+       message: "the Python process was killed: " <> words(why, state),
+       culprit: if(why == :request, do: state.culprit),
        stack: state.stack,
        stderr: last_words(state)
      }, page}
@@ -121,19 +122,37 @@ defmodule PyPort.Server.Death do
   defp last_page(state, :unreadable), do: Page.alive(Pulse.page(state.pulse))
   defp last_page(state, _why), do: Pulse.last_page(state.pulse)
 
-  defp words(:request, options) do
-    "a request went on for more than #{options.cancel_grace + options.kill_grace} ms after it was cancelled " <>
-      "(cancel_grace and kill_grace)"
+  defp words(:request, %{culprit: culprit, options: options}) do
+    grace = "#{options.cancel_grace + options.kill_grace} ms (cancel_grace and kill_grace)"
+
+    case culprit do
+      %{request: nil} ->
+        "its interpreter was held, so that a request which was to end could not be told so within #{grace}"
+
+      %{code: code} when code != nil ->
+        Error.blocks(culprit) <>
+          ", so that others could not be ended within #{grace}. " <> Error.unblock(culprit)
+
+      %{request: number} ->
+        "request #{number} went on for more than #{grace} after it was cancelled"
+
+      nil ->
+        "a request went on for more than #{grace} after it was cancelled"
+    end
   end
 
-  defp words(:lost, options),
+  defp words(:import, %{options: options}),
+    do:
+      "an import went on for more than #{options.import_grace} ms after its request was cancelled (import_grace)"
+
+  defp words(:lost, %{options: options}),
     do: "nothing was heard of it for #{options.lost_after} ms (lost_after), and it had nothing to do"
 
-  defp words(:unreadable, _options),
+  defp words(:unreadable, _state),
     do:
       "it ran, but what it wrote could not be read: code has written to the file descriptor of the port, or has replaced it"
 
-  defp words(_held, options),
+  defp words(_held, %{options: options}),
     do: "its interpreter was held for more than #{options.gil_held_limit} ms (gil_held_limit)"
 
   # How soon the size of the stderr file is looked at again. On a disk it can grow by 800 MB a second, in memory by more.
@@ -150,9 +169,19 @@ defmodule PyPort.Server.Death do
     %{state | stderr: stderr}
   end
 
+  @doc "Notes what stands in the stderr file now: it is no news of requests to come."
+  @spec note_stderr(state()) :: state()
+  def note_stderr(%{phase: :ready, handle: handle} = state),
+    do: %{state | stderr: StderrFile.note(state.stderr, Handle.requests(handle), Handle.oldest(handle))}
+
+  def note_stderr(state), do: state
+
+  @doc "The last lines of the stderr file from the time of the requests that are open."
   @spec last_words(state()) :: [String.t()]
   def last_words(%{stderr: nil}), do: []
-  def last_words(%{stderr: stderr}), do: StderrFile.last_lines(stderr, @stderr_lines)
+
+  def last_words(%{stderr: stderr, handle: handle}),
+    do: StderrFile.last_lines(stderr, @stderr_lines, Handle.oldest(handle))
 
   # --- closing --------------------------------------------------------------------------------
 
@@ -198,9 +227,10 @@ defmodule PyPort.Server.Death do
   @spec close(state()) :: state()
   def close(%{handle: nil} = state), do: state
 
-  # Kill first, then close: closing a port with data queued to a stopped child leaves the port open.
+  # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
   def close(%{handle: handle, stderr: stderr} = state) do
     Reaper.kill(self())
+    Pulse.close(state.pulse)
     close_port(handle.port)
     # Whoever has a request open yet is told by the heir, which gets the table when this process has ended.
     Handle.refuse(handle)
@@ -208,7 +238,6 @@ defmodule PyPort.Server.Death do
     :ets.delete(handle.calls)
     Registry.delete(self())
     StderrFile.close(stderr)
-    Pulse.close(state.pulse)
     File.rm_rf(handle.dir)
     Process.unlink(state.mail)
     Process.exit(state.mail, :kill)
@@ -228,7 +257,8 @@ defmodule PyPort.Server.Death do
         mail: nil,
         attached: %{},
         workers: %{},
-        ownership: Ownership.new(),
+        ownership: Ownership.new(state.options),
+        crowded: [],
         monitors: %{}
     }
   end

@@ -4,7 +4,14 @@ defmodule PyPort.Server.Handle do
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
-              [:max_frame_bytes, :max_queued_bytes, :max_pending, patience: 0, ready: false]
+              [
+                :max_frame_bytes,
+                :max_queued_bytes,
+                :max_pending,
+                :max_objects_per_owner,
+                patience: 0,
+                ready: false
+              ]
 
   @type t :: %__MODULE__{
           owner: pid(),
@@ -12,7 +19,8 @@ defmodule PyPort.Server.Handle do
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
           # What calls of this Python into the BEAM need. Rows {worker, call id, request}: the processes that serve one; those of
-          # PyPort.Callbacks, which begin with a request's id; and {:allow, list}, what it may call by name. A handle is copied for each request, so what a request has no use for is not in it.
+          # PyPort.Callbacks, which begin with a request's id; {:allow, list}, what it may call by name; and
+          # {{:owns, owner}, count}, how many objects an owner has, if they are many. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
           # and how many of these it is known to have written; how many calls into the BEAM are being served.
@@ -23,6 +31,7 @@ defmodule PyPort.Server.Handle do
           max_frame_bytes: pos_integer(),
           max_queued_bytes: pos_integer(),
           max_pending: pos_integer(),
+          max_objects_per_owner: pos_integer(),
           # How long after its timeout a request has its answer at the latest, in ms.
           patience: non_neg_integer(),
           ready: boolean()
@@ -120,6 +129,10 @@ defmodule PyPort.Server.Handle do
   def refuse(%__MODULE__{counter: counter}), do: refuse(counter)
   def refuse(counter), do: :atomics.put(counter, 2, 1)
 
+  @doc "Whether it lets no request in."
+  @spec refuses?(t()) :: boolean()
+  def refuses?(%__MODULE__{counter: counter}), do: :atomics.get(counter, 2) == 1
+
   @doc "A call into the BEAM is served from now on (1), or no more (-1)."
   @spec count_call(t(), 1 | -1) :: :ok
   def count_call(handle, change), do: :atomics.add(handle.counter, 5, change)
@@ -130,6 +143,14 @@ defmodule PyPort.Server.Handle do
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()
   def requests(handle), do: :atomics.get(handle.counter, 1)
+
+  @doc "The number of the oldest request that is open, if any is."
+  @spec oldest(t()) :: pos_integer() | nil
+  def oldest(handle) do
+    # An atom is more than any number.
+    number = :ets.foldl(fn {<<number::64>>, _, _, _}, least -> min(number, least) end, :none, handle.table)
+    if number != :none, do: number
+  end
 
   @doc "Takes back the row of a request that was not sent."
   @spec withdraw(t(), PyPort.Wire.id()) :: true

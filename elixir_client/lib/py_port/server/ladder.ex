@@ -8,11 +8,14 @@ defmodule PyPort.Server.Ladder do
   # asked where it is (rung 2, SIGUSR2), and at the latest after `kill_grace` its process is killed (rung 3).
   #
   # Nobody is killed for the sake of a request that waits behind another one: it has its answer at once.
+  #
+  # An import that is interrupted leaves modules behind that are broken for good, so Python lets it end first. Python says
+  # so in its pong; then the caller has its answer at once, and the import has `import_grace`.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Output, Telemetry, Wire}
+  alias PyPort.{Output, Registry, Telemetry, Wire}
   alias PyPort.Server.{Handle, Page, Property, Pulse, Stacks, Traffic, Vital}
 
   @type why :: :timeout | :caller_down | :stopped
@@ -26,8 +29,12 @@ defmodule PyPort.Server.Ladder do
           culprit: term(),
           # What had been heard of Python at the last look.
           heard: term(),
+          # The module that its code is importing, as far as is known.
+          importing: String.t() | nil,
           # Whether its caller has an answer already, or needs none.
-          answered?: boolean()
+          answered?: boolean(),
+          # Whether Python has said that it is a stream that cannot end before main is free.
+          waits?: boolean()
         }
   @type state :: map()
 
@@ -37,6 +44,10 @@ defmodule PyPort.Server.Ladder do
   @news_ms 100
   # Those that have an answer are looked at again now and then: they may begin yet.
   @again_ms 100
+  # How long Python has at the most to tell its stacks before the kill.
+  @answer_ms 500
+  # What a stack shows in the midst of an import.
+  @import_frame "<frozen importlib._bootstrap"
 
   @doc "The request is to end; its `cancel` is on its way."
   @spec cancel(state(), Wire.id(), why()) :: state()
@@ -52,10 +63,17 @@ defmodule PyPort.Server.Ladder do
         rung: 1,
         culprit: nil,
         heard: nil,
-        answered?: why == :caller_down
+        importing: nil,
+        answered?: why == :caller_down,
+        waits?: false
       }
 
-      state = state |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+      state =
+        %{state | culprit: nil} |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+
+      # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by the
+      # sweep, behind another cancel.
+      if why != :caller_down, do: Handle.command(state.handle, Wire.ping(id))
 
       case why do
         :caller_down -> silence(state, id)
@@ -90,10 +108,62 @@ defmodule PyPort.Server.Ladder do
     {kind, begun} = result(frame)
     tell_ended(state, id, entry, kind)
 
-    if kind == :cancelled and begun != false and state.options.after_cancel == :restart,
-      do: send(self(), :restart)
+    if kind == :cancelled and begun != false and state.options.after_cancel == :restart do
+      leave_service(state)
+      send(self(), :restart)
+    end
 
     state
+  end
+
+  # Before its caller has the answer, who may ask again at once.
+  defp leave_service(%{options: %{after_cancel: :restart}, handle: handle}) do
+    Registry.delete(self())
+    Handle.refuse(handle)
+  end
+
+  defp leave_service(_state), do: :ok
+
+  @doc "Python's answer to a ping: what the request is importing, and whether it is a stream that waits for main."
+  @spec pong(state(), Wire.id(), map()) :: state()
+  def pong(state, id, said) do
+    case {entry(state, id), said} do
+      {nil, _said} ->
+        state
+
+      {entry, %{waiting: true}} ->
+        # It is in no one's way.
+        entry = %{entry | waits?: true}
+        state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
+
+      {%{importing: name}, %{importing: name}} when name != nil ->
+        state
+
+      {entry, %{importing: name}} when is_binary(name) ->
+        importing(state, id, %{entry | waits?: false}, name)
+
+      {%{importing: nil} = entry, _said} ->
+        put(state, id, %{entry | waits?: false})
+
+      {entry, _said} ->
+        put(state, id, %{entry | waits?: false, importing: nil, blamed: now()})
+    end
+  end
+
+  # It is told once, since the names of modules inside of each other may change.
+  defp importing(state, id, entry, name) do
+    if entry.importing == nil do
+      Logger.warning(
+        "PyPort #{state.who}: request #{number(id)} was cancelled (#{reason(entry.why)}) while it was importing #{name}. " <>
+          "The import goes on, for at most #{state.options.import_grace} ms (import_grace), since one that is cut short leaves " <>
+          "the module broken"
+      )
+
+      leave_service(state)
+    end
+
+    entry = %{entry | importing: name, rung: 1}
+    state |> answer(id, entry, true, {:importing, name}) |> put(id, %{entry | answered?: true})
   end
 
   @doc "Python knows nothing of a request whose caller has died, and there is no last word to come."
@@ -139,6 +209,7 @@ defmodule PyPort.Server.Ladder do
     heard? = entry.heard not in [nil, state.liveness.heard]
     entry = %{entry | heard: state.liveness.heard}
     state = state |> put(id, entry) |> sound_out(id, place, page)
+    place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
     # A request that has not begun may begin yet: only Python can say that it has not, or its page when it is dead.
     begun = Page.begun(Page.alive(page), id)
@@ -157,13 +228,29 @@ defmodule PyPort.Server.Ladder do
 
   defp left_over(_state, _page), do: nil
 
-  # Whether main, which is at another request, lets anybody else run meanwhile: then this is answered by the next look.
-  defp sound_out(state, id, :elsewhere, %{running: running}) when running != nil do
+  # Whether main, which may be at another request, lets anybody else run meanwhile: then this is answered by the next
+  # look, with the request that keeps the event loop from running, if one does, and with the module that it is importing.
+  defp sound_out(state, id, :running, _page) do
     Handle.command(state.handle, Wire.ping(id))
     state
   end
 
+  defp sound_out(state, id, :elsewhere, _page) do
+    Handle.command(state.handle, Wire.ping(id))
+    %{state | culprit: state.culprit || :unheard}
+  end
+
   defp sound_out(state, _id, _place, _page), do: state
+
+  @doc """
+  Python's word on which request keeps the event loop from running; nil where none does. Until there is one, the
+  culprit is `:unheard`, as it is where the interpreter is held.
+  """
+  @spec heard(state(), map() | nil) :: state()
+  def heard(state, %{request: <<number::64>>, code: code}) when is_binary(code),
+    do: %{state | culprit: %{request: number, code: code}}
+
+  def heard(state, _none), do: %{state | culprit: :none}
 
   # Whose fault it is that no answer comes.
   defp blame(:running, _page, _left_over, _well?, _heard?), do: :it
@@ -209,7 +296,10 @@ defmodule PyPort.Server.Ladder do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, _id, %{rung: 2, culprit: culprit}, culprit, _begun), do: {:kill, :request, state}
+  defp climb(state, id, %{rung: 2, culprit: culprit} = entry, culprit, _begun) do
+    why = if entry.importing, do: :import, else: :request
+    {:kill, why, %{state | culprit: culprit(state.culprit, culprit, id)}}
+  end
 
   # Something else is in the way by now.
   defp climb(state, id, %{rung: 2} = entry, culprit, begun),
@@ -219,13 +309,17 @@ defmodule PyPort.Server.Ladder do
     now = now()
     # One that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
-    left = blamed + options.cancel_grace - now
+    left = blamed + if(entry.importing, do: options.import_grace, else: options.cancel_grace) - now
 
     if left > 0 do
-      {:ok, state |> put(id, %{entry | blamed: blamed}) |> wait(id, left)}
+      {:ok,
+       state
+       |> put(id, %{entry | blamed: blamed})
+       |> wait(id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
       # In case that its time is up before the end is here, on a crowded machine.
-      tell_caller(state, id, {:so_far, begun, nil})
+      others = state.culprit |> culprit(culprit, id) |> others(number(id))
+      tell_caller(state, id, {:so_far, begun, nil, others})
       grace = options.kill_grace
       state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
@@ -240,6 +334,13 @@ defmodule PyPort.Server.Ladder do
     end
   end
 
+  # The culprit as the errors of all requests name it; nil where there is none.
+  defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
+  defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
+  defp culprit(_none, place, id) when place in [:running, :elsewhere], do: %{request: number(id), code: nil}
+  defp culprit(_any, left_over, _id) when is_binary(left_over), do: %{request: number(left_over), code: nil}
+  defp culprit(_any, _waiting, _id), do: nil
+
   @doc "Before its Python is killed: answers the requests that are known to be in the way, with their stack."
   @spec fell(state()) :: state()
   def fell(state) do
@@ -253,7 +354,7 @@ defmodule PyPort.Server.Ladder do
 
   defp fell(state, page, whom?) do
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
-      state -> answer(state, id, entry, Page.begun(page, id), state.stack)
+      state -> answer(state, id, entry, Page.begun(page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
@@ -274,7 +375,11 @@ defmodule PyPort.Server.Ladder do
   def dump(%{handle: handle} = state, reason) do
     server = self()
     mark = Stacks.mark(handle)
-    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take(handle)}) end)
+
+    # Half of what is left is for Python to answer; the other for faulthandler, and to be told. One whose interpreter is held
+    # gives no answer.
+    answer_ms = if reason == :request, do: div(min(state.options.kill_grace, @answer_ms), 2), else: 0
+    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(handle, answer_ms)}) end)
     %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
   end
 
@@ -299,24 +404,35 @@ defmodule PyPort.Server.Ladder do
     )
 
     page = Page.alive(Pulse.page(state.pulse))
+    state = %{state | dump: if(stack == nil, do: state.dump), stack: stack}
 
-    for {id, %{cancel: %{rung: 2}}} <- state.attached,
-        stack != nil,
-        do: tell_caller(state, id, {:so_far, Page.begun(page, id), stack})
-
-    %{state | dump: if(stack == nil, do: state.dump), stack: stack}
+    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, stack != nil, reduce: state do
+      state ->
+        # Loading a library holds the interpreter, so that no pong can say it.
+        if entry.importing == nil and stack =~ @import_frame do
+          importing(state, id, entry, "a module")
+        else
+          culprit = state.culprit |> culprit(entry.culprit, id) |> others(number(id))
+          tell_caller(state, id, {:so_far, Page.begun(page, id), stack, culprit})
+          state
+        end
+    end
   end
 
   def dumped(state, _pid, _result), do: state
 
   # --- small things ---------------------------------------------------------------------------
 
-  defp answer(state, _id, %{answered?: true}, _begun, _stack), do: state
+  defp answer(state, id, entry, begun, stack, culprit \\ nil)
+  defp answer(state, _id, %{answered?: true}, _begun, _stack, _culprit), do: state
 
-  defp answer(state, id, entry, begun, stack) do
-    tell_caller(state, id, {:timed_out, begun, stack})
+  defp answer(state, id, entry, begun, stack, culprit) do
+    tell_caller(state, id, {:timed_out, begun, stack, culprit})
     state |> put(id, %{entry | answered?: true}) |> silence(id)
   end
+
+  defp others(%{request: request} = culprit, number) when request != number, do: culprit
+  defp others(_own_or_none, _number), do: nil
 
   defp tell_caller(state, id, news) do
     with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.handle.table, id),

@@ -8,20 +8,31 @@ defmodule PyPort.Server.Launch do
   alias PyPort.{Env, Error, Options, Reaper, Registry, StderrFile, Wire}
   alias PyPort.Server.{Handle, Heir, Mail, Page}
 
-  # The shell opens the stderr file before Python starts, so that even a failing import leaves its words
-  # there; `exec` keeps the pid, and with it the process group that the port's child leads.
-  @shell ~S(exec 2>>"$1"; shift; exec "$@")
+  # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
+  @reads 7
+  @writes 8
+
+  # The shell opens the stderr file before Python starts, so that even a failing import leaves its words there. It also
+  # moves the port away from 0 and 1: code that runs before the server is there (a wrapper script, sitecustomize, a .pth
+  # file) prints to stderr instead of into the first frame, and reads nothing instead of the first frame. The
+  # redirections belong to the command, because some shells keep those of their own from the programs that they start.
+  # `exec` keeps the pid, and with it the process group that the port's child leads.
+  @shell ~s(exec 2>>"$1"; shift; exec "$@" #{@reads}<&0 #{@writes}>&1 </dev/null >&2)
 
   # -P keeps the working directory out of the way while the server imports its own modules, so a file
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
   # `python -c`, because people keep their own modules there. The package that ships with this library stands last:
   # one that is installed in the environment, built for that Python, is the better one.
-  @boot "import sys; sys.path.append(sys.argv[1]); from port_server.server import lifecycle; " <>
-          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve())"
+  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import lifecycle; " <>
+          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve(#{@reads}, #{@writes}))"
 
   # How much printed text may be on its way to a device: enough for a fast one never to be waited for, and little enough
   # for each of a thousand callers with slow ones.
   @output_window_bytes 1_048_576
+
+  # After this time of running Python says so, and the death of the caller is known at once. Shorter requests pay nothing
+  # for it; what is left of one whose caller dies earlier is found when it has run for so long.
+  @running_after_ms 5
 
   @doc "Starts a Python whose owner is the calling process."
   @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
@@ -73,6 +84,7 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_queued_bytes: options.max_queued_bytes,
       max_pending: options.max_pending,
+      max_objects_per_owner: options.max_objects_per_owner,
       patience: options.cancel_grace + options.kill_grace
     }
   end
@@ -121,8 +133,10 @@ defmodule PyPort.Server.Launch do
       owner: self(),
       token: Base.encode16(:rand.bytes(16)),
       max_frame_bytes: options.max_frame_bytes,
+      max_depth: options.max_depth,
       max_objects: options.max_objects,
       heartbeat_interval_ms: options.heartbeat_interval,
+      running_after_ms: @running_after_ms,
       logging: options.logger,
       output_window_bytes: @output_window_bytes,
       delivery_window_bytes: Mail.window_bytes(),
@@ -144,7 +158,7 @@ defmodule PyPort.Server.Launch do
   defp prepare(options, stderr_path) do
     with {:ok, python} <- find_python(options),
          {:ok, directory} <- find_directory(options.cd) do
-      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot, package_path()]
+      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot | Env.package_path()]
 
       {:ok,
        [
@@ -176,6 +190,17 @@ defmodule PyPort.Server.Launch do
   defp not_inherited(true), do: [@never_inherited]
   defp not_inherited(false), do: Map.keys(System.get_env())
   defp not_inherited(names), do: Map.keys(System.get_env()) -- names
+
+  @doc "The directories of PYTHONPATH, as its Python sees it."
+  @spec python_path(map()) :: [Path.t()]
+  def python_path(options) do
+    with {:ok, options} <- unseal(options) do
+      path = options |> environment() |> Map.get("PYTHONPATH", System.get_env("PYTHONPATH"))
+      String.split(path || "", ":", trim: true)
+    else
+      {:error, _reason} -> []
+    end
+  end
 
   defp variables(%{python_env: nil, env: env}), do: env
 
@@ -226,6 +251,4 @@ defmodule PyPort.Server.Launch do
       {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
     end
   end
-
-  defp package_path, do: Path.join(to_string(:code.priv_dir(:py_port)), "python")
 end

@@ -6,8 +6,8 @@ defmodule PyPort.Server.Mail do
 
   require Logger
 
+  alias PyPort.{Error, Wire}
   alias PyPort.Server.Handle
-  alias PyPort.Wire
 
   # How much may be unread. Code that logs or sends more waits until some has been passed on: Logger may make its callers
   # wait, and no mailbox is to grow.
@@ -79,7 +79,7 @@ defmodule PyPort.Server.Mail do
   defp record(frame, caller, state) do
     case Wire.decode(frame) do
       {:ok, {:log, level, message, %{} = metadata}} when level in @levels and is_binary(message) ->
-        Logger.log(level, text(message), caller_metadata(caller) ++ metadata(metadata))
+        Logger.log(level, message |> text() |> Error.fold(), caller_metadata(caller) ++ metadata(metadata))
 
       {:error, why} ->
         Logger.warning("PyPort #{state.who}: a log record cannot be read: #{why}")

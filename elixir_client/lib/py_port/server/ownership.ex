@@ -7,8 +7,8 @@ defmodule PyPort.Server.Ownership do
   # are released and not lost.
   @moduledoc false
 
-  # thing -> {holder, value}; holder -> its things
-  defstruct things: %{}, holders: %{}
+  # thing -> {holder, value}; holder -> its things; owner -> how many objects; and how many of one owner are many
+  defstruct things: %{}, holders: %{}, owned: %{}, many: :infinity
 
   @type object_id :: pos_integer()
   @type claim_key :: {:reply | :call, binary()}
@@ -20,14 +20,26 @@ defmodule PyPort.Server.Ownership do
           | {:release, [object_id()]}
           | {:release_in, frame :: binary()}
           | {:close_session, String.t()}
+          # Of an owner of half of what are many objects, and more, or of one that was.
+          | {:owns, pid(), non_neg_integer()}
 
   @type t :: %__MODULE__{
           things: %{optional(thing()) => {pid(), term()}},
-          holders: %{optional(pid()) => %{optional(thing()) => true}}
+          holders: %{optional(pid()) => %{optional(thing()) => true}},
+          owned: %{optional(pid()) => pos_integer()},
+          many: pos_integer() | :infinity
         }
+
+  # A server with a small limit is not to warn of a handful.
+  @least_many 10
 
   @spec new() :: t()
   def new, do: %__MODULE__{}
+
+  @doc "With the limits of a server: a tenth of what one process may own are many."
+  @spec new(options :: map()) :: t()
+  def new(%{max_objects: all, max_objects_per_owner: own}),
+    do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
 
   @doc "A frame with handles is on its way to `reader`."
   @spec claim(t(), claim_key(), pid(), binary()) :: {t(), [effect()]}
@@ -106,7 +118,7 @@ defmodule PyPort.Server.Ownership do
   @spec ended(t(), pid()) :: {t(), [effect()]}
   def ended(table, holder) do
     {things, holders} = Map.pop(table.holders, holder, %{})
-    table = %{table | holders: holders}
+    {table, owned} = own(%{table | holders: holders}, holder, -owned(table, holder))
 
     {table, released, effects} =
       Enum.reduce(Map.keys(things), {table, [], []}, fn thing, {table, released, effects} ->
@@ -129,8 +141,12 @@ defmodule PyPort.Server.Ownership do
         end
       end)
 
-    {table, release_effect(released) ++ effects}
+    {table, release_effect(released) ++ owned ++ effects}
   end
+
+  @doc "How many objects a process owns."
+  @spec owned(t(), pid()) :: non_neg_integer()
+  def owned(table, owner), do: Map.get(table.owned, owner, 0)
 
   @doc "How many objects, sessions and claims there are."
   @spec count(t()) :: non_neg_integer()
@@ -173,8 +189,11 @@ defmodule PyPort.Server.Ownership do
         {_old, table, effects} = take(table, thing)
         monitor = if is_map_key(table.holders, holder), do: [], else: [{:monitor, holder}]
         things = table.holders |> Map.get(holder, %{}) |> Map.put(thing, true)
-        table = %{table | holders: Map.put(table.holders, holder, things)}
-        {put_in(table.things[thing], {holder, value}), effects ++ monitor}
+
+        {table, owned} =
+          own(%{table | holders: Map.put(table.holders, holder, things)}, holder, objects(thing))
+
+        {put_in(table.things[thing], {holder, value}), effects ++ monitor ++ owned}
     end
   end
 
@@ -185,13 +204,26 @@ defmodule PyPort.Server.Ownership do
 
       {{holder, value}, things} ->
         left = table.holders |> Map.fetch!(holder) |> Map.delete(thing)
-        table = %{table | things: things}
+        {table, owned} = own(%{table | things: things}, holder, -objects(thing))
 
         if left == %{} do
-          {value, %{table | holders: Map.delete(table.holders, holder)}, [{:demonitor, holder}]}
+          {value, %{table | holders: Map.delete(table.holders, holder)}, [{:demonitor, holder} | owned]}
         else
-          {value, %{table | holders: Map.put(table.holders, holder, left)}, []}
+          {value, %{table | holders: Map.put(table.holders, holder, left)}, owned}
         end
     end
+  end
+
+  defp objects({:object, _id}), do: 1
+  defp objects(_thing), do: 0
+
+  defp own(table, _owner, 0), do: {table, []}
+
+  defp own(%{many: many} = table, owner, more) do
+    before = owned(table, owner)
+    now = before + more
+    owned = if now == 0, do: Map.delete(table.owned, owner), else: Map.put(table.owned, owner, now)
+    effects = if is_integer(many) and max(before, now) >= div(many, 2), do: [{:owns, owner, now}], else: []
+    {%{table | owned: owned}, effects}
   end
 end

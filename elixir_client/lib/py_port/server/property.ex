@@ -3,8 +3,10 @@ defmodule PyPort.Server.Property do
   # part runs in the server, the second in whoever has a handle.
   @moduledoc false
 
+  require Logger
+
+  alias PyPort.{Error, Registry, Wire}
   alias PyPort.Server.{Handle, Ownership}
-  alias PyPort.Wire
 
   # --- in the server --------------------------------------------------------------------------
 
@@ -29,11 +31,13 @@ defmodule PyPort.Server.Property do
     |> carry_out(state)
   end
 
-  @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()]}, map()}
-  def transfer(state, ids, owner) do
-    case Ownership.transfer(state.ownership, ids, owner) do
-      {:ok, table, effects} -> {:ok, carry_out({table, effects}, state)}
-      {:error, unknown} -> {{:error, unknown}, state}
+  @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()] | Error.t()}, map()}
+  def transfer(%{options: %{max_objects_per_owner: most}} = state, ids, owner) do
+    with :ok <- room(owner, Ownership.owned(state.ownership, owner), length(ids), most),
+         {:ok, table, effects} <- Ownership.transfer(state.ownership, ids, owner) do
+      {:ok, carry_out({table, effects}, state)}
+    else
+      {:error, error_or_unknown} -> {{:error, error_or_unknown}, state}
     end
   end
 
@@ -77,6 +81,55 @@ defmodule PyPort.Server.Property do
     state
   end
 
+  # A row for each owner of many objects, which `room/3` reads in other processes. It goes when the owner has less than half
+  # of that, and the owner is named again when it comes back.
+  defp effect({:owns, owner, count}, %{handle: %{calls: table}, ownership: %{many: many}} = state) do
+    cond do
+      count < div(many, 2) ->
+        :ets.delete(table, {:owns, owner})
+        state
+
+      count >= many and :ets.insert_new(table, {{:owns, owner}, count}) ->
+        %{state | crowded: [owner | state.crowded]}
+
+      true ->
+        :ets.update_element(table, {:owns, owner}, {2, count})
+        state
+    end
+  end
+
+  @doc "Names the owners of many objects, with the type that Python says most of the latest objects have."
+  @spec warn(map(), String.t() | nil) :: map()
+  def warn(%{crowded: []} = state, _type), do: state
+
+  def warn(%{options: options} = state, type) do
+    for owner <- Enum.uniq(state.crowded), count = Ownership.owned(state.ownership, owner), count > 0 do
+      Logger.warning(
+        "PyPort #{state.who}: #{named(owner)} owns #{count} objects of this Python, of #{options.max_objects_per_owner} " <>
+          "that one process may own (max_objects_per_owner) and #{options.max_objects} in all (max_objects)" <>
+          if(type, do: "; most of the latest are of the type #{type}", else: "") <>
+          ". They are released when it ends, by PyPort.release/1, and at the end of PyPort.with_objects/1"
+      )
+    end
+
+    %{state | crowded: []}
+  end
+
+  defp named(owner) when node(owner) != node(), do: inspect(owner)
+
+  defp named(owner) do
+    case Process.info(owner, [:registered_name, :dictionary]) do
+      [{:registered_name, name}, _] when is_atom(name) -> "#{inspect(owner)} (#{inspect(name)})"
+      [_, {:dictionary, words}] -> "#{inspect(owner)}#{initial_call(words[:"$initial_call"])}"
+      nil -> inspect(owner)
+    end
+  end
+
+  defp initial_call({module, function, arity}),
+    do: " (#{Exception.format_mfa(module, function, arity)})"
+
+  defp initial_call(_unknown), do: ""
+
   @doc "Releases the objects of a frame that nobody reads. Walking over a large frame takes its time, so a process does it."
   @spec release_in(Handle.t(), binary()) :: :ok
   def release_in(handle, frame) do
@@ -94,22 +147,63 @@ defmodule PyPort.Server.Property do
 
   @doc """
   The reader of a frame with handles says whose they are: an owner's, or, where one is asked for on behalf of another
-  node's process, an owner's and after it an heir's.
+  node's process, an owner's and after it an heir's. They are released where the owner would have too many.
   """
-  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) :: :ok
-  def adopt(server, key, ids, {owner, heir}) do
-    GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
-    # Whether it is in scope is decided at home.
-    note_in_scope({server, owner}, ids)
-    :ok
-  end
+  @spec adopt(pid(), Ownership.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) ::
+          :ok | {:error, Error.t()}
+  # Whether it is in scope is decided at home.
+  def adopt(server, key, ids, {owner, heir}), do: adopt(server, key, ids, owner, heir, true)
 
   def adopt(server, key, ids, owner) do
     {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
-    GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
     # Where somebody else was named they are a present, and no business of anybody's scope.
-    if heir || owner == self(), do: note_in_scope({server, owner}, ids)
-    :ok
+    adopt(server, key, ids, owner, heir, heir != nil or owner == self())
+  end
+
+  defp adopt(server, key, ids, owner, heir, in_scope?) do
+    case room(server, owner, ids) do
+      :ok ->
+        GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
+        if in_scope?, do: note_in_scope({server, owner}, ids)
+        :ok
+
+      {:error, error} ->
+        disclaim(server, key)
+        {:error, error}
+    end
+  end
+
+  # The count may lack what was adopted a moment ago.
+  defp room(server, owner, ids) do
+    case Registry.fetch(server) do
+      {:ok, %{calls: table, max_objects_per_owner: most}} ->
+        room(owner, owned(table, owner), length(ids), most)
+
+      _ended ->
+        :ok
+    end
+  end
+
+  defp room(_owner, own, more, most) when own + more <= most, do: :ok
+
+  defp room(owner, own, more, most) do
+    {:error,
+     %Error{
+       kind: :encode,
+       begun: true,
+       message:
+         "#{inspect(owner)} owns #{own} objects of this server, and would own #{more} more, of #{most} that one " <>
+           "process may own (max_objects_per_owner). Release objects that are no longer used (PyPort.release/1, " <>
+           "PyPort.with_objects/1), return plain values, name another owner with the option :owner, or start the " <>
+           "server with a larger max_objects_per_owner"
+     }}
+  end
+
+  # Few are not counted here; and a server that has just ended has taken the table with it.
+  defp owned(table, owner) do
+    :ets.lookup_element(table, {:owns, owner}, 2)
+  rescue
+    ArgumentError -> 0
   end
 
   @spec disclaim(pid(), Ownership.claim_key()) :: :ok

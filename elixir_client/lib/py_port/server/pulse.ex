@@ -9,7 +9,7 @@ defmodule PyPort.Server.Pulse do
   alias PyPort.Server.{Handle, Page}
 
   @enforce_keys [:port, :table, :start_time, :stat, :page]
-  defstruct @enforce_keys
+  defstruct @enforce_keys ++ [:pipe]
 
   @type t :: %__MODULE__{
           port: port(),
@@ -17,7 +17,9 @@ defmodule PyPort.Server.Pulse do
           start_time: non_neg_integer(),
           # nil where there is no /proc.
           stat: :file.fd() | nil,
-          page: :file.fd() | nil
+          page: :file.fd() | nil,
+          # See `hold_pipe/3`.
+          pipe: :file.fd() | nil
         }
 
   # The name in it is at most 64 bytes long, and the numbers up to the 22nd field fit well.
@@ -38,11 +40,22 @@ defmodule PyPort.Server.Pulse do
     }
   end
 
+  @doc """
+  Keeps the pipe to Python open for reading here as well, from its `hello` on. Nothing is ever read. A port that is
+  writing when the last reader ends dies of EPIPE, and the exit status is lost; so it stays to say how Python ended.
+  """
+  @spec hold_pipe(t(), os_pid :: pos_integer(), info :: map()) :: t()
+  def hold_pipe(pulse, os_pid, %{os_pid: os_pid, port_fd: port_fd}) when is_integer(port_fd),
+    do: %{pulse | pipe: open_file("/proc/#{os_pid}/fd/#{port_fd}")}
+
+  # A child of the process that was started: which process of this machine that is, is not known.
+  def hold_pipe(pulse, _os_pid, _info), do: pulse
+
   @spec close(t() | nil) :: :ok
   def close(nil), do: :ok
 
   def close(pulse) do
-    for fd when fd != nil <- [pulse.stat, pulse.page], do: :file.close(fd)
+    for fd when fd != nil <- [pulse.stat, pulse.page, pulse.pipe], do: :file.close(fd)
     :ok
   end
 

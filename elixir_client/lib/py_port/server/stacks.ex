@@ -1,12 +1,16 @@
 defmodule PyPort.Server.Stacks do
-  # Where each thread of a Python is: SIGUSR2 makes faulthandler write it to the stderr file, also while the interpreter is
-  # held. Runs in any process, and asks the server for nothing.
+  # The stacks of all threads of a Python. Python's control thread writes them where it gets the interpreter. Where code
+  # in C holds that, SIGUSR2 makes faulthandler write them to the stderr file; faulthandler reads frames that may run, and
+  # can crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
   @moduledoc false
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Error, Reaper, StderrFile}
+  alias PyPort.{Error, Reaper, Request, StderrFile, Wire}
   alias PyPort.Server.Handle
+
+  # Python answers within a few ms of having the interpreter; a crowded machine takes longer.
+  @answer_ms 500
 
   # A dump takes 1 ms. It is whole when the file has stopped growing for so long.
   @quiet_ms 10
@@ -19,12 +23,64 @@ defmodule PyPort.Server.Stacks do
 
   @status_bytes 4_096
 
+  @doc "The stacks as Python tells them, within `answer_ms`."
+  @spec take(Handle.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
+  def take(handle, answer_ms \\ @answer_ms) do
+    id = Handle.next_id(handle)
+    ref = :erlang.alias()
+
+    if Handle.insert(handle, {id, ref, self(), nil}) do
+      Handle.command(handle, Wire.stacks(id))
+      await_answer(handle, id, ref, answer_ms)
+    else
+      {:error, unavailable("Python (process #{handle.os_pid}) has ended, or is about to be stopped")}
+    end
+  end
+
+  defp await_answer(handle, id, ref, answer_ms) do
+    receive do
+      {^ref, frame} when is_binary(frame) -> Request.outcome(frame)
+      {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason)}
+    after
+      answer_ms ->
+        forget(handle, id, ref)
+
+        {:error,
+         unavailable(
+           "Python (process #{handle.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
+             "process is stopped (PyPort.status/1 tells which). Where a request is stuck, the `stack` of its " <>
+             "error shows it when its timeout has passed"
+         )}
+    end
+  end
+
+  # An answer that comes later has no row any more, and the server drops it.
+  defp forget(handle, id, ref) do
+    :erlang.unalias(ref)
+    :ets.delete(handle.table, id)
+
+    receive do
+      {^ref, _frame} -> :ok
+    after
+      0 -> :ok
+    end
+  rescue
+    ArgumentError -> :ok
+  end
+
   @doc """
-  The stacks as faulthandler writes them. The process must catch SIGUSR2, or it would be ended by it: one that has just
-  been started does not yet.
+  The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
+  them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
   """
-  @spec take(Handle.t()) :: {:ok, String.t()} | {:error, Error.t()}
-  def take(handle) do
+  @spec take_before_kill(Handle.t(), answer_ms :: non_neg_integer()) ::
+          {:ok, String.t()} | {:error, Error.t()}
+  def take_before_kill(handle, 0), do: dump(handle)
+
+  def take_before_kill(handle, answer_ms) do
+    with {:error, _held} <- take(handle, answer_ms), do: dump(handle)
+  end
+
+  defp dump(handle) do
     if catches?(handle.os_pid) do
       with_stderr(handle, fn file ->
         before = size(file)

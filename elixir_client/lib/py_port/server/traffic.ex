@@ -21,6 +21,7 @@ defmodule PyPort.Server.Traffic do
       :log -> {:ok, log(state, frame)}
       :send -> {:ok, mail(state, {:send, frame})}
       {:pong, id} -> {:ok, pong(state, id, frame)}
+      {:running, id} -> {:ok, running(state, id)}
       _other -> :other
     end
   end
@@ -88,15 +89,23 @@ defmodule PyPort.Server.Traffic do
     state
   end
 
+  defp pong(state, id, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:pong, _id, %{} = said}} -> state |> Ladder.heard(said[:blocking]) |> pong_of(id, said)
+      _unreadable -> state
+    end
+  end
+
   # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
   # row in the table and the frame in its hands. All others were sent.
-  defp pong(state, id, frame) do
-    with %{^id => %{cancel: %{why: :caller_down} = entry}} <- state.attached,
-         {:ok, {:pong, _id, %{open: false}}} <- Wire.decode(frame) do
-      :ets.delete(state.handle.table, id)
-      state |> Ladder.never_sent(id, entry) |> abandon(id)
-    else
-      _open_or_not_asked_after -> state
+  defp pong_of(state, id, said) do
+    case {state.attached, said} do
+      {%{^id => %{cancel: %{why: :caller_down} = entry}}, %{open: false}} ->
+        :ets.delete(state.handle.table, id)
+        state |> Ladder.never_sent(id, entry) |> abandon(id)
+
+      _open_or_not_asked_after ->
+        Ladder.pong(state, id, said)
     end
   end
 
@@ -239,7 +248,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  # Who waits for the request that calls. From its first call on its death is to be known at once.
+  # The process that waits for the request that calls.
   defp caller(state, id) do
     case {:ets.lookup(state.handle.table, id), state.attached} do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->
@@ -248,11 +257,8 @@ defmodule PyPort.Server.Traffic do
       {_row, %{^id => %{caller: :dead}}} ->
         :none
 
-      {[{_id, _ref, caller, _extra}], %{^id => %{caller: monitor}}} when monitor != nil ->
-        {:ok, caller, state}
-
       {[{_id, _ref, caller, _extra}], _attached} ->
-        {:ok, caller, attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))}
+        {:ok, caller, watch_caller(state, id, caller)}
 
       # Outside any request: from a thread of init_code, say. The server itself stands in for a caller.
       {[], _attached} when id == "" ->
@@ -283,11 +289,27 @@ defmodule PyPort.Server.Traffic do
   # What it has adopted, it has said before its end. What it has not, is nobody's.
   defp disclaim(state, call_id), do: Property.cast(state, {:disclaim, {:call, call_id}})
 
-  @doc "The caller of a request that has made calls has died."
+  # A request has run for longer than most.
+  defp running(state, id) do
+    case :ets.lookup(state.handle.table, id) do
+      [{_id, _ref, caller, _extra}] -> watch_caller(state, id, caller)
+      [] -> state
+    end
+  end
+
+  # From now on the death of the caller is known at once; one that is dead already is known now.
+  defp watch_caller(state, id, caller) do
+    case state.attached do
+      %{^id => %{caller: watched}} when watched != nil -> state
+      _not_watched -> attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))
+    end
+  end
+
+  @doc "The caller of a request has died that was watched."
   @spec caller_down(state(), Wire.id()) :: state()
   def caller_down(state, id) do
     case state.attached do
-      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead)
+      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead) |> orphaned(id)
       _over -> state
     end
   end

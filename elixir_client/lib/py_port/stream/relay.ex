@@ -19,7 +19,8 @@ defmodule PyPort.Stream.Relay do
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
-          | {:timed_out, begun :: boolean() | nil, stack :: String.t() | nil}
+          | {:timed_out, begun :: boolean() | nil, where :: String.t() | {:importing, String.t()} | nil,
+             PyPort.Error.culprit() | nil}
           | :not_sent
           | {:error, PyPort.Error.t()}
 
@@ -114,14 +115,25 @@ defmodule PyPort.Stream.Relay do
     after
       timeout ->
         Process.demonitor(ref, [:flush])
-        {:timed_out, nil, nil}
+        {:timed_out, nil, nil, nil}
     end
   end
 
-  @doc "The consumer wants no more. What Python runs to tidy up may still print."
-  @spec stop(pid()) :: :ok
-  def stop(relay) do
-    send(relay, :stop)
+  @doc """
+  Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
+  printed; unless Python is at another request, or `patience` has passed, in ms.
+  """
+  @spec stop(pid(), non_neg_integer()) :: :ok
+  def stop(relay, patience) do
+    ref = Process.monitor(relay)
+    :erlang.send_nosuspend(relay, :stop)
+
+    receive do
+      {:DOWN, ^ref, :process, _relay, _reason} -> :ok
+    after
+      patience -> Process.demonitor(ref, [:flush])
+    end
+
     :ok
   end
 
@@ -244,8 +256,8 @@ defmodule PyPort.Stream.Relay do
       {^ref, items} when is_list(items) -> await_reply(ref)
       {^ref, frame} when is_binary(frame) -> {:frame, frame}
       {^ref, frame, _writer} -> {:frame, frame}
-      {^ref, {:so_far, _begun, _stack}} -> await_reply(ref)
-      {^ref, {:timed_out, _begun, _stack} = ending} -> ending
+      {^ref, {:so_far, _begun, _stack, _culprit}} -> await_reply(ref)
+      {^ref, {:timed_out, _begun, _stack, _culprit} = ending} -> ending
       {:DOWN, ^ref, :process, _owner, reason} -> {:down, reason}
     end
   end

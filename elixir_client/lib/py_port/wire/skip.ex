@@ -48,8 +48,11 @@ defmodule PyPort.Wire.Skip do
 
   defp node_then(rest, bytes, n) do
     case terms(rest, 1) do
-      {:ok, <<_::binary-size(bytes), rest::binary>>} -> terms(rest, n - 1)
-      _truncated -> :error
+      {:ok, rest} when byte_size(rest) >= bytes ->
+        terms(binary_part(rest, bytes, byte_size(rest) - bytes), n - 1)
+
+      _truncated ->
+        :error
     end
   end
 end

@@ -70,6 +70,27 @@ defmodule PyPort.EnvTest do
     assert Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "sync")) == 1
   end
 
+  test "a server and a pool that name no Python run in the environment :default", %{
+    name: name,
+    options: options
+  } do
+    :ok = uv_init(options)
+    {base, stamp} = record(name)
+    Stamp.write!(base, %{stamp | name: :default})
+    put_env("PYPORT_ENVS", "default=#{base}")
+    {:ok, pool} = PyPort.Pool.start_link(size: 1)
+    {:ok, server} = PyPort.Server.start_link()
+
+    for one <- [pool, server],
+        do: assert({:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: one))
+
+    # A Python that is named is used.
+    python = System.get_env("PYPORT_PYTHON") || "python3"
+    {:ok, other} = PyPort.Server.start_link(python: python)
+    assert {:error, %Error{type: "ModuleNotFoundError"}} = PyPort.eval("import thing", %{}, server: other)
+    Enum.each([pool, server, other], &GenServer.stop/1)
+  end
+
   # Somebody else's packages, and a standard library that is none.
   test "an environment sees itself alone, whatever the BEAM was started with, unless the server says otherwise",
        %{

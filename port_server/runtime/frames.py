@@ -1,0 +1,77 @@
+"""Reads the frames of a thread: whether an import is under way there, and all stacks as text.
+
+Runs no user code. A caller that looks at other threads holds the GIL, so their frames stand still.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Container
+    from types import FrameType
+    from typing import Final
+
+# An exception that is raised in these leaves half-initialised modules behind, or the import lock.
+IMPORT_FILES: Final = frozenset(
+    ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
+)
+# As many as faulthandler writes.
+_MOST_FRAMES: Final = 100
+
+
+def outermost_import(frame: FrameType | None) -> FrameType | None:
+    """Give the outermost frame of the import machinery on the stack of `frame`, or None."""
+    found = None
+    while frame is not None:
+        if frame.f_code.co_filename in IMPORT_FILES:
+            found = frame
+        frame = frame.f_back
+    return found
+
+
+def imported_name(frame: FrameType | None) -> str | None:
+    """Give the name of the module that is imported on the stack of `frame`, None without an import.
+
+    Of imports inside each other it is the outermost one, which the code asked for.
+    """
+    found = outermost_import(frame)
+    if found is None:
+        return None
+    variables = found.f_locals
+    name = variables.get("name") or getattr(variables.get("spec"), "name", None)
+    return name if type(name) is str else "a module"
+
+
+def imported_by_thread(ident: int) -> str | None:
+    """Give the same for the thread with that ident."""
+    return imported_name(sys._current_frames().get(ident))  # noqa: SLF001  there is no other
+
+
+def stacks(main: int, left_out: Container[int]) -> str:
+    """Give the stacks of all threads but those left out, in the format of faulthandler.
+
+    Args:
+        main: the ident of the main thread, which comes first.
+        left_out: idents of threads.
+    """
+    frames = {
+        ident: frame
+        for ident, frame in sys._current_frames().items()  # noqa: SLF001  there is no other
+        if ident not in left_out
+    }
+    idents = sorted(frames, key=lambda ident: ident != main)
+    return "\n".join([_stack(ident, frames[ident]) for ident in idents])
+
+
+def _stack(ident: int, frame: FrameType | None) -> str:
+    lines = [f"Thread 0x{ident:016x} (most recent call first):"]
+    while frame is not None:
+        if len(lines) > _MOST_FRAMES:
+            lines.append("  ...")
+            break
+        code = frame.f_code
+        lines.append(f'  File "{code.co_filename}", line {frame.f_lineno} in {code.co_name}')
+        frame = frame.f_back
+    return "\n".join([*lines, ""])
