@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from . import failure
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -34,10 +36,14 @@ def outermost_import(frame: FrameType | None) -> FrameType | None:
 def imported_name(frame: FrameType | None) -> str | None:
     """Give the name of the module that is imported on the stack of `frame`, None without an import.
 
-    Of imports inside each other it is the outermost one, which the code asked for.
+    Of imports inside each other it is the outermost one, which the code asked for. What is imported
+    to describe a failure counts for nothing: the code has ended.
     """
     found = outermost_import(frame)
-    if found is None:
+    outer = found
+    while outer is not None and outer.f_code.co_filename != failure.__file__:
+        outer = outer.f_back
+    if found is None or outer is not None:
         return None
     variables = found.f_locals
     name = variables.get("name") or getattr(variables.get("spec"), "name", None)

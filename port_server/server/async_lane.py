@@ -148,6 +148,10 @@ class AsyncLane:
             return None
         return {"request": job.id_term[5:], "code": code_of(job)}
 
+    def has_begun(self, id_term: bytes) -> bool:
+        """Tell whether code of a request has run here, and it has no answer yet."""
+        return id_term == self._evaluating or id_term in self._tasks
+
     def credit(self, id_term: bytes, count: int) -> bool:
         """Let a stream send more; tell whether it is under way here."""
         if id_term not in self.jobs:

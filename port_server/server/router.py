@@ -232,6 +232,7 @@ class Router:
         elif type(message) is Ping:
             status = self.vitals.status()
             status["open"] = self.is_open(message.id_term)
+            status["begun"] = self._has_begun(message.id_term)
             status["importing"] = self._imported_by(message.id_term)
             blocking = self._async.blocking()
             if blocking is not None:
@@ -283,17 +284,22 @@ class Router:
         self.calls.cancel(id_term)
 
     def is_open(self, id_term: bytes) -> bool:
-        """Tell whether a request has begun and has no answer yet, wherever it is.
+        """Tell whether a request has no answer yet.
 
-        One that waits is not looked for: who wants to know has cancelled it before.
+        One in main's queue is not looked for: who wants to know has cancelled it before.
         """
+        return (
+            self._has_begun(id_term) or id_term in self._async.jobs or id_term in self.turns.jobs
+        )
+
+    def _has_begun(self, id_term: bytes) -> bool:
+        """Tell whether the code of a request is known to have begun, and to have no answer yet."""
         lane = self._lane
         return (
             id_term == lane.running
             or id_term in lane.below
             or id_term in self.streams
-            or id_term in self._async.jobs
-            or id_term in self.turns.jobs
+            or self._async.has_begun(id_term)
         )
 
     def _imported_by(self, id_term: bytes) -> str | None:

@@ -57,7 +57,7 @@ defmodule PyPort.Stream do
     case Relay.more(stream.relay, stream.options.timeout) do
       {:items, frames} -> {tagged(frames, stream), stream}
       {:last, frames, ending} -> {tagged(frames, stream), %{stream | ended: ending}}
-      :timeout -> raise timed_out(stream)
+      :timeout -> {[], %{stream | ended: {:error, timed_out(stream)}}}
     end
   end
 
@@ -95,7 +95,9 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp stop(stream), do: Relay.stop(stream.relay, stream.patience)
+  # One that has ended need not be waited for.
+  defp stop(%{ended: nil} = stream), do: Relay.stop(stream.relay, stream.patience)
+  defp stop(stream), do: Relay.stop(stream.relay, 0)
 
   # Most items hold no handle, and need nothing but their bytes.
   defp tagged(frames, stream), do: Enum.map(frames, &tag(&1, stream))

@@ -342,7 +342,7 @@ defmodule PyPort.Wire do
     # What the codec makes of the floats that Erlang has not.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm, :sigint] ++
       [:hello, :python, :implementation, :libc, :machine, :codec, :server_version, :features] ++
-      [:executable, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
+      [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++

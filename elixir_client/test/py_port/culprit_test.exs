@@ -2,7 +2,7 @@ defmodule PyPort.CulpritTest do
   # One request keeps others from ending, and the Python is killed for it: all of them are told which one it was.
   use ExUnit.Case, async: true
 
-  import PyPort.Test.{LogTo, Requests, Servers}
+  import PyPort.Test.{FakePython, LogTo, Requests, Servers}
 
   alias PyPort.Error
 
@@ -110,6 +110,16 @@ defmodule PyPort.CulpritTest do
 
     assert Exception.message(error) =~
              "request #{number} went on for more than #{@cancel_grace + @kill_grace} ms"
+  end
+
+  @tag :tmp_dir
+  test "a pong that arrives while Python is killed does not change the report", %{tmp_dir: dir} do
+    server = start_fake(dir, cancel_grace: 50, kill_grace: 100)
+    monitor = server |> Process.whereis() |> Process.monitor()
+    code = "page(id)\nwhile True: send(A('pong'), id, {A('begun'): True})"
+    assert {{:error, %Error{kind: :timeout, begun: true}}, _ms} = timed_eval(server, code, timeout: 100)
+    assert_receive {:DOWN, ^monitor, :process, _pid, {:shutdown, {:python_ended, report, _page}}}, 5_000
+    assert %{kind: :killed, culprit: %{request: _number}} = report
   end
 
   test "a task that only ignores that it is told to end is its own culprit" do

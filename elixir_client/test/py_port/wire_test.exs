@@ -157,7 +157,7 @@ defmodule PyPort.WireTest do
   test "what a hello says is known here" do
     source = File.read!(Application.app_dir(:py_port, "priv/python/port_server/server/greeting.py"))
     [features] = Regex.run(~r/FEATURES: Final = \((.*?)\n\)/s, source, capture: :all_but_first)
-    [info] = Regex.run(~r/def info\(\).*?return \{(.*?)\n    \}/s, source, capture: :all_but_first)
+    [info] = Regex.run(~r/def info\(.*?return \{(.*?)\n    \}/s, source, capture: :all_but_first)
     features = for [name] <- Regex.scan(~r/"(\w+)"/, features, capture: :all_but_first), do: name
     keys = for [name] <- Regex.scan(~r/^\s*"(\w+)":/m, info, capture: :all_but_first), do: name
     assert length(features) > 10 and length(keys) > 5

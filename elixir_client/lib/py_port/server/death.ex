@@ -101,18 +101,21 @@ defmodule PyPort.Server.Death do
     # Before the kill, since a machine that needs this may be slow with all else. Which requests have not begun is known
     # after it.
     state = Ladder.fell(state)
+    # A pong that is still on its way knows of another culprit.
+    culprit = state.culprit
+    message = "the Python process was killed: " <> words(why, state)
     Reaper.kill(self())
     page = last_page(state, why)
     # What stands in the mailbox by now is answered.
     {_status, state} = await_exit(state.handle.port, System.monotonic_time(:millisecond), state)
-    state = Ladder.fell(state, page)
+    state = Ladder.fell(%{state | culprit: culprit}, page)
 
     {state,
      %Error{
        kind: :killed,
        signal: "SIGKILL",
-       message: "the Python process was killed: " <> words(why, state),
-       culprit: if(why == :request, do: state.culprit),
+       message: message,
+       culprit: if(why == :request, do: culprit),
        stack: state.stack,
        stderr: last_words(state)
      }, page}

@@ -31,6 +31,8 @@ defmodule PyPort.Server.Ladder do
           heard: term(),
           # The module that its code is importing, as far as is known.
           importing: String.t() | nil,
+          # Whether its code has begun, by Python's word.
+          begun?: boolean(),
           # Whether its caller has an answer already, or needs none.
           answered?: boolean(),
           # Whether Python has said that it is a stream that cannot end before main is free.
@@ -64,6 +66,7 @@ defmodule PyPort.Server.Ladder do
         culprit: nil,
         heard: nil,
         importing: nil,
+        begun?: false,
         answered?: why == :caller_down,
         waits?: false
       }
@@ -124,10 +127,12 @@ defmodule PyPort.Server.Ladder do
 
   defp leave_service(_state), do: :ok
 
-  @doc "Python's answer to a ping: what the request is importing, and whether it is a stream that waits for main."
+  @doc "Python's answer to a ping: whether it has begun, what it is importing, whether it is a stream that waits for main."
   @spec pong(state(), Wire.id(), map()) :: state()
   def pong(state, id, said) do
-    case {entry(state, id), said} do
+    entry = entry(state, id)
+
+    case {entry && %{entry | begun?: entry.begun? or said[:begun] == true}, said} do
       {nil, _said} ->
         state
 
@@ -136,8 +141,8 @@ defmodule PyPort.Server.Ladder do
         entry = %{entry | waits?: true}
         state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
 
-      {%{importing: name}, %{importing: name}} when name != nil ->
-        state
+      {%{importing: name} = entry, %{importing: name}} when name != nil ->
+        put(state, id, entry)
 
       {entry, %{importing: name}} when is_binary(name) ->
         importing(state, id, %{entry | waits?: false}, name)
@@ -211,8 +216,7 @@ defmodule PyPort.Server.Ladder do
     state = state |> put(id, entry) |> sound_out(id, place, page)
     place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
-    # A request that has not begun may begin yet: only Python can say that it has not, or its page when it is dead.
-    begun = Page.begun(Page.alive(page), id)
+    begun = begun(entry, Page.alive(page), id)
 
     case blame(place, page, left_over, Vital.well?(state), heard?) do
       :it -> climb(state, id, entry, left_over || place, begun)
@@ -220,6 +224,10 @@ defmodule PyPort.Server.Ladder do
       :soon -> {:ok, leave_late(state, id, entry, begun)}
     end
   end
+
+  # A request that has not begun may begin yet: only Python can say that it has not, or its page when it is dead.
+  defp begun(%{begun?: true}, _page, _id), do: true
+  defp begun(_entry, page, id), do: Page.begun(page, id)
 
   # A request that main is still at although it has been answered: what it left behind is being tidied up, for a moment.
   defp left_over(state, %{running: running}) when running != nil do
@@ -345,7 +353,7 @@ defmodule PyPort.Server.Ladder do
   @spec fell(state()) :: state()
   def fell(state) do
     page = Pulse.page(state.pulse)
-    state |> last_stack() |> fell(page, &(Page.begun(page, &1) in [true, nil]))
+    state |> last_stack() |> fell(page, &(Page.begun(page, &1) != false))
   end
 
   @doc "After it was killed, with its last page: answers the others."
@@ -354,7 +362,7 @@ defmodule PyPort.Server.Ladder do
 
   defp fell(state, page, whom?) do
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
-      state -> answer(state, id, entry, Page.begun(page, id), state.stack, others(state.culprit, number(id)))
+      state -> answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
@@ -413,7 +421,7 @@ defmodule PyPort.Server.Ladder do
           importing(state, id, entry, "a module")
         else
           culprit = state.culprit |> culprit(entry.culprit, id) |> others(number(id))
-          tell_caller(state, id, {:so_far, Page.begun(page, id), stack, culprit})
+          tell_caller(state, id, {:so_far, begun(entry, page, id), stack, culprit})
           state
         end
     end
