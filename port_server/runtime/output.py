@@ -45,6 +45,8 @@ PIECE_BYTES: Final = 1 << 16
 _LONGEST_HAND_ON_S: Final = 1.0
 # The id of no request, as its term: what is delivered is not counted for any of them.
 NO_REQUEST: Final = b"m\0\0\0\0"
+# The count of an ack that means all there is.
+ALL_BYTES: Final = 0x7FFFFFFF
 # How often a print that waits for its reader looks whether there still is one.
 _LOOK_S: Final = 0.1
 # How long code that is cancelled takes for each record beyond the window.
@@ -309,11 +311,11 @@ class Output:
     def ack(self, id_term: bytes, count: int) -> None:
         """Note that the other side has passed on `count` bytes of a request's output.
 
-        Or of what is delivered. A count that is too large means all of it.
+        Or of the deliveries. An ack may come before its bytes are counted in `sent`.
         """
         printed = self.deliveries if id_term == NO_REQUEST else self.requests.get(id_term)
         if printed is not None:
-            printed.acked = min(printed.acked + count, printed.sent)
+            printed.acked = printed.sent if count == ALL_BYTES else printed.acked + count
             printed.wake()
 
     def mute(self, id_term: bytes) -> None:

@@ -91,7 +91,7 @@ def test_one_of_any_size_passes(careful):
     assert careful.reply(request)[2] == b"done"
 
 
-def test_an_acknowledgement_of_more_than_there_is_means_all(careful):
+def test_the_largest_acknowledgement_means_all(careful):
     """And the window is as large as before."""
     for _ in range(2):
         request = careful.send_eval(LOG)

@@ -14,7 +14,7 @@ defmodule PyPort.Server.Mail do
   @window_bytes 1_048_576
   # Told in quarters, so that a record now and then costs no frame of its own.
   @ack_bytes div(@window_bytes, 4)
-  # More than any window holds.
+  # Means all there is, see docs/protocol.md.
   @everything 0x7FFFFFFF
 
   @levels [:debug, :info, :warning, :error, :critical]
