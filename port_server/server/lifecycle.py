@@ -243,8 +243,8 @@ class Server:
             left = deadline - monotonic()
             if left <= 0:
                 self.calls.why = _GRACE_OVER
-                self.calls.fail_all()
                 self.async_lane.end_all(_GRACE_OVER)
+                self.calls.fail_all()
                 dispatcher.close_parked(_GRACE_OVER)
                 dispatcher.work()
                 deadline = monotonic() + _LAST_WAIT_S
