@@ -22,7 +22,8 @@ atoms() ->
      eval, call, ping, cancel_queued, uptime_ms, requests, kind, type, message, traceback, frames,
      objects, sessions, logging, heartbeat, async, invoke, send, stream, sequence, monotonic_ms,
      state, idle, busy, running, running_ms, queue, rss_bytes, tasks, calls, streams, yield,
-     unavailable, log, logger, debug, info, warning, critical, request,
+     unavailable, log, logger, debug, info, warning, critical, request, open, importing,
+     waiting, blocking, code,
      file, line, function, source, begun, protocol, decode, encode, timeout, cancelled].
 
 open() ->
