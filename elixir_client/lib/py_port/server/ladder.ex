@@ -362,7 +362,8 @@ defmodule PyPort.Server.Ladder do
 
   defp fell(state, page, whom?) do
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
-      state -> answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
+      state ->
+        answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
