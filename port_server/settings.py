@@ -115,8 +115,8 @@ class Settings:
 
     hangup_grace_ms: int
     """How long the server may take to begin to leave by itself once the other side of the port has
-    hung up; then it is killed with its process group. Nobody is there to wait for it, and an orphan
-    within a second would be one too many."""
+    hung up; then it is killed with its process group. Short, because no caller waits for it any
+    more."""
 
     heartbeat_interval_ms: int
     """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,

@@ -36,8 +36,8 @@ def outermost_import(frame: FrameType | None) -> FrameType | None:
 def imported_name(frame: FrameType | None) -> str | None:
     """Give the name of the module that is imported on the stack of `frame`, None without an import.
 
-    Of imports inside each other it is the outermost one, which the code asked for. What is imported
-    to describe a failure counts for nothing: the code has ended.
+    Of imports inside each other it is the outermost one, which the code asked for. Imports that
+    describe a failure do not count: the code has ended.
     """
     found = outermost_import(frame)
     outer = found

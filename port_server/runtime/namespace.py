@@ -1,4 +1,4 @@
-"""Namespaces and contexts: the globals and the context variables of a request. Nothing is run.
+"""Namespaces and contexts: the globals and the context variables of a request. No code is run.
 
 Every request gets fresh ones: a copy of a small dict, which costs less than building it, and a copy
 of a context. Both carry what init_code left. A session keeps its own.

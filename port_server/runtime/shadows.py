@@ -1,7 +1,7 @@
 """Files that hide a module of the standard library: errors name them, and so does the doctor.
 
 Python finds an `asyncio.py` of the working directory or of PYTHONPATH before its own module, for
-the server and for every library. What fails then seldom says why.
+the server and for every library. The errors that follow seldom tell why.
 """
 
 from __future__ import annotations

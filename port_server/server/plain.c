@@ -85,7 +85,7 @@ enum {
         W_COUNT
 };
 
-/* What `evaluate` is called with, on its way through a context. */
+/* The arguments of `evaluate`, on their way through a context. */
 typedef struct {
     const unsigned char *body;
     const unsigned char *end;

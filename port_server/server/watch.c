@@ -36,7 +36,7 @@ struct watched {
 /* The parent at the first start: a later one may already be who takes in orphans. */
 static pid_t first_parent;
 
-/* What the process has beyond that grace once it is leaving by itself. */
+/* The time that the process has beyond that grace once it is leaving by itself. */
 static volatile int leaving_ms;
 
 static void pause_ms(int ms) {

@@ -1,4 +1,4 @@
-"""What the frames of a thread tell."""
+"""Reading the frames of a thread."""
 
 import sys
 

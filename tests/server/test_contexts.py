@@ -103,7 +103,7 @@ def bind(port, way, **more):
 
 @pytest.mark.parametrize("way", BINDS)
 def test_no_request_sees_what_another_has_set(port, way):
-    """Whatever ran before, and however the next one runs; what init_code has set is seen by all."""
+    """In any way in which two requests run; all see the variables that init_code has set."""
     bind(port, way)
     assert [FINDS[next_way](port, {}) for next_way in FINDS] == [NOTHING] * len(FINDS)
 

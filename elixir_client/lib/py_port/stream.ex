@@ -95,7 +95,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  # One that has ended need not be waited for.
+  # There is no need to wait for a stream that has ended.
   defp stop(%{ended: nil} = stream), do: Relay.stop(stream.relay, stream.patience)
   defp stop(stream), do: Relay.stop(stream.relay, 0)
 

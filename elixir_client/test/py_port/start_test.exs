@@ -118,7 +118,9 @@ defmodule PyPort.StartTest do
         server = start(cd: dir)
         assert {:error, error} = PyPort.eval("1 / 0", %{}, server: server)
         assert error.type == "ZeroDivisionError"
-        assert Exception.message(error) =~ "#{file} hides Python's own module #{unquote(name)}"
+        # A traceback needs no tokens from Python 3.13 on.
+        whole? = unquote(name) == "token" and error.traceback != nil
+        assert whole? or Exception.message(error) =~ "#{file} hides Python's own module #{unquote(name)}"
         GenServer.stop(server)
       end
     end
@@ -133,7 +135,7 @@ defmodule PyPort.StartTest do
           {:error, %Error{kind: :unavailable} = error} ->
             assert Exception.message(error) =~ "#{file} hides Python's own module #{unquote(name)}"
 
-          # One that has it built in, or needs it not, starts.
+          # A Python that has it built in, or does not need it, starts.
           {:ok, 1} ->
             :ok
         end

@@ -78,7 +78,7 @@ defmodule PyPort.Env.Advice do
   def python(lines), do: find(python_rules(), lines |> List.wrap() |> Enum.join("\n"))
 
   @doc """
-  What to do about a Python that did not start because a file in `directories`, which stand on its path before its own
+  Advice about a Python that did not start because a file in `directories`, which stand on its path before its own
   library, has the name of one of its own modules. By its last lines.
   """
   @spec hidden([String.t()], [Path.t()]) :: String.t() | nil

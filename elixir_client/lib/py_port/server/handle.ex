@@ -18,7 +18,7 @@ defmodule PyPort.Server.Handle do
           port: port(),
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
-          # What calls of this Python into the BEAM need. Rows {worker, call id, request}: the processes that serve one; those of
+          # Rows for calls of this Python into the BEAM. {worker, call id, request}: the processes that serve one; those of
           # PyPort.Callbacks, which begin with a request's id; {:allow, list}, what it may call by name; and
           # {{:owns, owner}, count}, how many objects an owner has, if they are many. A handle is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),

@@ -48,7 +48,7 @@ defmodule PyPort.Server.Ladder do
   @again_ms 100
   # How long Python has at the most to tell its stacks before the kill.
   @answer_ms 500
-  # What a stack shows in the midst of an import.
+  # A stack shows this in the midst of an import.
   @import_frame "<frozen importlib._bootstrap"
 
   @doc "The request is to end; its `cancel` is on its way."

@@ -38,7 +38,7 @@ defmodule PyPort.Server.Launch do
   @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
-    # Whatever ends this process from here on, the directory goes with it.
+    # From here on the directory is removed however this process ends.
     Reaper.watch(self(), dir)
     stderr_path = StderrFile.path(dir)
 

@@ -41,7 +41,7 @@ defmodule PyPort.Server.Pulse do
   end
 
   @doc """
-  Keeps the pipe to Python open for reading here as well, from its `hello` on. Nothing is ever read. A port that is
+  Keeps the pipe to Python open for reading here as well, from its `hello` on. It is never read from. A port that is
   writing when the last reader ends dies of EPIPE, and the exit status is lost; so it stays to say how Python ended.
   """
   @spec hold_pipe(t(), os_pid :: pos_integer(), info :: map()) :: t()
