@@ -90,9 +90,9 @@ defmodule PyPort.Server do
   @type option ::
           {:name, GenServer.name()}
           | {:python | :cd, String.t() | nil}
-          | {:env, variables() | (() -> variables())}
+          | {:env, variables() | (... -> variables())}
           | {:inherit_env, boolean() | [String.t()]}
-          | {:init_code, String.t() | PyPort.Code.t() | nil | (() -> String.t() | PyPort.Code.t())}
+          | {:init_code, String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
