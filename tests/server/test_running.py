@@ -3,15 +3,19 @@
 import pytest
 from lanes_client import WITHOUT_C, Port
 
+# Each goes on until the gate is there.
 LONG = {
-    "sleeps": "import time\ntime.sleep(0.1)",
-    "computes": "import time\nend = time.monotonic() + 0.1\nwhile time.monotonic() < end: pass",
-    "awaits": "import asyncio\nawait asyncio.sleep(0.1)",
+    "sleeps": "import os, time\nwhile not os.path.exists(gate): time.sleep(0.001)",
+    "computes": "import os\nwhile not os.path.exists(gate): sum(range(1000))",
+    "awaits": "import asyncio, os\nwhile not os.path.exists(gate): await asyncio.sleep(0.001)",
     "has a thread": (
-        "import threading, time\nthread = threading.Thread(target=time.sleep, args=(0.1,))\n"
-        "thread.start()\nthread.join()"
+        "import os, threading, time\n"
+        "def wait():\n    while not os.path.exists(gate): time.sleep(0.001)\n"
+        "thread = threading.Thread(target=wait)\nthread.start()\nthread.join()"
     ),
 }
+SLEEPS = "import time\ntime.sleep(0.1)"
+AWAITS = "import asyncio\nawait asyncio.sleep(0.1)"
 
 
 def told(port):
@@ -27,15 +31,24 @@ def told(port):
 
 @pytest.mark.parametrize("prelude", ["", WITHOUT_C], ids=["in C", "in Python"])
 @pytest.mark.parametrize("how", LONG)
-def test_a_long_request_is_told_of_once(prelude, how):
-    """Wherever it runs; a short one is not."""
+def test_a_long_request_is_told_of_once(tmp_path, prelude, how):
+    """Wherever it runs."""
     with Port(init={"running_after_ms": 20}, prelude=prelude) as port:
         port.reply(port.eval("import asyncio\nawait asyncio.sleep(0)"))  # imports it
         told(port)
-        for _ in range(3):
-            name = port.eval(LONG[how])
+        for n in range(3):
+            gate = tmp_path / str(n)
+            name = port.eval(LONG[how], {"gate": str(gate)})
+            assert port.others.get(timeout=10) == ("running", name)
+            gate.touch()
             assert port.value(name) is None
-            assert told(port) == [name]
+            assert told(port) == []
+
+
+@pytest.mark.parametrize("prelude", ["", WITHOUT_C], ids=["in C", "in Python"])
+def test_a_short_request_is_not_told_of(prelude):
+    """In main or on the event loop."""
+    with Port(init={"running_after_ms": 2_000}, prelude=prelude) as port:
         for code in ("1", "import asyncio\nawait asyncio.sleep(0)"):
             for _ in range(20):
                 port.reply(port.eval(code))
@@ -46,7 +59,7 @@ def test_two_that_follow_each_other_are_told_of_both():
     """The second one is not taken for the first."""
     with Port(init={"running_after_ms": 5}) as port:
         with port.at_once():
-            names = [port.eval(LONG["sleeps"]) for _ in range(3)]
+            names = [port.eval(SLEEPS) for _ in range(3)]
         assert [port.value(name) for name in names] == [None] * 3
         assert told(port) == names
 
@@ -54,6 +67,6 @@ def test_two_that_follow_each_other_are_told_of_both():
 def test_an_owner_that_has_not_asked_is_told_nothing():
     """It might not know the message."""
     with Port(init={}) as port:
-        assert port.value(port.eval(LONG["sleeps"])) is None
-        assert port.value(port.eval(LONG["awaits"])) is None
+        assert port.value(port.eval(SLEEPS)) is None
+        assert port.value(port.eval(AWAITS)) is None
         assert told(port) == []

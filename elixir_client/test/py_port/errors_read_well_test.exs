@@ -41,6 +41,19 @@ defmodule PyPort.ErrorsReadWellTest do
     assert message =~ "no Python frame"
   end
 
+  # On a machine that is slow to cancel, the process that would tell of it is ended before.
+  defp cancelled_with_its_maker(tries) do
+    test = self()
+    inner = fn -> send(test, {:inner, eval("while True: pass")}) && nil end
+    {:error, %Error{kind: :timeout}} = eval("f()", %{f: inner}, timeout: 500)
+
+    receive do
+      {:inner, error} -> error
+    after
+      1_000 -> if tries > 1, do: cancelled_with_its_maker(tries - 1), else: flunk("no answer")
+    end
+  end
+
   defp cases(dir) do
     [
       {"Python raised", [], fn -> eval("def share(total, of):\n    return total / of\n\nshare(1, 0)") end},
@@ -73,14 +86,7 @@ defmodule PyPort.ErrorsReadWellTest do
          assert_receive {:DOWN, ^monitor, :process, _pid, _reason}, 10_000
          error
        end},
-      {"cancelled, with the request that it was made for", [],
-       fn ->
-         test = self()
-         inner = fn -> send(test, {:inner, eval("while True: pass")}) && nil end
-         {:error, %Error{kind: :timeout}} = eval("f()", %{f: inner}, timeout: 500)
-         assert_receive {:inner, error}, 5_000
-         error
-       end},
+      {"cancelled, with the request that it was made for", [], fn -> cancelled_with_its_maker(5) end},
       {"the process ended", [],
        fn -> eval("import os, sys; print('bye', file=sys.__stderr__); os._exit(3)") end},
       {"the process was ended by a signal", [],

@@ -65,11 +65,11 @@ defmodule PyPort.GeneratorsTest do
     setup do
       server = start_server(heartbeat_interval: 50, cancel_grace: 50, kill_grace: 50)
       code = "import sys\ntry:\n    for n in range(9): yield n\nfinally: sys.left = True"
-      {:ok, server: server, stream: PyPort.stream(code, %{}, server: server, timeout: 50, credit: 1)}
+      {:ok, server: server, stream: PyPort.stream(code, %{}, server: server, timeout: 300, credit: 1)}
     end
 
     # Longer than both graces.
-    @busy "import time\nfor _ in range(30): time.sleep(0.01)\n'done'"
+    @busy "import time\nfor _ in range(60): time.sleep(0.01)\n'done'"
 
     test "is left by a consumer that halts, and ends before its next request", context do
       busy =
@@ -83,7 +83,7 @@ defmodule PyPort.GeneratorsTest do
         Enum.each(context.stream, fn 0 -> send(self(), begin_eval(context.server, @busy)) end)
       end
 
-      assert_raise Error, ~r/no item within 50 ms/, consume
+      assert_raise Error, ~r/no item within 300 ms/, consume
       assert_received %Task{} = busy
       assert_left(context, busy)
     end

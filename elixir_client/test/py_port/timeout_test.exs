@@ -71,11 +71,17 @@ defmodule PyPort.TimeoutTest do
     gate = new_gate()
     blocker = begin_eval(server, wait_for(gate) <> "'whole'", timeout: :infinity)
 
-    for _ <- 1..5 do
-      code = "import sys; sys.was_run = True"
-      assert {{:error, %Error{kind: :timeout, begun: false}}, ms} = timed_eval(server, code, timeout: 100)
-      assert ms in 100..900
-    end
+    begun =
+      for _ <- 1..5 do
+        code = "import sys; sys.was_run = True"
+        assert {{:error, %Error{kind: :timeout, begun: begun}}, ms} = timed_eval(server, code, timeout: 100)
+        assert ms in 100..900
+        begun
+      end
+
+    # By Python's word, unless the machine is too busy to have it within some ms.
+    assert false in begun
+    assert Enum.uniq(begun) -- [false, nil] == []
 
     open_gate(gate)
     assert {{:ok, "whole"}, _} = Task.await(blocker)
