@@ -144,6 +144,9 @@ class Cancels:
         cancelled = lane.cancelled
         if not cancelled or cancelled.isdisjoint((lane.running, *lane.below)):
             return
+        closing, since = lane.evaluator.closing
+        if lane.running == closing and monotonic() - since < self._resend_s:
+            return  # its `finally` has as long as after a signal
         if place is IMPORTING or (place is SPARED and self._tries <= SPARING_TRIES):
             return
         if place is DESCRIBING and self._tries <= DESCRIBING_TRIES:

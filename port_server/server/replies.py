@@ -47,13 +47,15 @@ class Replies:
 
     Attributes:
         cancelled: the ids of the requests in main that were told to end.
+        closing: the stream that has met its cancel by itself, and since when its `finally` runs.
         memory: what the process is held to.
     """
 
-    __slots__ = ("_encode", "_max_bytes", "_settings", "_stdio", "cancelled", "memory")
+    __slots__ = ("_encode", "_max_bytes", "_settings", "_stdio", "cancelled", "closing", "memory")
 
     def __init__(self, stdio: Stdio) -> None:
         self.cancelled: set[bytes] = set()
+        self.closing: tuple[bytes, float] = (b"", 0.0)
         self.memory = Memory()
         self._stdio = stdio
 

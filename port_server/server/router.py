@@ -237,8 +237,8 @@ class Router:
             blocking = self._async.blocking()
             if blocking is not None:
                 status["blocking"] = blocking
-            status["waiting"] = (
-                message.id_term in self.streams and message.id_term != self._lane.running
+            status["waiting"] = message.id_term in self.streams and self._is_at_another(
+                message.id_term
             )
             channel.hold([messages.pong(message.id_term, status)])
         elif type(message) is Stacks:
@@ -299,6 +299,12 @@ class Router:
             or id_term in self.streams
             or self._async.has_begun(id_term)
         )
+
+    def _is_at_another(self, id_term: bytes) -> bool:
+        """Tell whether main is at other requests than this one."""
+        lane = self._lane
+        at = (lane.running, *lane.below)
+        return id_term not in at and at != (None,)
 
     def _imported_by(self, id_term: bytes) -> str | None:
         """Give the module that the thread of a request is importing, if it is known and does."""

@@ -95,6 +95,7 @@ class Stream:
             if not job.cancelled:
                 return None
             step = "run"
+            evaluator.closing = id_term, monotonic()
             if job.ended:
                 raise Ended(f"{job.ended}: {self.sent} items of the stream were sent")
             raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")

@@ -202,6 +202,29 @@ def test_a_pong_says_whether_a_stream_waits_for_main(port, gate):
     assert [waits(name) for name in (stream, running, tasks)] == [True, False, False]
     gate.open()
     assert port.value(running) is None
+    assert waits(stream) is False  # main is free: it ends as soon as it is told to
     for name in (stream, tasks):
         port.tell(Atom("cancel"), name)
         assert port.error(name)["kind"] == "cancelled"
+
+
+def test_a_second_cancel_does_not_cut_the_finally_short(port):
+    """It has some time, as after a first signal. A busy machine may take longer, but not always."""
+    code = (
+        "import sys, time\n"
+        "try: yield 1\n"
+        "finally:\n"
+        "    print('closing', flush=True)\n"
+        "    time.sleep(0.02)\n"
+        "    sys.closed = mark"
+    )
+    for mark in range(20):
+        stream = port.eval(code, {"mark": mark}, stream=True, credit=1)
+        assert port.reply(stream) == ("yield", 1)
+        port.tell(Atom("cancel"), stream)
+        assert port.reply(stream)[0] == "output"
+        port.tell(Atom("cancel"), stream)
+        assert port.error(stream)["kind"] == "cancelled"
+        if port.value(port.eval("import sys; getattr(sys, 'closed', None)")) == mark:
+            return
+    pytest.fail("the finally was never run to its end")
