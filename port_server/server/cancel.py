@@ -15,6 +15,7 @@ from __future__ import annotations
 import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
 import faulthandler
 import sys
+from _thread import get_ident
 from time import monotonic
 
 from port_server.etf import mapping, structs
@@ -112,6 +113,8 @@ class Cancels:
             self._next = 0.0
             lane.cancelled.add(id_term)
         self._window.alert = True
+        if get_ident() != lane.main:
+            self.tick()  # now: a pong that follows must not tell of a cancel which is still to come
 
     def tick(self) -> float:
         """Send the signal if it is time to; give the seconds until it is. For the control thread.
