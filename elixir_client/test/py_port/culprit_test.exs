@@ -116,7 +116,7 @@ defmodule PyPort.CulpritTest do
   test "a pong that arrives while Python is killed does not change the report", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 50, kill_grace: 100)
     monitor = server |> Process.whereis() |> Process.monitor()
-    code = "page(id)\nwhile True: send(A('pong'), id, {A('begun'): True})"
+    code = "page(id)\nwhile True:\n    send(A('pong'), id, {A('begun'): True})\n    time.sleep(0.001)"
     assert {{:error, %Error{kind: :timeout, begun: true}}, _ms} = timed_eval(server, code, timeout: 500)
     assert_receive {:DOWN, ^monitor, :process, _pid, {:shutdown, {:python_ended, report, _page}}}, 5_000
     assert %{kind: :killed, culprit: %{request: _number}} = report

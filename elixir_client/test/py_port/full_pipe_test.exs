@@ -23,8 +23,11 @@ defmodule PyPort.FullPipeTest do
     signal(os_pid, "STOP")
 
     for {outcome, ms} <- server |> fill(25, 400) |> Task.await_many(20_000) do
-      assert {:error, %Error{kind: kind, begun: false}} = outcome
+      assert {:error, %Error{kind: kind, begun: begun}} = outcome
       assert kind in [:timeout, :killed]
+
+      # Proved by the page that the killed process leaves, unless a busy machine is late with the news of its death.
+      assert begun in [false, nil]
       assert ms < 400 + 1_000 + 1_000 + 500
     end
 
