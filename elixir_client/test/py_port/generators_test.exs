@@ -63,13 +63,13 @@ defmodule PyPort.GeneratorsTest do
 
   describe "a stream that is to end while Python is at another request" do
     setup do
-      server = start_server(heartbeat_interval: 50, cancel_grace: 50, kill_grace: 50)
+      server = start_server(heartbeat_interval: 50, cancel_grace: 150, kill_grace: 150)
       code = "import sys\ntry:\n    for n in range(9): yield n\nfinally: sys.left = True"
       {:ok, server: server, stream: PyPort.stream(code, %{}, server: server, timeout: 300, credit: 1)}
     end
 
     # Longer than both graces.
-    @busy "import time\nfor _ in range(60): time.sleep(0.01)\n'done'"
+    @busy "import time\nfor _ in range(120): time.sleep(0.01)\n'done'"
 
     test "is left by a consumer that halts, and ends before its next request", context do
       busy =
