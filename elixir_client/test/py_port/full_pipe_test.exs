@@ -54,12 +54,9 @@ defmodule PyPort.FullPipeTest do
     os_pid = Server.os_pid(server)
     signal(os_pid, "STOP")
     tasks = fill(server, 8, 3_000)
-
-    refused = fn ->
-      match?({{:error, %Error{kind: :overloaded, begun: false}}, _}, timed_eval(server, "1", timeout: 100))
-    end
-
-    assert eventually(refused, 20)
+    port = :sys.get_state(server).handle.port
+    assert eventually(fn -> elem(Port.info(port, :queue_size), 1) > 2 * @bytes end)
+    assert {{:error, %Error{kind: :overloaded, begun: false}}, _ms} = timed_eval(server, "1", timeout: 100)
     assert {{:error, %Error{kind: :overloaded}}, ms} = timed_eval(server, "1")
     assert ms < 100
     signal(os_pid, "CONT")
