@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec profile fuzz clean distclean setup
+.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -55,9 +55,6 @@ bench: setup ## what PyPort costs against bare ports, as ratios (some minutes; a
 
 bench-guard: setup ## whether a promise of speed is broken twice over (a minute)
 	@$(in_env) python benchmarks/bench.py --guard
-
-profile: setup ## where the time of one tiny request goes, as a table
-	@$(in_env) python benchmarks/breakdown.py
 
 bench-codec: setup ## the codec against msgspec, pickle, marshal, orjson and erlang-py, as ratios
 	@$(in_env) sh scripts/bench_codec.sh

@@ -9,28 +9,37 @@ import sysconfig
 
 from setuptools import Extension, setup
 
-# One binary for CPython 3.11 and all later ones. Free-threaded builds have no stable ABI (yet).
+# One binary for CPython 3.11 and all later ones. Free-threaded builds have no stable ABI, and would
+# turn the GIL on again for an extension that relies on it: they run the same in Python.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
 
+HEADERS = ["native.h", "native_cache.h", "native_internal.h"]
+CODEC = ["native_failure.c", "native_module.c", "native_reader.c", "native_writer.c"]
+# Functions begin on cache lines, so that a change in one does not move the loops of the others
+# across them: the same loop varies by up to 10 % otherwise.
+FLAGS = [*("-O3", "-g0", "-fno-plt", "-fvisibility=hidden", "-pthread"), "-falign-functions=64"]
 
-def extension(name: str, source: str) -> Extension:
-    """Describe one that is a single file."""
+
+def extension(name: str, *sources: str) -> Extension:
+    """Describe one by its files."""
     return Extension(
         name,
-        [source],
-        depends=["port_server/etf/native.h"],
-        define_macros=[("Py_LIMITED_API", "0x030b0000")] if STABLE_ABI else [],
-        py_limited_api=STABLE_ABI,
-        extra_compile_args=["-O3", "-g0", "-fno-plt", "-fvisibility=hidden", "-pthread"],
+        list(sources),
+        depends=[f"port_server/etf/{header}" for header in HEADERS],
+        define_macros=[("Py_LIMITED_API", "0x030b0000")],
+        py_limited_api=True,
+        extra_compile_args=FLAGS,
         optional=True,
     )
 
 
 setup(
     ext_modules=[
-        extension("port_server.etf.native", "port_server/etf/native.c"),
-        extension("port_server.server._plain", "port_server/server/plain.c"),
+        extension("port_server.etf.native", *(f"port_server/etf/{name}" for name in CODEC)),
+        extension("port_server.server._fast", "port_server/server/fast.c"),
         extension("port_server.server._watch", "port_server/server/watch.c"),
-    ],
+    ]
+    if STABLE_ABI
+    else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )

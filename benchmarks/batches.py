@@ -1,4 +1,4 @@
-"""What a tiny request costs Python when several come together, in processor time. No BEAM in it."""
+"""Processor time of Python for tiny requests that arrive together. Runs without a BEAM."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = (1, 2, 8, 64)
 _OPTIONS = b"t\0\0\0\x01w\x0bdeadline_msb\0\0\x13\x88"
 _BODY = _OPTIONS + b"m\0\0\0\x051 + 1" + b"t\0\0\0\0"
 _REPLY = b"w\x02okm"
-_BOOT = "from port_server.server import lifecycle; lifecycle.serve()"
+_BOOT = "from port_server.server import app; app.serve()"
 
 
 def _frame(number: int) -> bytes:

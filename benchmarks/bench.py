@@ -117,7 +117,7 @@ class Bench:
             "PYPORT_PYTHON": PYTHON,
             "BENCH_ECHO": str(folder / "echo"),
         }
-        # What is installed is compiled once; to do that at each start is nobody's start.
+        # Installed packages are compiled once; without this every start would compile them again.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         if not shutil.which("cc"):
             sys.exit("The C echo port needs a C compiler (Debian: apt-get install gcc libc6-dev)")
@@ -141,7 +141,7 @@ class Bench:
         return self.out.read_text().splitlines()
 
     def measure(self, phase: str, how: dict[str, Any]) -> None:
-        """Measure a phase; its samples come after those that are there."""
+        """Measure a phase; its samples are added to the earlier ones."""
         began = time.monotonic()
         lines = self.beam(phase, how, one_core=phase == "pinned")
         for line in lines:

@@ -1,11 +1,11 @@
-"""Python for Elixir and Erlang, over a port: what code that runs inside a server may import.
+"""Python for Elixir and Erlang, over a port: the names that code inside a server may import.
 
 The terms that Python has no type for:
 
     from port_server import Atom, BitString, Fun, ImproperList, Pid, Port, Reference, Struct
 
 `Atom("ok")` goes to Elixir as `:ok`; it is a str, equal to "ok". The others come from Elixir and
-are kept and sent back as they are; `Struct` is a dict that knows its module.
+are kept and sent back as they are; `Struct` is a dict with the name of its module.
 
 Structs as types of one's own, both ways:
 
@@ -15,7 +15,7 @@ Structs as types of one's own, both ways:
 Calls into the BEAM, from code that runs in a server that Elixir started:
 
     from port_server import ElixirError, call, send
-    call("Enum", "sum", [[1, 2, 3]])    # what `allow:` of the server names; awaitable in async code
+    call("Enum", "sum", [[1, 2, 3]])    # if `allow:` of the server names it; awaitable in async
     send(pid, {"progress": 0.5})        # like Kernel.send/2
 
 A call that fails raises `ElixirError`. An Elixir function among the globals of a request is a
@@ -41,7 +41,7 @@ from .etf import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .runtime.beam import Callback, Cancelled, ElixirError, call, send
+    from .runtime.api import Callback, Cancelled, ElixirError, call, send
 
 __all__ = [
     "Atom",
@@ -67,11 +67,11 @@ _OF_THE_BEAM = frozenset(("Callback", "Cancelled", "ElixirError", "call", "send"
 
 
 def __getattr__(name: str) -> object:
-    # Not imported above: who uses the codec alone (`port_server.etf`) needs nothing of a server.
+    # Not imported above: users of the codec alone (`port_server.etf`) do not need the server.
     if name not in _OF_THE_BEAM:
         raise AttributeError(f"module 'port_server' has no attribute {name!r}")
-    from .runtime import beam  # noqa: PLC0415
+    from .runtime import api  # noqa: PLC0415
 
-    value = getattr(beam, name)
+    value = getattr(api, name)
     globals()[name] = value
     return value

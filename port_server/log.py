@@ -1,7 +1,7 @@
 """Log records of the server itself, on stderr: readable on a terminal, JSON lines otherwise.
 
-Cheap to import: structlog (130 ms) is loaded by the first record that is written, so a server that
-has nothing to say never pays for it. A record never raises into its caller and never touches fd 1.
+Cheap to import: the first record that is written loads structlog (130 ms), so a server without
+records never loads it. A record never raises into its caller and never touches fd 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 LEVELS: Final = ("warning", "error")
 LEVEL_VARIABLE: Final = "PORT_SERVER_LOG"
 
-# On a port, stderr may be the BEAM's own: say nothing there unless something is wrong.
+# On a port, stderr may be the BEAM's own: write to it only if something is wrong.
 DEFAULT_LEVEL: Final = "warning"
 
 _STDERR_FD: Final = 2
@@ -25,7 +25,7 @@ _write_record: Callable[[str, str, dict[str, Any]], None] | None = None
 
 
 def level_from(setting: str | None) -> str:
-    """The level that a setting asks for; one that is none of `LEVELS` means the default."""
+    """The level of a setting; a value that is not in `LEVELS` means the default."""
     wanted = (setting or "").strip().lower()
     return wanted if wanted in LEVELS else DEFAULT_LEVEL
 
@@ -34,13 +34,13 @@ _threshold = LEVELS.index(level_from(os.environ.get(LEVEL_VARIABLE)))
 
 
 def warning(event: str, **fields: Any) -> None:
-    """Record that something was wrong and the server goes on."""
+    """Log a problem after which the server goes on."""
     if _threshold == 0:
         _record("warning", event, fields)
 
 
 def error(event: str, **fields: Any) -> None:
-    """Record why the server cannot go on, or lost something."""
+    """Log why the server cannot go on, or a loss of data."""
     _record("error", event, fields)
 
 
@@ -53,7 +53,7 @@ def _record(level: str, event: str, fields: dict[str, Any]) -> None:
     except Exception as trouble:  # structlog gone, a value whose repr raises, stderr closed
         try:  # noqa: SIM105 - contextlib would be an import, and this is the last resort
             write_line(f"{level}: {event}{_plainly(fields)} (structlog failed: {trouble!r})")
-        except Exception:  # noqa: S110 - there is nowhere left to say it
+        except Exception:  # noqa: S110 - no place is left to report it
             pass
 
 
@@ -68,20 +68,20 @@ def _plainly(fields: dict[str, Any]) -> str:
 
 
 def write_line(line: str) -> None:
-    """Write to the real stderr, whatever became of `sys.stderr`; one write, so lines stay whole."""
+    """Write to the real stderr, not to `sys.stderr`; with one write, so lines stay whole."""
     data = (line + "\n").encode("utf-8", "backslashreplace")
     while data:
         data = data[os.write(_STDERR_FD, data) :]
 
 
 def _in_order(_logger: Any, _method: str, record: MutableMapping[str, Any]) -> dict[str, Any]:
-    """What every record has comes first: people read these lines, too."""
+    """Put the common fields of a record first, for readability."""
     first = {name: record.pop(name) for name in ("timestamp", "level", "event")}
     return {**first, **record}
 
 
 def _make_writer() -> Callable[[str, str, dict[str, Any]], None]:
-    # Nothing is configured globally: the structlog of the code that people run here is theirs.
+    # No global configuration: user code may configure structlog for itself.
     import structlog  # noqa: PLC0415 - the whole point of this module
 
     on_terminal = os.isatty(_STDERR_FD)

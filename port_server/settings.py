@@ -1,8 +1,8 @@
-"""The limits that a server is started with: a name with its unit, a default, and the reason for it.
+"""The limits of a server: a name with its unit, a default, and the reason for it.
 
-No reading of files or environments: the owner sends what differs in `init`. What nobody would want
-otherwise (how long a repr in a handle is, how many parsed targets are kept) is a constant beside
-the code that it holds for.
+The owner sends changes in `init`; no files or environment variables are read. Limits without a use
+case for a change (the length of a repr in a handle, the number of kept targets) are constants
+beside the code that uses them.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ if TYPE_CHECKING:
 
 
 class Settings:
-    """What a server is held to. Frozen; `replace` makes a changed copy.
+    """The limits of one server. Frozen; `replace` makes a changed copy.
 
     Written by hand: importing dataclasses would double the server's start-up time.
     """
 
     __slots__ = (
+        "async_threads",
         "cancel_resend_ms",
         "code_cache_entries",
         "delivery_window_bytes",
         "exit_grace_ms",
         "hangup_grace_ms",
         "heartbeat_interval_ms",
-        "held_replies",
+        "held_frames",
         "kept_buffer_bytes",
         "max_depth",
         "max_error_frames",
@@ -39,22 +40,22 @@ class Settings:
         "output_window_bytes",
         "pipe_bytes",
         "read_bytes",
-        "reply_hold_us",
         "running_after_ms",
+        "threads",
     )
 
     max_frame_bytes: int
     """Longest frame read or written. A header above it ends the connection: a stray print looks
-    like a length of 1.7 GB, and believing it means allocating it. 1 GiB is far above any sensible
-    request and below the 2 GiB that a BEAM reads at once."""
+    like a length of 1.7 GB, which must not be allocated. 1 GiB is far above any sensible request
+    and below the 2 GiB that a BEAM reads at once."""
 
     max_depth: int
-    """Deepest nesting of a value, both ways; what the codec takes by default. Python code that
-    walks values recursively meets its own limit at 1,000."""
+    """Deepest nesting of a value, both ways; the default of the codec. Python code that walks
+    values recursively meets its own limit at 1,000."""
 
     read_bytes: int
-    """Most that is read at once where the length of what comes is not known. Above 64 KiB every
-    os.read costs a fresh mmap (16 us)."""
+    """Most bytes of one read while the length of the input is unknown. Above 64 KiB every os.read
+    costs a fresh mmap (16 us)."""
 
     pipe_bytes: int
     """Capacity asked for on both pipes: worth 1.2 to 1.7 times the speed on large values. 1 MiB is
@@ -64,52 +65,49 @@ class Settings:
     """Largest buffer for incoming frames that is kept for the next one: page faults, not copies,
     are what large frames cost. Kept pages count as resident, so there is a limit."""
 
-    held_replies: int
-    """Most replies written together. Linux takes 1,024 buffers in one writev; a quarter of that is
-    as fast."""
-
-    reply_hold_us: int
-    """Longest time a finished reply waits for others of its batch, in microseconds."""
+    held_frames: int
+    """Most frames that wait to be written together. Linux takes 1,024 buffers in one writev; a
+    quarter of that is as fast."""
 
     output_batch_bytes: int
-    """Printed text is sent when this much waits: 1,000 small prints are a handful of frames."""
+    """Printed text is sent when this much waits: 1,000 small prints become a few frames."""
 
     output_delay_ms: int
     """Text printed this long after what is pending goes out together with it at once, so that a
     progress bar moves."""
 
     output_window_bytes: int
-    """How much of a request's output may be on its way; code that prints more waits until the
-    owner has passed some on. 0 is no limit, and the default, because only an owner that says how
-    much it takes is known to acknowledge."""
+    """How much of a request's output may be unacknowledged; code that prints more waits until the
+    owner has passed some on. 0 is no limit, and the default, because only an owner that sets a
+    limit is known to acknowledge."""
 
     delivery_window_bytes: int
-    """How much of log records and messages to processes may be on its way; code that logs or sends
-    more waits until the owner has passed some on. 0 is no limit, and the default, as for
+    """How much of log records and messages to processes may be unacknowledged; code that logs or
+    sends more waits until the owner has passed some on. 0 is no limit, and the default, as for
     `output_window_bytes`."""
 
     cancel_resend_ms: int
-    """Time between two tries to stop a request that was cancelled. Code may catch what is raised,
-    and what is raised in a `__del__` is lost. Long enough for a short `finally`, and some tries
-    within any grace."""
+    """Time between two tries to stop a request that was cancelled. Code may catch the exception,
+    and an exception in a `__del__` is lost. Long enough for a short `finally`, short enough for
+    several tries within any grace."""
 
     code_cache_entries: int
     """Code objects kept. A host program has some hundreds of snippets; code built from data would
     grow without end."""
 
     max_objects: int
-    """Objects that the other side may hold handles of. Far above what a program means to hold: a
-    loop that forgets to release is told so before the memory is full."""
+    """Objects that the other side may hold handles of. Far more than a program holds on purpose: a
+    loop that forgets to release gets an error before the memory is full."""
 
     max_error_frames: int
-    """Frames listed in one error. RecursionError has a thousand, all the same."""
+    """Frames listed in one error. RecursionError has a thousand, all alike."""
 
     max_error_text_chars: int
     """Longest message and traceback in an error, in characters: an exception may carry a whole
     document as its text, and errors end up in logs."""
 
     exit_grace_ms: int
-    """How long user threads and children may take to end when the server leaves, also where the
+    """How long user threads and children may take to end when the server leaves, also after the
     port has hung up; then it leaves without them. The owner of the port has a grace of its own, a
     second by default."""
 
@@ -119,18 +117,27 @@ class Settings:
     more."""
 
     heartbeat_interval_ms: int
-    """Time between two heartbeats; 0 for none. A second is soon enough for a person who waits,
-    and an idle server wakes up for nothing else."""
+    """Time between two heartbeats; 0 for none. A second is short enough for a person who waits,
+    and the heartbeat is the only reason for an idle server to wake up."""
 
     running_after_ms: int
     """How long a request has run when its owner is told that it runs, 0 for never. An owner that is
-    told watches the caller, and cancels at once when that dies. Long enough for no short request to
-    pay for it. The default, because only an owner that asks is known to understand it."""
+    told watches the caller, and cancels at once when that dies. Long enough that no short request
+    pays for it. 0 is the default, because only an owner that asks is known to understand it."""
 
     max_nested_calls: int
     """Calls into the BEAM that may wait in the main thread at once, each on top of another: Python
     calls Elixir, which calls Python, and so on. Each takes about ten frames of the 1,000 that
     Python allows."""
+
+    threads: int
+    """Requests that run at once, each in a thread of its own. 0, the default, runs them one after
+    another in the main thread: there a signal can stop any code, and libraries that are not
+    thread-safe work."""
+
+    async_threads: int
+    """Threads in which `asyncio.to_thread` and `run_in_executor` run functions. They wait for I/O
+    mostly, so more than the `cores + 4` that asyncio has."""
 
     max_queue_bytes: int
     """Requests read ahead while user code runs, in bytes of their frames; with more the port is
@@ -145,8 +152,7 @@ class Settings:
         read_bytes: int = 1 << 16,
         pipe_bytes: int = 1 << 20,
         kept_buffer_bytes: int = 1 << 27,
-        held_replies: int = 256,
-        reply_hold_us: int = 200,
+        held_frames: int = 256,
         output_batch_bytes: int = 8192,
         output_delay_ms: int = 20,
         output_window_bytes: int = 0,
@@ -160,6 +166,8 @@ class Settings:
         hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
         running_after_ms: int = 0,
+        threads: int = 0,
+        async_threads: int = 32,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
     ) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# What PyPort costs, against bare ports, measured with an installed wheel and with numpy: benchmarks/bench.py, whose
-# arguments these are. Writes .cache/bench/result.json.
+# Measures PyPort against bare ports, with an installed wheel and with numpy. The arguments are those of
+# benchmarks/bench.py. Writes .cache/bench/result.json.
 set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"

@@ -18,7 +18,7 @@ trixie | sid)
     ;;
 fresh)
     suite=bookworm
-    # Nothing more: that this is enough is what the run shows.
+    # Only these: the run shows that they are enough.
     packages=python3,make,git
     ;;
 *) die "usage: debian.sh trixie | sid | fresh" ;;

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Checks the typespecs of the Elixir client with dialyzer. What it knows of Erlang and Elixir themselves takes a few minutes
-# to find out and is kept outside of the clone, by their versions; a run after that takes seconds.
+# Checks the typespecs of the Elixir client with dialyzer. The first run analyses Erlang and Elixir themselves, which takes
+# a few minutes. The result is kept outside of the clone, by their versions; later runs take seconds.
 set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -31,4 +31,4 @@ MIX_ENV=dev mix compile --warnings-as-errors
 say "dialyzer"
 dialyzer --plt "$known" --no_check_plt --quiet -Wunknown \
     -r _build/dev/lib/py_port/ebin
-say "Nothing to complain about"
+say "No warnings"

@@ -30,14 +30,14 @@ export PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null
 echo "fuzz: the tests under AddressSanitizer and UBSan"
 cc=${CC:-gcc}
 # shellcheck disable=SC2086
-"$cc" $flags $sanitize port_server/etf/native.c -o "$native"
+"$cc" $flags $sanitize port_server/etf/native_*.c -o "$native"
 sanitizers="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)"
 LD_PRELOAD=$sanitizers \
     PYTHONPATH="$out" ETF_NATIVE_IN="$out" "$python" -P -m pytest -q tests/etf -p no:cacheprovider -m "not beam" \
     -k "not fallback and not leaks and not build and not million and not lying and not not_copied"
 
 echo "fuzz: $seconds s of conversations with a server"
-for name in plain watch; do
+for name in fast watch; do
     # shellcheck disable=SC2086
     "$cc" $flags $sanitize -pthread "port_server/server/$name.c" -o "$out/port_server/server/_$name.abi3.so"
 done
@@ -47,7 +47,7 @@ clang=$(command -v clang || command -v clang-19 || command -v clang-14 || true)
 if [ -n "$clang" ]; then
     echo "fuzz: $seconds s of libFuzzer"
     # shellcheck disable=SC2086
-    "$clang" $flags $sanitize -fsanitize=fuzzer-no-link port_server/etf/native.c -o "$native"
+    "$clang" $flags $sanitize -fsanitize=fuzzer-no-link port_server/etf/native_*.c -o "$native"
     library=$(config LIBDIR)
     # shellcheck disable=SC2086,SC2046
     "$clang" -g -O1 -I"$include" tests/fuzz/harness.c -o "$out/harness" -rdynamic \

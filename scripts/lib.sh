@@ -1,6 +1,6 @@
 # shellcheck shell=sh
-# What the scripts of this directory share: where things are, how to say something, how to run apt.
-# Sourced, never run; it changes nothing on the machine by itself.
+# Functions that the scripts of this directory share: paths, messages, apt.
+# Sourced, never run; it does not change the machine by itself.
 
 # CDPATH would make `cd` print where it went.
 unset CDPATH
@@ -16,7 +16,7 @@ fi
 # shellcheck disable=SC2034  # used by those who source this
 cache=${PYPORT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pyport}
 
-# Inside the clone, because it tells what was done to this clone.
+# Inside the clone, because it records the steps done for this clone.
 stamps=$project/.cache/stamps
 
 say() { printf '==> %s\n' "$*"; }
@@ -30,13 +30,13 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# A pyenv or asdf shim is on the PATH even where no version behind it is chosen: only running it tells.
+# A pyenv or asdf shim is on the PATH even if no version is chosen for it: only a run of it shows that.
 runs() { "$@" >/dev/null 2>&1 </dev/null; }
 
 # How uv behaves in this project, wherever it is called from.
 uv_settings() {
     export UV_PROJECT_ENVIRONMENT="$project/.venv"
-    # The promise is "your Python": one that is fetched behind people's backs would break it.
+    # PyPort uses the Python of the user, so uv must not download one.
     export UV_PYTHON_DOWNLOADS=never
     # uv trusts a list of its own; behind a proxy that inspects TLS only the system's knows the proxy.
     # Two names, because uv has renamed it.

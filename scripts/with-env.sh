@@ -7,9 +7,9 @@ set -eu
 
 uv_settings
 export VIRTUAL_ENV="$project/.venv"
-# A private uv stands last: where the machine has one of its own, that one is meant.
+# A private uv stands last, so that the uv of the machine is preferred.
 export PATH="$VIRTUAL_ENV/bin:$PATH:$cache/bin"
-# The Python that PyPort starts when nobody names one.
+# The Python that PyPort starts by default.
 export PYPORT_PYTHON="$VIRTUAL_ENV/bin/python"
 
 # Elixir warns, and garbles what it prints, under a locale that is not UTF-8; minimal systems have none at all.

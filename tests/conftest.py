@@ -12,7 +12,7 @@ from gate import Gate
 
 from port_server.etf import Atom, decode, encode
 
-SERVE = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
+SERVE = "import sys; from port_server.server.app import serve; sys.exit(serve())"
 INIT = (Atom("init"), 1, {Atom("heartbeat_interval_ms"): 0})
 
 

@@ -4,7 +4,7 @@ import random
 
 from hypothesis import strategies as st
 
-from port_server.etf.verbatim import Bits, Improper, Name, Pairs, write
+from port_server.etf.text.verbatim import Bits, Improper, Name, Pairs, write
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 leaves = st.one_of(

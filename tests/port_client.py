@@ -12,7 +12,7 @@ import pytest
 
 from port_server.etf import Atom, decode, encode
 
-BOOT = "import sys; from port_server.server import lifecycle; sys.exit(lifecycle.serve())"
+BOOT = "import sys; from port_server.server import app; sys.exit(app.serve())"
 TOKEN = "token-of-this-server"
 PATIENCE_S = 20  # the machine is shared; a promise about time has its own assertion
 

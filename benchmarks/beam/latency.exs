@@ -1,5 +1,5 @@
 defmodule Bench.Latency do
-  # How long one small request takes while nobody else asks, and how many a second there are when many ask at once.
+  # The time of one small request of a single caller, and the requests a second of many callers.
 
   alias Bench.{Echo, Measure, Subjects}
 

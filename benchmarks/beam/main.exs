@@ -1,7 +1,7 @@
 # One BEAM of a run: `mix run --no-start main.exs OUT PHASE SETTINGS`, where the settings are an Elixir map. bench.py starts
 # it, pinned or not, and reads OUT.
 
-for file <- ~w(measure echo subjects latency values life profile),
+for file <- ~w(measure echo subjects latency values life),
     do: Code.require_file(Path.join(__DIR__, file <> ".exs"))
 
 [out, phase, settings] = System.argv()
@@ -31,8 +31,7 @@ phases = %{
   "streams" => &Bench.Values.streams/1,
   "start" => &Bench.Life.start/1,
   "memory" => &Bench.Life.memory/1,
-  "jobs" => &Bench.Life.jobs/1,
-  "profile" => &Bench.Profile.run/1
+  "jobs" => &Bench.Life.jobs/1
 }
 
 # In a process of its own, with a heap that does not grow from the smallest at each measurement.

@@ -1,5 +1,5 @@
 defmodule Bench.Subjects do
-  # What is asked of PyPort in more than one measurement, and the servers that it is asked of.
+  # The requests and servers that several measurements use.
 
   @timeout 120_000
 

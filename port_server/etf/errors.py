@@ -1,6 +1,7 @@
-"""What the codec raises: one family, and every member names the path to the bad value.
+"""The exceptions of the codec: each names the path to the bad value.
 
-No I/O and nothing of the format itself: the codecs say what is wrong and where, this says it well.
+No I/O, and independent of the format: the codecs give the failure and its path, this module makes
+the message.
 """
 
 from __future__ import annotations
@@ -10,14 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-# A path is for people: a key that is a novel is cut at its end, a cycle 500 levels deep in its
-# middle.
+# A path must be readable: a long key is cut at its end, a cycle 500 levels deep in its middle.
 LONGEST_KEY = 60  # characters
 LONGEST_PATH = 40  # steps
 
 
 def show(value: object) -> str:
-    """Name `value` as both sides know it: `:a` for an atom, `"a"` for a string, else its repr."""
+    """Show `value` as in Elixir and Python: `:a` for an atom, `"a"` for a string, else its repr."""
     try:
         if isinstance(value, str):
             is_atom = type(value).__name__ == "Atom"
@@ -80,7 +80,7 @@ class EtfError(ValueError):
 
     @property
     def path(self) -> str:
-        """Where the bad value stands, e.g. `globals["rows"][17]["name"]`; empty for the root."""
+        """The place of the bad value, e.g. `globals["rows"][17]["name"]`; empty for the root."""
         return self.root + self._path
 
     def at(self, root: str) -> Self:

@@ -1,4 +1,4 @@
-"""The codec where the C extension cannot be: the same contract, on erlang-py. The reading half.
+"""The codec for systems without the C extension: the same contract, on erlang-py. The reading half.
 
 erlang-py reads and writes the leaves (integers, floats, atoms, pids and their kin). Containers and
 binaries are walked here, because erlang-py's own walk drops equal keys, reads `undefined` as None
@@ -66,7 +66,7 @@ def _too_deep(max_depth: int, offset: int | None = None) -> BadTermError:
 
 
 def _is_old_float(text: bytes) -> bool:
-    # Python's float() takes more than the BEAM does: nan, 1_0, a leading blank.
+    # Python's float() accepts more than the BEAM does: nan, 1_0, a leading blank.
     mantissa, e, exponent = text.lower().partition(b"e")
     whole, _, fraction = mantissa.partition(b".")
     whole = whole[1:] if whole[:1] in (b"+", b"-") else whole
@@ -77,8 +77,8 @@ def _is_old_float(text: bytes) -> bool:
 class _Reader:
     """One buffer being read.
 
-    `at` moves on. `owed` counts elements announced and not yet read: each takes a byte at least,
-    so no set of lying lengths can add up to more than the input.
+    `at` moves on. `owed` counts elements announced and not yet read: each takes at least a byte, so
+    a set of wrong lengths cannot add up to more than the input.
     """
 
     __slots__ = ("at", "binary_as", "data", "floats_as", "max_depth", "owed", "plain", "view")
@@ -209,7 +209,7 @@ class _Reader:
             self.take(size - 4)
             return Fun.from_wire(self.data[begin : self.at])
         if tag == 121 and depth == 0:
-            # What follows has no announced end; it can only be all there is.
+            # No length of the compressed data is announced: it is the rest of the input.
             self.at = len(self.data)
             return LocalTerm.from_wire(self.data[begin:])
         if tag == 121:
@@ -364,7 +364,7 @@ class _Reader:
         )
 
     def port_bytes(self) -> bytes | None:
-        """Read %PyPort.Bytes{} here if that is what comes, whatever `binary_as` says."""
+        """Read %PyPort.Bytes{}, for any `binary_as`; None if the next term is another one."""
         begin, owed = self.at, self.owed
         data, module = None, None
         try:

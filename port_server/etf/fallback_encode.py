@@ -31,7 +31,7 @@ _CHANGED = "changed while it was being encoded"
 
 
 class BadTermError(Exception):
-    """What is wrong, on its way up to the root; each container adds its step."""
+    """A failure on its way up to the root; each container adds its step."""
 
     def __init__(self, reason: str, remedy: str = "", offset: int | None = None) -> None:
         super().__init__(reason)

@@ -1,7 +1,7 @@
-"""Python values that are no term themselves and still have one: what a codec asks last.
+"""Conversions for Python values without a term of their own, as the last step of a codec.
 
-Conversion only. Nothing is imported to look at a value: a type whose module nobody imported has no
-values.
+Conversion only. No module is imported to look at a value: a type whose module is not imported has
+no values.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _field_name(key: Any) -> Any:
 
 
 def as_struct(module: Atom, fields: Any) -> Struct:
-    """Make a Struct of what a `to_struct` returned: string keys become atoms."""
+    """Make a Struct of the result of a `to_struct`: string keys become atoms."""
     if type(fields) is Struct:
         return fields
     names = _field_names

@@ -1,4 +1,4 @@
-/* What native.c offers to other C of this package, without the cost of a call through Python; and what both use. */
+/* The codec for other C of this package, without the cost of a call through Python; and what both use. */
 
 #ifndef PORT_SERVER_ETF_NATIVE_H
 #define PORT_SERVER_ETF_NATIVE_H
@@ -10,19 +10,19 @@
 #define NATIVE_API_NAME "port_server.etf.native._c_api"
 
 typedef struct {
-    const char *head; /* what stands before the term */
+    const char *head; /* the bytes before the term */
     Py_ssize_t head_bytes;
     PyObject *hook; /* encode()'s `default`, or NULL */
     long long max_bytes;
     int max_depth;
-    Py_ssize_t room_bytes; /* how much is written right into the caller's room */
+    Py_ssize_t room_bytes; /* most bytes that are written right into the caller's room */
 } NativeWriting;
 
 typedef struct {
-    /* read_term(): a new reference and where the term ended, or NULL with a DecodeError. */
-    PyObject *(*read)(PyObject *module, PyObject *buffer, Py_ssize_t offset, int max_depth,
-                      Py_ssize_t *end);
-    /* encode_parts(): None where everything, `size` bytes, is in `room`; else a list of parts; NULL with an
+    /* read_term(), `as_bytes` for binary_as="bytes": a new reference and where the term ended, or NULL with a DecodeError. */
+    PyObject *(*read)(PyObject *module, PyObject *buffer, Py_ssize_t offset, int as_bytes,
+                      int max_depth, Py_ssize_t *end);
+    /* encode_parts(): None if everything, `size` bytes, is in `room`; else a list of parts; NULL with an
      * EncodeError. */
     PyObject *(*write)(PyObject *module, PyObject *value, const NativeWriting *how, char *room,
                        Py_ssize_t *size);

@@ -1,4 +1,4 @@
-# What native.c offers; docs/etf.md says what it means.
+# The functions of the C codec (native_module.c); docs/etf.md says what they mean.
 
 from collections.abc import Callable
 from typing import Any

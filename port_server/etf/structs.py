@@ -82,7 +82,7 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
 
     Args:
         templates: from a name to a value as the wire gave it: `"map_set"` to `MapSet.new()`, read
-            with `plain_structs=True` so that it is still a Struct. Unknown names are ignored;
+            with `plain_structs=True` so that it stays a Struct. Unknown names are ignored;
             an empty mapping brings the defaults (Elixir 1.14's) back.
 
     Raises:
@@ -94,7 +94,7 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
         if str(name) not in _DEFAULT_TEMPLATES:
             continue
         if isinstance(template, (set, frozenset, range)):
-            continue  # read without plain_structs: nothing left to learn from it
+            continue  # read without plain_structs: its shape is lost
         if not isinstance(template, Struct):
             raise TypeError(f"the template {name!s} is a {type(template).__name__}, no Struct")
         _templates[str(name)] = dict(template)
@@ -104,7 +104,7 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
 
 
 def _bytes_from(fields: dict[Any, Any]) -> Any:
-    # The codecs read the usual shape themselves, as raw bytes; this is what is left over.
+    # The codecs read the usual shape themselves, as raw bytes; this is for all other shapes.
     return Struct("Elixir.PyPort.Bytes", fields)
 
 
@@ -136,7 +136,7 @@ def _range_to(value: range) -> dict[Any, Any]:
 
 
 def _is_iso(fields: dict[Any, Any]) -> bool:
-    # Another calendar's year 5780 is not Python's, and neither has Python the years before 1.
+    # Python has no other calendars (whose year may be 5780), and no years before 1.
     year = fields.get("year", 1)
     return (
         fields.get("calendar") == "Elixir.Calendar.ISO" and type(year) is int and 1 <= year <= 9999
@@ -156,7 +156,7 @@ def _date_fields(value: dt.date) -> dict[Any, Any]:
 
 
 def _time_fields(value: dt.time | dt.datetime) -> dict[Any, Any]:
-    # Elixir keeps how many digits were meant, Python does not: none for a whole second, else all.
+    # Elixir keeps the precision, Python does not: no digits for a whole second, otherwise all.
     micros = value.microsecond
     return {
         "calendar": _ISO,
@@ -297,7 +297,7 @@ register("Time", _time_from)
 register("NaiveDateTime", _naive_from)
 register("DateTime", _datetime_from)
 register("Decimal", _decimal_from)
-registered_builtin_subtypes.clear()  # set and frozenset themselves are no surprise
+registered_builtin_subtypes.clear()  # set and frozenset are exact types, not subtypes
 
 _late: dict[str, Callable[[Any], tuple[tuple[type, str, ToStruct], ...]]] = {
     "datetime": lambda module: (
@@ -312,19 +312,19 @@ _late: dict[str, Callable[[Any], tuple[tuple[type, str, ToStruct], ...]]] = {
 def learn_imported_types() -> None:
     """Register the built-in types of modules that user code has imported since the last call.
 
-    A value of datetime's can only exist once datetime is imported, so that no start pays for it.
+    Values of datetime's types exist only after datetime is imported, so no start imports it.
     """
     for name, types_of in list(_late.items()):
         module = sys.modules.get(name)
-        # Another thread may be importing it just now: what it has by then may be nothing, or a
-        # class in Python that the one in C replaces. There are no values of it yet.
+        # Another thread may be importing it: the class may be missing, or be the one in Python that
+        # the one in C replaces. It has no values yet.
         spec = getattr(module, "__spec__", None)
         if module is None or getattr(spec, "_initializing", False):
             continue
         try:
             types = types_of(module)
-        except AttributeError:  # somebody's own module of that name
+        except AttributeError:  # a user's own module of that name
             continue
         for kind, struct, to_struct in types:
             to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
-        _late.pop(name, None)  # last, and not by itself: another thread may be learning as well
+        _late.pop(name, None)  # last, because another thread may run this function as well

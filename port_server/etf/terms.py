@@ -1,6 +1,6 @@
-"""The terms Python has no type for: atoms, pids and their kin, bitstrings, improper lists, structs.
+"""The terms Python has no type for: atoms, pids and the like, bitstrings, improper lists, structs.
 
-Values only: how they are written stands in the codecs, how structs become Python types in structs.
+Values only: the codecs write them, and `structs` converts structs to Python types.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ else:  # the parameters are for the type checker; typing itself is too slow to i
 
 MAX_ATOM_CHARACTERS = 255  # the BEAM's own limit; it refuses a message with a longer one
 
-# Weak, so that a peer that makes up names cannot fill the memory; the codecs keep the hot ones.
+# Weak, so that a peer that invents names cannot fill the memory; the codecs keep frequent ones.
 _atoms: dict[str, _NamedRef] = {}
 
 
@@ -36,7 +36,7 @@ def _forget(gone: _NamedRef) -> None:
 
 
 class Atom(str):
-    """An atom: a str that knows it is one. `Atom("a") == "a"`, and `Atom("a") is Atom("a")`.
+    """An atom: a str of a type of its own. `Atom("a") == "a"`, and `Atom("a") is Atom("a")`.
 
     Raises:
         ValueError: the name is longer than 255 characters, which no BEAM accepts.
@@ -52,7 +52,7 @@ class Atom(str):
         if len(name) > MAX_ATOM_CHARACTERS:
             raise ValueError(f"an atom has at most 255 characters, this one has {len(name)}")
         atom = super().__new__(cls, name)
-        plain = str(atom)  # first: between the next two lines nothing may fail
+        plain = str(atom)  # first, because no step between the next two lines may fail
         entry = _NamedRef(atom, _forget)
         entry.name = plain
         _atoms[plain] = entry
@@ -119,7 +119,7 @@ class Opaque:
     def __repr__(self) -> str:
         try:
             return self._text()
-        except Exception:  # a repr is for looking at what went wrong: it never fails itself
+        except Exception:  # a repr is used to look at failures, so it must not fail itself
             return f"#{type(self).__name__}<{self.wire.hex()}>"
 
     def _text(self) -> str:
@@ -236,7 +236,7 @@ class Fun(Opaque):
 
 
 class LocalTerm(Opaque):
-    """What `term_to_binary(term, [:local])` wrote: only the node that wrote it can read it."""
+    """A term of `term_to_binary(term, [:local])`: only the node that wrote it can read it."""
 
     __slots__ = ()
 
@@ -289,7 +289,7 @@ class ImproperList:
     tail: Any
 
     def __init__(self, items: Iterable[Any], tail: Any) -> None:
-        # Inside a key the codec passes a FrozenList, and hashable it must stay.
+        # Inside a key the codec passes a FrozenList, which must stay hashable.
         self.items = items if isinstance(items, (list, FrozenList)) else list(items)
         self.tail = tail
         if not self.items:
@@ -382,7 +382,7 @@ class Struct(_Dict):
         return not self == other
 
     def __hash__(self) -> int:  # type: ignore[override]
-        # A struct may stand in a key or in a set; change it there and it is lost, like any object.
+        # A struct may be a key or a member of a set. It must not be changed then, like any object.
         return hash((self.module, frozenset(self.items())))
 
     def __repr__(self) -> str:

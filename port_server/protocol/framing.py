@@ -1,9 +1,9 @@
 """{packet, 4}: bytes in, frames out. No I/O: the shell reads, or reads right into `room()`.
 
-Small frames are cut out of what was read. A frame that is not whole yet gets a buffer of its own
-length, and what follows is put there once: no joining, so no quadratic cost however thin the
-stream drips. An earlier draft joined the remainder to the next read; 60 KiB arriving byte by byte
-cost 1.8 GB of copying.
+Small frames are cut out of the bytes of one read. A frame that is not whole yet gets a buffer of
+its own length, and later bytes are copied there once, so the cost is linear for reads of any size.
+Tried and rejected: joining the remainder to the next read; 60 KiB arriving byte by byte cost 1.8 GB
+of copying.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ HEADER_BYTES = 4
 _HEADER = Struct(">I")
 header = _HEADER.pack
 length_at = _HEADER.unpack_from
-# What `mmap` is for: above, the kernel hands out pages as data arrives, so that a header that
-# promises 900 MB costs nothing; below, a bytearray is cheaper.
+# Largest body in a bytearray, which is cheaper for small ones. Larger ones use `mmap`: the kernel
+# gives it pages as data arrives, so that a header that announces 900 MB takes no memory.
 SMALL_BODY_BYTES = 1 << 16
 
 
@@ -106,7 +106,7 @@ class FrameReader:
         return frames
 
     def room(self) -> memoryview | None:
-        """Give where the rest of the current frame belongs, or None between frames."""
+        """Give the buffer for the rest of the current frame, or None between frames."""
         return None if self._body is None else self._body[self._fill :]
 
     def filled(self, count: int) -> list[Frame]:
@@ -119,6 +119,10 @@ class FrameReader:
         self._body = None
         self.between = True
         return [body if len(body) > SMALL_BODY_BYTES else bytes(body)]
+
+    def limit(self, max_frame_bytes: int) -> None:
+        """Refuse larger frames from now on."""
+        self.max_frame_bytes = max_frame_bytes
 
     @property
     def missing(self) -> int:
@@ -148,7 +152,7 @@ class FrameReader:
         self.between = False
         try:
             self._body = _small(length) if length <= SMALL_BODY_BYTES else self._large(length)
-        except (MemoryError, OSError) as error:  # a memory limit; mmap says it in its own way
+        except (MemoryError, OSError) as error:  # a memory limit; mmap raises OSError for it
             self.refusal = FramingError(f"no memory for a frame of {length} bytes: {error}")
             return
         self._body[: len(first)] = first
@@ -173,7 +177,7 @@ class FrameReader:
         capacity = 1 << (length - 1).bit_length()
         if capacity > self._keep_bytes:
             return memoryview(mmap(-1, length))
-        self._kept = None  # before the new one is there, not after
+        self._kept = None  # freed before the new one is made
         self._kept = mmap(-1, capacity)
         self._idle_references = self._references()
         return memoryview(self._kept)[:length]

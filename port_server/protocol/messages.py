@@ -1,9 +1,9 @@
-"""Messages <-> terms. No I/O and no running of anything; what a message does stands in `server`.
+"""Messages <-> terms. No I/O, and runs no code; `server` acts on the messages.
 
-A frame is looked at in two steps. Its envelope tells what it is and whose: of eval and call it is
-thirteen fixed bytes, which the router compares; of anything else `parse` reads it. The body is read
-when its turn comes, because its options say how, and because a request that was cancelled in the
-queue needs no reading at all.
+A frame is read in two steps. Its envelope has the kind and the id: of eval and call it begins with
+thirteen fixed bytes, which the dispatcher compares; `parse` reads all others. The body is read when
+the request runs, because the options say how, and because a request that is cancelled in the queue
+needs no reading.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class CloseSession(Message):
 
 
 class Release(Message):
-    """Let objects go whose handles nobody holds any more."""
+    """Release objects whose handles have no owner any more."""
 
     __slots__ = ("ids",)
 
@@ -244,7 +244,7 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
         return Shutdown(grace_ms)
     if kind == "init":
         version, at = read_term(frame, at)
-        # Struct templates are wanted as they are written, not as the Python values they stand for.
+        # Struct templates stay structs; they are not converted to Python values.
         options, at = read_term(frame, at, plain_structs=True)
         if type(version) is not int or not isinstance(options, dict):
             raise ProtocolError("init is {init, Version, Options}: an integer and a map")

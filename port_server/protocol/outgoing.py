@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from port_server.etf import encode
 
-from .messages import atom_keys, id_term_of
+from .messages import atom_keys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Any
+    from typing import Any, Final
+
+# The ids of calls have eight bytes.
+_ID_HEAD: Final = b"m\0\0\0\x08"
 
 
 def invoke_head(id_term: bytes, call_id: bytes, function: Any) -> bytes:
     """Write `{invoke, Id, CallId, Function, ` of an invoke; the arguments, a list, follow."""
-    head = b"\x83h\x05w\x06invoke" + id_term + id_term_of(call_id)
+    head = b"\x83h\x05w\x06invoke" + id_term + _ID_HEAD + call_id
     if type(function) is int and 0 <= function < 256:
-        return head + b"a" + function.to_bytes(1, "big")
+        return head + bytes((97, function))
     return encode(function, head=head)
 
 

@@ -1,1 +1,1 @@
-"""Running people's code. Knows nothing of frames or of the port, nothing of `protocol`."""
+"""Runs user code. Independent of frames, of the port and of `protocol`."""

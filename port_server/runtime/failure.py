@@ -1,8 +1,8 @@
 """Exception -> error description: the map that docs/protocol.md calls an error map.
 
 traceback (8 to 10 ms) is imported on the first failure only. The server's own frames are left
-out everywhere. Nothing that user code did may make this raise: an exception whose `__str__` fails
-is described all the same.
+out everywhere. User code cannot make this module raise: an exception whose `__str__` fails gets a
+description as well.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def describe_value_error(kind: str, error: EtfError | ValueError) -> dict[str, A
 def describe_cancelled(
     error: BaseException, settings: Settings, kind: str = "cancelled"
 ) -> dict[str, Any]:
-    """Describe a request that was cancelled: where it was, as a traceback says it.
+    """Describe a request that was told to end, with its place in the code as a traceback.
 
-    `error` is Cancelled, or an exception that the code has made of it.
+    `error` is Cancelled, or an exception that the code has raised instead.
     """
     return {**describe_exception(error, settings), "kind": Atom(kind), "begun": True}
 
 
 def describe_exception(error: BaseException, settings: Settings) -> dict[str, Any]:
-    """Describe an exception of user code: `traceback` is what Python itself would print."""
+    """Describe an exception of user code; its `traceback` is what Python itself would print."""
     try:
         return _describe(error, settings)
     except BaseException as second:  # out of memory while formatting, a hostile __class__, ...
@@ -109,7 +109,7 @@ def _plain(text: str) -> str:
 def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
     import traceback  # noqa: PLC0415  see the top
 
-    _add_advice(error)
+    _add_hint(error)
     sources.publish_all()
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _leave_out_own_frames(report)
@@ -141,15 +141,15 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _add_advice(error: BaseException) -> None:
-    """Add a note where the exception alone does not tell what to do."""
+def _add_hint(error: BaseException) -> None:
+    """Add a note to an exception whose message alone does not say what to do."""
     shadows.explain(error)
     if type_name(error) == "bdb.BdbQuit" and not getattr(error, "__notes__", ()):
         error.add_note(_DEBUGGER)
 
 
 def _ends(stack: StackSummary, limit: int) -> list[Any]:
-    """Give the first and the last frames: where it was called from, and where it happened."""
+    """Give the first frames, of the caller, and the last frames, of the failure."""
     if len(stack) <= limit:
         return list(stack)
     return [*stack[: limit // 2], *stack[-(limit - limit // 2) :]]
@@ -183,7 +183,7 @@ def _clean(value: Any) -> Any:
 
 
 def valid(text: str) -> str:
-    """Replace what is no Unicode text: a lone surrogate in a message must not cost the reply."""
+    """Replace lone surrogates, because a reply with one in a message could not be sent."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -200,7 +200,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def report(error: BaseException) -> str:
-    """Give what Python would print of `error`, without our own frames."""
+    """Give the text that Python would print of `error`, without the server's own frames."""
     import traceback  # noqa: PLC0415  see the top
 
     sources.publish_all()
@@ -210,5 +210,5 @@ def report(error: BaseException) -> str:
 
 
 def print_to_stderr(error: BaseException) -> None:
-    """Write the report to sys.stderr, for failures that no request waits for."""
+    """Write the report to sys.stderr, for failures that belong to no request."""
     sys.stderr.write(report(error))

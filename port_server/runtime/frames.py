@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Final
 
-# An exception that is raised in these leaves half-initialised modules behind, or the import lock.
+# An exception raised in these files leaves half-initialised modules or a held import lock behind.
 IMPORT_FILES: Final = frozenset(
     ("<frozen importlib._bootstrap>", "<frozen importlib._bootstrap_external>")
 )
@@ -36,8 +36,8 @@ def outermost_import(frame: FrameType | None) -> FrameType | None:
 def imported_name(frame: FrameType | None) -> str | None:
     """Give the name of the module that is imported on the stack of `frame`, None without an import.
 
-    Of imports inside each other it is the outermost one, which the code asked for. Imports that
-    describe a failure do not count: the code has ended.
+    Of nested imports it is the outermost one, the one in user code. Imports that describe a failure
+    do not count, because the code has ended.
     """
     found = outermost_import(frame)
     outer = found

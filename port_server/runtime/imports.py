@@ -1,14 +1,14 @@
-"""Something to be done when user code first imports a module: without importing it ourselves.
+"""Hooks that run when user code first imports a module. The server does not import it itself.
 
-logging, structlog and their like are too slow for a start, and useless to most requests. So they
-are prepared when somebody wants them.
+logging, structlog and similar modules are too slow for a start, and most requests do not need them.
+So the server adapts them when they are imported.
 """
 
 from __future__ import annotations
 
 import sys
 
-from .output import write_to_stderr
+from .printed import write_to_stderr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ImportHooks:
-    """The first finder on `sys.meta_path`. It finds nothing itself, and knows a few names."""
+    """The first finder on `sys.meta_path`. For a few names it adds a hook to what others find."""
 
     __slots__ = ("_hooks",)
 
@@ -29,7 +29,7 @@ class ImportHooks:
         self._hooks: dict[str, Hook] = {}
 
     def install(self) -> None:
-        """Begin to look; a module that is there already had its hook called by `add`."""
+        """Begin; `add` has called the hooks of modules that were imported before."""
         if self not in sys.meta_path:
             sys.meta_path.insert(0, self)
 
@@ -39,7 +39,7 @@ class ImportHooks:
             sys.meta_path.remove(self)
 
     def add(self, name: str, hook: Hook) -> None:
-        """Call `hook` with the module of that name: now if it is there, and after each import."""
+        """Call `hook` with the module of that name, now if it is loaded, and after each import."""
         module = sys.modules.get(name)
         if module is not None:
             _call(hook, module)
@@ -49,7 +49,7 @@ class ImportHooks:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Have the other finders find it, and put the hook behind its loader."""
-        # Kept for ever: to be found is not to be imported, and modules are reloaded.
+        # Kept for good: a module that is found may not be imported, and modules are reloaded.
         hook = self._hooks.get(name)
         if hook is None:
             return None
@@ -66,7 +66,7 @@ class ImportHooks:
 
 
 class _Loader:
-    """Loads as `loader` does, then calls the hook. Nobody but the import itself ever sees it."""
+    """Loads as `loader` does, then calls the hook. Only the import itself ever sees it."""
 
     __slots__ = ("_hook", "_loader")
 
@@ -79,7 +79,7 @@ class _Loader:
         return created
 
     def exec_module(self, module: ModuleType) -> None:
-        # Before the module runs: it may look at its own spec, and so may others for ever after.
+        # Before the module runs, because it may look at its own spec, and other code may later.
         module.__loader__ = self._loader
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
@@ -91,7 +91,7 @@ class _Loader:
 
 
 def _call(hook: Hook, module: ModuleType) -> None:
-    # What we add to a module is never worth failing somebody's import.
+    # A failing hook must not fail the import of user code.
     try:
         hook(module)
     except Exception as error:

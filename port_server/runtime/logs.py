@@ -1,8 +1,8 @@
 """Python's logging, and structlog, as log records for the BEAM's Logger.
 
-Neither is imported here, and this module only when user code imports one. A record arrives at
-Logger where it would arrive at a handler of the root logger, whatever handlers the code configures,
-and none of them prints it to sys.stderr a second time. No lock is held here, nothing is raised.
+This module imports neither, and is imported itself only when user code imports one. A record that
+would reach a handler of the root logger reaches Logger, whatever handlers the code configures, and
+none of them prints it to sys.stderr a second time. This module holds no lock and never raises.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from _thread import get_ident
 
 from . import failure
-from .output import write_to_stderr
+from .printed import write_to_stderr
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from port_server.settings import Settings
 
     from .output import Output
-    from .streams import Streams
+    from .stdio import Stdio
 
-    # (level, message, what is known by our names, what the caller added). In any thread.
+    # (level, message, fields with the server's names, fields of the caller). In any thread.
     Emit = Callable[[str, str, dict[str, Any], dict[str, Any]], None]
 
 _DONE: Final = "_port_server_logs"
@@ -38,22 +38,22 @@ _LEVELS: Final = {
     "failure": "error",
     "critical": "critical",
     "fatal": "critical",
-}  # what is missing is `info`
-# The code of these is between a call and us.
+}  # all others are `info`
+# The code of these packages runs between the log call and this module.
 _LOGGING: Final = ("structlog", "logging", "port_server")
 
 
 class Logs:
     """Takes records and sends them."""
 
-    __slots__ = ("_busy", "_emit", "_longest", "_output", "_standard", "_streams")
+    __slots__ = ("_busy", "_emit", "_longest", "_output", "_standard", "_stdio")
 
-    def __init__(self, settings: Settings, output: Output, streams: Streams, emit: Emit) -> None:
+    def __init__(self, settings: Settings, output: Output, stdio: Stdio, emit: Emit) -> None:
         self._busy: set[int] = set()
         self._emit = emit
         self._longest = settings.max_error_text_chars
         self._output = output
-        self._streams = streams
+        self._stdio = stdio
         self._standard: frozenset[str] = frozenset()
 
     def send(self, level: str, message: str, known: dict[str, Any], extra: dict[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Logs:
         self._emit(level, failure.cut(failure.valid(message), self._longest), known, extra)
 
     def _guarded(self, what: Callable[[Any], None], argument: Any) -> None:
-        """Call `what`, unless this thread is doing so already: a repr may log that is logged."""
+        """Call `what`, unless this thread does so already: the repr of a logged value may log."""
         thread = get_ident()
         if thread in self._busy:
             _say(argument)
@@ -103,7 +103,7 @@ class Logs:
                 at = at.parent
             if at is None:  # the root was reached
                 self._guarded(self._take, record)
-                stderr = self._streams.stderr
+                stderr = self._stdio.stderr
                 handlers = [
                     handler
                     for handler in handlers
@@ -129,7 +129,7 @@ class Logs:
         }
         message = record.msg
         if isinstance(message, dict) and "event" in message:
-            # structlog's, on its way to its ProcessorFormatter.
+            # A record of structlog, on its way to its ProcessorFormatter.
             extra |= {str(name): value for name, value in message.items()}
             for name in ("level", "logger", "timestamp"):
                 extra.pop(name, None)
@@ -176,8 +176,8 @@ class Logs:
             self._guarded(self._take_event, (method, event))
             raise drop
 
-        # As it comes, structlog prints for a terminal. In place, because these are its defaults,
-        # and to configure it ourselves would tell others that somebody has.
+        # By default structlog prints for a terminal. The defaults are changed in place, because
+        # `is_configured` must stay false for user code.
         if not module.is_configured():
             processors = module.get_config()["processors"]
             kept = [one for one in processors[:-1] if type(one).__name__ != "TimeStamper"]
@@ -202,13 +202,13 @@ class Logs:
         self.send(_LEVELS.get(level, "info"), text, known, extra)
 
     def _change_print_logger(self, kind: Any) -> None:
-        """Let what is configured to be printed, rendered as it is, keep its level."""
+        """Keep the level of events that are rendered and then printed."""
         original = kind.msg
 
         def method_of(level: str) -> Any:
             def method(logger: Any, message: Any) -> Any:
                 file = getattr(logger, "_file", None)
-                if file is not self._streams.stdout and file is not self._streams.stderr:
+                if file is not self._stdio.stdout and file is not self._stdio.stderr:
                     return original(logger, message)
                 self._guarded(self._take_line, (level, message))
                 return None
@@ -245,7 +245,7 @@ def _with(text: str, more: str) -> str:
 
 
 def _caller() -> dict[str, Any]:
-    """Find who logged."""
+    """Find the place of the log call."""
     frame: FrameType | None = sys._getframe(1)  # noqa: SLF001  as logging does
     while frame is not None:
         name = frame.f_globals.get("__name__")
@@ -273,7 +273,7 @@ def _without_colours(text: str) -> str:
 
 
 def _say(record: object, error: BaseException | None = None) -> None:
-    """Let a record that could not be sent be seen at least."""
+    """Print a record that could not be sent."""
     try:
         what = getattr(record, "msg", record)
         why = "" if error is None else f" ({type(error).__name__}: {error})"

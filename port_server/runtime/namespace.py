@@ -1,7 +1,7 @@
-"""Namespaces and contexts: the globals and the context variables of a request. No code is run.
+"""Namespaces and contexts: the globals and the context variables of a request. Runs no code.
 
 Every request gets fresh ones: a copy of a small dict, which costs less than building it, and a copy
-of a context. Both carry what init_code left. A session keeps its own.
+of a context. Both contain the names and variables that init_code has set. A session keeps its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .snippet import Snippet
 
-# Names kept. Host programs use some hundreds; made-up ones must not pile up.
+# Names kept. Host programs use some hundreds; generated names must not accumulate.
 _NAMES_LIMIT: Final = 4096
 
 _Function: Final[Any] = type(show)
@@ -58,15 +58,16 @@ def exact_key(key: object, values: dict[Any, Any]) -> str | None:
 
 
 # The counts that `references` gives for a namespace, and for a function that only the namespace
-# holds. Found by trying, because the references that counting itself takes differ between Pythons.
+# holds. Measured at run time, because the references taken by counting differ between Pythons.
 _of_namespace = _of_function = 0
 
 
 class Closed:
-    """The namespace of a session that was closed. To drop this is to end it.
+    """The namespace of a session that was closed. It ends when this object is dropped.
 
-    Every function that is defined in a namespace refers to it, so most would wait for the cycle
-    collector, with the data frames in them. One that only such functions refer to is emptied.
+    Every function that is defined in a namespace refers to it, so most namespaces would stay, with
+    the data frames in them, until the cycle collector runs. A namespace that only such functions
+    refer to is emptied.
     """
 
     __slots__ = ("namespace",)
@@ -85,8 +86,8 @@ class Closed:
         return getrefcount(namespace), functions
 
     def __del__(self, _leaving: Callable[[], bool] = is_finalizing) -> None:
-        # While Python tears itself down nothing else of this module can be relied on, and all
-        # namespaces go anyway.
+        # While the interpreter shuts down the other globals of this module may be gone, and all
+        # namespaces are dropped anyway.
         if _leaving():
             return
         all_references, functions = self.references()
@@ -107,19 +108,28 @@ _of_namespace, _of_function = _calibrate()
 
 
 class _Session:
-    __slots__ = ("context", "namespace")
+    """The state of a session.
+
+    Attributes:
+        context: the context that later requests begin with.
+        entered: the contexts of the requests that run, each made from within the one before it.
+        namespace: the globals.
+    """
+
+    __slots__ = ("context", "entered", "namespace")
 
     def __init__(self, namespace: dict[str, Any], context: Context) -> None:
-        self.namespace = namespace
         self.context = context
+        self.entered: list[Context] = []
+        self.namespace = namespace
 
 
 class Namespaces:
     """Makes namespaces and contexts, and keeps those of sessions by name.
 
     Attributes:
-        base: what each namespace begins as, but for its `__loader__`.
-        names: keys of globals that were looked at, and the names they are.
+        base: the initial names of each namespace, without its `__loader__`.
+        names: keys of globals that were checked, and their names.
         new_context: gives the context of a request without a session.
     """
 
@@ -161,7 +171,7 @@ class Namespaces:
         return len(self._sessions)
 
     def open(self, session: bytes) -> None:
-        """Begin a session; what init_code defined is in it, as of now.
+        """Begin a session with the names that init_code has defined.
 
         Raises:
             SessionError: the name is taken.
@@ -171,26 +181,39 @@ class Namespaces:
         self._sessions[session] = _Session(self.base.copy(), self.new_context())
 
     def close(self, session: bytes) -> Closed | None:
-        """End a session; give what was in it, for the caller to drop where user code may run.
+        """End a session; give its namespace, for the caller to drop where user code may run.
 
         A request of it that is running goes on with the namespace that it has.
         """
         closed = self._sessions.pop(session, None)
         return None if closed is None else Closed(closed.namespace)
 
-    def context_of(self, session: bytes | None) -> Context:
-        """Give the context for a request: its own, or a copy of the one that its session has."""
-        kept = None if session is None else self._sessions.get(session)
-        return self.new_context() if kept is None else kept.context.copy()
+    def enter_context(self, session: bytes | None) -> Context:
+        """Give the context of a request: a new one, or a copy of the one that its session has.
 
-    def keep_context(self, session: bytes, context: Context) -> None:
-        """Let later requests of `session` begin with what a request of it has set."""
-        kept = self._sessions.get(session)
-        if kept is not None:
-            kept.context = context
+        A context can be entered once. So a request that is made from within another one of the
+        session gets a copy: it sees the variables of that request, and its changes are its own.
+        """
+        kept = None if session is None else self._sessions.get(session)
+        if kept is None:
+            return self.new_context()
+        context = (kept.entered[-1] if kept.entered else kept.context).copy()
+        kept.entered.append(context)
+        return context
+
+    def leave_context(self, session: bytes | None, context: Context | None) -> None:
+        """Note the end of a request; its session keeps the variables that it has set."""
+        kept = None if session is None else self._sessions.get(session)
+        if kept is not None and context is not None:
+            if kept.entered and kept.entered[-1] is context:
+                kept.entered.pop()
+            else:  # by identity: contexts are equal if they hold the same values
+                kept.entered = [entered for entered in kept.entered if entered is not context]
+            if not kept.entered:
+                kept.context = context
 
     def of_session(
-        self, session: bytes, snippet: Snippet | None, values: dict[Any, Any]
+        self, session: bytes, snippet: Snippet | None = None, values: dict[Any, Any] | None = None
     ) -> dict[str, Any]:
         """Give the namespace of `session`, for `snippet`, with `values` put into it.
 
@@ -218,9 +241,9 @@ class Namespaces:
     # --- init_code ------------------------------------------------------------------------------
 
     def adopt(self, namespace: dict[str, Any]) -> None:
-        """Let later requests begin with what init_code left.
+        """Let later requests begin with the state that init_code left.
 
-        Those are the names that `namespace` defines, and the context variables that are set now.
+        That is the names in `namespace`, and the context variables that are set now.
         """
         own = ("__builtins__", "__name__", "__loader__", "__annotations__")
         self.base.update({name: value for name, value in namespace.items() if name not in own})
@@ -240,7 +263,7 @@ class Namespaces:
     def _name(self, key: object, values: dict[Any, Any]) -> str:
         name = exact_key(key, values)
         if name is not None and not name.isascii():
-            # Python reads identifiers in this form, so code that says the name looks there.
+            # Python normalises identifiers to this form, so code looks the name up in it.
             from unicodedata import normalize  # noqa: PLC0415  next to never needed
 
             plain = normalize("NFKC", name)
@@ -257,7 +280,7 @@ class Namespaces:
                 f"{show(key)} cannot be the name of a global: keys are atoms or strings that are "
                 f'Python identifiers, like :rows or "rows". Put the map itself into one global'
             )
-        # Another spelling is looked at each time: the name it stands for may be there as well.
+        # Another spelling is checked each time: its normal form may be a second key.
         if key == name and len(self.names) < _NAMES_LIMIT:
             self.names[name] = name
         return name
@@ -265,7 +288,7 @@ class Namespaces:
 
 def _shown(session: bytes) -> str:
     try:
-        return show(session.decode())  # as who has opened it would write it
+        return show(session.decode())  # as the client writes it
     except UnicodeDecodeError:
         return show(session)
 

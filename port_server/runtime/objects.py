@@ -1,7 +1,7 @@
 """The table behind object handles: values with no Elixir counterpart stay here, handles travel.
 
-Knows what a handle's fields are, nothing of frames. Who owns an object, and when it is let go,
-is decided on the other side of the port.
+This module reads and writes the fields of a handle, not frames. The other side of the port decides
+which process owns an object, and when it is released.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
 
-_MANY: Final = 10  # objects: of fewer nobody is told
+_MANY: Final = 10  # objects: with fewer, heartbeats name no type
 _SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
 
 _SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
 _TYPE, _REPR = Atom("type"), Atom("repr")
 
-# A repr of a container is as long as the container, and takes as long: these are walked here.
+# The length and time of a container's repr grow with the container: these are walked here.
 _BRACKETS: Final[dict[type, tuple[str, str]]] = {
     list: ("[", "]"),
     tuple: ("(", ")"),
@@ -62,24 +62,21 @@ _QUICK: Final = frozenset(
 class Objects:
     """The objects that the other side holds, by id.
 
-    An id is used once: an object that goes out twice has two, so that each can be let go alone.
+    An id is used once: an object that is sent twice has two, so that each can be released alone.
 
     Attributes:
-        dropped: what was let go and waits for `drop`.
-        limit: how many objects there may be.
+        dropped: objects that were released and wait for `drop`.
+        limit: the highest number of objects.
     """
 
     __slots__ = ("_ids", "_server", "_table", "_token", "_tokens", "dropped", "limit")
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, server: Any, token: str | bytes) -> None:
+        """Begin; the owner's pid and its token mark this server's handles."""
         self.limit = settings.max_objects
         self._table: dict[int, Any] = {}
         self.dropped: list[Any] = []
         self._ids = count(1)
-        self.belong(None, "")
-
-    def belong(self, server: Any, token: str | bytes) -> None:
-        """Take the owner's pid and its token, which mark this server's handles."""
         self._server = server
         self._token = token
         # A request may ask for its binaries as bytes.
@@ -87,7 +84,7 @@ class Objects:
         self._tokens = (token, as_text, as_text.encode())
 
     def install(self) -> None:
-        """Let handles in values that are decoded turn into the objects themselves."""
+        """Register the decoding of handles into the objects themselves."""
         register(MODULE, self.find)
 
     def __len__(self) -> int:
@@ -120,14 +117,14 @@ class Objects:
         return number, Struct(MODULE, fields)
 
     def common_type(self) -> str | None:
-        """Name the type of most of the latest objects; None where there are few. For any thread."""
+        """Name the type of most of the latest objects; None if they are few. For any thread."""
         if len(self._table) < _MANY:
             return None
         try:
             kinds = list(map(type, islice(reversed(self._table.values()), _SAMPLE)))
         except RuntimeError:  # main has added others meanwhile
             return None
-        ids = [id(kind) for kind in kinds]  # to compare types may run code of theirs
+        ids = [id(kind) for kind in kinds]  # comparing types may run their code
         return failure.class_name(kinds[ids.index(max(ids, key=ids.count))])
 
     def find(self, fields: dict[Any, Any]) -> Any:
@@ -151,28 +148,28 @@ class Objects:
             ) from None
 
     def release(self, ids: Iterable[int]) -> None:
-        """Let objects go. Unknown ids are ignored: an object may be released and its owner end.
+        """Release objects. Unknown ids are ignored: an object may be released and its owner end.
 
-        No code of the objects' runs in here; `drop` does that, where such code may run.
+        No code of the objects runs in here; `drop` runs it, where user code may run.
         """
         for number in ids:
             if number in self._table:
                 self.dropped.append(self._table.pop(number, None))
 
     def drop(self) -> None:
-        """Forget what was released; its `__del__` runs now, if nobody else holds it."""
+        """Drop the released objects; their `__del__` runs now, unless other code holds them."""
         self.dropped.clear()
 
 
 class Exports:
-    """The objects that leave in one reply: the codec's `default` hook, and what it was called for.
+    """The objects that leave in one reply: the codec's `default` hook, and its results.
 
-    One for each place that encodes. The lane keeps the objects of a request that waits in the midst
-    of that apart from those of the requests that run on top of it.
+    One for each thread that encodes. A request may wait while its reply is encoded; the executor
+    then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
         ids: the objects of the reply that is being encoded.
-        export: gives the handle for a value. The codec calls it for what has no term.
+        export: gives the handle for a value. The codec calls it for a value that has no term.
     """
 
     __slots__ = ("_objects", "export", "ids")
@@ -187,8 +184,12 @@ class Exports:
         self.ids.append(number)
         return handle
 
+    def put_back(self, ids: list[int]) -> None:
+        """Go on with a reply whose ids were taken."""
+        self.ids = ids
+
     def take(self) -> list[int]:
-        """Give the ids, and begin anew: the reply is complete."""
+        """Give the ids, and begin a new list: the reply is complete."""
         ids, self.ids = self.ids, []
         return ids
 
@@ -201,8 +202,8 @@ class Exports:
 def describe(value: Any) -> tuple[str, str]:
     """Give the name of the type and a short text that shows `value`, both bounded.
 
-    Runs no user code: a `__repr__` may take as long as it likes, and nobody has asked for it. Of
-    types with one of their own the text is what Python shows of an object without one.
+    Runs no user code, because a `__repr__` may take any time, and the caller has not asked for it.
+    A type with its own `__repr__` gets the text of an object without one.
     """
     try:
         text = _show(value, 0, _quick_repr)
@@ -214,7 +215,7 @@ def describe(value: Any) -> tuple[str, str]:
 def shown(value: Any) -> str:
     """Give the repr of `value`, bounded, whatever its `__repr__` does.
 
-    Only KeyboardInterrupt passes, because that is how a running request is stopped.
+    Only KeyboardInterrupt passes, because it stops a running request.
     """
     try:
         return _cut(_show(value, 0, repr), LONGEST_REPR)
@@ -279,9 +280,9 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _named(fields: dict[Any, Any]) -> str:
-    """Name a handle that cannot be trusted."""
+    """Name a handle whose fields may be wrong."""
     kind, number = fields.get("type"), fields.get("id")
     if isinstance(kind, bytes):
         kind = kind.decode("utf-8", "replace")
     known = f" ({_cut(kind, 60)})" if isinstance(kind, str) and kind else ""
-    return f"the object {number}{known}" if type(number) is int else "what looks like an object"
+    return f"the object {number}{known}" if type(number) is int else "a malformed handle"

@@ -1,56 +1,81 @@
-"""What people's code prints: whose it is, in what order and in which batches it leaves.
+"""The output of user code: the request that it belongs to, its order, and its batches.
 
-Every print belongs to the request whose code makes it, wherever that runs: in the main thread it
-is the running one, in tasks the one that a context variable names, in threads the one that started
-them (see `carry`; not by a context variable, because `asyncio.to_thread` brings a context of its
-own). What belongs to none (raw threads, code that goes on after its request) goes to fd 2.
+Every print belongs to the request whose code makes it, in any thread: in the main thread it is the
+running one, in tasks the one that a context variable names, in threads the one that started them
+(see `thread_context`; not by a context variable, because `asyncio.to_thread` brings a context of
+its own). Output of no request (raw threads, code that goes on after its request) goes to fd 2.
 
-Printing happens in signal handlers and in `__del__` as well, which interrupt any line below, in
-any thread. So no lock is ever waited for here: what is printed is appended to a deque, and whoever
-gets the `busy` lock empties it; who does not get it leaves, because the holder looks again. A print
-that waits for its reader waits on a lock of its own, which nobody else holds.
+Signal handlers and `__del__` print as well, and interrupt any line below, in any thread. So no code
+here waits for a lock: a print appends to a deque, and the thread that gets the `busy` lock empties
+it. A thread that does not get the lock leaves, because the holder looks again. A print that waits
+for its reader waits on a lock of its own.
 """
 
 from __future__ import annotations
 
-import os
-from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
 from _contextvars import Context, ContextVar  # contextvars itself is one more file
 from _thread import allocate_lock, get_ident
 from gc import get_referents
 from time import monotonic, sleep
 
+from .api import Cancelled
+from .frames import imported_by_thread
+from .printed import Printed, write_to_stderr
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
     from typing import Any, Final, Protocol
 
     from port_server.settings import Settings
 
-    class Window(Protocol):
-        """When signals may raise in the main thread; the server's."""
+    class Main(Protocol):
+        """The server's main thread."""
+
+        ident: int
+
+        @property
+        def running(self) -> Any:
+            """Give the request that runs there, with its `id_term` and `ended`, or None."""
+
+    class Reader(Protocol):
+        """The thread that reads acks while code runs; the server's."""
+
+        control_ident: int
+
+        def may_wait(self) -> bool:
+            """Tell whether the thread that asks may wait for acks: another one reads the port."""
+
+        def print_later(self) -> None:
+            """Have `tick` called soon: there is new text to hand on."""
+
+    class Cancels(Protocol):
+        """The exceptions of signals in the main thread; held back while it prints."""
 
         alert: bool
 
         def deliver(self) -> None:
-            """Raise what waits until the code of ours is left."""
+            """Raise a waiting exception, in the main thread, when the server's code is left."""
 
     # (id term, stream name, text); True where it must leave now. Called in any thread.
     Emit = Callable[[bytes, str, bytes, bool], None]
 
-STDERR_FD: Final = 2
-# The most that one frame of output holds. It is copied a few times, and read in one go.
+# Most text in one frame of output. It is copied a few times, and read at once.
 PIECE_BYTES: Final = 1 << 16
-# How long a request that ends waits for another thread that is handing on its output just now.
+# Longest wait of a request that ends for another thread that hands on its output.
 _LONGEST_HAND_ON_S: Final = 1.0
-# The id of no request, as its term: what is delivered is not counted for any of them.
+# The empty id, as its term: log records and messages are not counted for any request.
 NO_REQUEST: Final = b"m\0\0\0\0"
-# The count of an ack that means all there is.
+# The count of an ack that means everything sent so far.
 ALL_BYTES: Final = 0x7FFFFFFF
-# How often a print that waits for its reader looks whether there still is one.
+# Interval at which a print that waits for its reader checks whether it may still wait.
 _LOOK_S: Final = 0.1
-# How long code that is cancelled takes for each record beyond the window.
+# Delay of cancelled code for each record beyond the output limit.
 _SLOWED_S: Final = 0.005
+# How long the `finally` of code that is cancelled in a thread may print before it is cut short.
+_SPARED_S: Final = 0.05
+_NEVER: Final = float("inf")
 
 current: ContextVar[Printed | None] = ContextVar("port_server_request", default=None)
 
@@ -65,128 +90,69 @@ def request_of(task: Any) -> bytes | None:
     return None if printed is None else printed.id_term
 
 
-class Printed:
-    """What one request has printed.
-
-    Attributes:
-        acked: bytes that the other side says it has passed on.
-        busy: held by the thread that is handing on `parts`.
-        ended: whether the request has; what comes now goes to fd 2.
-        id_term: the request.
-        muted: whether nobody wants it any more.
-        parts: what is collected, as (stream, text).
-        sent: bytes that were handed on.
-        since: when the first of `parts` was printed, 0 if there are none.
-        size: bytes in `parts`, about.
-        waiters: the locks on which prints wait for `acked`.
-    """
-
-    __slots__ = (
-        "acked",
-        "busy",
-        "ended",
-        "id_term",
-        "muted",
-        "parts",
-        "sent",
-        "since",
-        "size",
-        "waiters",
-    )
-
-    def __init__(self, id_term: bytes) -> None:
-        self.id_term = id_term
-        self.parts: deque[tuple[str, bytes]] = deque()
-        self.busy = allocate_lock()
-        self.ended = False
-        self.muted = False
-        self.size = 0
-        self.since = 0.0
-        # Counters with one writer each, because `-=` in two threads loses one of them.
-        self.sent = 0
-        self.acked = 0
-        self.waiters: deque[Any] = deque()
-
-    def wake(self) -> None:
-        """Let the prints that wait look again."""
-        while self.waiters:
-            try:
-                self.waiters.popleft().release()
-            except IndexError:  # another thread was faster
-                return
-
-
 class Output:
-    """Collects what is printed, by request.
+    """Collects printed text, by request.
 
     Attributes:
-        begun: called when there is something to hand on that was not there before; see `tick`.
-        control: the thread that watches while the main thread runs code. Python may collect garbage
-            in it, whose `__del__` prints for the request that runs.
         deliveries: log records and messages to processes, of all requests; `parts` are their sizes.
         delivery_window_bytes: how much of them may be unacknowledged, 0 without a limit.
-        may_wait: tells whether the thread that asks may wait for acks: somebody else is reading
-            the port. The server provides it; by default no print ever waits.
-        running: the request that runs in the main thread, as the bytes of its id's term, or None.
         requests: those that have printed or started a thread, by id term.
+        stopping: threads whose request is cancelled, and from when on a print raises that there.
         threads: the requests that threads belong to, by ident.
-        window: holds back what signals raise in the main thread while it prints, because a print
-            must not be cut short; None for none.
         window_bytes: how much of a request's output may be unacknowledged, 0 without a limit.
     """
 
     __slots__ = (
+        "_cancels",
         "_emit",
         "_limit_bytes",
         "_limit_s",
-        "_thread",
-        "begun",
-        "control",
+        "_main",
+        "_reader",
         "deliveries",
         "delivery_window_bytes",
-        "may_wait",
         "requests",
-        "running",
+        "stopping",
         "threads",
-        "window",
         "window_bytes",
     )
 
-    def __init__(self, settings: Settings, emit: Emit) -> None:
-        self.running: bytes | None = None
+    def __init__(
+        self, settings: Settings, emit: Emit, main: Main, reader: Reader, cancels: Cancels
+    ) -> None:
+        self._cancels = cancels
+        self._main = main
+        self._reader = reader
         self.requests: dict[bytes, Printed] = {}
+        self.stopping: dict[int, float] = {}
         self.threads: dict[int, Printed] = {}
-        self.begun: Callable[[], None] | None = None
-        self.control = 0
-        self.may_wait: Callable[[], bool] = _never
-        self.window: Window | None = None
         self.window_bytes = settings.output_window_bytes
         self.deliveries = Printed(NO_REQUEST)
         self.delivery_window_bytes = settings.delivery_window_bytes
         self._emit = emit
         self._limit_bytes = settings.output_batch_bytes
         self._limit_s = settings.output_delay_ms / 1000
-        self._thread = get_ident()
 
-    # --- whose it is ----------------------------------------------------------------------------
+    # --- the request of a print -----------------------------------------------------------------
 
     def current(self) -> Printed | None:
-        """Give the request that the code which asks belongs to."""
+        """Give the request of the calling code."""
         printed = current.get()
         if printed is None or printed.ended:  # a session keeps the context of an earlier request
             thread = get_ident()
-            if thread in (self._thread, self.control):
-                running = self.running
-                if running is None:
+            # Python may collect garbage in the control thread, and a `__del__` may print.
+            if thread in {self._main.ident, self._reader.control_ident}:
+                running = self._main.running
+                if running is None or running.ended:
                     return None
-                return self.requests.get(running) or self.of(running)
+                return self.requests.get(running.id_term) or self.of(running.id_term)
             printed = self.threads.get(thread)
             if printed is None:
                 return None
         return None if printed.ended else printed
 
     def of(self, id_term: bytes) -> Printed:
-        """Give what a request printed; it begins here if it is new."""
+        """Give the output of a request; a new one if it has none."""
         return self.requests.setdefault(id_term, Printed(id_term))
 
     def enter(self, id_term: bytes) -> None:
@@ -194,12 +160,12 @@ class Output:
         current.set(self.of(id_term))
 
     def end(self, id_term: bytes) -> None:
-        """Hand on what the request printed, all of it; what it prints from now on is nobody's."""
+        """Hand on all output of a request; later prints belong to no request."""
         printed = self.requests.get(id_term)
         if printed is None:
             return
         deadline = 0.0
-        while printed.busy.locked():  # another thread is handing on what comes before the reply
+        while printed.busy.locked():  # another thread hands on text that precedes the reply
             now = monotonic()
             deadline = deadline or now + _LONGEST_HAND_ON_S
             if now > deadline:
@@ -211,11 +177,10 @@ class Output:
         self.requests.pop(id_term, None)
         printed.wake()
         if printed.parts:
-            _lose(printed)
+            printed.lose()
 
     def disown(self) -> None:
         """Become a forked child: nothing printed here is any request's."""
-        self.running = None
         for printed in self.requests.values():
             printed.ended = True
             printed.parts.clear()
@@ -225,19 +190,16 @@ class Output:
     # --- printing -------------------------------------------------------------------------------
 
     def write(self, stream: str, text: bytes) -> None:
-        """Take what was printed to `stream`: at most PIECE_BYTES."""
-        # `current()` in place: a print is two of these.
-        printed = current.get()
-        if printed is None and self.running is not None and get_ident() == self._thread:
-            printed = self.requests.get(self.running) or self.of(self.running)
-        elif (printed := self.current()) is None:
+        """Take text that was printed to `stream`: at most PIECE_BYTES."""
+        printed = self.current()
+        if printed is None:
             write_to_stderr(text)
             return
         if not text:
             return
         printed.parts.append((stream, text))
         if printed.ended:  # just now, in another thread
-            _lose(printed)
+            printed.lose()
             return
         printed.size += len(text)
         if printed.size > self._limit_bytes:
@@ -246,33 +208,32 @@ class Output:
             now = monotonic()
             if not printed.since:
                 printed.since = now
-                if self.begun is not None:
-                    self.begun()
+                self._reader.print_later()
             elif now - printed.since > self._limit_s:
                 self._hand_on(printed, now=True)
-        # Whoever handed on, and why: slow prints leave by the clock and fill the window as well.
+        # In every case: slow prints leave by the clock and reach the output limit as well.
         if self._full(printed):
             self._wait(printed)
         self._raise_waiting()
 
     def flush(self) -> None:
-        """Hand on what the request of the code that asks printed, and have it leave now."""
+        """Hand on the output of the calling code's request, and have it leave now."""
         printed = self.current()
         if printed is not None:
             self._hand_on(printed, now=True)
             self._raise_waiting()
 
     def flush_of(self, id_term: bytes) -> None:
-        """Hand on what that request printed: something else that it sends comes after it."""
+        """Hand on the output of a request, because its next frame must come after it."""
         printed = self.requests.get(id_term)
         if printed is not None and printed.parts:
             self._hand_on(printed, now=False)
 
     def tick(self, now: float) -> bool:
-        """Hand on what waits for more that does not come; tell whether there is more to wait for.
+        """Hand on text that has waited for long enough; tell whether some still waits.
 
-        For a thread that has a clock: the text of a request that went on to compute, printing
-        nothing, would not be seen before its end.
+        Called regularly by a thread with a clock: otherwise the text of a request that goes on to
+        compute would not be seen before its end.
         """
         waiting = False
         for printed in tuple(self.requests.values()):
@@ -281,12 +242,21 @@ class Output:
             waiting = waiting or bool(printed.parts)
         return waiting
 
-    def _raise_waiting(self) -> None:
-        window = self.window
-        if window is not None and window.alert and get_ident() == self._thread:
-            window.deliver()
+    def stop(self, ident: int) -> None:
+        """Let the next print of a thread raise Cancelled."""
+        self.stopping[ident] = 0.0
 
-    # --- the window -----------------------------------------------------------------------------
+    def _is_stopping(self) -> bool:
+        return bool(self.stopping) and monotonic() > self.stopping.get(get_ident(), _NEVER)
+
+    def _raise_waiting(self) -> None:
+        if self._cancels.alert:
+            self._cancels.deliver()
+        if self._is_stopping() and imported_by_thread(get_ident()) is None:
+            self.stopping[get_ident()] = monotonic() + _SPARED_S
+            raise Cancelled("cancelled")
+
+    # --- the output limit -----------------------------------------------------------------------
 
     def delivered(self, size: int) -> None:
         """Count a log record or a message to a process; wait while too much is on its way."""
@@ -301,12 +271,14 @@ class Output:
                         deliveries.sent += sizes.popleft()
                 finally:
                     deliveries.busy.release()
-        if self._full(deliveries):
-            self._wait(deliveries)
+            if self._full(deliveries):
+                self._wait(deliveries)
+                self._raise_waiting()
+                # Cancelled where an exception may not be raised: slow it down until it may.
+                if self._full(deliveries) and self._reader.may_wait():
+                    sleep(_SLOWED_S)
+                return
         self._raise_waiting()
-        # Cancelled where nothing may be raised: until it may, it goes slowly.
-        if self._full(deliveries) and self.may_wait():
-            sleep(_SLOWED_S)
 
     def ack(self, id_term: bytes, count: int) -> None:
         """Note that the other side has passed on `count` bytes of a request's output.
@@ -319,7 +291,7 @@ class Output:
             printed.wake()
 
     def mute(self, id_term: bytes) -> None:
-        """Throw away what a request prints from now on: it was cancelled, nobody reads it."""
+        """Throw away what a request prints from now on, because it was cancelled."""
         printed = self.requests.get(id_term) or self.of(id_term)
         printed.muted = True
         printed.wake()
@@ -330,22 +302,22 @@ class Output:
 
     def _wait(self, printed: Printed) -> None:
         lock = None
-        window = self.window if get_ident() == self._thread else None
-        while self._full(printed) and self.may_wait():
-            if window is not None and window.alert:  # `write` raises it
+        in_main = get_ident() == self._main.ident
+        while self._full(printed) and self._reader.may_wait():
+            if (in_main and self._cancels.alert) or self._is_stopping():  # `write` raises it
                 return
             if lock is None:
                 lock = allocate_lock()
                 lock.acquire()
                 printed.waiters.append(lock)
-                continue  # an ack may have come before the lock was there
+                continue  # an ack may have come before the lock was in the list
             if lock.acquire(timeout=_LOOK_S):
                 lock = None
 
     # --- handing on -----------------------------------------------------------------------------
 
     def _hand_on(self, printed: Printed, *, now: bool, once: bool = False) -> None:
-        """Emit what is collected, neighbours of one stream joined; with `now` it leaves at once."""
+        """Emit the collected text, neighbours of one stream joined; at once if `now`."""
         while printed.parts and printed.busy.acquire(blocking=False):
             try:
                 self._empty(printed, now=now)
@@ -358,7 +330,7 @@ class Output:
         parts = printed.parts
         printed.size = 0
         printed.since = 0.0
-        left = len(parts)  # not what comes meanwhile
+        left = len(parts)  # without parts that are added meanwhile
         while left > 0 and parts:
             stream, text = parts.popleft()
             left -= 1
@@ -374,25 +346,3 @@ class Output:
             if not printed.muted:
                 printed.sent += len(text)
                 self._emit(printed.id_term, stream, text, now)
-
-
-def _never() -> bool:
-    return False
-
-
-def _lose(printed: Printed) -> None:
-    while printed.parts:
-        try:
-            _stream, text = printed.parts.popleft()
-        except IndexError:  # another thread was faster
-            return
-        write_to_stderr(text)
-
-
-def write_to_stderr(text: bytes) -> None:
-    """Write to fd 2, whoever has it. If it is closed the text is lost: there is no one to tell."""
-    try:
-        while text:
-            text = text[os.write(STDERR_FD, text) :]
-    except OSError:
-        pass

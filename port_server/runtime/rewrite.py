@@ -1,6 +1,6 @@
-"""Syntax trees of snippets: what kind of code it is, and the function it becomes. Nothing is run.
+"""Syntax trees of snippets: the kind of the code, and the function made of it. Runs no code.
 
-Works on the C `_ast` classes: the ast module costs 6 to 10 ms to import, and of it only a walk is
+Works on the C `_ast` classes: the ast module costs 6 to 10 ms to import, and only a walk of it is
 needed, which is short.
 """
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, Final
 
-# Bodies of these are scopes of their own: what stands there does not belong to the snippet.
+# Bodies of these are scopes of their own: their names do not belong to the snippet.
 FUNCTIONS: Final = (_ast.FunctionDef, _ast.AsyncFunctionDef, _ast.Lambda)
 COMPREHENSIONS: Final = (_ast.ListComp, _ast.SetComp, _ast.DictComp, _ast.GeneratorExp)
 _TRIES: Final = (_ast.Try, _ast.TryStar)
 
 # An exception that a signal handler raises at the jump back of a `while` loop may miss the `try`
 # that the loop stands in, and with it `except`, `finally` and `with`:
-# - On 3.11 and 3.12 it counts as raised by the instruction before the loop. Where the loop is the
+# - On 3.11 and 3.12 it counts as raised by the instruction before the loop. If the loop is the
 #   first statement of the `try`, on the same line as its `while`, that is outside.
 # - On 3.13 the jump back of a loop with a condition, `while n: ...`, belongs to no `try` at all.
 _JUMPS_BEFORE_LOOP: Final = sys.version_info < (3, 13)
@@ -53,14 +53,14 @@ def _own(node: _ast.AST) -> list[_ast.AST]:
 
 
 class Scope:
-    """What the top level of a snippet contains; see the attributes.
+    """The contents of the top level of a snippet.
 
     Attributes:
         returns: the first top-level `return`, or None.
         yields: the first top-level `yield` or `yield from`, or None.
         awaits: the first top-level `await`, `async for` or `async with`, or None.
         star_import: the first top-level `from m import *`, or None.
-        names: what is bound at top level.
+        names: the names bound at top level.
     """
 
     __slots__ = ("awaits", "names", "returns", "star_import", "yields")
@@ -71,7 +71,7 @@ class Scope:
         self.awaits: Any = None
         self.star_import: Any = None
         self.names: set[str] = set()
-        # A list of what is left to visit, not recursion: a long chain of `a + b + c ...` is deep.
+        # A list of nodes to visit instead of recursion: a long chain of `a + b + c ...` is deep.
         stack: list[tuple[_ast.AST, bool]] = [(node, False) for node in reversed(body)]
         while stack:
             node, comprehension = stack.pop()
@@ -112,6 +112,38 @@ class Scope:
                 self.names.add(node.name)
         elif isinstance(node, _ast.MatchMapping) and node.rest is not None:
             self.names.add(node.rest)
+
+
+# Functions of asyncio that work only where a loop runs, and give something to await.
+LOOP_FUNCTIONS: Final = ("gather", "create_task", "ensure_future", "shield")
+
+
+def await_last_call(tree: Any) -> bool:
+    """Put `await` before a last line like `asyncio.gather(...)`; tell whether it was one.
+
+    Without it the function would be called in a thread without a running loop.
+    """
+    last: Any = tree.body[-1] if tree.body else None
+    call = getattr(last, "value", None)
+    if not (isinstance(last, _ast.Expr) and isinstance(call, _ast.Call)):
+        return False
+    modules: set[Any] = {"asyncio"}
+    functions: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, _ast.Import):
+            modules.update(alias.asname for alias in node.names if alias.name == "asyncio")
+        elif isinstance(node, _ast.ImportFrom) and node.module == "asyncio":
+            functions.update(
+                alias.asname or alias.name for alias in node.names if alias.name in LOOP_FUNCTIONS
+            )
+    called = call.func
+    if isinstance(called, _ast.Attribute):
+        known = called.attr in LOOP_FUNCTIONS and getattr(called.value, "id", None) in modules
+    else:
+        known = getattr(called, "id", None) in functions
+    if known:
+        last.value = placed(_ast.Await(value=call), call)
+    return known
 
 
 def placed(node: Any, like: Any) -> Any:
@@ -195,7 +227,7 @@ def let_loops_be_interrupted(tree: Any) -> None:
 
 
 def _put_step(body: list[Any]) -> None:
-    """Put something that does nothing before the loop.
+    """Put a statement without effect before the loop.
 
     An empty list, because the compiler drops `pass` and constants.
     """
@@ -207,7 +239,7 @@ def _put_step(body: list[Any]) -> None:
 def _move_condition(loop: Any) -> None:
     """Make `while True: if not condition: break` of it.
 
-    Not where there is an `else`: a `break` of its own would then belong to another loop.
+    Not for a loop with `else`: a `break` in the `else` would then belong to another loop.
     """
     test = loop.test
     leave = _ast.If(

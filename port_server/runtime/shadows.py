@@ -1,4 +1,4 @@
-"""Files that hide a module of the standard library: errors name them, and so does the doctor.
+"""Files that hide a module of the standard library, for error messages and the doctor.
 
 Python finds an `asyncio.py` of the working directory or of PYTHONPATH before its own module, for
 the server and for every library. The errors that follow seldom tell why.

@@ -1,12 +1,12 @@
 """Source -> code object, cached: the last expression's value, `return`, `yield`, `await`.
 
-Compiles and caches; what a namespace is and who runs the code stands elsewhere. Plain code is run
-as a module, so that everything works that works in a file. Only code with a top-level `return`,
-`yield` or `await` needs a function around it; its names are declared global there, so that they
-land in the namespace all the same.
+Compiles and caches; other modules make namespaces and run the code. Plain code is run as a module,
+so that everything works that works in a file. Only code with a top-level `return`, `yield` or
+`await` needs a function around it; its names are declared global there, so that they are bound in
+the namespace as well.
 
-A line that is an expression takes the short way, without a tree: half the time, and on the start
-path without the 3 ms that `_ast` and `rewrite` take to be there.
+A line that is an expression is compiled without a tree: this takes half the time, and saves the
+3 ms of importing `_ast` and `rewrite` on the start path.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from _functools import partial  # type: ignore[import-not-found]  # functools co
 from binascii import crc32
 
 from .sources import Source, source_of
-from .timed import Timed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from .rewrite import Scope
 
-    # What a request's code is cached by: the source, or (atom `code`, source, file, line).
+    # The cache key of a request's code: the source, or (atom `code`, source, file, line).
     Key: TypeAlias = "str | tuple[str, str, str, int]"
 
 PLAIN: Final = "plain"  # a value at once; `return` included
@@ -38,29 +37,33 @@ ONLY_AST: Final = 0x400
 # All the flags of __future__ imports, from code.h: they must reach the last expression as well.
 _FUTURE_FLAGS: Final = 0x1FE0000
 
+# The text of calls of rewrite.LOOP_FUNCTIONS.
+_LOOP_CALLS: Final = ("gather(", "create_task(", "ensure_future(", "shield(")
+
 _Function: Final[Any] = type(lambda: None)  # types.FunctionType, without its module
 
 
-class Snippet(Timed):
+class Snippet:
     """Code that can be run in any namespace.
 
     Attributes:
-        expression: its code, if it is one expression and nothing else; else None.
-        kind: PLAIN, COROUTINE, GENERATOR or ASYNC_GENERATOR: what `run` gives.
+        parts: the code of its statements, that of its last expression (None where there are none),
+            and its source, for C; None for code that is more than these.
+        kind: PLAIN, COROUTINE, GENERATOR or ASYNC_GENERATOR: the result of `run`.
         source: the file it belongs to, for tracebacks; `__loader__` of its namespaces.
-        line: where it begins there.
-        names: what its top level binds; see the property.
+        line: its first line in that file.
+        names: the names that its top level binds; see the property.
         text: its source.
-        run: takes a namespace and gives the value or, unless it is plain, what is to be driven to
-            get one.
+        run: takes a namespace and gives the value or, unless it is plain, the coroutine or
+            generator that gives it.
         special_line: the line of the `yield` or `await` that makes it other than plain, else 0.
     """
 
     __slots__ = (
         "_names",
-        "expression",
         "kind",
         "line",
+        "parts",
         "run",
         "source",
         "special_line",
@@ -79,25 +82,23 @@ class Snippet(Timed):
         function: CodeType | None = None,
         special_line: int = 0,
     ) -> None:
-        super().__init__()
         self.source = source
         self.line = line
         self.text = text
         self.kind = kind
         self.special_line = special_line
         self._names: frozenset[str] | None = None
-        self.expression: CodeType | None = None
-        # No method of this object: a snippet that leaves the cache is to go at once.
+        self.parts = None if function is not None else (body, tail, source)
+        # No bound method of this object: a cycle would keep a snippet that leaves the cache.
         self.run: Callable[[dict[str, Any]], Any] = partial(self.run_parts, body, tail, function)
         if tail is not None and body is None:
-            self.expression = tail
             self.run = partial(eval, tail)  # an expression alone: no Python frame in between
 
     @property
     def names(self) -> frozenset[str]:
-        """What its top level binds, by whatever statement; not what `import *` and exec() bring.
+        """The names that its top level binds, without those of `import *` and exec().
 
-        Looked for when it is asked for, which is seldom. Names like `__this__` are Python's own.
+        Computed at the first use, because it is seldom needed. Names like `__this__` are Python's.
         """
         if self._names is None:
             from . import rewrite  # noqa: PLC0415  see above
@@ -131,14 +132,16 @@ class Snippets:
 
     Attributes:
         entries: the cache itself, whose `get` is here as well.
+        parts: the parts of those snippets that C can run, by their source.
     """
 
-    __slots__ = ("_limit", "entries", "get")
+    __slots__ = ("_limit", "entries", "get", "parts")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.entries: dict[Key, Snippet] = {}
         self.get = self.entries.get
+        self.parts: dict[str, tuple[CodeType | None, CodeType | None, Source]] = {}
 
     def compile(self, key: Key, text: str, file: str | None = None, line: int = 1) -> Snippet:
         """Compile `text`, which begins at `line` of `file`, and keep it as `key`.
@@ -148,19 +151,23 @@ class Snippets:
         """
         snippet = compile_snippet(text, file, line)
         entries = self.entries
-        # Oldest first, not least recently used: a hit must cost one dict lookup and nothing else.
+        # Oldest first, not least recently used: a hit must cost only one dict lookup.
         while len(entries) >= self._limit:
-            old = entries.pop(next(iter(entries)))
+            oldest = next(iter(entries))
+            old = entries.pop(oldest)
+            self.parts.pop(oldest, None)  # type: ignore[arg-type]
             old.source.remove(old.line, old.text)
         entries[key] = snippet
+        if type(key) is str and snippet.kind is PLAIN and snippet.parts is not None:
+            self.parts[key] = snippet.parts
         return snippet
 
 
 def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippet:
     """Compile `text`, which begins at `line` of `file`.
 
-    Without a file it is named after its text, so that the source lines in a traceback are never
-    those of another snippet, and the same code has the same name in every report.
+    Without a file it is named by a checksum of its text, so that the source lines in a traceback
+    are never those of another snippet, and the same code has the same name in every report.
 
     Raises:
         SyntaxError: and what else compile() raises.
@@ -170,8 +177,9 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
     # Blank lines before it: every position, those of syntax errors included, is then right.
     padded = "\n" * (line - 1) + text
     source = source_of(file)
+    in_loop = any(call in text for call in _LOOP_CALLS)
     try:
-        expression = _compile_expression(text, padded, file)
+        expression = None if in_loop else _compile_expression(text, padded, file)
         if expression is not None:
             source.add(line, text)
             return Snippet(source, line, text, tail=expression)
@@ -181,14 +189,15 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
         if "while" in text and ("try" in text or "with" in text):
             rewrite.let_loops_be_interrupted(tree)
         snippet = None
-        if any(word in text for word in ("return", "yield", "await", "async")):
+        in_loop = in_loop and rewrite.await_last_call(tree)
+        if in_loop or any(word in text for word in ("return", "yield", "await", "async")):
             scope = rewrite.Scope(tree.body)
             if scope.returns or scope.yields or scope.awaits:
                 snippet = _compile_function(tree, source, line, text, scope)
         if snippet is None:
             snippet = _compile_module(tree, source, line, text)
     except SyntaxError as error:
-        # Found while compiling a tree, where there is no source to quote from.
+        # Found while a tree was compiled, which has no source to quote from.
         if error.text is None and error.lineno:
             lines = padded.split("\n")
             if error.lineno <= len(lines):
@@ -199,14 +208,14 @@ def compile_snippet(text: str, file: str | None = None, line: int = 1) -> Snippe
 
 
 def _compile_expression(text: str, padded: str, file: str) -> CodeType | None:
-    """Compile a line that is an expression and nothing else; None for whatever else it may be."""
-    # Seldom an expression; and of a backslash Python would warn twice, as it still does where a
-    # number runs into a word (`x = 1if y else 2`).
+    """Compile a line that is an expression; None for other code."""
+    # Such text is seldom an expression, and Python would warn twice of a backslash. It still warns
+    # twice of a number that runs into a word (`x = 1if y else 2`).
     if "\n" in text or "\\" in text:
         return None
     try:
         code: CodeType = compile(padded, file, "eval", dont_inherit=True)
-    except SyntaxError:  # if it is one, Python says so again
+    except SyntaxError:  # a real one is raised again later
         return None
     return code
 
@@ -256,7 +265,7 @@ def _compile_function(tree: Any, source: Source, line: int, text: str, scope: Sc
             tree.body,
             scope.names,
             is_async=scope.awaits is not None,
-            # An async generator cannot return a value; Python says so of its `return`s itself.
+            # An async generator cannot return a value; Python itself refuses its `return`s.
             value=kind != ASYNC_GENERATOR,
         ),
         file,

@@ -1,7 +1,7 @@
 """The text of snippets by file name, where Python looks for it: `__loader__` and linecache.
 
 Several snippets of one file (sigils in one Elixir module) are one source here, merged by line.
-linecache is never imported from here: until something else needs it there is nothing to tell it.
+This module never imports linecache; it fills its cache once other code has imported it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Source:
     def __init__(self, file: str) -> None:
         self.file = file
         self._parts: dict[int, str] = {}
-        self._entry: object = None  # what linecache was told last
+        self._entry: object = None  # the last entry in the cache of linecache
 
     def get_source(self, _module: str = "") -> str:
         """Give the file's text; lines that belong to no snippet are empty."""
@@ -47,26 +47,27 @@ class Source:
         _sources[self.file] = self
         self._parts[line] = text
         self._entry = None
-        if "linecache" in sys.modules:
-            self.publish()
+        self.publish()
 
     def remove(self, line: int, text: str) -> None:
         """Forget the snippet at `line`, unless another one has taken its place."""
         if self._parts.get(line) == text:
             del self._parts[line]
         if not self._parts and _sources.pop(self.file, None) is not None:
-            linecache = sys.modules.get("linecache")
-            if linecache is not None:
-                linecache.cache.pop(self.file, None)
+            cache = _linecache()
+            if cache is not None:
+                cache.pop(self.file, None)
 
     def publish(self) -> None:
-        """Put the lines where linecache finds them first.
+        """Put the lines where linecache, if it is imported, finds them first.
 
         Before the file on the disk: an Elixir heredoc is indented there, and the markers under a
         source line would be off.
         """
-        cache = sys.modules["linecache"].cache
-        # Known already, and nobody has cleared it: 1,000 sources would cost every failure 8 ms.
+        cache = _linecache()
+        if cache is None:
+            return
+        # Skip an entry that is still in the cache: 1,000 sources would cost every failure 8 ms.
         if self._entry is not None and cache.get(self.file) is self._entry:
             return
         lines = self.lines()
@@ -81,7 +82,7 @@ def source_of(file: str) -> Source:
 
 
 def prepare(linecache: Any) -> None:
-    """Tell linecache, which has just been imported, what is known.
+    """Put all sources into linecache, which has just been imported.
 
     From 3.13 on Python puts the text of `python -c` there, as the lines of `<string>`: the server's
     first line would be shown as the source of what user code runs by exec().
@@ -92,7 +93,12 @@ def prepare(linecache: Any) -> None:
 
 
 def publish_all() -> None:
-    """Tell linecache all that is known, if it is imported."""
-    if "linecache" in sys.modules:
+    """Put all sources into linecache, if it is imported."""
+    if _linecache() is not None:
         for source in list(_sources.values()):
             source.publish()
+
+
+def _linecache() -> dict[str, Any] | None:
+    """Give the cache of linecache; None before its import has made it."""
+    return getattr(sys.modules.get("linecache"), "cache", None)

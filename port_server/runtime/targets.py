@@ -1,4 +1,4 @@
-"""What a call names: `module.sub:qual.name` -> the callable. Imports the module, calls nothing.
+"""Targets of calls: `module.sub:qual.name` -> the callable. Imports the module, does not call it.
 
 Looked up anew each time, because modules are reloaded and attributes patched.
 """
@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import sys
 
-from .timed import Timed
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
-# Targets kept. Far above what a program calls; made-up ones must not pile up.
+# Targets kept. Far more than a program calls; generated names must not accumulate.
 _LIMIT: Final = 1024
 
 
 class TargetError(ValueError):
-    """A target of the wrong shape. One that does not exist is an ImportError or AttributeError."""
+    """A target of the wrong form. A missing target is an ImportError or AttributeError."""
 
 
-class Target(Timed):
+class Target:
     """A parsed target."""
 
     __slots__ = ("_module", "_names")
 
     def __init__(self, text: str) -> None:
-        super().__init__()
         module, colon, name = text.partition(":")
         if not colon or not module or not name or "" in name.split("."):
             raise TargetError(
@@ -54,7 +52,7 @@ class Target(Timed):
             spec = getattr(sys.modules.get(self._module), "__spec__", None)
             if not getattr(spec, "_initializing", False):
                 raise
-            # Another thread is importing it, and has not come to that name: wait, as `import` does.
+            # Another thread imports it and has not defined the name yet: wait, as `import` does.
             __import__(self._module)
             found = sys.modules[self._module]
             for name in self._names:
@@ -62,13 +60,12 @@ class Target(Timed):
         return found
 
 
-class ObjectTarget(Timed):
-    """An object, or by dotted names something of it. Made for one call."""
+class ObjectTarget:
+    """An object, or one of its attributes by dotted names. Made for one call."""
 
     __slots__ = ("_names", "_object")
 
     def __init__(self, object: Any, name: object = None) -> None:  # the wire's word
-        super().__init__()
         self._object = object
         if name is None:
             self._names = []
@@ -86,30 +83,33 @@ class ObjectTarget(Timed):
         Raises:
             AttributeError: the object has no such attribute.
         """
-        # Given away, because who timed the target last keeps it, and would keep the object alive.
-        found, self._object = self._object, None
+        found = self._object
         for name in self._names:
             found = getattr(found, name)
         return found
 
 
 class Targets:
-    """The targets parsed so far."""
+    """The targets parsed so far.
 
-    __slots__ = ("_entries",)
+    Attributes:
+        finders: a callable for each that finds its function, by its text.
+    """
+
+    __slots__ = ("finders",)
 
     def __init__(self) -> None:
-        self._entries: dict[str, Target] = {}
+        self.finders: dict[str, Callable[[], Any]] = {}
 
-    def get(self, text: str) -> Target:
-        """Parse a target.
+    def finder(self, text: str) -> Callable[[], Any]:
+        """Give a callable that finds the function of a target.
 
         Raises:
             TargetError: it is not written like one.
         """
-        target = self._entries.get(text)
-        if target is None:
-            target = Target(text)
-            if len(self._entries) < _LIMIT:
-                self._entries[text] = target
-        return target
+        find = self.finders.get(text)
+        if find is None:
+            find = Target(text).find
+            if len(self.finders) < _LIMIT:
+                self.finders[text] = find
+        return find

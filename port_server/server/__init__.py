@@ -1,1 +1,1 @@
-"""The I/O shell: file descriptors, signals, the loop. What is done with a request: `runtime`."""
+"""The I/O shell: file descriptors, signals, the loop. `runtime` runs the code of a request."""

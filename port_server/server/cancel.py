@@ -1,13 +1,12 @@
-"""Cancelling what runs in the main thread, and the dump of all stacks: two signals of the server's.
+"""Cancelling requests of the main thread, and what signal handlers of user code have raised there.
 
-A cancel is noted by whoever has the baton. The control thread then sends SIGURG to main, again and
-again until the request has ended, because code may catch what is raised and a `__del__` swallows
-it. The handler looks at what runs now, not at what ran when the signal was sent: one that comes
-late meets no target, and does nothing.
+A cancel is noted by the holder of the reader lock. The control thread then sends SIGURG to main,
+again and again until the request has ended, because code may catch what is raised and a `__del__`
+swallows it. The handler looks at the request that runs now, not at the one that ran when the signal
+was sent: a late signal finds no target and does nothing. SIGURG, because it is ignored by default,
+so a stray one harms no process.
 
-SIGURG, because by default it is ignored: a stray one harms nobody. Never
-`PyThreadState_SetAsyncExc`: it strikes in the server's own code as well, it does not interrupt a
-system call, and it strikes whatever runs by then.
+No exception is raised inside of an import, because that would leave broken modules behind.
 """
 
 from __future__ import annotations
@@ -18,79 +17,65 @@ import sys
 from _thread import get_ident
 from time import monotonic
 
-from port_server.etf import mapping, structs
-from port_server.runtime import carry, failure, imports, objects, streams, targets
-from port_server.runtime.beam import Cancelled
+from port_server.runtime.api import Cancelled
 from port_server.runtime.frames import outermost_import
-from port_server.runtime.garbage import Garbage
-from port_server.runtime.snippet import Snippet
 
-from .evaluate import Evaluator
-from .streams import Stream
-from .window import DESCRIBING, IMPORTING, SPARED, Window, guard_signals
+from .signal_guard import DESCRIBING, IMPORTING, INSIDE, OUTSIDE, SPARED, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from types import FrameType
     from typing import Any, Final
 
+    from port_server.protocol.requests import Request
     from port_server.settings import Settings
 
-    from .lanes import MainLane
-    from .stdio import Stdio
+    from .main_thread import MainThread
+    from .port import Port
+    from .signal_guard import SignalGuard
 
 SIGNAL: Final = signal.SIGURG
 STACKS_SIGNAL: Final = signal.SIGUSR2
 STDERR_FD: Final = 2
-# So many tries spare code whose locks leak. Then a leak is better than a request without an end.
+# Tries that spare code whose locks leak. After these a leak is better than an endless request.
 SPARING_TRIES: Final = 5
-# So many let it be said where the code was: a busy machine takes longer than one try for importing
-# traceback. More would wait for a `__str__` without an end.
+# Tries that spare the description of a failure: on a busy machine the import of traceback takes
+# longer than one try. There is a limit because a `__str__` may never return.
 DESCRIBING_TRIES: Final = 20
 _NEVER: Final = float("inf")
-# What a handler raised while main was in our code waits for the next try: soon, as it meant now.
+# Delay until an exception of a handler, raised in the server's code, is raised again: short,
+# because the handler raised it for this moment.
 _DELIVER_S: Final = 0.005
 
 
 class Cancels:
-    """The cancels of requests that run in main, or wait there for one on top of them."""
+    """The exceptions that are to be raised in the main thread.
 
-    __slots__ = ("_lane", "_next", "_other", "_resend_s", "_stdio", "_tries", "_window")
+    Attributes:
+        alert: whether one waits: of a cancel, or of a handler.
+    """
 
     def __init__(
         self,
-        lane: MainLane,
-        stdio: Stdio,
-        window: Window,
+        guard: SignalGuard,
+        main: MainThread,
+        port: Port,
         settings: Settings,
-        doorways: Iterable[Any],
+        report: Callable[[BaseException], None],
     ) -> None:
-        """Begin; `doorways` are those of `Window.know`."""
-        self._resend_s = settings.cancel_resend_ms / 1000
-        self._lane = lane
+        """Begin; `report` gets exceptions that belong to no request."""
+        self._guard = guard
+        self._main = main
         self._next = 0.0
         self._other: Any = None
-        self._stdio = stdio
+        self._port = port
+        self._report = report
+        self._reporting = False
+        self._resend_s = settings.cancel_resend_ms / 1000
         self._tries = 0
-        self._window = window
-        window.cancels = self._raise
-        window.know(
-            borders=(Evaluator.evaluate, Stream.advance),
-            open=(
-                Evaluator.answer_unusual,
-                Evaluator.reply,
-                Evaluator.failed,
-                Evaluator.description,
-                Garbage.collect,
-                Snippet.run_parts,
-                Stream.close,
-            ),
-            open_modules=(failure, targets),
-            through_modules=(carry, imports, mapping, objects, streams, structs),
-            describing=(failure.describe_cancelled,),
-            doorways=(*doorways, type(lane).run_in_c),
-        )
+        self._waiting: list[BaseException] = []
+        self.alert = False
 
     def install(self) -> None:
         """Take the two signals; user code may believe that it takes them later."""
@@ -98,69 +83,111 @@ class Cancels:
         set_handler(SIGNAL, self._on_signal)
         faulthandler.register(STACKS_SIGNAL, file=STDERR_FD, all_threads=True, chain=False)
         guard_signals(
-            self._window,
+            self._guard,
+            self.take,
             {
                 SIGNAL: lambda handler: self._share(set_handler, handler),
                 STACKS_SIGNAL: lambda handler: _dump_before(set_handler, handler),
             },
         )
 
-    def add(self, id_term: bytes) -> None:
-        """Let that request end, which runs or waits in main. For who has the baton."""
-        lane = self._lane
-        if id_term not in lane.cancelled:
+    # --- any thread -------------------------------------------------------------------------------
+
+    def add(self, request: Request) -> None:
+        """Let a request end, which runs or waits in main. For the holder of the reader lock."""
+        if not request.cancelled:
             self._tries = 0
             self._next = 0.0
-            lane.cancelled.add(id_term)
-        self._window.alert = True
-        if get_ident() != lane.main:
+            request.cancelled = True
+        self.alert = True
+        if get_ident() != self._main.ident:
             self.tick()  # now: a pong that follows must not tell of a cancel which is still to come
 
     def tick(self) -> float:
-        """Send the signal if it is time to; give the seconds until it is. For the control thread.
-
-        With the baton or without.
-        """
-        if not self._window.alert:
+        """Send the signal if it is time; give the seconds until it is. For the control thread."""
+        if not self.alert:
             return _NEVER
         now = monotonic()
         if now >= self._next:
-            self._next = now + (self._resend_s if self._lane.cancelled else _DELIVER_S)
-            signal.pthread_kill(self._lane.main, SIGNAL)
+            self._next = now + (self._resend_s if self._main.cancelled else _DELIVER_S)
+            signal.pthread_kill(self._main.ident, SIGNAL)
         return self._next - now
 
     # --- in main ----------------------------------------------------------------------------------
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._window.alert and not self._stdio.forked:
-            place = self._window.place(frame)
-            if place is IMPORTING:
-                self._strike_after_import(frame)
-            elif self._lane.cancelled:
-                self._tries += 1
-            self._window.strike(place)
-        elif self._other is not None:
-            self._other(number, frame)
+    def check(self) -> None:
+        """Raise Cancelled if the running request, or one that it runs on top of, is cancelled.
 
-    def _raise(self, place: str) -> None:
-        lane = self._lane
-        cancelled = lane.cancelled
-        if not cancelled or cancelled.isdisjoint((lane.running, *lane.below)):
+        Not inside of an import: there the BEAM ends the call that waits.
+        """
+        if self._main.cancelled and self._guard.place_of_caller() != IMPORTING:
+            raise Cancelled("cancelled while it waited for a call into the BEAM")
+
+    def deliver(self) -> None:
+        """Raise the waiting exception, if the calling code of the server returns to user code."""
+        if self.alert and get_ident() == self._main.ident:
+            self._strike(self._guard.place_of_caller())
+
+    def settle(self, request: Request, *, ended: bool) -> None:
+        """Note that main is done with a request, which has ended or goes on elsewhere."""
+        alone = not self._main.below
+        while alone and self._waiting:
+            self._tell(self._waiting.pop(0))
+        self.alert = bool(self._waiting) or any(below.cancelled for below in self._main.below)
+        if request.cancelled and not ended and request.executor is not None:
+            request.executor.cancel(request)  # it came while another executor took over
+
+    def recover(self) -> None:
+        """Forget the waiting exceptions: a stray exception has ended every request."""
+        self.alert = False
+        while self._waiting:
+            self._tell(self._waiting.pop(0))
+
+    def take(self, error: BaseException, place: int) -> None:
+        """Keep an exception that a handler raised where it must not be raised."""
+        if place in {INSIDE, DESCRIBING}:
+            self._waiting.append(error)
+            self.alert = True
+        else:
+            self._tell(error)
+
+    def place(self, frame: FrameType | None) -> int:
+        """Tell where main is, for a handler of the server's own."""
+        return self._guard.place(frame)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if not self.alert or self._port.forked:
+            if self._other is not None:
+                self._other(number, frame)
             return
-        closing, since = lane.evaluator.closing
-        if lane.running == closing and monotonic() - since < self._resend_s:
-            return  # its `finally` has as long as after a signal
-        if place is IMPORTING or (place is SPARED and self._tries <= SPARING_TRIES):
+        place = self._guard.place(frame)
+        if place == IMPORTING:
+            self._strike_after_import(frame)
+        elif self._main.cancelled:
+            self._tries += 1
+        self._strike(place)
+
+    def _strike(self, place: int) -> None:
+        """Raise the waiting exception, if `place` allows it."""
+        if place in {INSIDE, OUTSIDE}:
             return
-        if place is DESCRIBING and self._tries <= DESCRIBING_TRIES:
-            return
-        raise Cancelled("cancelled")
+        running = self._main.running
+        if running is not None and monotonic() - running.closing < self._resend_s:
+            return  # the `finally` of a stream has as long as after a signal
+        if self._main.cancelled and not (
+            place == IMPORTING
+            or (place == SPARED and self._tries <= SPARING_TRIES)
+            or (place == DESCRIBING and self._tries <= DESCRIBING_TRIES)
+        ):
+            raise Cancelled("cancelled")
+        if self._waiting and place != DESCRIBING:
+            raise self._waiting.pop(0)
 
     def _strike_after_import(self, frame: FrameType | None) -> None:
-        """Have another try at the first bytecode after the import that `frame` belongs to.
+        """Try again at the first bytecode after the import that `frame` belongs to.
 
-        The next signal may come in the midst of the next import. Where code has its own tracer,
-        that signal has to do.
+        The next signal may arrive in the middle of the next import. If code has its own tracer,
+        only that signal is left.
         """
         machinery = outermost_import(frame)
         importer = None if machinery is None else machinery.f_back
@@ -173,7 +200,18 @@ class Cancels:
         sys.settrace(None)
         frame.f_trace = None
         frame.f_trace_opcodes = False
-        self._window.strike(self._window.place(frame))
+        self._strike(self._guard.place(frame))
+
+    def _tell(self, error: BaseException) -> None:
+        if self._reporting:  # a second report would enter the logger while the first is in it
+            return
+        self._reporting = True
+        try:
+            self._report(error)
+        except BaseException:  # noqa: S110  a failing report must not do what is prevented here
+            pass
+        finally:
+            self._reporting = False
 
     def _share(self, set_handler: Callable[..., Any], handler: Any) -> None:
         # Ours stays in place, and calls theirs for the signals that are not ours.
@@ -186,7 +224,7 @@ def _trace_no_function(_frame: FrameType, _event: str, _argument: Any) -> None:
 
 
 def _dump_before(set_handler: Callable[..., Any], handler: Any) -> None:
-    """Let `handler` come after the dump. faulthandler calls what was in place when it came."""
+    """Run `handler` after the dump. faulthandler calls the handler that was installed before it."""
     faulthandler.unregister(STACKS_SIGNAL)
     try:
         set_handler(STACKS_SIGNAL, handler)

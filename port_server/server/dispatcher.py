@@ -1,395 +1,355 @@
-"""Runs what the router has queued: requests of the main lane in order, streams in slices between.
+"""The main loop. Requests go to the scheduler and out of it to executors; all else acts at once.
 
-For whoever holds the baton, except where a method says otherwise; requests are run by main only.
+For the holder of the reader lock, main or the control thread, except where a method says otherwise.
+Runs no user code itself.
 """
 
 from __future__ import annotations
 
-from _collections import deque  # type: ignore[import-not-found]  # collections costs 2 ms
-from _contextvars import copy_context  # contextvars itself is one more file
 from _thread import get_ident
-from select import POLLIN
+from select import POLLIN, poll
 from time import monotonic
 
+from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import CALL_PREFIX, EVAL_PREFIX, ID_LENGTH_AT, ID_TERM_AT
-from port_server.runtime.objects import Exports
+from port_server.protocol.messages import Answer, Cancel, ProtocolError, Shutdown
+from port_server.protocol.requests import Request, Requests
+from port_server.runtime.api import Cancelled
+from port_server.runtime.frames import imported_by_thread
 
-from .baton import Waker, waiter
-from .page import LENGTH_AT
-from .router import BODY_AT, Router
 from .streams import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Final
 
     from port_server.protocol.framing import Frame
-    from port_server.settings import Settings
 
-    from .async_lane import AsyncLane
-    from .baton import Baton
-    from .call import Call
-    from .channel import Channel, Part
-    from .jobs import Job
-    from .lanes import MainLane
-    from .router import Queued
-    from .stdio import Stdio
-    from .turns import Turns
+    from .calls import Call
+    from .commands import Commands
+    from .executors.asyncio import AsyncExecutor
+    from .executors.main import MainExecutor
+    from .executors.threads import ThreadExecutor
+    from .port import Envelope, Port
+    from .reader import ReaderLock
+    from .scheduler import Scheduler
 
-# A request that took this long may have left cancels in the pipe for those read with it.
-LOOK_AGAIN_US: Final = 1000
-# How many reads such a look takes at most: a full pipe of 1 MiB. More waits in the pipe, which is
-# what holds a flooding client back.
+# After code that ran for this time the pipe may hold cancels of requests that are queued.
+_LOOK_AGAIN_S: Final = 0.001
+# Most reads of such a look: a full pipe of 1 MiB. The rest stays in the pipe, which holds a
+# flooding client back.
 _LOOKS: Final = 16
 
 
-class Dispatcher(Router):
-    """Runs requests and streams, and waits for more.
+class Dispatcher:
+    """Acts on frames, and runs what is due.
 
     Attributes:
-        ended: whether nothing more is read.
-        guests: the ids of requests that run in threads which wait for a call.
-        watching: whether main waits for more than the port.
+        grace_ms: how long the owner waits after its shutdown, None without one.
+        stopping: whether a shutdown was asked for: what was read is finished, then the loop ends.
     """
-
-    __slots__ = (
-        "_arrivals",
-        "_baton",
-        "_hold_s",
-        "_max_queue_bytes",
-        "_stdio",
-        "_waker",
-        "ended",
-        "guests",
-        "watching",
-    )
 
     def __init__(
         self,
-        baton: Baton,
-        stdio: Stdio,
-        channel: Channel,
-        lane: MainLane,
-        async_lane: AsyncLane,
-        turns: Turns,
-        settings: Settings,
+        lock: ReaderLock,
+        port: Port,
+        scheduler: Scheduler,
+        main: MainExecutor,
+        async_executor: AsyncExecutor,
+        threads: ThreadExecutor,
+        commands: Commands,
     ) -> None:
-        super().__init__(channel, lane, async_lane, turns)
-        self.ended = False
-        self.guests: set[bytes] = set()
-        self.watching = False
-        self._arrivals: deque[Stream] = deque()
-        self._baton = baton
-        self._hold_s = settings.reply_hold_us / 1e6
-        self._max_queue_bytes = settings.max_queue_bytes
-        self._stdio = stdio
-        self._waker = Waker()
-
-    @property
-    def requests(self) -> int:
-        """How many requests were begun."""
-        return self._baton.sequence - self._baton.resumed
-
-    @property
-    def full(self) -> bool:
-        """Whether so much waits that no more is to be read ahead."""
-        # Counted only here, while user code runs long, and not in the hot path. Never with a call
-        # under way: its answer may stand behind the requests.
-        # Of a copy, because whoever reads the port adds to it meanwhile.
-        return not self.calls.pending and (
-            sum([len(entry[0]) for entry in tuple(self.queue)]) > self._max_queue_bytes
-        )
-
-    @property
-    def elsewhere(self) -> int:
-        """How many requests are under way elsewhere than in main, or not at once."""
-        return len(self._async.jobs) + len(self.streams) + len(self.guests)
-
-    @property
-    def unfinished(self) -> bool:
-        """Whether something is under way that ends by itself, in another thread."""
-        return bool(self._async.jobs or self.turns.waiting or self.guests)
+        self.grace_ms: int | None = None
+        self.stopping = False
+        self._async = async_executor
+        self._commands = commands
+        self._lock = lock
+        self._main = main
+        self._port = port
+        self._requests = Requests()
+        self._scheduler = scheduler
+        self._threads = threads
 
     # --- main's loop ------------------------------------------------------------------------------
 
-    def answered(self, lane: MainLane, parts: list[Part] | None) -> None:
-        """Write the reply of a request that came alone, and run what has come meanwhile."""
-        if parts is not None:
-            self._channel.send(parts)
-        elif self._channel.held:  # by the control thread, while this ran
-            self._channel.write_out()
-        lane.running = None
-        page = lane.page.map
-        if page is not None:
-            page[LENGTH_AT] = 0
-        if self.queue or self.ready:  # read by the control thread meanwhile
+    def serve(self) -> None:
+        """Read and run until there is no more input, or a shutdown was asked for. For main.
+
+        Raises:
+            FramingError: the input cannot be read any further.
+        """
+        port, scheduler, threads = self._port, self._scheduler, self._threads
+        run = threads.run if threads.limit else self._main.run
+        kept = self._requests.kept
+        while not (self.stopping or port.gone):
+            if scheduler.ended:
+                self.attend()
+                self.work()
+            full = threads.limit > 0 and scheduler.full
+            if full or scheduler.waiting:  # for the end of a request in another thread
+                if not self.wait(reading=not full):
+                    return
+                self.drop_released()
+                self.work()
+                continue
+            received = port.receive(kept)
+            if type(received) is tuple and len(received) == 5:
+                options = received[3]
+                if options.plain and not scheduler.calls:
+                    request = Request(*received)
+                    if options.session is None:
+                        run(request)
+                    elif scheduler.begin(request):
+                        run(request)
+                        if request.executor is None and not threads.limit:
+                            self.finish(request)
+                    else:
+                        request.arrived = monotonic()
+                    if scheduler.queue or scheduler.ready:  # put there by the control thread
+                        self.work()
+                    continue
+            if not self._take(received):
+                return
+            received = None  # its buffer would be in use during the next read
+            self.drop_released()
             self.work()
 
-    def dispatch(self, frames: list[Frame]) -> None:
-        """Act on everything that one read brought, and write what came of it. For main."""
-        if len(frames) == 1:
-            # One request: nothing to put in order.
-            frame = frames[0]
-            start = frame[:ID_LENGTH_AT]
-            kind = "eval" if start == EVAL_PREFIX else "call" if start == CALL_PREFIX else None
-            if kind is not None and len(frame) > ID_LENGTH_AT and not self.calls.pending:
-                at = BODY_AT + frame[ID_LENGTH_AT]
-                if len(frame) > at:
-                    id_term = bytes(frame[ID_TERM_AT:at])
-                    lane = self._lane
-                    self.answered(lane, lane.answer(frame, kind, id_term, at, 0.0))
-                    return
-        self.route(frames)
-        objects = self._lane.evaluator.objects
-        if objects.dropped:
-            # What was released may have a __del__; it runs here and where a request ends.
-            self._baton.let_go()
-            objects.drop()
-            self._lane.evaluator.leave_if_forked()
-            self._baton.take_back()
-        self.work()
-
     def work(self) -> None:
-        """Run what is queued, and streams in between. For main."""
-        while True:
-            while self.ready and self.ready[0].job.cancelled:
-                self.advance(self.ready)
-            self._run()
-            if self.ready:
-                self.advance(self.ready)
-                self.look_again()
-            elif not self.queue:
-                break
-        self._channel.write_out()
-        self._lane.page.clear()
+        """Run what is due. For main."""
+        scheduler = self._scheduler
+        began = monotonic()
+        while (due := scheduler.next()) is not None:
+            if isinstance(due, Stream):
+                self._advance(due)
+            else:
+                self._run(due)
+            now = monotonic()
+            if now - began > _LOOK_AGAIN_S and (scheduler.queue or scheduler.ready):
+                self._look_again()
+            began = now
+        self._port.flush()
+
+    def run_call(self, call: Call) -> None:
+        """Run one thing that was made from within a call. For main."""
+        if call.queue:
+            self._run(call.queue.popleft())
+        else:
+            self._advance(call.streams.popleft())
+
+    def _run(self, request: Request) -> None:
+        if request.cancelled:  # before it has begun
+            self._port.hold(self._main.evaluator.replies.never_begun(request))
+            self.finish(request)
+            return
+        self._main.run(request)
+        if self._main.thread.stack:
+            self._main.show_below()
+        if request.executor is None:
+            self.finish(request)
+
+    def _advance(self, stream: Stream) -> None:
+        self._main.advance(stream)
+        if stream.request.ended:
+            self.finish(stream.request)
+        else:
+            self._scheduler.make_ready(stream)
+
+    def finish(self, request: Request) -> None:
+        """Note the end of a request, and begin the one that waited for it."""
+        following = self._scheduler.end(request)
+        if following is not None:
+            self._begin(following)
+
+    def attend(self) -> None:
+        """Act on requests that have ended in other threads."""
+        for request in self._scheduler.settle():
+            self._begin(request)
 
     def wait(
         self, seconds: float | None = None, *, reading: bool = True, call: Call | None = None
     ) -> bool:
-        """Wait for the port and for other threads to say something; False at the end of input.
+        """Wait for the port and for other threads; False at the end of input. For main.
 
-        With `call`, for what was made from within it: main can run nothing else just now.
+        With `call`, wait for requests made from within it: main can run no others now.
         """
-        waiting = waiter(self._waker.fd)
+        scheduler, lock = self._scheduler, self._lock
+        waiting = poll()
+        waiting.register(lock.wake_main.fd, POLLIN)
         if reading:
-            waiting.register(self._stdio.reads, POLLIN)
-        self.watching = True
+            waiting.register(self._port.reads, POLLIN)
+        lock.watch(True)
         try:
             self.attend()
             if call is not None:
-                if call.queue or call.streams or not self.turns.held:
+                if call.queue or call.streams or call.over:
                     return True
-            elif self.queue or self.ready or not self.unfinished:
+            elif (
+                scheduler.queue
+                or scheduler.ready
+                or not (scheduler.elsewhere or scheduler.for_threads)
+            ):
                 return True
             woken = waiting.poll(None if seconds is None else max(0.0, seconds * 1000))
         finally:
-            self.watching = False
-        self._waker.clear()
+            lock.watch(False)
+        lock.wake_main.clear()
         self.attend()
-        if any(fd != self._waker.fd for fd, _events in woken):
+        if any(fd != lock.wake_main.fd for fd, _events in woken):
             return self.read()
         return True
 
-    def job_ended(self, job: Job) -> None:
-        """Take note that a job has ended elsewhere than in main. For any thread."""
-        if job.session is not None:
-            self.turns.ended.append(job)
-        else:
-            self.turns.jobs.pop(job.id_term, None)
-        if self.watching or job.session in self.turns.held:
-            self.nudge()
-
-    def close_parked(self, why: str) -> None:
-        """End the streams that wait for credit: none is going to come."""
-        for stream in list(self.streams.values()):
-            if not stream.can_go_on:
-                stream.job.ended = why
-                stream.job.cancelled = True
-                self._make_ready(stream)
-        self._async.end_parked(why)
-
-    def nudge(self) -> None:
-        """Any thread: have `attend` called soon by whoever holds the baton."""
-        if self.watching:
-            self._waker.wake()
-        self._baton.hurry()
-
     def read(self) -> bool:
-        """Read once and route what comes; False at the end of input."""
-        frames = self._channel.read()
-        if frames is None:
+        """Read once and act on it; False at the end of input."""
+        return self._take(self._port.receive(self._requests.kept))
+
+    def _take(self, received: Envelope | list[Frame] | None) -> bool:
+        if type(received) is tuple:
+            if len(received) == 3:
+                self._answer(*received)
+            else:
+                self.receive([received[0]])
+        elif received is None:
             return False
-        self.route(frames)
+        else:
+            assert isinstance(received, list)
+            self.receive(received)
         return True
 
-    def run_one(self, queue: deque[Queued]) -> None:
-        """Run the first of `queue`, and write its reply. For main."""
-        frame, kind, id_term, at, arrived = queue.popleft()
-        parts = self._lane.answer(frame, kind, id_term, at, (monotonic() - arrived) * 1000)
-        if parts is not None:
-            self._channel.hold(parts)
-        self._lane.running = None
-        self._channel.write_out()
-        self._lane.show_below()
-
-    def _run(self) -> None:
-        """Run the requests that are queued now, in order.
-
-        A reply waits for others, but not for slow code: where code is not known to be quick, the
-        lane writes what is held before it runs; code is timed here, and only where others wait.
-        """
-        channel = self._channel
-        lane = self._lane
-        evaluator = lane.evaluator
-        queue = self.queue
-        held_since = began = monotonic()
-        count = len(queue)
-        while queue:
-            frame, kind, id_term, at, arrived = queue.popleft()
-            if not channel.held:
-                held_since = began
-            parts = lane.answer(frame, kind, id_term, at, (began - arrived) * 1000)
-            if parts is not None:
-                channel.hold(parts)
-            lane.running = None
-            now = monotonic()
-            ran, evaluator.ran = evaluator.ran, None
-            if ran is not None:
-                ran.time(now - began < self._hold_s)
-            if now - held_since > self._hold_s:
-                channel.write_out()
-            if (now - began) * 1e6 > LOOK_AGAIN_US and queue:
-                self.look_again()
-                now = monotonic()
-            began = now
-            count -= 1
-            if count <= 0 and self.ready:  # streams have their turn
-                return
-
-    def look_again(self) -> None:
-        """Read what came meanwhile: a cancel may concern a request that waits in the queue."""
-        channel = self._channel
-        channel.write_out()
+    def _look_again(self) -> None:
+        """Read what has arrived: it may hold the cancel of a queued request."""
+        self._port.flush()
         for _ in range(_LOOKS):
-            if not channel.readable() or self.full:
+            if not self._port.readable() or self._scheduler.full:
                 return
             try:
                 if not self.read():
                     return
-            except FramingError:  # stays so: the loop meets it again, after what is queued
+            except FramingError:  # the next read raises it again, after the queued requests
                 return
 
-    def recover(self, error: BaseException) -> None:
-        """Go on after an exception that came out of nowhere, in the middle of anything.
+    def drop_released(self) -> None:
+        """Drop objects that were released; their `__del__` is user code. For main."""
+        objects = self._main.evaluator.code.objects
+        if objects.dropped:
+            self._lock.let_go()
+            objects.drop()
+            self._main.evaluator.replies.leave_if_forked()
+            self._lock.take_back()
 
-        The request that was being answered gets it as its error. If its reply was just written, it
-        gets two, which a client can tell; none would cost its caller the whole timeout.
-        """
-        lane = self._lane
-        id_term, lane.running = lane.running, None
-        lane.below.clear()
-        lane.cancelled.clear()
-        lane.forget(id_term)
-        if id_term is not None:
-            self._channel.hold(lane.evaluator.failed(error, "run", id_term, lane.evaluator.exports))
-        self.work()
+    # --- frames -----------------------------------------------------------------------------------
 
-    # --- streams ----------------------------------------------------------------------------------
-
-    def advance(self, ready: deque[Stream]) -> None:
-        """Let the first of `ready` go on for a slice. For main."""
-        stream = ready.popleft()
-        lane = self._lane
-        lane.enter(stream.job.id_term)
-        self._baton.let_go()
-        try:
+    def receive(self, frames: list[Frame]) -> None:
+        """Put requests where they can run, and act on everything else at once."""
+        arrived = monotonic()
+        for frame in frames:
             try:
-                context = stream.job.context
-                assert context is not None  # since it was taken over
-                parts = context.run(stream.advance, self._channel, lane.evaluator, self._hold_s)
-            except BaseException as error:  # raised by a signal, while a failure was described
-                evaluator = lane.evaluator
-                parts = evaluator.interrupted(error, stream.job.id_term, evaluator.exports)
-            lane.leave(parts is not None)
-        finally:
-            self._baton.take_back()
-            lane.running = None
-        stream.ready = False
-        if parts is not None:
-            del self.streams[stream.job.id_term]
-            lane.page.count()
-            self._channel.hold(parts)
-            self.turns.end(stream.job)
-            lane.settle(stream.job.id_term, True)
-        elif stream.can_go_on:
-            stream.ready = True
-            ready.append(stream)
-        self._channel.write_out()
-        lane.show_below()
+                request = self._requests.read(frame)
+                message = messages.parse(frame) if request is None else None
+                if type(message) is messages.Request:
+                    request = self._requests.of(
+                        frame, message.kind == "call", message.id_term, message.body_at
+                    )
+            except ProtocolError as error:
+                self._commands.complain(error)
+                continue
+            if request is not None:
+                request.arrived = arrived
+                if self._scheduler.begin(request):
+                    self._begin(request)
+            elif type(message) is Answer:
+                self._answer(frame, message.call_id, message.body_at)
+            elif type(message) is Cancel:
+                self.cancel(message.id_term)
+            elif type(message) is Shutdown:
+                self.stopping = True
+                self.grace_ms = message.grace_ms
+            elif message is not None:
+                self._commands.act(message)
 
-    def take_over(self, job: Job, value: Any) -> None:
-        """Go on with a request whose value is to be awaited or iterated. For any thread.
-
-        Called in the context of the request, which it goes on with.
-        """
-        job.context = copy_context()  # one that no other thread has entered
-        in_main = get_ident() == self._lane.main
-        kind = type(value)
-        if not in_main or hasattr(kind, "__await__") or hasattr(kind, "__aiter__"):
-            self._async.drive(job, value)
+    def _begin(self, request: Request) -> None:
+        """Give a request, whose turn it is in its session, to an executor."""
+        call = self._scheduler.call_of(request)
+        if call is not None:
+            call.queue.append(request)
+            call.wake()
+            if call.lock is not None and call.id not in self._scheduler.calls:
+                # The thread of the call may be done with its queue already.
+                try:
+                    call.queue.remove(request)
+                except ValueError:  # it has not
+                    return
+            else:
+                return
+        # While main runs code, a request that needs the loop must not wait for it.
+        aside = bool(self._main.thread.below) or get_ident() != self._main.thread.ident
+        if aside and self._run_async(request):
             return
-        job.elsewhere = True
-        stream = self.streams[job.id_term] = Stream(job, value)
-        self._lane.page.count()
-        self._arrivals.append(stream)  # `attend` is called when main has the baton again
+        if self._threads.limit:
+            self._threads.run(request)
+        else:
+            self._scheduler.queue.append(request)
 
-    def attend(self) -> None:
-        """Act on what other threads have left to be done."""
-        if self.turns.ended:
-            self.turns.attend()
-        while self._arrivals:
-            self._make_ready(self._arrivals.popleft())
-
-    def adopt(self, call: Call) -> None:
-        """Take over what was made from within a call of main's that is over."""
-        self.queue.extend(call.queue)
-        call.queue.clear()
-        while call.streams:
-            stream = call.streams.popleft()
-            stream.job.parent = None
-            self.ready.append(stream)
-
-    def binary_as(self, id_term: bytes) -> str:
-        """Tell how a request wants its binaries. For any thread."""
-        job = self.turns.jobs.get(id_term) or self._async.jobs.get(id_term)
-        return "str" if job is None else job.binary_as
-
-    def run_guest(self, entry: Queued) -> None:
-        """Evaluate a request in the calling thread, which waits for the call that it came from."""
-        frame, kind, id_term, _at, arrived = entry
-        evaluator = self._lane.evaluator
-        exports = Exports(evaluator.objects)
-        self.guests.add(id_term)
-        self._lane.page.count()
-        job = self.turns.jobs[id_term]  # begun where it was placed
-        context = evaluator.context_of(job)
-        context.run(self._async.enter, id_term)
+    def _run_async(self, request: Request) -> bool:
+        """Give a request to the event loop, if it is known to need it; tell whether it was."""
+        if not self._main.evaluator.code.is_async(request):
+            return False
         try:
-            job.check_deadline((monotonic() - arrived) * 1000)
-            parts = context.run(evaluator.evaluate, frame, kind, id_term, job.at, job, exports)
-        except BaseException as error:
-            parts = evaluator.failed(error, "options", id_term, exports)
-        finally:
-            evaluator.leave_if_forked()
-            self._async.leave(id_term)
-            if not job.elsewhere:
-                self.job_ended(job)
-        try:
-            if parts is not None:
-                self._channel.hold(parts)
-                self._channel.write_out()
-        finally:
-            # A reply may take long to write; until then it looks as if it had never begun.
-            self.guests.discard(id_term)
-            self._lane.page.count()
+            self._async.prepare()
+        except Exception:  # e.g. a file named asyncio.py: main meets it again, and answers
+            return False
+        self._async.run(request)
+        return True
+
+    def sort_out(self) -> None:
+        """Give queued requests that the loop can run to the loop: main runs code for longer."""
+        queue = self._scheduler.queue
+        for request in tuple(queue):
+            if self._run_async(request):
+                queue.remove(request)
+
+    def _answer(self, frame: Frame, call_id: bytes, body_at: int) -> None:
+        call = self._scheduler.calls.get(call_id)
+        if call is not None and not call.over:
+            call.answered = (frame, body_at)
+            if not call.in_main:
+                call.wake()
+
+    def cancel(self, id_term: bytes) -> None:
+        """Stop a request in any executor. An unknown one is ignored: it may just have ended."""
+        with self._threads.taking:
+            dropped = self._scheduler.drop(id_term)
+            request = self._scheduler.find(id_term)
+        if dropped is not None:
+            self._port.hold(self._main.evaluator.replies.never_begun(dropped))
+            self.finish(dropped)
+        elif request is not None:
+            (request.executor or self._main).cancel(request)
+            self._fail_calls(request)
+
+    def _fail_calls(self, request: Request) -> None:
+        ended = self._threads.above(request)
+        for call in list(self._scheduler.calls.values()):
+            # Not inside of an import: there the BEAM ends the call.
+            if call.request in ended and call.lock and imported_by_thread(call.thread) is None:
+                call.fail(Cancelled("cancelled while it waited for a call into the BEAM"))
+
+    def close_parked(self, why: str) -> None:
+        """End the streams that wait for credit: no more credit arrives."""
+        for stream in list(self._scheduler.streams.values()):
+            if not stream.can_go_on:
+                stream.request.end(why)
+                self._scheduler.make_ready(stream)
+        self._async.end_parked(why)
+        self._threads.end_parked(why)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether requests are under way that end by themselves."""
+        scheduler = self._scheduler
+        return bool(
+            scheduler.queue
+            or scheduler.for_threads
+            or scheduler.ready
+            or scheduler.waiting
+            or len(scheduler.elsewhere) > len(scheduler.streams)
+        )

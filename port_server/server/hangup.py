@@ -1,7 +1,7 @@
-"""Seeing to it that the process ends in time: when the port hangs up, and when the loop is left.
+"""Ends the process in time: when the port hangs up, and when the main loop has ended.
 
-The loop sees the end of input by itself, and Python ends by itself, unless code of users keeps them
-from it; this is for then.
+Usually the loop sees the end of input, and Python ends by itself. User code can prevent both; this
+module covers that case.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
 
-    from .stdio import Stdio
+    from .port import Port
 
 _PR_SET_PDEATHSIG: Final = 1
 
 _grace_ms: int | None = None
-_stdio: Stdio | None = None
+_port: Port | None = None
 
 
-def watch(stdio: Stdio, grace_ms: int) -> bool:
+def watch(port: Port, grace_ms: int) -> bool:
     """Have this process killed, with its group if it leads one, when the port hangs up.
 
     And have SIGTERM, for which there is a handler, end the input at once.
 
     Args:
-        stdio: the port.
+        port: the port.
         grace_ms: how long the loop has to leave by itself.
 
     Returns:
         Whether the native thread does it. Else Linux kills the process, but no children of it,
         when its parent dies.
     """
-    global _grace_ms, _stdio  # noqa: PLW0603  one process, one port
-    _stdio = stdio
+    global _grace_ms, _port  # noqa: PLW0603  one process, one port
+    _port = port
     atexit.register(_end_helpers)  # registered first, so it runs last
     try:
         from ._watch import end_input, start  # noqa: PLC0415  not everywhere built
 
-        start(stdio.reads, stdio.writes, grace_ms)
-        end_input(signal.SIGTERM, stdio.reads)
+        start(port.reads, port.writes, grace_ms)
+        end_input(signal.SIGTERM, port.reads)
     except (ImportError, OSError):
         _die_with_parent()
         return False
@@ -57,7 +57,7 @@ def watch(stdio: Stdio, grace_ms: int) -> bool:
 def told_to_end() -> str:
     """Give the message about the signal that has ended the input, or an empty text.
 
-    For other threads than main, which Python's handler for the signal runs in.
+    For other threads than main, because Python runs its handler for the signal in main only.
     """
     try:
         from ._watch import ended  # noqa: PLC0415  not everywhere built
@@ -68,11 +68,11 @@ def told_to_end() -> str:
 
 def told_by(name: str) -> str:
     """Give the message about that signal."""
-    return f"this Python was told to end by {name}, and takes nothing in"
+    return f"this Python was told to end by {name}, and takes no more input"
 
 
 def watch_parent() -> None:
-    """Go by the parent from now on: user code has closed the fds, and others may be there now."""
+    """Watch the parent from now on: user code has closed the fds and may reuse the numbers."""
     global _grace_ms
     if _grace_ms is None:
         return
@@ -88,9 +88,9 @@ def watch_parent() -> None:
 def _end_helpers() -> None:
     """Let the resource trackers of multiprocessing and joblib tidy up; then end all other children.
 
-    Trackers are processes that remove what is left in /dev/shm once this one has ended. Here they
-    would not come to it: the owner kills the process group as soon as this process has ended. Where
-    the owner itself has ended, that is done here.
+    Trackers are processes that clean up /dev/shm after this one has ended. They would have no time
+    for it: the owner kills the process group as soon as this process has ended. If the owner itself
+    has ended, this function kills the group.
     """
     for name, module in tuple(sys.modules.items()):
         if name.endswith("resource_tracker"):
@@ -100,9 +100,9 @@ def _end_helpers() -> None:
                     stop()
             except Exception:  # noqa: S110  of another version; it ends with the process group
                 pass
-    if _stdio is not None and os.getpgrp() == os.getpid():
+    if _port is not None and os.getpgrp() == os.getpid():
         hung_up = poll()
-        hung_up.register(_stdio.writes, 0)
+        hung_up.register(_port.writes, 0)
         if any(events & (POLLERR | POLLHUP) for _fd, events in hung_up.poll(0)):
             os.killpg(0, signal.SIGKILL)
 
@@ -111,7 +111,7 @@ def _die_with_parent() -> None:
     if sys.platform != "linux":
         return
     try:
-        # 15 ms, and only where there is no extension.
+        # 15 ms, and only without the extension.
         from ctypes import CDLL  # noqa: PLC0415
 
         parent = os.getppid()
@@ -123,7 +123,7 @@ def _die_with_parent() -> None:
 
 
 def leave_in_time(grace_ms: int, status: int) -> None:
-    """See to it that the process ends, whatever user code left running.
+    """Make the process end within the grace, whatever user code left running.
 
     Python waits at its end for threads, and multiprocessing for children, without a limit.
     """

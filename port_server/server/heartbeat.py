@@ -1,6 +1,6 @@
-"""What a server says of itself: the map in a heartbeat and in a pong. Reads, changes nothing.
+"""The status of a server: the map in a heartbeat and in a pong. Changes no other state.
 
-Read without the baton: the counts may be of two neighbouring moments, which no reader minds.
+Reads without the reader lock, so the counts may be of two neighbouring moments.
 """
 
 from __future__ import annotations
@@ -14,83 +14,84 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
 
-    from .async_lane import AsyncLane
-    from .baton import Baton
-    from .dispatcher import Dispatcher
-    from .lanes import MainLane
+    from port_server.protocol.requests import Request
+
+    from .evaluate import Code
+    from .executors.asyncio import AsyncExecutor
+    from .executors.main import MainExecutor
+    from .executors.threads import ThreadExecutor
+    from .scheduler import Scheduler
 
 _IDLE: Final = Atom("idle")
 _BUSY: Final = Atom("busy")
 
 
-class Vitals:
+class Health:
     """Counts and clocks of one server.
 
     Attributes:
-        async_lane: the one whose tasks are counted.
         seen: the request that was running in main at the last look, or None.
-        seen_at: since when.
-        sequence: how many heartbeats were made.
+        seen_at: the time since which it was seen.
     """
 
-    __slots__ = (
-        "_baton",
-        "_dispatcher",
-        "_lane",
-        "_started",
-        "async_lane",
-        "seen",
-        "seen_at",
-        "sequence",
-    )
-
     def __init__(
-        self, baton: Baton, lane: MainLane, async_lane: AsyncLane, dispatcher: Dispatcher
+        self,
+        main: MainExecutor,
+        async_executor: AsyncExecutor,
+        threads: ThreadExecutor,
+        scheduler: Scheduler,
+        code: Code,
     ) -> None:
-        self.sequence = 0
-        self.async_lane = async_lane
-        self._baton = baton
-        self._lane = lane
-        self._dispatcher = dispatcher
+        self._async = async_executor
+        self._code = code
+        self._main = main
+        self._scheduler = scheduler
+        self._sequence = 0
+        self._threads = threads
         self._started = self.seen_at = monotonic()
-        self.seen: bytes | None = None
+        self.seen: Request | None = None
+
+    @property
+    def requests(self) -> int:
+        """How many requests main and threads have begun."""
+        return self._main.requests + self._threads.requests
 
     def look(self, now: float) -> None:
-        """Notice which request runs. Called at every tick, so that its begin is known to 5 ms."""
-        running = self._lane.running
+        """Note which request runs. Called at every tick, so its start is known to within 5 ms."""
+        running = self._main.thread.running
         if running is not self.seen:
             self.seen = running
             self.seen_at = now
 
     def beat(self) -> dict[str, Any]:
-        """Count a heartbeat, and say what goes into it."""
-        self.sequence += 1
+        """Count a heartbeat, and give its map."""
+        self._sequence += 1
         return self.status()
 
     def status(self) -> dict[str, Any]:
-        """Say how the server is."""
+        """Give the status map."""
         now = monotonic()
         self.look(now)
         running = self.seen
-        dispatcher = self._dispatcher
+        scheduler = self._scheduler
         status = {
-            "sequence": self.sequence,
+            "sequence": self._sequence,
             "monotonic_ms": int(now * 1000),
             "uptime_ms": int((now - self._started) * 1000),
             "os_pid": os.getpid(),
             "state": _IDLE,
-            "running": None if running is None else running[5:],
+            "running": None if running is None else running.id_term[5:],
             "running_ms": 0 if running is None else int((now - self.seen_at) * 1000),
-            "queue": len(dispatcher.queue) + dispatcher.turns.waiting,
+            "queue": len(scheduler.queue) + len(scheduler.for_threads) + scheduler.waiting,
             "rss_bytes": _rss_bytes(),
-            "requests": dispatcher.requests,
-            "objects": len(self._lane.evaluator.objects),
-            "sessions": self._lane.evaluator.namespaces.sessions,
-            "tasks": len(self.async_lane.jobs),
-            "calls": len(dispatcher.calls.pending),
-            "streams": len(dispatcher.streams),
+            "requests": self.requests,
+            "objects": len(self._code.objects),
+            "sessions": self._code.namespaces.sessions,
+            "tasks": self._async.busy + self._threads.busy,
+            "calls": len(scheduler.calls),
+            "streams": len(scheduler.streams),
         }
-        common_type = self._lane.evaluator.objects.common_type()
+        common_type = self._code.objects.common_type()
         if common_type is not None:
             status["type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
@@ -99,7 +100,7 @@ class Vitals:
 
 
 def _rss_bytes() -> int:
-    # Opened anew each time (10 us a second): user code may have closed every fd there is.
+    # Opened anew each time (10 us a second), because user code may have closed every fd.
     try:
         fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # not Linux

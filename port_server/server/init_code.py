@@ -1,4 +1,4 @@
-"""Runs `init_code`: plain code in the main thread, what it awaits on the loop of the async lane.
+"""Runs `init_code`: plain code in the main thread, and awaits its coroutines on the event loop.
 
 The loop is the one that awaiting requests use later, so tasks that are created here go on, and
 what is bound to the loop (queues, connections) serves those requests.
@@ -12,7 +12,7 @@ from _thread import allocate_lock
 from port_server.runtime import failure
 from port_server.runtime.snippet import COROUTINE, PLAIN, compile_snippet
 
-from .greeting import RefusedError, wrong_option
+from .handshake import RefusedError, wrong_option
 from .replies import leave_child
 
 TYPE_CHECKING = False
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
-    from .async_lane import AsyncLane
     from .evaluate import Evaluator
-    from .stdio import Stdio
+    from .executors.asyncio import AsyncExecutor
+    from .port import Port
 
 
 def run(
-    code: Any, evaluator: Evaluator, async_lane: AsyncLane, stdio: Stdio, settings: Settings
+    code: Any, evaluator: Evaluator, executor: AsyncExecutor, port: Port, settings: Settings
 ) -> None:
     """Run it; the names that it binds are seen by every request.
 
@@ -37,20 +37,20 @@ def run(
     """
     try:
         snippet = _snippet(code)
-        namespace = evaluator.namespaces.fresh(snippet, {})
+        namespace = evaluator.code.namespaces.fresh(snippet, {})
         value = snippet.run(namespace)
         _refuse_lost_tasks()
         if hasattr(type(value), "__await__"):
-            _await(value, async_lane)
+            _await(value, executor)
     except RefusedError:
         raise
     except BaseException as error:
-        if stdio.forked:
+        if port.forked:
             leave_child(error)
         raise RefusedError(failure.describe_exception(error, settings)) from None
-    if stdio.forked:
+    if port.forked:
         leave_child(None)
-    evaluator.namespaces.adopt(namespace)
+    evaluator.code.namespaces.adopt(namespace)
 
 
 def _snippet(code: Any) -> Snippet:
@@ -67,36 +67,27 @@ def _snippet(code: Any) -> Snippet:
     return snippet
 
 
-def _await(value: Any, async_lane: AsyncLane) -> None:
+def _await(value: Any, executor: AsyncExecutor) -> None:
     """Wait until the loop has awaited `value`; raise what that raises."""
-    async_lane.prepare()
-    outcome: list[BaseException] = []
+    outcome: list[BaseException | None] = []
     over = allocate_lock()
     over.acquire()
 
-    async def drive() -> None:
-        try:
-            await value
-        except BaseException as error:
-            outcome.append(error)
-        finally:
-            async_lane.init_task = None
-            over.release()
+    def ended(failure: BaseException | None) -> None:
+        outcome.append(failure)
+        over.release()
 
-    def start() -> None:
-        async_lane.init_task = async_lane.loop.create_task(drive())
-
-    async_lane.loop.call_soon_threadsafe(start)
+    executor.run_init(value, ended)
     over.acquire()
-    if outcome:
+    if outcome[0] is not None:
         raise outcome[0]
 
 
 def _refuse_lost_tasks() -> None:
-    """Raise for tasks on the main thread's own loop which nothing runs.
+    """Raise for tasks on the main thread's own loop, because that loop never runs.
 
-    A loop that was run before is left alone: who ran it may run it again. Python 3.14 has no loop
-    there unless code has set one.
+    A loop that has run before is accepted: the same code may run it again. In Python 3.14 the
+    thread has no loop unless code has set one.
     """
     asyncio = sys.modules.get("asyncio")
     policy = getattr(getattr(asyncio, "events", None), "_event_loop_policy", None)

@@ -1,48 +1,47 @@
-"""A limit on the memory of the process: too much is a MemoryError, not a machine that stands still.
+"""A limit on the memory of the process: beyond it Python raises MemoryError.
 
-RLIMIT_AS counts addresses, not pages in use: a thread's stack (8 MiB) counts whole, and so does
-what is mapped and never touched. It is the only limit that a process can set itself and meet as
-an exception.
+RLIMIT_AS counts addresses, not pages in use: a thread's stack (8 MiB) counts in full, and so do
+mappings that are never touched. It is the only limit that a process can set on itself and that
+appears as an exception.
 """
 
 from __future__ import annotations
 
 import os
 
-from .greeting import wrong_option
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final, TypeVar
 
+    _A = TypeVar("_A")
+    _B = TypeVar("_B")
     _T = TypeVar("_T")
 
-# What must be free at the beginning, and what is lent for describing a failure: importing traceback
-# alone takes some arenas of 1 MiB, and source lines are read.
+# Room that must be free at the beginning, and that is lent for describing a failure: importing
+# traceback alone takes some arenas of 1 MiB, and source lines are read.
 ROOM_BYTES: Final = 32 << 20
 
 
 class Memory:
     """The limit of one process, if it has one."""
 
-    __slots__ = ("_hard", "_soft")
-
     def __init__(self) -> None:
-        self._hard = self._soft = 0
+        self._hard = self._soft = self._number = 0
+        self._lent = (0, 0)
+        self._exchange: Callable[[int, int, tuple[int, int]], tuple[int, int]]
 
     def limit(self, most_bytes: int) -> None:
         """Hold the process to so many bytes of addresses.
 
         Raises:
-            RefusedError: it has more already, or the system knows no such limit.
+            ValueError: it has more already, or the system has no such limit. The text says which
+                value would be accepted.
         """
         needed = _address_bytes() + ROOM_BYTES
         if most_bytes < needed:
-            raise wrong_option(
-                "memory_limit_bytes",
-                f"at least {needed} here, as much as the server itself takes with room to work",
-                most_bytes,
+            raise ValueError(
+                f"at least {needed} here, as much as the server itself takes with room to work"
             )
         try:
             import resource  # noqa: PLC0415  not on the start path
@@ -52,28 +51,26 @@ class Memory:
                 most_bytes = min(most_bytes, hard)
             resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
         except (ImportError, AttributeError, OSError, ValueError) as error:
-            raise wrong_option(
-                "memory_limit_bytes", f"not possible on this system ({error})", most_bytes
-            ) from None
+            raise ValueError(f"not possible on this system ({error})") from None
         self._soft, self._hard = most_bytes, hard
+        more = most_bytes + ROOM_BYTES
+        self._lent = (more if hard == resource.RLIM_INFINITY else min(more, hard), hard)
+        self._number = resource.RLIMIT_AS
+        self._exchange = getattr(resource, "prlimit", _exchange)
 
-    def lend(self, work: Callable[[], _T]) -> _T:
-        """Do what must succeed although the limit is reached: the data is still referred to."""
+    def lend(self, work: Callable[[_A, _B], _T], first: _A, second: _B) -> _T:
+        """Call `work` with the limit raised: the data that has reached it is still referred to."""
         if not self._soft:
-            return work()
-        import resource  # noqa: PLC0415  there since `limit`
-
-        before = resource.getrlimit(resource.RLIMIT_AS)
+            return work(first, second)
+        # The first step, with objects made before: at the limit every allocation fails.
+        before = self._exchange(0, self._number, self._lent)
         if before != (self._soft, self._hard):  # user code has set its own
-            return work()
-        more = self._soft + ROOM_BYTES
-        if self._hard != resource.RLIM_INFINITY:
-            more = min(more, self._hard)
-        resource.setrlimit(resource.RLIMIT_AS, (more, self._hard))
+            self._exchange(0, self._number, before)
+            return work(first, second)
         try:
-            return work()
+            return work(first, second)
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, before)
+            self._exchange(0, self._number, before)
 
 
 def _address_bytes() -> int:
@@ -82,3 +79,12 @@ def _address_bytes() -> int:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):  # not Linux
         return 0
+
+
+def _exchange(_pid: int, number: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Do what Linux's prlimit does; give the limits before."""
+    import resource  # noqa: PLC0415  there since `limit`
+
+    before = resource.getrlimit(number)
+    resource.setrlimit(number, limits)
+    return before

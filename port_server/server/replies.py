@@ -1,4 +1,4 @@
-"""What a request is answered with: its value or its failure, as the frame of a reply.
+"""The replies: a value or a failure, as the frame that answers a request.
 
 May run user code: encoding asks values, and describing a failure asks exceptions.
 """
@@ -9,31 +9,32 @@ import os
 
 from port_server.etf import DecodeError, EncodeError, encode_parts
 from port_server.protocol import messages
+from port_server.protocol.framing import HEADER_BYTES
 from port_server.protocol.messages import OK_HEAD, ProtocolError
+from port_server.protocol.requests import ExpiredError
 from port_server.runtime import failure
-from port_server.runtime.beam import Cancelled, Ended
+from port_server.runtime.api import Cancelled, Ended
 from port_server.runtime.namespace import NamespaceError, SessionError
 from port_server.runtime.targets import TargetError
-
-from .jobs import ExpiredError
-from .memory import Memory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, NoReturn
 
     from port_server.etf import EtfError
+    from port_server.protocol.requests import Request
     from port_server.runtime.objects import Exports
     from port_server.settings import Settings
 
-    from .channel import Part
-    from .jobs import Job
-    from .stdio import Stdio
+    from .memory import Memory
+    from .port import Part, Port
 
-DEFAULT_MAX_DEPTH: Final = 512  # the codec's
-# What to do about text that is none, where it is no value: the codec advises on values.
+    # A whole frame with its header, or the parts of a message.
+    Reply = bytes | list[Part]
+
+# Remedies for text that is no Unicode and no value; the codec has the remedies for values.
 _REMEDIES: Final = {
-    "code": "Python source is UTF-8 text; what is to be bytes is passed as a global",
+    "code": "Python source is UTF-8 text; pass bytes as a global",
     "target": "Names of functions and attributes are UTF-8 text",
 }
 
@@ -43,142 +44,135 @@ class NotStreamedError(Exception):
 
 
 class Replies:
-    """Writes replies.
+    """Writes replies."""
 
-    Attributes:
-        cancelled: the ids of the requests in main that were told to end.
-        closing: the stream that has met its cancel by itself, and since when its `finally` runs.
-        memory: what the process is held to.
-    """
-
-    __slots__ = ("_encode", "_max_bytes", "_settings", "_stdio", "cancelled", "closing", "memory")
-
-    def __init__(self, stdio: Stdio) -> None:
-        self.cancelled: set[bytes] = set()
-        self.closing: tuple[bytes, float] = (b"", 0.0)
-        self.memory = Memory()
-        self._stdio = stdio
-
-    def limit(self, settings: Settings) -> None:
-        """Hold later replies to these settings."""
+    def __init__(self, port: Port, memory: Memory, settings: Settings) -> None:
+        self._memory = memory
+        self._port = port
         self._settings = settings
-        self._max_bytes = settings.max_frame_bytes
-        self._encode = encode_parts
-        depth = settings.max_depth
-        # Else not passed on: an argument costs as much as a small value.
-        if depth != DEFAULT_MAX_DEPTH:
-            self._encode = lambda value, **how: encode_parts(value, **how, max_depth=depth)
 
-    def interrupted(self, error: BaseException, id_term: bytes, exports: Exports) -> list[Part]:
-        """Write the reply for what a signal raised while another failure was being described."""
-        # That one's code is what could not be waited for: it must not be asked again.
-        error.__context__ = None
-        return self.failed(error, "run", id_term, exports)
-
-    def reply(
-        self,
-        id_term: bytes,
-        value: Any,
-        job: Job | None,
-        exports: Exports,
-        head: bytes = OK_HEAD,
+    def value(
+        self, request: Request, value: Any, exports: Exports, head: bytes = OK_HEAD
     ) -> list[Part]:
         """Write the reply that carries `value`.
 
         Raises:
             EncodeError: it cannot be written.
         """
-        if job is not None:
-            if job.returns == "object":
-                value = exports.export(value)
-            elif job.namespace is not None:
-                value = (value, _bindings(job.namespace, job.names))
-        head += id_term
-        export = exports.export
+        returns = request.options.returns
+        bindings: dict[str, Any] | None = None
+        if returns == "object":
+            value = exports.export(value)
+        elif returns == "globals" and request.snippet is not None:
+            assert request.namespace is not None
+            bindings = _bindings(request.namespace, request.snippet.names)
+            value = (value, bindings)
+        head += request.id_term
         try:
-            parts: list[Part] = self._encode(
-                value, head=head, default=export, max_bytes=self._max_bytes
-            )
+            parts = self.encode(value, exports, head)
         except EncodeError:
-            if job is None or job.namespace is None:
+            if bindings is None:
                 raise
             exports.undo()
-            value = (value[0], self._writable(value[1], exports))
-            parts = self._encode(value, head=head, default=export, max_bytes=self._max_bytes)
-        if exports.ids:
-            parts = messages.with_objects(parts, exports.ids)
-            exports.ids = []  # a store: between this and the return no signal is handled
+            parts = self.encode((value[0], self._writable(bindings, exports)), exports, head)
+        return self.with_objects(parts, exports)
+
+    def encode(self, value: Any, exports: Exports, head: bytes = b"") -> list[Part]:
+        """Write a message that begins with `head`, then `value`.
+
+        Raises:
+            EncodeError: it cannot be written.
+        """
+        settings = self._settings
+        parts: list[Part] = encode_parts(
+            value,
+            head=head,
+            default=exports.export,
+            max_bytes=settings.max_frame_bytes,
+            max_depth=settings.max_depth,
+        )
         return parts
 
-    def _writable(self, bindings: dict[str, Any], exports: Exports) -> dict[str, Any]:
-        """Give what code has bound, with an object for each value that cannot be written.
+    def with_objects(self, reply: Reply, exports: Exports) -> list[Part]:
+        """Add the ids of the objects in a reply to it."""
+        parts = self.parts(reply)
+        if exports.ids:
+            parts = messages.with_objects(parts, exports.ids)
+            exports.take()
+        return parts
 
-        Nobody has asked for any one of these values, so none of them is a reason to fail.
+    @staticmethod
+    def parts(reply: Reply) -> list[Part]:
+        """Give a reply as the parts of its message."""
+        return [reply[HEADER_BYTES:]] if type(reply) is bytes else reply  # type: ignore[return-value]
+
+    def leave_if_forked(self) -> None:
+        """End a forked child here: its code has ended, and the main loop belongs to its parent."""
+        if self._port.forked:
+            leave_child(None)
+
+    def _writable(self, bindings: dict[str, Any], exports: Exports) -> dict[str, Any]:
+        """Give the bindings, with an object for each value that cannot be written.
+
+        The caller has asked for none of them by name, so none is a reason to fail.
         """
         kept = {}
         for name, value in bindings.items():
             try:
-                self._encode(
-                    (None, {name: value}), default=exports.export, max_bytes=self._max_bytes
-                )
+                self.encode((None, {name: value}), exports)
             except EncodeError:
                 kept[name] = value
             exports.undo()
         return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
 
-    def failed(
-        self,
-        error: BaseException,
-        step: str,
-        id_term: bytes,
-        exports: Exports,
-        job: Job | None = None,
-    ) -> list[Part]:
-        """Write the reply for what went wrong at `step`.
-
-        A request that was told to end is `cancelled` or `exited`, whatever exception its code has
-        made of that.
-        """
-        if self._stdio.forked:
+    def failed(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
+        """Write the reply for a failure of a request."""
+        if self._port.forked:
             leave_child(error)
         if exports.ids:
             exports.undo()
         try:
-            told = job.told_to_end if job is not None else None
-            if told is None and id_term in self.cancelled:
-                told = "cancelled"
             if isinstance(error, MemoryError):
-                return self.memory.lend(
-                    lambda: [messages.error(id_term, self.description(error, step, told))]
-                )
-            return [messages.error(id_term, self.description(error, step, told))]
+                return self._memory.lend(self._failure, error, request)
+            return self._failure(error, request)
         except Cancelled:
-            raise  # the answer is that, then: see `interrupted`
-        except BaseException:  # a `__class__` that raises: whatever it is, it has a reply
-            description = failure.describe_unseen(error)
-            return [messages.error(id_term, description)]
+            raise  # it becomes the answer: see `interrupted`
+        except BaseException:  # e.g. a `__class__` that raises: every failure has a reply
+            return [messages.error(request.id_term, failure.describe_unseen(error))]
 
-    def leave_if_forked(self) -> None:
-        """End here in a forked child: its code has come to its end, and the loop is not its own."""
-        if self._stdio.forked:
-            leave_child(None)
+    def never_begun(self, request: Request) -> list[Part]:
+        """Write the reply for a request that is ended before it has begun."""
+        kind = "exited" if request.why_ended else "cancelled"
+        message = request.why_ended or "cancelled before it began"
+        return [messages.error(request.id_term, failure.describe(kind, "", message, begun=False))]
 
-    def description(
-        self, error: BaseException, step: str, told_to_end: str | None = None
-    ) -> dict[str, Any]:
-        """Describe what went wrong at `step`; `told_to_end` is the kind if it was told to end."""
+    def interrupted(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
+        """Write the reply for an exception of a signal during the description of a failure."""
+        # The code of that failure took too long to describe it: it must not run again.
+        error.__context__ = None
+        request.step = "run"
+        return self.failed(error, request, exports)
+
+    def _failure(self, error: BaseException, request: Request) -> list[Part]:
+        return [messages.error(request.id_term, self._description(error, request))]
+
+    def _description(self, error: BaseException, request: Request) -> dict[str, Any]:
+        step = request.step
         if isinstance(error, ProtocolError):
             return failure.describe_value_error("protocol", error)
         if isinstance(error, ExpiredError):
             return failure.describe("timeout", "", str(error), begun=False)
         if isinstance(error, NotStreamedError):
             return failure.describe("protocol", "", str(error))
+        told_to_end = "exited" if request.why_ended else "cancelled"
         if isinstance(error, Cancelled):
-            kind = "exited" if isinstance(error, Ended) else "cancelled"
+            if not error.args:  # raised in a thread, which takes a class only
+                error.args = (request.why_ended or "cancelled",)
+            kind = "exited" if isinstance(error, Ended) else told_to_end
             return failure.describe_cancelled(error, self._settings, kind)
         if isinstance(error, DecodeError) and step not in {"run", "result"}:
-            # A target that is an object is a value like others.
-            kind = "protocol" if step in {"options", "code"} else "decode"
+            # An object as target is an ordinary value.
+            kind = "protocol" if step == "code" else "decode"
             if "UTF-8" in error.reason and step in _REMEDIES:
                 kind, error.remedy = "protocol", _REMEDIES[step]
             return failure.describe_value_error(kind, error.at(step))
@@ -190,12 +184,12 @@ class Replies:
             return failure.describe_value_error("decode", error)
         if isinstance(error, EncodeError) and step == "result":
             return failure.describe_value_error("encode", self._about_size(error))
-        if told_to_end:
+        if request.cancelled:  # its code may have raised another exception for that
             return failure.describe_cancelled(error, self._settings, told_to_end)
         return failure.describe_exception(error, self._settings)
 
     def _about_size(self, error: EncodeError) -> EtfError:
-        if str(self._max_bytes) in error.reason:
+        if str(self._settings.max_frame_bytes) in error.reason:
             error.remedy = "Return less at once, or start the server with a larger max_frame_bytes"
         return error.at("result")
 

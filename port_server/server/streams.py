@@ -1,6 +1,6 @@
 """A stream: the items of an iterable, sent one by one as far as the consumer's credit reaches.
 
-Advanced in slices, between which other requests of the main lane run. Items are held and leave
+In the main thread it advances in slices, between which other requests run. Items are held and leave
 many together; the first, and any after a pause, leaves at once.
 """
 
@@ -9,61 +9,68 @@ from __future__ import annotations
 from time import monotonic
 
 from port_server.protocol.messages import YIELD_HEAD
-from port_server.runtime.beam import Cancelled, Ended
+from port_server.runtime.api import Cancelled, Ended
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterator
+    from contextvars import Context
     from typing import Any, Final
 
-    from .channel import Channel, Part
+    from port_server.protocol.requests import Request
+
     from .evaluate import Evaluator
-    from .jobs import Job
+    from .port import Port
+    from .replies import Reply
 
 # How long a stream goes on before waiting requests have their turn.
 SLICE_S: Final = 0.005
+# An item that takes longer than this to make keeps those before it waiting; they leave first.
+_SLOW_S: Final = 0.0002
 # Looking at the clock costs as much as a small item.
 _ITEMS_A_LOOK: Final = 8
 
 
 class Stream:
-    """One stream of the main lane.
+    """One stream of plain items.
 
     Attributes:
-        job: its request.
+        at_once: whether each item leaves as soon as it is made: no other thread writes it later.
+        context: the context variables that its code has.
         granted: how many items may be sent in all; the consumer's credit added up.
         ready: whether it stands in a queue of streams that can go on.
+        request: its request.
         sent: how many items were sent.
     """
 
-    __slots__ = ("_items", "_source", "granted", "job", "ready", "sent")
+    __slots__ = ("_items", "_source", "at_once", "context", "granted", "ready", "request", "sent")
 
-    def __init__(self, job: Job, source: Any) -> None:
+    def __init__(self, request: Request, context: Context, *, at_once: bool = False) -> None:
+        self.at_once = at_once
         self._items: Iterator[Any] | None = None
-        self._source = source
-        self.granted = job.credit
-        self.job = job
+        self._source = request.rest
+        self.context = context
+        self.granted = request.options.credit
         self.ready = False
-        # Two counters with one writer each, because `-=` in two threads loses one of them.
+        self.request = request
+        # Two counters with one writer each, because `-=` in two threads may lose a change.
         self.sent = 0
 
     @property
     def can_go_on(self) -> bool:
-        """Whether there is something to do: an item to be made, or an end."""
-        return self.sent < self.granted or self.job.cancelled
+        """Whether an item may be made, or the stream ends."""
+        return self.sent < self.granted or self.request.cancelled
 
-    def advance(self, channel: Channel, evaluator: Evaluator, hold_s: float) -> list[Part] | None:
+    def advance(self, port: Port, evaluator: Evaluator) -> Reply | None:
         """Send items for the time of a slice; give the last reply if this was the end.
 
         User code runs in here.
         """
-        job = self.job
-        id_term = job.id_term
+        request = self.request
         exports = evaluator.exports
-        reply = evaluator.reply
-        hold = channel.hold
-        step = "run"
+        value = evaluator.replies.value
+        hold = port.hold
+        request.step = "run"
         try:
             if self._items is None:
                 self._items = iter(self._source)
@@ -72,32 +79,32 @@ class Stream:
             last = monotonic()
             end = last + SLICE_S
             look = 1 if self.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
-            while self.sent < self.granted and not job.cancelled:
-                step = "run"
+            while self.sent < self.granted and not request.cancelled:
+                request.step = "run"
                 try:
                     item = following()
                 except StopIteration as stop:
-                    step = "result"
-                    return reply(id_term, stop.value, job, exports)
-                step = "result"
-                hold(reply(id_term, item, job, exports, YIELD_HEAD))
+                    request.step = "result"
+                    return value(request, stop.value, exports)
+                request.step = "result"
+                hold(value(request, item, exports, YIELD_HEAD))
                 self.sent += 1
                 look -= 1
                 if not look:
                     now = monotonic()
-                    # Slow enough that the next one would keep these waiting.
-                    if (slow := now - last > hold_s) or self.sent == 1:
-                        channel.write_out()
+                    slow = self.at_once or now - last > _SLOW_S
+                    if slow or self.sent == 1:
+                        port.flush()
                     if now > end:
                         break
                     last = now
                     look = 1 if slow or self.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
-            if not job.cancelled:
+            if not request.cancelled:
                 return None
-            step = "run"
-            evaluator.closing = id_term, monotonic()
-            if job.ended:
-                raise Ended(f"{job.ended}: {self.sent} items of the stream were sent")
+            request.step = "run"
+            request.closing = monotonic()
+            if request.why_ended:
+                raise Ended(f"{request.why_ended}: {self.sent} items of the stream were sent")
             raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")
         except BaseException as error:
             try:
@@ -106,7 +113,7 @@ class Stream:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
-            return evaluator.failed(error, step, id_term, exports, job)
+            return evaluator.replies.failed(error, request, exports)
 
     def close(self) -> None:
         """Let the generator's `finally` run."""
@@ -116,19 +123,8 @@ class Stream:
             close()
 
 
-class Credit:
-    """How many items a stream of the event loop may send, and has sent."""
-
-    __slots__ = ("granted", "more", "sent")
-
-    def __init__(self, more: asyncio.Event, granted: int) -> None:
-        self.more = more
-        self.granted = granted
-        self.sent = 0
-
-
 class PlainItems:
-    """A plain iterable, as what an awaitable gave, read as an async one."""
+    """A plain iterable, the result of an awaitable, read as an async one."""
 
     __slots__ = ("_items", "result")
 

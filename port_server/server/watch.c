@@ -1,8 +1,8 @@
-/* A native thread that waits for the other side of the port to hang up, and then sees to it that nothing is left; and
- * what a signal that ends the server does at once.
+/* A native thread that waits for the other side of the port to hang up, and then ends the process and its group; and
+ * the immediate effect of a signal that ends the server.
  *
- * The thread needs no GIL, so code that never gives it back, in Python or in C, does not keep a dead BEAM's server alive. No
- * Python object is touched outside of `start`. What it does after the hang-up is async-signal-safe anyway: poll,
+ * The thread needs no GIL, so code that never releases it, in Python or in C, does not keep the server of a dead BEAM
+ * alive. Only `start` touches Python objects. After the hang-up the thread calls async-signal-safe functions only: poll,
  * nanosleep, getpgrp, kill.
  */
 
@@ -21,9 +21,9 @@
 #include <sys/prctl.h>
 #endif
 
-/* How often the parent is looked at where user code has closed the private fds, and nothing else is left to watch. */
+/* Interval at which the parent is checked after user code has closed the private fds. */
 #define LOOK_MS 250
-/* As in stdio.py. */
+/* As in fds.py. */
 #define LOWEST_PRIVATE_FD 32
 /* Plenty for one system call at a time; far below the 8 MiB that a thread gets by default. */
 #define STACK_BYTES (64 * 1024)
@@ -33,7 +33,7 @@ struct watched {
     int grace_ms;
 };
 
-/* The parent at the first start: a later one may already be who takes in orphans. */
+/* The parent at the first start: later the parent may be the process that adopts orphans. */
 static pid_t first_parent;
 
 /* The time that the process has beyond that grace once it is leaving by itself. */
@@ -48,7 +48,7 @@ static void pause_ms(int ms) {
 static void die_together(int grace_ms) {
     pause_ms(grace_ms);
     pause_ms(leaving_ms);
-    /* Only a leader: else the group is the shell's or the test runner's, and not ours to kill. */
+    /* Only a group leader kills its group: otherwise the group belongs to a shell or a test runner. */
     if (getpgrp() == getpid()) {
         kill(0, SIGKILL);
     }
@@ -62,7 +62,7 @@ static void *watch(void *argument) {
     free(argument);
     for (;;) {
         int blind = polled[0].fd < 0 && polled[1].fd < 0;
-        /* No events are asked for: POLLHUP, POLLERR and POLLNVAL come unasked, and data wakes nobody. */
+        /* No events are requested: POLLHUP, POLLERR and POLLNVAL are always reported, and data must not wake it. */
         int found = poll(polled, 2, blind ? LOOK_MS : -1);
         if (found < 0) {
             if (errno != EINTR && errno != EAGAIN && errno != ENOMEM) {
@@ -81,7 +81,7 @@ static void *watch(void *argument) {
                 polled[side].fd = -1;
             }
         }
-        /* Both: who closes its end of one pipe only still waits for the last replies on the other. */
+        /* Both: an owner that closes its end of one pipe only still waits for the last replies on the other. */
         if (hung_up && polled[0].fd < 0 && polled[1].fd < 0) {
             die_together(watched.grace_ms);
         }
@@ -106,8 +106,8 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
         first_parent = getppid();
     }
 #ifdef __linux__
-    /* A process that is stopped cannot see the hang-up: the kernel lets it go on when its parent, the helper of the BEAM
-     * that started it, dies. To be killed then would leave its children behind. */
+    /* A stopped process cannot see the hang-up. SIGCONT lets it go on when its parent, the helper of the BEAM that
+     * started it, dies. SIGKILL would leave its children behind. */
     (void)prctl(PR_SET_PDEATHSIG, SIGCONT);
 #endif
     /* Signals are for the main thread: a system call that they interrupt there is what lets handlers run. */
@@ -115,7 +115,7 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
     pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_init(&attributes);
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    /* Refused where the smallest stack is larger: then it is the default. */
+    /* Refused if the smallest stack is larger: then the default stays. */
     (void)pthread_attr_setstacksize(&attributes, STACK_BYTES);
     failed = pthread_create(&thread, &attributes, watch, watched);
     pthread_attr_destroy(&attributes);
@@ -128,8 +128,8 @@ static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
     return Py_NewRef(Py_None);
 }
 
-/* A signal that comes just before a read would only be noticed when the read returns, which may be never. So the input
- * ends here, in the handler itself; then Python's own handler is called. */
+/* Python notices a signal just before a read only when the read returns, which may be never. So the input ends here, in
+ * the handler itself; then Python's own handler is called. */
 static int input_fd, null_fd = -1;
 static struct sigaction python_handler;
 static volatile sig_atomic_t ended_by;

@@ -6,8 +6,11 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import port_server
 
 COMMAND = [sys.executable, "-m", "port_server"]
 
@@ -360,6 +363,7 @@ def test_doctor_finds_this_installation_healthy():
     assert (status, err) == (0, ""), out + err
     for label in ("python:", "codec:", "server:", "start:", "round trip:", "installed in:"):
         assert f"\n{label}" in out
+    assert f"installed in:   {Path(port_server.__file__).parent}\n" in out
     assert out.endswith("Everything works.\n")
 
 
@@ -392,7 +396,7 @@ def test_doctor_reports_a_server_that_cannot_start(tmp_path):
     assert "does not work: it ended with status 7 and said:\nno luck today" in out
 
 
-def test_doctor_advises_about_a_log_level_that_is_none():
+def test_doctor_gives_a_hint_about_a_log_level_that_is_none():
     """A typing error in the environment is found here, not in the dark."""
     _, out, _ = run("doctor", env=os.environ | {"PORT_SERVER_LOG": "loud"})
     assert "PORT_SERVER_LOG is 'loud'" in out
@@ -420,10 +424,10 @@ def test_version_and_misuse():
 
 
 def test_the_start_path_imports_nothing_slow():
-    """Cli and log add to what every Python has loaded at its start nothing but themselves."""
+    """The command `serve` and the log import nothing that a Python has not loaded at its start."""
     code = (
         "import os, sys, port_server; before = set(sys.modules)\n"
-        "import port_server.cli, port_server.log\n"
+        "import port_server.cli.serve, port_server.log\n"
         "print(*sorted(set(sys.modules) - before))"
     )
     done = subprocess.run(

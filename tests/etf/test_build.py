@@ -89,7 +89,7 @@ def test_a_wheel_is_built_with_and_without_a_compiler(source, tmp_path, compiler
     if codec == "native":
         assert sorted(binaries) == [
             "port_server/etf/native.abi3.so",
-            "port_server/server/_plain.abi3.so",
+            "port_server/server/_fast.abi3.so",
             "port_server/server/_watch.abi3.so",
         ]
         assert "-cp311-abi3-" in wheel.name

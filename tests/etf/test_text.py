@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_terms import assortment, terms
 
-from port_server.etf.elixir_text import format_elixir
-from port_server.etf.erlang_text import format_erlang
-from port_server.etf.text import TermReader, TextError, parse
-from port_server.etf.verbatim import Bits, Improper, Name, Pairs, VerbatimError, read, write
+from port_server.etf.text.elixir import format_elixir
+from port_server.etf.text.erlang import format_erlang
+from port_server.etf.text.reader import TermReader, TextError, parse
+from port_server.etf.text.verbatim import Bits, Improper, Name, Pairs, VerbatimError, read, write
 
 A, B = Name("a"), Name("b")
 

@@ -9,10 +9,10 @@ import subprocess
 import pytest
 from plain_terms import assortment
 
-from port_server.etf.elixir_text import format_elixir
-from port_server.etf.erlang_text import format_erlang
-from port_server.etf.text import TermReader, TextError, parse
-from port_server.etf.verbatim import Improper, Name, Pairs, read, write
+from port_server.etf.text.elixir import format_elixir
+from port_server.etf.text.erlang import format_erlang
+from port_server.etf.text.reader import TermReader, TextError, parse
+from port_server.etf.text.verbatim import Improper, Name, Pairs, read, write
 
 pytestmark = [
     pytest.mark.beam,

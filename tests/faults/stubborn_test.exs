@@ -58,7 +58,7 @@ defmodule PyPort.Faults.StubbornTest do
   for {name, program} <- [
         {"`sum(range(10**12))`", "c_loop"},
         {"catastrophic regex", "regex"},
-        {"blocking code in the async lane", "blocks_the_loop"}
+        {"blocking code on the event loop", "blocks_the_loop"}
       ] do
     test name do
       # The first await imports the loop, which can take as long as the timeout.

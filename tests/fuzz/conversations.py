@@ -25,7 +25,7 @@ from typing import Any
 
 from port_server.etf import Atom, decode, encode
 
-SERVE = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
+SERVE = "import sys; from port_server.server.app import serve; sys.exit(serve())"
 # From the last byte to the end of the process; sanitizers and a crowded machine take their time.
 PATIENCE_S = 30
 FINDINGS = pathlib.Path("build/fuzz/findings")

@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 import pytest
-from lanes_client import Port, atoms
+from raw_client import Port, atoms
 
 from port_server.etf import Atom, encode
 
@@ -472,7 +472,7 @@ def test_cancel_of_a_request_that_has_ended_is_nobody_elses():
 
 
 def test_a_cancelled_task_says_where_it_was():
-    """The async lane cancels the task; the code sees CancelledError."""
+    """The asyncio executor cancels the task; the code sees CancelledError."""
     with Port() as port:
         name = port.eval(
             "import asyncio\n"
@@ -616,8 +616,9 @@ def test_the_import_lock_is_never_left_taken():
     begun = []
     with Port() as port:
         for _ in range(300):
-            name = port.eval(code)
-            time.sleep(0.005 + 0.006 * dice.random())
+            name = port.eval("print(end='under way', flush=True)\n" + code)
+            assert port.reply(name)[0] == "output"
+            time.sleep(0.006 * dice.random())
             cancel(port, name)
             kind, error = outcome(port, name)
             assert (kind, error["kind"]) == ("error", "cancelled")

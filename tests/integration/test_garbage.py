@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lanes_client import START, WITHOUT_C, Port
+from raw_client import START, WITHOUT_C, Port
 
 from port_server.etf import Atom, encode
 

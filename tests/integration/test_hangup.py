@@ -42,7 +42,7 @@ while True:
     if not data: os._exit(0)
     os.write(child.stdin.fileno(), data)
 """
-START = "import sys; from port_server.server.lifecycle import serve; sys.exit(serve())"
+START = "import sys; from port_server.server.app import serve; sys.exit(serve())"
 WITHOUT_EXTENSION = "import sys; sys.modules['port_server.server._watch'] = None; " + START
 
 

@@ -257,9 +257,7 @@ def test_a_server_can_be_told_not_to():
 
 def test_logging_that_is_imported_already_is_prepared_as_well():
     """By a .pth file, say."""
-    code = (
-        "import logging, sys; from port_server.server import lifecycle; sys.exit(lifecycle.serve())"
-    )
+    code = "import logging, sys; from port_server.server import app; sys.exit(app.serve())"
     with Client(code=code) as server:
         assert len(logged(server, "import logging; logging.warning('x')")[1]) == 1
 

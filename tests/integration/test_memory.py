@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 import pytest
-from lanes_client import Port
 from port_client import Client
+from raw_client import Port
 
 from port_server.etf import Atom
 

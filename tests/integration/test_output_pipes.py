@@ -236,7 +236,7 @@ def test_input_asks_nobody(server):
     request = server.send_eval("input('name? ')")
     error = server.reply(request)[2]
     assert error["type"] == b"EOFError"
-    assert b"nobody to ask" in error["message"]
+    assert b"has no stdin" in error["message"]
     assert b"input('name? ')" in error["traceback"]
     assert b"streams.py" not in error["traceback"]
     assert server.output(request) == []
@@ -421,7 +421,7 @@ def test_nothing_is_kept_of_a_request_that_printed(server):
     """Not even of those that started threads."""
     code = """
 import gc
-from port_server.runtime.output import Printed
+from port_server.runtime.printed import Printed
 gc.collect()
 sum(type(found) is Printed for found in gc.get_objects())
 """

@@ -8,8 +8,8 @@ import time
 
 import pytest
 from gate import Gate
-from lanes_client import Port
 from port_client import Client
+from raw_client import Port
 
 from port_server.etf import Atom
 
@@ -132,7 +132,7 @@ def test_beats_and_requests_are_counted(port, file):
     until(lambda: beats(file) > before)
 
 
-def test_what_other_lanes_do_is_counted(port, file):
+def test_requests_of_other_executors_are_counted(port, file):
     """Tasks and streams are not in main, and not on the page by name."""
     tasks = [port.eval("import asyncio; await asyncio.sleep(60)") for _ in range(3)]
     until(lambda: elsewhere(file) == 3)
@@ -173,12 +173,12 @@ def test_a_request_that_goes_on_waiting_for_a_call_has_its_place_again(port, fil
     until(lambda: running(file) is None)
 
 
-@pytest.mark.parametrize("lane", ["task", "guest"])
-def test_a_request_elsewhere_is_counted_until_its_reply_is_written(file, lane):
-    """Nobody who reads slowly is told that it has never begun."""
+@pytest.mark.parametrize("kind", ["task", "thread"])
+def test_a_request_elsewhere_is_counted_until_its_reply_is_written(file, kind):
+    """An owner that reads slowly is never told that the request has not begun."""
     size = 50_000_000  # far more than any pipe holds
     with Client({"status_page": str(file)}) as client:
-        if lane == "task":
+        if kind == "task":
             client.send_eval(f"import asyncio\nasync def f(): return b'x' * {size}\nawait f()")
         else:
             client.value(

@@ -20,9 +20,7 @@ class Thing:
 
 @pytest.fixture
 def objects():
-    table = Objects(Settings().replace(max_objects=5))
-    table.belong(None, "token")
-    return table
+    return Objects(Settings().replace(max_objects=5), None, "token")
 
 
 def test_a_handle_has_its_fields_as_atoms(objects):
@@ -84,8 +82,7 @@ def test_the_limit_names_itself(objects):
 @pytest.mark.parametrize("token", ["", "text", b"bytes", b"\xff"])
 def test_tokens_are_text_or_bytes(token):
     """And compared in both forms, because a request may ask for bytes."""
-    table = Objects(Settings())
-    table.belong(None, token)
+    table = Objects(Settings(), None, token)
     _number, handle = table.add(Thing())
     assert isinstance(table.find(dict(handle)), Thing)
     with pytest.raises(DecodeError, match="another server"):
@@ -223,8 +220,7 @@ def test_what_is_shown_is_the_repr():
 
 def test_the_type_of_most_of_the_latest_objects_is_known():
     """Without asking the types anything; of a few objects nobody is told."""
-    table = Objects(Settings())
-    table.belong(None, "")
+    table = Objects(Settings(), None, "")
     for value in [Shy()] * 9:
         table.add(value)
     assert table.common_type() is None

@@ -4,11 +4,12 @@ import io
 import os
 import sys
 import threading
+import types
 
 import pytest
 
 from port_server.runtime.output import PIECE_BYTES, Output
-from port_server.runtime.streams import NO_STDIN, NoInput, Streams
+from port_server.runtime.stdio import NO_STDIN, NoInput, Stdio
 from port_server.settings import Settings
 
 ID = b"m\0\0\0\1r"
@@ -17,10 +18,16 @@ ID = b"m\0\0\0\1r"
 class Sink:
     def __init__(self, **changes):
         self.batches = []
-        self.output = Output(Settings().replace(**changes), self.take)
-        self.streams = Streams(self.output)
-        self.stdout, self.stderr = self.streams.stdout, self.streams.stderr
-        self.output.running = ID
+        request = types.SimpleNamespace(id_term=ID, ended=False)
+        self.main = types.SimpleNamespace(ident=threading.get_ident(), running=request)
+        self.reader = types.SimpleNamespace(
+            control_ident=0, may_wait=lambda: False, print_later=lambda: None
+        )
+        cancels = types.SimpleNamespace(alert=False)
+        settings = Settings().replace(**changes)
+        self.output = Output(settings, self.take, self.main, self.reader, cancels)
+        stdio = Stdio(self.output)
+        self.stdout, self.stderr = stdio.stdout, stdio.stderr
 
     def take(self, id_term, stream, text, now):
         assert id_term == ID
@@ -70,7 +77,7 @@ def test_outside_of_a_request_and_in_threads_it_goes_to_stderr(capfd):
     thread = threading.Thread(target=print, args=("thread",), kwargs={"file": sink.stdout})
     thread.start()
     thread.join()
-    sink.output.running = None
+    sink.main.running = None
     print("late", file=sink.stdout)
     assert sink.batches == []
     assert capfd.readouterr().err == "thread\nlate\n"
@@ -154,7 +161,7 @@ def test_input_says_that_there_is_nobody_to_ask(monkeypatch):
     stdin = NoInput()
     monkeypatch.setattr(sys, "stdin", stdin)
     for ask in (input, stdin.read, stdin.readline, lambda: list(stdin)):
-        with pytest.raises(EOFError, match="nobody to ask"):
+        with pytest.raises(EOFError, match="has no stdin"):
             ask()
     stdin.close()
     assert stdin.fileno() == 0
@@ -165,7 +172,7 @@ def test_input_says_that_there_is_nobody_to_ask(monkeypatch):
 def test_a_closed_stderr_loses_text_and_nothing_else():
     """Writing where nobody is never raises."""
     sink = Sink()
-    sink.output.running = None
+    sink.main.running = None
     saved = os.dup(2)
     try:
         os.close(2)
@@ -192,7 +199,7 @@ def test_what_comes_during_the_end_is_not_lost(capfd):
     sink.output.end(ID)
     printed.parts.append(("stdout", b"between "))
     printed.ended = True
-    sink.output.running = None
+    sink.main.running = None
     sink.output.threads[threading.get_ident()] = printed
     print("late", file=sink.stdout)
     assert capfd.readouterr().err == "late\n"
@@ -210,7 +217,7 @@ def test_a_print_that_nobody_acknowledges_does_not_wait_where_it_must_not():
 def test_a_print_waits_for_acks():
     """In steps of what was acknowledged, without missing one."""
     sink = Sink(output_window_bytes=1000, output_batch_bytes=1)
-    sink.output.may_wait = lambda: True
+    sink.reader.may_wait = lambda: True
     printed = sink.output.of(ID)
 
     def work():
@@ -244,11 +251,11 @@ def test_a_tick_hands_on_what_has_waited():
     assert sink.batches == [("stdout", b"x\n", False)]
 
 
-def test_begun_is_called_once_a_batch():
+def test_the_reader_is_told_once_a_batch():
     """It wakes a thread, which is not free."""
     sink = Sink(output_batch_bytes=100)
     calls = []
-    sink.output.begun = lambda: calls.append(1)
+    sink.reader.print_later = lambda: calls.append(1)
     for _ in range(10):
         print("x" * 20, file=sink.stdout)
     assert len(calls) == len(sink.text()) <= 5

@@ -108,7 +108,7 @@ def test_code_is_known_by_its_kind_before_it_runs(text, kind):
 
 
 def test_async_code_and_generators_can_be_driven():
-    """What `run` gives for them is what drives them: the lanes to come need nothing else."""
+    """`run` gives the object that drives them; executors need no more than that."""
     assert asyncio.run(run("import asyncio\nawait asyncio.sleep(0)\n41 + 1")) == 42
     generator = run("yield 1\nyield 2\nreturn 'end'")
     assert [next(generator), next(generator)] == [1, 2]

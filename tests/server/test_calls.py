@@ -5,7 +5,7 @@ import time
 
 import pytest
 from conftest import eval_
-from lanes_client import WITHOUT_C, Port
+from raw_client import WITHOUT_C, Port
 
 from port_server.etf import Atom, Struct, decode, encode
 
@@ -126,6 +126,7 @@ def test_deep_recursion_around_calls_is_pythons_own_error(port):
     assert port.value(port.eval("1")) == 1
 
 
+@pytest.mark.main_thread
 def test_nothing_unrelated_runs_on_top_of_a_waiting_request(port):
     name = port.eval("f(1)", {"f": callback()})
     call = port.invoked()[1]
@@ -428,8 +429,8 @@ def test_the_end_of_input_ends_a_call(port):
     port.reply(name)
 
 
-def test_a_session_goes_from_lane_to_lane_within_a_call(port):
-    """Main waits for the call, and hears all the same that the async lane is done."""
+def test_a_session_goes_from_executor_to_executor_within_a_call(port):
+    """Main waits for the call, and still sees that the asyncio executor is done."""
     port.tell(Atom("open_session"), port.new_id(), b"s")
     name = port.eval("f(1)", {"f": callback()})
     call = port.invoked()[1]
@@ -550,6 +551,7 @@ def test_a_child_that_is_forked_in_a_thread_that_waits_for_a_call_ends_with_its_
     assert port.value(name) == 7
 
 
+@pytest.mark.main_thread
 def test_what_an_object_prints_after_a_request_is_not_of_that_request(port, gate, slow_code):
     """Also when another object, which went as the request ended, called into the BEAM."""
     calls = "import port_server\nclass C:\n  def __del__(self): port_server.call('A', 'b')\nC()"

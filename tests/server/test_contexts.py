@@ -4,7 +4,7 @@ import itertools
 import sys
 
 import pytest
-from lanes_client import WITHOUT_C, Port
+from raw_client import WITHOUT_C, Port
 
 from port_server.etf import Atom, Struct
 
@@ -110,7 +110,7 @@ def test_no_request_sees_what_another_has_set(port, way):
 
 @pytest.mark.parametrize("way", [way for way in BINDS if way != "__del__"])
 def test_requests_of_a_session_see_what_others_of_it_have_set(port, session, way):
-    """In whatever lane each of them runs. No other session sees it, and no plain request."""
+    """In any executor. No other session sees it, and no plain request."""
     bind(port, way, session=session)
     found = [FINDS[next_way](port, {"session": session}) for next_way in FINDS]
     assert found == [BOUND] * len(FINDS)

@@ -1,7 +1,7 @@
 """`return => globals`: beside the value comes what the code has bound at its top level."""
 
 import pytest
-from lanes_client import Port
+from raw_client import Port
 
 from port_server.etf import Atom
 

@@ -2,7 +2,7 @@
 
 import pytest
 from gate import Gate
-from lanes_client import Port
+from raw_client import Port
 
 from port_server.etf import Atom, Struct
 
@@ -37,9 +37,9 @@ def answer(port, call):
     port.tell(Atom("answer"), call, (Atom("ok"), None))
 
 
-@pytest.mark.parametrize("lane", ["asleep", "awaiting"])
-def test_one_that_runs_in_a_lane_is_open_until_its_reply(port, gate, lane):
-    name = port.eval(getattr(gate, lane))
+@pytest.mark.parametrize("code", ["asleep", "awaiting"])
+def test_a_running_request_is_open_until_its_reply(port, gate, code):
+    name = port.eval(getattr(gate, code))
     while port.status()["state"] == "idle":
         pass
     assert is_open(port, name) is True

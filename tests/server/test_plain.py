@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from lanes_client import WITHOUT_C, Port, atoms
+from raw_client import WITHOUT_C, Port, atoms
 
 from port_server.etf import Atom, encode
 
-pytest.importorskip("port_server.server._plain", reason="see test_build.py")
+pytest.importorskip("port_server.server._fast", reason="see test_build.py")
 
 DEFINES = "def f(): return x\nx = [f]\nlen(x)"
 CASES = {
@@ -226,10 +226,10 @@ def test_a_large_frame_of_another_thread_goes_first():
     code = (
         "import gc, threading\n"
         "from port_server.etf import Atom, encode\n"
-        "from port_server.server.channel import Channel\n"
-        "channel = next(x for x in gc.get_objects() if type(x) is Channel)\n"
+        "from port_server.server.port import Port\n"
+        "port = next(x for x in gc.get_objects() if type(x) is Port)\n"
         "term = encode((Atom('send'), 1, 'x' * 20_000))\n"
-        "channel.held.append([len(term).to_bytes(4, 'big'), term])"
+        "port.held.append([len(term).to_bytes(4, 'big'), term])"
     )
     with Port() as port:
         port.value(port.eval("0", deadline_ms=60_000))
@@ -263,7 +263,7 @@ def test_what_waits_too_long_behind_another_does_not_begin():
 
 
 def test_what_waits_behind_another_runs_aside_if_it_can():
-    """Async code does not wait for a main lane that is busy."""
+    """Async code does not wait while the main thread is busy."""
     with Port() as port:
         port.value(port.eval("0", deadline_ms=60_000))
         aside = "import asyncio; await asyncio.sleep(0); 1"

@@ -1,7 +1,7 @@
 """The owner is told of a request that has run for long, once, if it has asked for that."""
 
 import pytest
-from lanes_client import WITHOUT_C, Port
+from raw_client import WITHOUT_C, Port
 
 # Each goes on until the gate is there.
 LONG = {

@@ -28,6 +28,9 @@ ALLOWED = {
     "errno",
     "time",
     "zlib",
+    "_queue",  # built in
+    "threading",  # both after hello: the main thread has to be the first that imports it
+    "_weakrefset",
 }
 
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from lanes_client import Port
+from raw_client import Port
 
 from port_server.etf import Atom
 
@@ -185,6 +185,7 @@ def test_a_cancelled_stream_ends_before_later_requests(port, gate, busy, credit)
     assert items(port, other)[1][1]["kind"] == "cancelled"
 
 
+@pytest.mark.main_thread
 def test_a_pong_says_whether_a_stream_waits_for_main(port, gate):
     """So that nobody takes it for one that does not end although it was told to."""
 

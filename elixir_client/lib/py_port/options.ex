@@ -38,6 +38,8 @@ defmodule PyPort.Options do
     max_depth: 512,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
+    threads: 0,
+    async_threads: 32,
     max_stderr_bytes: 16_777_216,
     max_objects: 100_000,
     max_objects_per_owner: 50_000
@@ -217,13 +219,14 @@ defmodule PyPort.Options do
   defp valid?(:inherit_env, value),
     do: is_boolean(value) or (is_list(value) and Enum.all?(value, &is_binary/1))
 
-  defp valid?(:size, value), do: is_integer(value) and value >= 0
+  defp valid?(name, value) when name in [:size, :threads], do: is_integer(value) and value >= 0
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   defp valid?(name, value)
        when name in [
               :heartbeat_interval,
               :max_pending,
+              :async_threads,
               :max_queued_bytes,
               :max_stderr_bytes,
               :max_objects,
@@ -289,6 +292,8 @@ defmodule PyPort.Options do
   defp expected(:max_requests), do: "a number of requests (1 or more) or :infinity"
   defp expected(:max_age), do: "milliseconds (1 or more) or :infinity"
   defp expected(:max_rss), do: "a number of bytes (1 or more) or :infinity"
+  defp expected(:threads), do: "a number of threads (0 or more)"
+  defp expected(:async_threads), do: "a number of threads (1 or more)"
   defp expected(:max_pending), do: "a number of requests (1 or more)"
 
   defp expected(name) when name in [:max_objects, :max_objects_per_owner],

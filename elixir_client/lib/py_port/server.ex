@@ -61,6 +61,12 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
+    * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
+      the network, a disk, a lock) or computes where the GIL is released. With 0 they run one after another in Python's main
+      thread, where any code can be stopped. A thread cannot be stopped while it waits in a call that never returns: then
+      its caller has its `:timeout` on time, the server takes no more requests, finishes the others and starts anew.
+      Default: 0.
+    * `:async_threads` - how many threads `asyncio.to_thread` and `run_in_executor` have. Default: 32.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
     * `:max_stderr_bytes` - how large the file may become that Python's stderr goes to, in bytes; then it is emptied, and
       what was not read to Logger is lost. It is looked at ten times a second, and a hundred times while it grows.
@@ -100,6 +106,8 @@ defmodule PyPort.Server do
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
           | {:memory_limit, pos_integer() | nil}
+          | {:threads, non_neg_integer()}
+          | {:async_threads, pos_integer()}
           | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending, pos_integer()}
           | {:max_stderr_bytes | :max_objects | :max_objects_per_owner, pos_integer()}
 
@@ -225,10 +233,13 @@ defmodule PyPort.Server do
     end
   end
 
+  def handle_info(:replace, state) do
+    Ladder.replace(state)
+    {:noreply, state}
+  end
+
   def handle_info(:restart, %{phase: :ready} = state) do
-    Logger.info(
-      "PyPort #{state.who}: a request was interrupted, Python is started anew (after_cancel: :restart)"
-    )
+    Logger.info("PyPort #{state.who}: a request was cancelled, Python is started anew")
 
     # Nobody new comes; those that are here have the grace of a shutdown.
     Registry.delete(self())

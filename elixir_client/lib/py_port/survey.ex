@@ -13,7 +13,7 @@ defmodule PyPort.Survey do
   alias PyPort.Env
   alias PyPort.Pool.Default
 
-  @boot "import sys; sys.path += sys.argv[1:]; from port_server import cli_survey; cli_survey.main(7, 8)"
+  @boot "import sys; sys.path += sys.argv[1:]; from port_server.cli import syntax_check; syntax_check.main(7, 8)"
 
   # Frames go over fds 7 and 8, as in PyPort.Server.Launch: a Python that prints while it starts does not disturb them.
   # Tracebacks of a Python that cannot do this belong to nobody's compilation.

@@ -189,7 +189,7 @@ defmodule PyPort.MisleadingErrorsTest do
       items = PyPort.stream(atom <> "yield 1\nyield [Atom(n)]", %{n: name}, server: server)
       assert %Error{message: "item[0] is the atom" <> _} = catch_error(Enum.to_list(items))
       asked = PyPort.eval(atom <> "f([Atom(n)])", %{n: name, f: & &1}, server: server)
-      assert {:error, %Error{type: "port_server.runtime.beam.ElixirError"} = error} = asked
+      assert {:error, %Error{type: "port_server.ElixirError"} = error} = asked
       assert error.message =~ "arguments[0][0] is the atom"
 
       attach(self())

@@ -17,6 +17,8 @@ defmodule PyPort.TimeoutTest do
            "in wait"},
           {"a child", "import subprocess\ndef child(): subprocess.run(['sleep', '60'])\nchild()", "in child"}
         ] do
+      # A thread is stopped between two bytecodes, and these have no second one.
+      @tag main_thread: what != "a loop"
       test what do
         server = start_server()
         os_pid = Server.os_pid(server)
@@ -55,6 +57,7 @@ defmodule PyPort.TimeoutTest do
       assert nothing_left?(server)
     end
 
+    @tag :main_thread
     test "an item of a stream" do
       server = start_server()
       code = "import time\ndef items():\n    yield 1\n    time.sleep(60)\nfor x in items(): yield x"
@@ -66,6 +69,7 @@ defmodule PyPort.TimeoutTest do
     end
   end
 
+  @tag :main_thread
   test "what waits behind a long request is never run, and its timeout is on time" do
     server = start_server(heartbeat_interval: 100)
     gate = new_gate()
@@ -88,6 +92,7 @@ defmodule PyPort.TimeoutTest do
     assert {{:ok, false}, _} = timed_eval(server, "import sys; hasattr(sys, 'was_run')")
   end
 
+  @tag :main_thread
   test "the same behind one that holds the interpreter, which goes on undisturbed" do
     server = start_server()
     os_pid = Server.os_pid(server)
@@ -163,6 +168,7 @@ defmodule PyPort.TimeoutTest do
     ]
 
     for {what, code} <- @endless, died_after <- [1, 3, 20] do
+      @tag main_thread: code =~ "time.sleep"
       test "#{what}, #{died_after} ms after it has asked", %{server: server} do
         ended = new_gate()
         code = "try:\n    " <> unquote(code) <> "\nfinally: open(ended, 'w').close()"
@@ -178,6 +184,7 @@ defmodule PyPort.TimeoutTest do
       end
     end
 
+    @tag :main_thread
     test "also where it has waited behind another", %{server: server} do
       gate = new_gate()
       first = begin_eval(server, wait_for(gate))

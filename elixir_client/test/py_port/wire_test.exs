@@ -155,7 +155,7 @@ defmodule PyPort.WireTest do
   end
 
   test "what a hello says is known here" do
-    source = File.read!(Application.app_dir(:py_port, "priv/python/port_server/server/greeting.py"))
+    source = File.read!(Application.app_dir(:py_port, "priv/python/port_server/server/handshake.py"))
     [features] = Regex.run(~r/FEATURES: Final = \((.*?)\n\)/s, source, capture: :all_but_first)
     [info] = Regex.run(~r/def info\(.*?return \{(.*?)\n    \}/s, source, capture: :all_but_first)
     features = for [name] <- Regex.scan(~r/"(\w+)"/, features, capture: :all_but_first), do: name

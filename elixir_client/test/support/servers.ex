@@ -5,11 +5,20 @@ defmodule PyPort.Test.Servers do
 
   @doc "A server with a name of its own that ends with the test; ready when this returns."
   def start_server(options \\ []) do
+    options = Keyword.merge(threads(), options)
     name = :"server_#{System.unique_integer([:positive])}"
     start = {PyPort.Server, :start_link, [[name: name] ++ options]}
     start_supervised!(%{id: name, start: start, restart: :temporary, shutdown: 10_000})
     {:ok, 1} = PyPort.eval("1", %{}, server: name)
     name
+  end
+
+  # The features run a second time on a Python with threads: `PYPORT_TEST_THREADS=8 mix test --exclude main_thread:true FILES`.
+  defp threads do
+    case System.get_env("PYPORT_TEST_THREADS") do
+      nil -> []
+      number -> [threads: String.to_integer(number)]
+    end
   end
 
   @doc "What the server knows to be held: objects, sessions, and claims on replies."

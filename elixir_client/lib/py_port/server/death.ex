@@ -48,14 +48,15 @@ defmodule PyPort.Server.Death do
   end
 
   @doc """
-  The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). Nothing has gone
-  wrong with it, so a pool starts the next at once, however often it comes.
+  The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`) or could not be
+  stopped in its thread. Nothing has gone wrong with it, so a pool starts the next at once, however often it comes.
   """
   @spec restart(state()) :: reason()
   def restart(state) do
     report = %Error{
       kind: :exited,
-      message: "the server was started anew after a request was cancelled (after_cancel: :restart)"
+      message:
+        "the server was started anew after a request was cancelled (after_cancel: :restart, or a thread that could not be stopped)"
     }
 
     tell(state, report)

@@ -36,7 +36,9 @@ defmodule PyPort.Server.Ladder do
           # Whether its caller has an answer already, or needs none.
           answered?: boolean(),
           # Whether Python has said that it is a stream that cannot end before main is free.
-          waits?: boolean()
+          waits?: boolean(),
+          # Whether it keeps a thread that cannot be stopped.
+          abandoned?: boolean()
         }
   @type state :: map()
 
@@ -68,7 +70,8 @@ defmodule PyPort.Server.Ladder do
         importing: nil,
         begun?: false,
         answered?: why == :caller_down,
-        waits?: false
+        waits?: false,
+        abandoned?: false
       }
 
       state =
@@ -120,12 +123,13 @@ defmodule PyPort.Server.Ladder do
   end
 
   # Before its caller has the answer, who may ask again at once.
-  defp leave_service(%{options: %{after_cancel: :restart}, handle: handle}) do
+  defp leave_service(%{options: %{after_cancel: :restart}} = state), do: take_no_more(state)
+  defp leave_service(_state), do: :ok
+
+  defp take_no_more(%{handle: handle}) do
     Registry.delete(self())
     Handle.refuse(handle)
   end
-
-  defp leave_service(_state), do: :ok
 
   @doc "Python's answer to a ping: whether it has begun, what it is importing, whether it is a stream that waits for main."
   @spec pong(state(), Wire.id(), map()) :: state()
@@ -325,21 +329,62 @@ defmodule PyPort.Server.Ladder do
        |> put(id, %{entry | blamed: blamed})
        |> wait(id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
-      # In case that its time is up before the end is here, on a crowded machine.
-      others = state.culprit |> culprit(culprit, id) |> others(number(id))
-      tell_caller(state, id, {:so_far, begun, nil, others})
-      grace = options.kill_grace
-      state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
-      state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
+      entry = %{entry | blamed: blamed}
 
-      # Last, since Logger may make its callers wait.
-      Logger.warning(
-        "PyPort #{state.who}: request #{number(id)} goes on #{now - entry.since} ms after it was cancelled " <>
-          "(#{reason(entry.why)}); Python is killed if it has not ended in #{grace} ms"
-      )
-
-      {:ok, state}
+      if options.threads > 0 and culprit == :elsewhere,
+        do: {:ok, abandon(state, id, entry, begun)},
+        else: {:ok, warn(state, id, %{entry | rung: 2, culprit: culprit}, begun)}
     end
+  end
+
+  # The last grace begins.
+  defp warn(%{options: %{kill_grace: grace}} = state, id, entry, begun) do
+    # In case that its time is up before the end is here, on a crowded machine.
+    tell_caller(
+      state,
+      id,
+      {:so_far, begun, nil, state.culprit |> culprit(entry.culprit, id) |> others(number(id))}
+    )
+
+    state = state |> put(id, entry) |> dump(:request) |> wait(id, grace - min(@news_ms, div(grace, 2)))
+
+    # Last, since Logger may make its callers wait.
+    Logger.warning(
+      "PyPort #{state.who}: request #{number(id)} goes on #{now() - entry.since} ms after it was cancelled " <>
+        "(#{reason(entry.why)}); Python is killed if it has not ended in #{grace} ms"
+    )
+
+    state
+  end
+
+  # Each request has a thread of its own, so the others are not in its way. Its thread cannot be stopped, so the server
+  # takes no more requests, and starts anew when those that it has are answered.
+  defp abandon(state, id, entry, begun) do
+    unless Handle.refuses?(state.handle) do
+      take_no_more(state)
+      Process.send_after(self(), :replace, @again_ms)
+    end
+
+    state = answer(state, id, entry, begun, nil)
+
+    Logger.warning(
+      "PyPort #{state.who}: request #{number(id)} goes on in its thread #{now() - entry.since} ms after it was cancelled " <>
+        "(#{reason(entry.why)}). The server takes no more requests, and starts anew when its other requests have ended"
+    )
+
+    put(state, id, %{entry | answered?: true, abandoned?: true})
+  end
+
+  @doc "A request could not be stopped in its thread: starts anew, unless other requests are still open."
+  @spec replace(state()) :: :ok
+  def replace(state) do
+    abandoned = Enum.count(state.attached, &match?({_id, %{cancel: %{abandoned?: true}}}, &1))
+
+    if pending(state) > abandoned,
+      do: Process.send_after(self(), :replace, @again_ms),
+      else: send(self(), :restart)
+
+    :ok
   end
 
   # The culprit as the errors of all requests name it; nil where there is none.

@@ -23,8 +23,8 @@ defmodule PyPort.Server.Launch do
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
   # `python -c`, because people keep their own modules there. The package that ships with this library stands last:
   # one that is installed in the environment, built for that Python, is the better one.
-  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import lifecycle; " <>
-          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(lifecycle.serve(#{@reads}, #{@writes}))"
+  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import app; " <>
+          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(app.serve(#{@reads}, #{@writes}))"
 
   # How much printed text may be on its way to a device: enough for a fast one never to be waited for, and little enough
   # for each of a thousand callers with slow ones.
@@ -135,6 +135,8 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_depth: options.max_depth,
       max_objects: options.max_objects,
+      threads: options.threads,
+      async_threads: options.async_threads,
       heartbeat_interval_ms: options.heartbeat_interval,
       running_after_ms: @running_after_ms,
       logging: options.logger,

@@ -1,0 +1,382 @@
+"""Builds a server, in dependency order, and runs it: from claiming its fds to its exit status.
+
+Each part gets what it needs when it is built; none is changed by another one afterwards.
+"""
+
+from __future__ import annotations
+
+import _signal as signal  # type: ignore[import-not-found]  # the other one brings enum: 4 ms
+import faulthandler
+import os
+import sys
+from time import monotonic
+
+from port_server.etf import mapping, structs
+from port_server.protocol import messages
+from port_server.protocol.framing import FramingError
+from port_server.runtime import api, failure, imports, objects, stdio, targets, thread_context
+from port_server.runtime.garbage import Garbage
+from port_server.runtime.snippet import Snippet
+from port_server.settings import Settings
+
+from . import evaluate, handshake, hangup, init_code, replies
+from .callbacks import Callbacks
+from .cancel import Cancels
+from .commands import Commands
+from .control import Control
+from .dispatcher import Dispatcher
+from .evaluate import Code, Evaluator
+from .executors.asyncio import AsyncExecutor
+from .executors.main import MainExecutor
+from .executors.threads import ThreadExecutor
+from .handshake import RefusedError
+from .heartbeat import Health
+from .main_thread import MainThread
+from .output import Reports
+from .port import Port
+from .reader import ReaderLock
+from .replies import Replies
+from .scheduler import Scheduler
+from .signal_guard import OUTSIDE, SignalGuard
+from .status_page import DRAINING, SERVING, StatusPage
+from .streams import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+    from typing import Any, Final
+
+    from port_server.protocol.framing import Frame
+    from port_server.protocol.messages import Init
+
+# How long tasks that were cancelled at the end may take to end.
+_LAST_WAIT_S: Final = 0.2
+# Time after which a computing thread gives the GIL to a waiting one. The default, 5 ms, is the time
+# of 500 requests.
+_SWITCH_INTERVAL_S: Final = 0.0001
+_GONE: Final = "the other side of the port is gone, and no answer comes any more"
+_NEVER: Final = float("inf")
+_OURS: Final = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint"}
+
+
+class Server:
+    """One server: its parts, what user code may do to it, and its end."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        scheduler: Scheduler,
+        thread: MainThread,
+        page: StatusPage,
+        port: Port,
+        options: dict[Any, Any] | None,
+    ) -> None:
+        """Build the parts.
+
+        Args:
+            settings: with what the owner's init has changed.
+            scheduler: empty as yet.
+            thread: the one that this runs in.
+            page: the status page, mapped if the owner asked for it.
+            port: claimed, and nothing written to it.
+            options: those of that init; None where there was none.
+
+        Raises:
+            RefusedError: an option cannot be honoured.
+        """
+        owned, options = options is not None, options or {}
+        self._owned = owned
+        self._settings = settings
+        self._signalled: str | None = None
+        self._port, self._page, self._thread = port, page, thread
+        self._scheduler = scheduler
+        memory = handshake.memory_of(options)
+        handshake.take_templates(options)
+        owner, token = handshake.owner_of(options)
+        self._lock = lock = ReaderLock(port, scheduler, thread)
+        guard = _signal_guard()
+        self._cancels = cancels = Cancels(guard, thread, port, settings, _log_stray)
+        logging = handshake.wants_logs(options)
+        self._reports = Reports(settings, port, thread, lock, cancels, logging=logging)
+        output = self._reports.output
+        code = Code(objects.Objects(settings, owner, token), settings)
+        self._evaluator = evaluator = Evaluator(code, Replies(port, memory, settings), settings)
+        self._async = async_executor = AsyncExecutor(
+            lock, port, evaluator.for_thread(), output, scheduler, page, settings
+        )
+        self._main = main = MainExecutor(
+            thread, lock, port, evaluator, self._reports, scheduler, cancels, page, async_executor
+        )
+        self._threads = threads = ThreadExecutor(
+            lock, port, evaluator, self._reports, scheduler, guard, page, async_executor, settings
+        )
+        health = Health(main, async_executor, threads, scheduler, code)
+        commands = Commands(port, scheduler, thread, code, async_executor, output, health)
+        self._dispatcher = dispatcher = Dispatcher(
+            lock, port, scheduler, main, async_executor, threads, commands
+        )
+        self._callbacks = Callbacks(
+            lock,
+            port,
+            scheduler,
+            main,
+            async_executor,
+            threads,
+            evaluator,
+            output,
+            dispatcher,
+            cancels,
+            settings,
+            why=self._why,
+        )
+        self._control = Control(
+            lock,
+            port,
+            scheduler,
+            dispatcher,
+            threads,
+            health,
+            output,
+            cancels,
+            page,
+            settings if owned else settings.replace(heartbeat_interval_ms=0),
+            on_end=self._input_ended,
+        )
+
+    def prepare(self, options: dict[Any, Any] | None) -> None:
+        """Take the signals and the forks, and run init_code.
+
+        Raises:
+            RefusedError: it fails.
+        """
+        self._cancels.install()
+        for number in _OURS:
+            signal.signal(number, self._on_signal)
+        if self._owned:
+            hangup.watch(self._port, self._settings.hangup_grace_ms)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        api.connect(self._callbacks)
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._in_parent,
+            after_in_child=self._in_child,
+        )
+        code = None if options is None else options.get("init_code")
+        if code is not None:
+            init_code.run(code, self._evaluator, self._async, self._port, self._settings)
+            self._reports.stdio.adopt()
+
+    def run(self, first: list[Frame]) -> int:
+        """Say hello, and serve until there is nothing more to do; give the exit status.
+
+        Args:
+            first: the frames that are read already.
+        """
+        port, dispatcher = self._port, self._dispatcher
+        # Log records and messages of init_code come after it.
+        port.begin(messages.hello(handshake.info(port.reads)))
+        self._page.enter(SERVING)
+        # The thread that imports it first is the main thread to it, and another one may be first.
+        import threading  # noqa: F401, PLC0415  1 ms, so after hello
+
+        self._control.start()
+        try:
+            dispatcher.receive(first)
+            self._serve()
+            self._finish()
+        except FramingError as error:
+            say_goodbye(port, failure.describe_value_error("protocol", error))
+            return 1
+        finally:
+            self._control.stop()
+        if not port.reader.between and self._signalled is None:
+            from port_server import log  # noqa: PLC0415  structlog is not for the start path
+
+            log.warning("input_ended_inside_a_frame", missing_bytes=port.reader.missing)
+        if dispatcher.stopping:
+            say_goodbye(port, "shutdown")
+        elif self._signalled is not None:
+            say_goodbye(port, self._signalled)
+        port.write_all()
+        self._async.stop(_LAST_WAIT_S)
+        return 0
+
+    @property
+    def exit_grace_ms(self) -> int:
+        """How long threads and children of user code may take to end."""
+        grace_ms = self._dispatcher.grace_ms
+        return self._settings.exit_grace_ms if grace_ms is None else grace_ms
+
+    def _serve(self) -> None:
+        dispatcher = self._dispatcher
+        dispatcher.work()
+        while True:
+            try:
+                dispatcher.serve()
+            except FramingError:
+                raise
+            except BaseException as error:
+                # A signal handler or a trace function that user code left behind.
+                self._cancels.recover()
+                self._lock.recover()
+                self._port.recover()
+                for request in self._main.recover(error):
+                    dispatcher.finish(request)
+                _log_stray(error)
+                dispatcher.work()
+            else:
+                return
+
+    def _finish(self) -> None:
+        """Finish what was read: the tasks and streams that are still under way."""
+        dispatcher, port, callbacks = self._dispatcher, self._port, self._callbacks
+        self._page.enter(DRAINING)
+        reading = dispatcher.stopping and not port.gone
+        deadline = _NEVER
+        if reading:
+            deadline = monotonic() + (dispatcher.grace_ms or 0) / 1000
+        else:
+            why = self._why()
+            callbacks.fail_all(why)
+            if self._owned and self._signalled is None:
+                self._end_all(why)  # the BEAM is gone
+        while True:
+            dispatcher.work()
+            if not reading:
+                dispatcher.close_parked(self._why())
+            if not dispatcher.unfinished:
+                return
+            left = deadline - monotonic()
+            if left <= 0:
+                why = "the server was stopped, and its grace is over"
+                self._end_all(why)
+                callbacks.fail_all(why)
+                dispatcher.close_parked(why)
+                dispatcher.work()
+                deadline = monotonic() + _LAST_WAIT_S
+                while dispatcher.unfinished and (left := deadline - monotonic()) > 0:
+                    dispatcher.wait(left, reading=False)
+                return
+            reading = dispatcher.wait(min(left, 0.1), reading=reading) and reading
+
+    def _end_all(self, why: str) -> None:
+        self._scheduler.end_waiting(why)
+        self._async.end_all(why)
+        self._threads.end_all(why)
+
+    def _why(self) -> str:
+        """Why no answer comes any more."""
+        if self._signalled is not None:
+            return hangup.told_by(self._signalled.upper())
+        # For other threads than main, where Python's handler for the signal runs.
+        return hangup.told_to_end() or _GONE
+
+    def _input_ended(self) -> None:
+        """Fail all calls: main may wait for a thread that waits for one. For the control thread."""
+        self._callbacks.fail_all(self._why())
+
+    # --- signals and forks ------------------------------------------------------------------------
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._cancels.place(frame) != OUTSIDE:
+            raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
+        self._signalled = _OURS[number]
+        # The next read finds the end; one that waits is tried again by Python, and finds it, too.
+        self._port.end_input()
+        self._lock.hurry()  # the control thread waits for what the port was before
+
+    def _before_fork(self) -> None:
+        # Python forgets, in the child, what a handler of its kind was about to be called for: a
+        # child that is terminated right after its start would live on. So it waits in the kernel.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+
+    def _in_parent(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+
+    def _in_child(self) -> None:
+        self._port.disown()
+        self._thread.recover()
+        self._reports.output.disown()
+        self._lock.after_fork()
+        self._page.close()
+        self._async.after_fork()
+        for number in _OURS:
+            if signal.getsignal(number) == self._on_signal:
+                signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+
+
+def _signal_guard() -> SignalGuard:
+    return SignalGuard(
+        borders=(Evaluator.evaluate, Stream.advance),
+        open=(Garbage.collect, Snippet.run_parts, Stream.close),
+        open_modules=(evaluate, failure, replies, targets),
+        through_modules=(imports, mapping, objects, stdio, structs, thread_context),
+        describing=(failure.describe_cancelled,),
+    )
+
+
+def _log_stray(error: BaseException) -> None:
+    from port_server import log  # noqa: PLC0415  structlog is not for the start path
+
+    log.error("stray_exception", type=failure.type_name(error), message=str(error))
+
+
+def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
+    """Write the last frame."""
+    goodbye = messages.goodbye(reason)
+    if port.silent:  # instead of hello
+        port.begin(goodbye, alone=True)
+        return
+    port.hold([goodbye])
+    port.write_all()
+
+
+def serve(reads: int = 0, writes: int = 1) -> int:
+    """Serve the port on two fds until it ends; give the exit status.
+
+    Claims both before anything else. Ends the process itself if threads of user code would keep it
+    alive.
+    """
+    settings = Settings()
+    thread = MainThread()
+    scheduler = Scheduler(settings, thread)
+    page = StatusPage(scheduler)
+    try:
+        port = Port(settings, page, reads, writes)
+    except OSError as error:
+        sys.stderr.write(f"port_server: {error}\n")
+        return 1
+    faulthandler.enable(2)
+    server = None
+    try:
+        frames = _first_frames(port)
+        if frames is None:
+            return 0
+        init: Init | None = handshake.as_init(frames[0])
+        options = None
+        if init is not None:
+            del frames[0]
+            options = init.options
+            settings = handshake.settings_of(settings, init)
+            port.limit(settings)
+            scheduler.limit(settings)
+            handshake.open_page(page, options)
+        server = Server(settings, scheduler, thread, page, port, options)
+        server.prepare(options)
+    except (RefusedError, FramingError) as error:
+        say_goodbye(port, handshake.refusal(error))
+        status = 1
+    else:
+        status = server.run(frames)
+    grace_ms = settings.exit_grace_ms if server is None else server.exit_grace_ms
+    hangup.leave_in_time(grace_ms, status)
+    return status
+
+
+def _first_frames(port: Port) -> list[Frame] | None:
+    """Wait for the first frames; None at the end of input."""
+    frames: list[Frame] | None = []
+    while frames is not None and not frames:
+        frames = port.read()
+    return frames

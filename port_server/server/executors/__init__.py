@@ -1,0 +1,1 @@
+"""Executors run requests. Each has `run`, `cancel` and, for streams, `credit`."""

@@ -1,0 +1,379 @@
+"""Requests that await: one event loop in a thread of its own, many requests at once.
+
+Asyncio (43 ms, 11 MiB) is imported, and the thread made, by the first request that awaits. Replies
+of one turn of the loop leave in one write.
+"""
+
+from __future__ import annotations
+
+from _thread import allocate_lock, get_ident
+from time import monotonic
+
+from port_server.protocol.messages import YIELD_HEAD
+from port_server.runtime.api import Cancelled, Ended
+from port_server.runtime.output import request_of
+from port_server.server.streams import SLICE_S, PlainItems
+from port_server.server.threads import new_loop, start_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from contextvars import Context
+    from typing import Any
+
+    from port_server.protocol.requests import Request
+    from port_server.runtime.output import Output
+    from port_server.server.evaluate import Evaluator
+    from port_server.server.port import Port
+    from port_server.server.reader import ReaderLock
+    from port_server.server.replies import Reply
+    from port_server.server.scheduler import Scheduler
+    from port_server.server.status_page import StatusPage
+    from port_server.settings import Settings
+
+
+class _Task:
+    """The state of one request in this executor.
+
+    Attributes:
+        cancelling: whether its cancel was taken up.
+        request: the request.
+        more: set when there is credit again, for a stream.
+        granted, sent: how many items of a stream may be sent, and how many were.
+        task: what runs it, once it was begun.
+    """
+
+    __slots__ = ("cancelling", "granted", "more", "request", "sent", "task")
+
+    def __init__(self, request: Request) -> None:
+        self.cancelling = False
+        self.granted = request.options.credit
+        self.more: asyncio.Event | None = None
+        self.request = request
+        self.sent = 0
+        self.task: asyncio.Task[None] | None = None
+
+
+class AsyncExecutor:
+    """Runs requests whose value is awaited.
+
+    Attributes:
+        ident: of the loop's thread, 0 before there is one.
+        init_task: the task that awaits init_code, while it does.
+        loop: there is one once `ident` is set.
+    """
+
+    loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        lock: ReaderLock,
+        port: Port,
+        evaluator: Evaluator,
+        output: Output,
+        scheduler: Scheduler,
+        page: StatusPage,
+        settings: Settings,
+    ) -> None:
+        self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
+        self._asyncio: Any = None
+        self._evaluating: Request | None = None
+        self._evaluator = evaluator
+        self._flushing = False
+        self._lock = lock
+        self._making = allocate_lock()
+        self._output = output
+        self._page = page
+        self._port = port
+        self._resend_s = settings.cancel_resend_ms / 1000
+        self._scheduler = scheduler
+        self._stopped = allocate_lock()
+        self._stopping = False
+        self._tasks: dict[bytes, _Task] = {}
+        self._threads = settings.async_threads
+        self.ident = 0
+        self.init_task: asyncio.Task[None] | None = None
+
+    # --- from any thread --------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return len(self._tasks)
+
+    def prepare(self) -> None:
+        """Have a loop; raises what importing asyncio raises."""
+        if not self.ident:
+            with self._making:
+                if not self.ident:
+                    self._make()
+
+    def run_init(self, value: Any, ended: Callable[[BaseException | None], None]) -> None:
+        """Await the value of init_code; `ended` is called with its exception, or None."""
+        self.prepare()
+
+        async def drive() -> None:
+            failure: BaseException | None = None
+            try:
+                await value
+            except BaseException as error:
+                failure = error
+            self.init_task = None
+            ended(failure)
+
+        def start() -> None:
+            self.init_task = self.loop.create_task(drive())
+
+        self.loop.call_soon_threadsafe(start)
+
+    def check_not_init(self) -> None:
+        """Raise in init_code: the answer that it would wait for is read only after it."""
+        if self.init_task is not None and self._asyncio.current_task() is self.init_task:
+            raise RuntimeError(
+                "init_code cannot wait for a call into the BEAM: answers are read once it has "
+                "ended. Make the call in a request, or in a task that init_code does not await"
+            )
+
+    def run(self, request: Request) -> None:
+        """Evaluate a request that is known to give something to await, in the loop's thread."""
+        self._begin(request)
+        self.loop.call_soon_threadsafe(self._evaluate, request)
+
+    def drive(self, request: Request, context: Context) -> None:
+        """Await what is left of a request, or iterate it if it is a stream, and reply.
+
+        Raises what importing asyncio raises.
+        """
+        try:
+            self._begin(request)
+            self.loop.call_soon_threadsafe(self._start, request, context)
+        except BaseException:
+            self._tasks.pop(request.id_term, None)
+            if hasattr(request.rest, "close"):
+                request.rest.close()  # or Python would warn that it was never awaited
+            raise
+
+    def cancel(self, request: Request) -> None:
+        """Cancel a request that is under way here."""
+        request.cancelled = True
+        self._asked = self._asked or monotonic()
+        self.loop.call_soon_threadsafe(self._cancel, request)
+
+    def blocking(self) -> dict[str, Any] | None:
+        """Tell which request keeps the loop from running: a cancel waits there to be seen.
+
+        None if the loop runs, or if what it runs belongs to no request.
+        """
+        if not self._asked:
+            return None
+        task = self._asyncio.current_task(self.loop)
+        if task is None:
+            request = self._evaluating
+        else:
+            state = self._tasks.get(request_of(task) or b"")
+            request = None if state is None else state.request
+        if request is None:
+            return None
+        return {"request": request.id_term[5:], "code": request.source}
+
+    def credit(self, request: Request, count: int) -> None:
+        """Let a stream send more."""
+        self.loop.call_soon_threadsafe(self._grant, request, count)
+
+    def end_all(self, why: str) -> None:
+        """End whatever is under way: the server leaves."""
+        for state in list(self._tasks.values()):
+            self._end(state.request, why)
+
+    def end_parked(self, why: str) -> None:
+        """End the streams that wait for credit: no more credit arrives."""
+        for state in list(self._tasks.values()):
+            if state.more is not None and state.sent >= state.granted:
+                self._end(state.request, why)
+
+    def _end(self, request: Request, why: str) -> None:
+        request.end(why)
+        self.cancel(request)
+
+    def stop(self, seconds: float) -> None:
+        """End the loop's thread, if it ends in that time: nothing runs there any more.
+
+        A loop that goes on while the interpreter is torn down crashes with it (uvloop's timers do).
+        """
+        if self.ident:
+            self._stopping = True
+            try:
+                self.loop.call_soon_threadsafe(self.loop.stop)
+            except RuntimeError:  # user code has closed it
+                return
+            self._stopped.acquire(timeout=seconds)
+
+    def after_fork(self) -> None:
+        """End a child that was forked in the loop's thread as soon as it would wait in the loop."""
+        if get_ident() == self.ident:
+            self.loop.call_soon(self._evaluator.replies.leave_if_forked)
+
+    def _begin(self, request: Request) -> None:
+        self.prepare()
+        request.executor = self
+        self._tasks[request.id_term] = _Task(request)
+        self._scheduler.elsewhere[request.id_term] = request
+        self._page.count()
+
+    def _make(self) -> None:
+        import asyncio  # noqa: PLC0415  see the top
+
+        self._asyncio = asyncio
+        self.loop = new_loop(self._threads)
+        running = allocate_lock()
+        running.acquire()
+
+        def run() -> None:
+            self.ident = get_ident()
+            asyncio.set_event_loop(self.loop)
+            self.loop.call_soon(running.release)
+            # It returns after a `stop()` in user code, and raises SystemExit and KeyboardInterrupt
+            # of a task of user code, which the code that awaits the task receives as well.
+            while not (self._stopping or self.loop.is_closed()):
+                try:  # noqa: SIM105  contextlib is an import
+                    self.loop.run_forever()
+                except BaseException:  # noqa: S110
+                    pass
+            self._stopped.release()
+
+        self._stopped.acquire()
+        start_thread(run)
+        running.acquire()
+
+    # --- in the loop's thread ---------------------------------------------------------------------
+
+    def _evaluate(self, request: Request) -> None:
+        if request.cancelled:
+            self._finish(request, self._evaluator.replies.never_begun(request))
+            return
+        context = self._evaluator.code.namespaces.enter_context(request.options.session)
+        context.run(self._output.enter, request.id_term)
+        self._evaluating = request
+        request.thread = self.ident
+        reply = context.run(self._evaluator.evaluate, request)
+        self._evaluating = None
+        if reply is None:
+            self._start(request, context)
+        else:
+            self._finish(request, reply, context)
+
+    def _start(self, request: Request, context: Context) -> None:
+        context.run(self._output.enter, request.id_term)
+        request.thread = self.ident
+        drive = self._drive_stream if request.options.stream else self._drive
+        task = self.loop.create_task(drive(request, context), context=context)
+        self._tasks[request.id_term].task = task
+        self._scheduler.note(request)
+        if request.cancelled:
+            self._cancel(request)
+
+    async def _drive(self, request: Request, context: Context) -> None:
+        value, request.rest = request.rest, None
+        request.step = "run"
+        try:
+            value = await value
+            request.step = "result"
+            reply: Reply = self._evaluator.replies.value(request, value, self._evaluator.exports)
+        except BaseException as error:
+            reply = self._failed(request, error)
+        value = request.namespace = None
+        self._finish(request, reply, context)
+
+    async def _drive_stream(self, request: Request, context: Context) -> None:
+        value, request.rest = request.rest, None
+        request.step = "run"
+        state = self._tasks[request.id_term]
+        state.more = self._asyncio.Event()
+        replies, exports = self._evaluator.replies, self._evaluator.exports
+        items: Any = None
+        try:
+            if hasattr(type(value), "__await__"):
+                value = await value
+            items = aiter(value) if hasattr(type(value), "__aiter__") else PlainItems(value)
+            turn_ends = monotonic() + SLICE_S
+            while True:
+                while state.sent >= state.granted:
+                    state.more.clear()
+                    await state.more.wait()
+                request.step = "run"
+                try:
+                    item = await anext(items)
+                except StopAsyncIteration:
+                    break
+                request.step = "result"
+                self._hold(replies.value(request, item, exports, YIELD_HEAD))
+                state.sent += 1
+                if monotonic() > turn_ends:  # an iterator may never wait for anything
+                    request.step = "run"
+                    await self._asyncio.sleep(0)
+                    turn_ends = monotonic() + SLICE_S
+            result = items.result if type(items) is PlainItems else None
+            reply: Reply = replies.value(request, result, exports)
+        except BaseException as error:
+            try:
+                close = getattr(items, "aclose", None)
+                if close is not None:
+                    await close()
+            except BaseException as second:
+                second.__context__ = error
+                error = second
+            reply = self._failed(request, error)
+        value = items = None
+        self._finish(request, reply, context)
+
+    def _failed(self, request: Request, error: BaseException) -> Reply:
+        if request.cancelled and isinstance(error, self._asyncio.CancelledError):
+            told = Ended(request.why_ended) if request.why_ended else Cancelled("cancelled")
+            error = told.with_traceback(error.__traceback__)
+        return self._evaluator.replies.failed(error, request, self._evaluator.exports)
+
+    def _cancel(self, request: Request) -> None:
+        self._asked = 0.0
+        state = self._tasks.get(request.id_term)
+        if state is not None and state.task is not None and not state.cancelling:
+            state.cancelling = True
+            # Not at once: a task that is cancelled before its first step never begins or ends.
+            self.loop.call_soon(self._cancel_again, state)
+
+    def _cancel_again(self, state: _Task) -> None:
+        # A client may have used the id for two, one of which has ended.
+        if self._tasks.get(state.request.id_term) is state and state.task is not None:
+            state.task.cancel()
+            # It may swallow that, as code in main may.
+            self.loop.call_later(self._resend_s, self._cancel_again, state)
+
+    def _grant(self, request: Request, count: int) -> None:
+        state = self._tasks.get(request.id_term)
+        if state is not None:
+            state.granted += count
+            if state.more is not None:
+                state.more.set()
+
+    def _finish(self, request: Request, reply: Reply, context: Context | None = None) -> None:
+        self._evaluator.replies.leave_if_forked()
+        self._output.end(request.id_term)
+        try:
+            self._hold(self._evaluator.replies.parts(reply))
+        finally:
+            # Removed only now: while a large reply is written, the request must count as begun.
+            self._tasks.pop(request.id_term, None)
+            self._evaluator.code.namespaces.leave_context(request.options.session, context)
+            self._scheduler.finish(request)
+            self._page.count()
+            self._lock.nudge(request.options.session is not None)
+
+    def _hold(self, parts: list[Any]) -> None:
+        self._port.hold(parts)
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._port.flush()

@@ -1,0 +1,377 @@
+"""Requests in threads of their own, as many at once as `threads` says.
+
+The main thread only reads the port then. Requests wait in `scheduler.for_threads`, and a thread
+that is free takes the next. A request that was made from within a call into the BEAM runs on top of
+that call, in the thread that waits for it, also where `threads` is 0.
+
+A cancel is an exception that is raised in the thread, see `strike`. A request also ends at its next
+print, log record, call into the BEAM or stream item: without the C extension on Python 3.11 only
+there.
+"""
+
+from __future__ import annotations
+
+from _functools import partial  # type: ignore[import-not-found]  # functools costs 2 ms
+from _queue import SimpleQueue
+from _thread import allocate_lock, get_ident
+from itertools import count
+from time import monotonic
+
+from port_server.runtime.api import Cancelled, Ended
+from port_server.server.cancel import DESCRIBING_TRIES, SPARING_TRIES
+from port_server.server.signal_guard import DESCRIBING, OPEN, SPARED
+from port_server.server.streams import Stream
+from port_server.server.strike import Strikes, guarded
+from port_server.server.threads import start_thread
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from contextvars import Context
+    from typing import Any, Final
+
+    from port_server.protocol.requests import Request
+    from port_server.server.calls import Call
+    from port_server.server.evaluate import Evaluator
+    from port_server.server.executors.asyncio import AsyncExecutor
+    from port_server.server.output import Reports
+    from port_server.server.port import Port
+    from port_server.server.reader import ReaderLock
+    from port_server.server.replies import Reply
+    from port_server.server.scheduler import Scheduler
+    from port_server.server.signal_guard import SignalGuard
+    from port_server.server.status_page import StatusPage
+    from port_server.settings import Settings
+
+# Delay until a thread that cannot be struck now is looked at again.
+_LOOK_S: Final = 0.005
+_NEVER: Final = float("inf")
+
+
+class _Parked:
+    """A stream that a thread iterates.
+
+    Attributes:
+        stream: the stream.
+        wake: the lock that the thread waits on while it may send no more.
+    """
+
+    __slots__ = ("stream", "wake")
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.wake = allocate_lock()
+        self.wake.acquire()
+
+    def look(self) -> None:
+        """Let the thread check whether it may go on."""
+        try:  # noqa: SIM105  contextlib is an import
+            self.wake.release()
+        except RuntimeError:  # it is awake
+            pass
+
+
+class ThreadExecutor:
+    """Runs requests in threads.
+
+    Attributes:
+        limit: how many run at once; 0 where the main thread runs requests.
+        requests: how many were begun.
+        taking: held while a request goes from the queue to a thread, so that a cancel finds it in
+            one of the two.
+    """
+
+    def __init__(
+        self,
+        lock: ReaderLock,
+        port: Port,
+        evaluator: Evaluator,
+        reports: Reports,
+        scheduler: Scheduler,
+        guard: SignalGuard,
+        page: StatusPage,
+        async_executor: AsyncExecutor,
+        settings: Settings,
+    ) -> None:
+        self._async = async_executor
+        # Requests to be struck: when they were cancelled, and when the next try is due.
+        self._cancelled: dict[Request, tuple[float, float]] = {}
+        self._evaluator = evaluator
+        self._strikes = Strikes(guard)
+        self._idle = 0
+        self._lock = lock
+        self._output = reports.output
+        self._stdio = reports.stdio
+        self._page = page
+        self._port = port
+        self._resend_s = settings.cancel_resend_ms / 1000
+        self._scheduler = scheduler
+        # By ident of a thread: the requests that run there, each on top of the one before it.
+        self._stacks: dict[int, list[Request]] = {}
+        self._streams: dict[Request, _Parked] = {}
+        self._threads = 0  # without those that wait for the consumer of a stream
+        self._tokens: Any = SimpleQueue()  # one for each request in the queue
+        self._workers: set[int] = set()
+        self._count = count(1)
+        self.limit = settings.threads
+        self.requests = 0
+        self.taking = allocate_lock()
+
+    @property
+    def busy(self) -> int:
+        """How many requests are under way."""
+        return sum(one.executor is self for one in tuple(self._scheduler.elsewhere.values()))
+
+    @property
+    def here(self) -> list[Request]:
+        """The requests that run in the calling thread, each on top of the one before it."""
+        return self._stacks.get(get_ident(), [])
+
+    @property
+    def between(self) -> bool:
+        """Whether the calling thread takes requests from the queue, and runs none just now."""
+        return get_ident() in self._workers and not self.here
+
+    # --- for the holder of the reader lock --------------------------------------------------------
+
+    def run(self, request: Request) -> None:
+        """Run a request as soon as a thread is free."""
+        request.arrived = request.arrived or monotonic()
+        with self.taking:
+            self._scheduler.for_threads.append(request)
+        self._tokens.put(None)
+        try:
+            self._add_thread()
+        except RuntimeError as error:  # there is no thread, and none can be started
+            evaluator = self._evaluator
+            with self.taking:
+                self._scheduler.for_threads.remove(request)
+            self._port.hold(evaluator.replies.failed(error, request, evaluator.exports))
+            self._port.flush()
+            self._scheduler.finish(request)
+
+    def cancel(self, request: Request) -> None:
+        """Stop a request that a thread has begun."""
+        request.cancelled = True
+        parked = self._streams.get(request)
+        if parked is not None:
+            parked.look()
+        elif not request.ended:
+            self._output.mute(request.id_term)
+        # A stream that waits for credit ends by itself, and its `finally` takes its time.
+        if parked is None or request in self._stacks.get(request.thread, ()):
+            self._output.stop(request.thread)
+            self._cancelled[request] = monotonic(), 0.0
+            self._lock.wake()
+
+    def above(self, request: Request) -> list[Request]:
+        """Give a request and those that run on top of it in its thread."""
+        stack = tuple(self._stacks.get(request.thread, ()))
+        return list(stack[stack.index(request) :]) if request in stack else [request]
+
+    def credit(self, request: Request, count: int) -> None:
+        """Let a stream send more."""
+        parked = self._streams.get(request)
+        if parked is not None:
+            parked.stream.granted += count
+            parked.look()
+
+    def end_all(self, why: str) -> None:
+        """End whatever is under way or waits: the server leaves."""
+        with self.taking:
+            requests = [*self._scheduler.for_threads, *self._scheduler.elsewhere.values()]
+        for request in requests:
+            if request.executor is self:
+                request.end(why)
+                self.cancel(request)
+            elif request.executor is None:
+                request.end(why)
+
+    def end_parked(self, why: str) -> None:
+        """End the streams that wait for credit: no more credit arrives."""
+        for request, parked in tuple(self._streams.items()):
+            if not parked.stream.can_go_on:
+                request.end(why)
+                parked.look()
+
+    # --- for the control thread -------------------------------------------------------------------
+
+    def tick(self) -> float:
+        """Strike cancelled requests that still run; give the seconds until the next time."""
+        wait_s, now = _NEVER, monotonic()
+        for request, (since, due) in tuple(self._cancelled.items()):
+            if request.ended or request.executor is not self:
+                self._cancelled.pop(request, None)
+                self._strikes.forget(request.thread)
+                if not request.ended:  # the loop has taken over meanwhile
+                    request.executor.cancel(request)
+                continue
+            left_s = max(due, request.closing + self._resend_s) - now
+            if left_s <= 0:
+                struck = self._strike(request, (now - since) / self._resend_s)
+                left_s = self._resend_s if struck else _LOOK_S
+                self._cancelled[request] = since, now + left_s
+            wait_s = min(wait_s, left_s)
+        self._strikes.settle()
+        return wait_s
+
+    def _strike(self, request: Request, tries: float) -> bool:
+        """Raise Cancelled in the thread of a request, if this is a moment for it."""
+        stack = self._stacks.get(request.thread)
+        if not stack:
+            return False
+        worst = OPEN if tries <= SPARING_TRIES else SPARED
+        worst = worst if tries <= DESCRIBING_TRIES else DESCRIBING
+        exception = Ended if request.why_ended else Cancelled
+        return self._strikes.strike(request.thread, stack, request, exception, worst)
+
+    # --- threads ----------------------------------------------------------------------------------
+
+    def _add_thread(self) -> None:
+        """Start a thread, if a request waits, no thread is idle, and there may be another one."""
+        with self.taking:
+            if self._idle >= len(self._scheduler.for_threads) or self._threads >= self.limit:
+                return
+            self._threads += 1
+            self._idle += 1
+        try:
+            start_thread(self._work)
+        except RuntimeError:
+            with self.taking:
+                self._threads -= 1
+                self._idle -= 1
+                if self._threads:  # these take it, later
+                    return
+            raise
+
+    def _work(self) -> None:
+        """Take requests from the queue, one after another."""
+        evaluator = self._evaluator.for_thread()
+        queue = self._scheduler.for_threads
+        self._workers.add(get_ident())
+        while True:
+            self._tokens.get()
+            with self.taking:
+                if not queue:  # its request was cancelled
+                    continue
+                request = queue.popleft()
+                self._idle -= 1
+                self._register(request)
+            self._lock.nudge(False)  # main may wait for room
+            self._run(request, evaluator)
+            del request  # and its frame
+            with self.taking:
+                if self._threads > self.limit:  # a stream has gone on meanwhile
+                    self._threads -= 1
+                    self._workers.discard(get_ident())
+                    return
+                self._idle += 1
+
+    def _register(self, request: Request) -> None:
+        request.executor, request.thread = self, get_ident()
+        self.requests = next(self._count)
+        self._scheduler.elsewhere[request.id_term] = request
+
+    def run_on_top(self, call: Call) -> None:
+        """Run the requests of a call in the calling thread, which waits for that call."""
+        while call.queue:
+            request = call.queue[0]
+            self._register(request)  # first, so that a cancel finds it in one of the two
+            try:
+                call.queue.remove(request)
+            except ValueError:  # it was cancelled just now
+                self._scheduler.elsewhere.pop(request.id_term, None)
+                continue
+            self._run(request, self._evaluator.for_thread())
+
+    def _run(self, request: Request, evaluator: Evaluator) -> None:
+        self._page.count()
+        self._scheduler.note(request)
+        if self._lock.parked:
+            self._lock.wake()
+        context = evaluator.code.namespaces.enter_context(request.options.session)
+        context.run(self._output.enter, request.id_term)
+        stack = self._stacks.setdefault(request.thread, [])
+        reply: Reply | None
+        try:
+            if request.cancelled:
+                reply = evaluator.replies.never_begun(request)
+            else:
+                reply = guarded(stack, request, context.run, evaluator.evaluate, request)
+            evaluator.replies.leave_if_forked()
+            if reply is None and request.awaits:
+                self._output.flush_of(request.id_term)
+                self._async.drive(request, context)
+            elif reply is None and stack:
+                # It must not keep the request below until its consumer has read all.
+                start_thread(partial(self._stream_alone, request, context))
+            elif reply is None:
+                reply = self._iterate(request, context, evaluator)
+        except BaseException as error:  # of a cancel, while a failure was described; no loop
+            reply = evaluator.replies.interrupted(error, request, evaluator.exports)
+        self._output.stopping.pop(get_ident(), None)
+        if not stack:
+            self._stacks.pop(get_ident(), None)
+        if reply is not None:
+            self._finish(request, context, reply)
+
+    def _finish(self, request: Request, context: Context, reply: Reply) -> None:
+        replies, namespaces = self._evaluator.replies, self._evaluator.code.namespaces
+        request.ended = True
+        self._output.end(request.id_term)
+        if not self._stacks:  # else code that runs may have redirected them
+            self._stdio.repair()
+        try:
+            self._port.hold(replies.parts(reply))
+            self._port.flush()
+        finally:
+            # Only now: while a long reply is written, the request must count as begun.
+            namespaces.leave_context(request.options.session, context)
+            self._scheduler.finish(request)
+            self._page.count()
+            self._lock.nudge(request.options.session is not None)
+
+    def _stream_alone(self, request: Request, context: Context) -> None:
+        """Send a stream in a thread of its own: it was made from within a call."""
+        request.thread = get_ident()
+        evaluator = self._evaluator.for_thread()
+        try:
+            reply = self._iterate(request, context, evaluator, counted=False)
+        except BaseException as error:
+            reply = evaluator.replies.interrupted(error, request, evaluator.exports)
+        self._output.stopping.pop(request.thread, None)
+        self._stacks.pop(request.thread, None)
+        self._finish(request, context, reply)
+
+    def _iterate(
+        self, request: Request, context: Context, evaluator: Evaluator, *, counted: bool = True
+    ) -> Reply:
+        """Send the items of a stream, and give its last reply."""
+        parked = self._streams[request] = _Parked(Stream(request, context, at_once=True))
+        stream, stack = parked.stream, self._stacks.setdefault(request.thread, [])
+        try:
+            reply: Reply | None = None
+            while reply is None:
+                if stream.can_go_on:
+                    reply = guarded(
+                        stack, request, context.run, stream.advance, self._port, evaluator
+                    )
+                    evaluator.replies.leave_if_forked()
+                    self._port.flush()
+                elif counted:
+                    self._park(parked)
+                else:
+                    parked.wake.acquire()
+            return reply
+        finally:
+            del self._streams[request]
+
+    def _park(self, parked: _Parked) -> None:
+        """Wait for the consumer of a stream; another thread may take requests meanwhile."""
+        with self.taking:
+            self._threads -= 1
+        try:
+            self._add_thread()
+            parked.wake.acquire()
+        finally:
+            with self.taking:
+                self._threads += 1

@@ -1,0 +1,230 @@
+"""The handshake: the contents of hello, and the check of the options in init."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from port_server.etf import Atom, codec_name, encode, set_templates
+from port_server.protocol import messages
+from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
+from port_server.runtime import failure
+
+from .memory import Memory
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Final
+
+    from port_server.protocol.framing import Frame, FramingError
+    from port_server.settings import Settings
+
+    from .status_page import StatusPage
+
+# The settings that `init` may change, with their smallest values.
+_LEAST: Final = {
+    "max_frame_bytes": 1,
+    "max_depth": 1,
+    "max_objects": 0,
+    "heartbeat_interval_ms": 0,
+    "output_window_bytes": 0,
+    "delivery_window_bytes": 0,
+    "running_after_ms": 0,
+    "threads": 0,
+    "async_threads": 1,
+}
+VERSION: Final = "0.1.0"
+FEATURES: Final = (
+    "eval",
+    "call",
+    "output",
+    "ping",
+    "shutdown",
+    "cancel_queued",
+    "cancel",
+    "heartbeat",
+    "objects",
+    "sessions",
+    "logging",
+    "async",
+    "invoke",
+    "send",
+    "stream",
+)
+
+
+class RefusedError(Exception):
+    """The server cannot begin its service; `description` is the error map for its goodbye."""
+
+    def __init__(self, description: dict[str, Any]) -> None:
+        super().__init__(description["message"])
+        self.description = description
+
+
+def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
+    """Make the refusal of an option of the wrong type."""
+    return RefusedError(
+        failure.describe("protocol", "", f"the option {name} of init is {wanted}, not {value!r}")
+    )
+
+
+def as_init(frame: Frame) -> Init | None:
+    """Read the first frame, if it is an init.
+
+    Raises:
+        RefusedError: the init is malformed.
+    """
+    try:
+        message = messages.parse(frame)
+    except ProtocolError as error:
+        if bytes(frame[:9]).endswith(b"init"):
+            raise RefusedError(failure.describe_value_error("protocol", error)) from None
+        return None
+    return message if type(message) is Init else None
+
+
+def refusal(error: RefusedError | FramingError) -> dict[str, Any]:
+    """Describe why the server cannot begin, for its goodbye."""
+    if isinstance(error, RefusedError):
+        return error.description
+    return failure.describe_value_error("protocol", error)
+
+
+def _check_version(init: Init) -> None:
+    """Refuse a client that speaks another version.
+
+    Raises:
+        RefusedError: it does.
+    """
+    if init.version != PROTOCOL_VERSION:
+        raise RefusedError(
+            failure.describe(
+                "protocol",
+                "",
+                f"this server speaks version {PROTOCOL_VERSION} of the protocol, not "
+                f"{init.version}: let client and server be of the same release",
+            )
+        )
+
+
+def settings_of(settings: Settings, init: Init) -> Settings:
+    """Give the settings with the changes of `init`.
+
+    Raises:
+        RefusedError: the version is another one; or a setting is of the wrong type, too small, or
+            above the limit of the codec.
+    """
+    _check_version(init)
+    options = init.options
+    changes = {}
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if value is not None:
+            if type(value) is not int or value < least:
+                raise wrong_option(name, f"an integer of at least {least}", value)
+            changes[name] = value
+    changed = settings.replace(**changes)
+    try:
+        encode(None, max_depth=changed.max_depth)
+    except ValueError as error:  # which says how deep it can go
+        raise wrong_option(
+            "max_depth", f"one that the codec takes ({error})", changed.max_depth
+        ) from None
+    return changed
+
+
+def open_page(page: StatusPage, options: dict[Any, Any]) -> None:
+    """Map the status page, if the owner has made one.
+
+    Raises:
+        RefusedError: its path is of the wrong type.
+    """
+    path = options.get("status_page")
+    if path is not None:
+        if not isinstance(path, (str, bytes)):
+            raise wrong_option("status_page", "a path, a binary", path)
+        page.open(path)
+
+
+def memory_of(options: dict[Any, Any]) -> Memory:
+    """Hold the process to its limit, if it has one.
+
+    Raises:
+        RefusedError: the limit is of the wrong type, or too small.
+    """
+    most_bytes = options.get("memory_limit_bytes")
+    memory = Memory()
+    if most_bytes is not None:
+        if type(most_bytes) is not int:
+            raise wrong_option("memory_limit_bytes", "an integer", most_bytes)
+        try:
+            memory.limit(most_bytes)
+        except ValueError as error:
+            raise wrong_option("memory_limit_bytes", str(error), most_bytes) from None
+    return memory
+
+
+def owner_of(options: dict[Any, Any]) -> tuple[Any, str | bytes]:
+    """Give the owner's pid and its token, which mark the handles of this server.
+
+    Raises:
+        RefusedError: the token is of the wrong type.
+    """
+    token = options.get("token")
+    if not isinstance(token, (str, bytes, type(None))):
+        raise wrong_option("token", "a binary", token)
+    return options.get("owner"), token or ""
+
+
+def take_templates(options: dict[Any, Any]) -> None:
+    """Learn the exact shapes of structs that differ between versions of Elixir.
+
+    Raises:
+        RefusedError: they are no structs.
+    """
+    templates = options.get("templates")
+    if templates is not None:
+        try:
+            set_templates(templates)
+        except (TypeError, AttributeError) as error:
+            raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+
+
+def wants_logs(options: dict[Any, Any]) -> bool:
+    """Tell whether log records are to be sent.
+
+    Raises:
+        RefusedError: the option is of the wrong type.
+    """
+    logging = options.get("logging", True)
+    if type(logging) is not bool:
+        raise wrong_option("logging", "true or false", logging)
+    return logging
+
+
+def info(port_fd: int) -> dict[str, Any]:
+    """Give the map of hello for this server, which reads its port on `port_fd`."""
+    uname = os.uname()
+    return {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "implementation": sys.implementation.name,
+        "libc": _libc(),
+        "machine": uname.machine,
+        "os_pid": os.getpid(),
+        "port_fd": port_fd,
+        "codec": codec_name,
+        "server_version": VERSION,
+        "features": [Atom(feature) for feature in FEATURES],
+        "executable": sys.executable or "",
+    }
+
+
+def _libc() -> str:
+    try:
+        return os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):
+        pass
+    try:
+        return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
+    except OSError:
+        return ""

@@ -1,0 +1,108 @@
+"""Output and log records of user code, as frames.
+
+Called in any thread, in signal handlers and in `__del__`. `runtime.output` decides to which request
+a print belongs, and `runtime.logs` makes records; this module sends them.
+"""
+
+from __future__ import annotations
+
+from _thread import get_ident
+
+from port_server.protocol import messages
+from port_server.runtime import failure, sources, thread_context
+from port_server.runtime.imports import ImportHooks
+from port_server.runtime.objects import shown
+from port_server.runtime.output import Output
+from port_server.runtime.printed import write_to_stderr
+from port_server.runtime.stdio import Stdio, explain_input
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from port_server.runtime.logs import Logs
+    from port_server.settings import Settings
+
+    from .cancel import Cancels
+    from .main_thread import MainThread
+    from .port import Port
+    from .reader import ReaderLock
+
+
+class Reports:
+    """The way out for output and log records.
+
+    Attributes:
+        output: what requests print.
+        stdio: sys.stdin, sys.stdout and sys.stderr, which are in place from now on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        port: Port,
+        main: MainThread,
+        lock: ReaderLock,
+        cancels: Cancels,
+        *,
+        logging: bool,
+    ) -> None:
+        """Put the streams in place, and follow the code into threads.
+
+        Args:
+            settings: the limits.
+            port: takes the frames.
+            main: tells which request runs.
+            lock: tells whether a print may wait.
+            cancels: raises in a print that waits.
+            logging: whether log records are taken as well; otherwise Python handles them as usual.
+        """
+        self._logs: Logs | None = None
+        self._main = main
+        self._port = port
+        self.output = Output(settings, self._emit, main, lock, cancels)
+        self.stdio = Stdio(self.output)
+        self.stdio.install()
+        explain_input()
+        hooks = ImportHooks()
+        hooks.install()
+        hooks.add("linecache", sources.prepare)
+        thread_context.install(self.output, hooks)
+        if logging:
+            self._take_logs(settings, hooks)
+
+    def _take_logs(self, settings: Settings, hooks: ImportHooks) -> None:
+        def logs() -> Logs:
+            if self._logs is None:
+                # Most servers never log: not worth half a millisecond of every start.
+                from port_server.runtime.logs import Logs  # noqa: PLC0415
+
+                self._logs = Logs(settings, self.output, self.stdio, self._emit_log)
+            return self._logs
+
+        hooks.add("logging", lambda module: logs().change_logging(module))
+        hooks.add("structlog", lambda module: logs().change_structlog(module))
+
+    def _emit(self, id_term: bytes, stream: str, text: bytes, now: bool) -> None:
+        self._post(messages.output(id_term, stream, text), now=now)
+
+    def _emit_log(
+        self, level: str, message: str, known: dict[str, Any], extra: dict[str, Any]
+    ) -> None:
+        if self._port.forked:
+            text = f"{level}: {known.get('logger', '')}: {message}\n"
+            write_to_stderr(text.encode("utf-8", "backslashreplace"))
+            return
+        try:
+            record = messages.log(level, message, known, extra, shown)
+        except ValueError:  # a cycle, a lone surrogate, ...
+            texts = {failure.valid(key): shown(value) for key, value in extra.items()}
+            record = messages.log(level, message, known, texts, shown)
+        self._post(record, now=True)
+        self.output.delivered(len(record))
+
+    def _post(self, frame: bytes, *, now: bool) -> None:
+        self._port.hold([frame])
+        # Frames that main holds leave with the reply; other threads have no such moment.
+        if now or get_ident() != self._main.ident:
+            self._port.flush()

@@ -1,0 +1,141 @@
+"""Raising an exception in another thread, at a place where that breaks nothing.
+
+The request must stand on the stack of the thread, and the frames of the thread must be in user
+code. From Python 3.12 on `sys.monitoring` calls back in the thread, before its next bytecode there;
+so the look and the exception are one step. On 3.11 `_fast.strike` sets the exception that Python
+raises before the next bytecode, and `_fast.guarded` drops it where the request ends meanwhile.
+
+Tried and rejected: `PyThreadState_SetAsyncExc` on all versions. From 3.13 on Python raises such an
+exception one check later than it was set, which may be inside of `Condition.__exit__`: 6 of 400
+strikes left a lock taken for good.
+"""
+
+from __future__ import annotations
+
+import sys
+from _thread import get_ident
+
+from .signal_guard import BORDER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any, Final
+
+    from port_server.protocol.requests import Request
+
+    from .signal_guard import SignalGuard
+
+try:
+    from . import _fast
+except ImportError:
+    _fast = None  # type: ignore[assignment]
+
+_monitoring: Final[Any] = getattr(sys, "monitoring", None)
+# Ids of tools that no debugger, profiler or coverage tool has by convention.
+_TOOLS: Final = (4, 3)
+
+
+def guarded(
+    stack: list[Request], request: Request, function: Callable[..., Any], *args: Any
+) -> Any:
+    """Call `function` with `request` on top of `stack`."""
+    if _fast is not None and _monitoring is None:
+        return _fast.guarded(stack, request, function, *args)
+    stack.append(request)
+    try:
+        return function(*args)
+    finally:
+        stack.pop()
+
+
+class Strikes:
+    """Raises exceptions in threads. `strike` and `settle` are for the control thread."""
+
+    def __init__(self, guard: SignalGuard) -> None:
+        self._guard = guard
+        # By ident: the request, the stack of the thread, the exception, and the worst place for it.
+        self._targets: dict[int, tuple[Request, list[Request], type[BaseException], int]] = {}
+        self._tool: int | None = None
+        self._watched: set[CodeType] = set()
+
+    def strike(
+        self,
+        ident: int,
+        stack: list[Request],
+        request: Request,
+        exception: type[BaseException],
+        worst: int,
+    ) -> bool:
+        """Raise `exception` in a thread, if this is a moment for it; tell whether it was.
+
+        Args:
+            ident: of the thread.
+            stack: the requests that run there.
+            request: the one that must be among them.
+            exception: its class.
+            worst: the last kind of place, in the order of signal_guard.py, where it may be raised.
+        """
+        if _monitoring is not None:
+            return self._watch(ident, stack, request, exception, worst)
+        guard = self._guard
+        struck: Any = False if _fast is None else ""
+        while isinstance(struck, str):  # a file that the guard does not know yet
+            struck = _fast.strike(ident, stack, request, guard.codes, guard.files, exception, worst)
+            if isinstance(struck, str):
+                guard.learn(struck)
+        return bool(struck)
+
+    def settle(self) -> None:
+        """Watch no code any longer, if no exception is to be raised."""
+        if self._watched and not self._targets:
+            while self._watched:
+                _monitoring.set_local_events(self._tool, self._watched.pop(), 0)
+
+    def forget(self, ident: int) -> None:
+        """Raise nothing in a thread: its request has ended."""
+        self._targets.pop(ident, None)
+
+    def _watch(
+        self,
+        ident: int,
+        stack: list[Request],
+        request: Request,
+        exception: type[BaseException],
+        worst: int,
+    ) -> bool:
+        frame = sys._current_frames().get(ident)  # noqa: SLF001  there is no other
+        if frame is None or self._guard.place(frame) > worst:
+            return False
+        code = frame.f_code
+        if self._guard.codes.get(code) == BORDER or not self._has_tool():
+            return False
+        self._targets[ident] = request, stack, exception, worst
+        self._watched.add(code)
+        _monitoring.set_local_events(self._tool, code, _monitoring.events.INSTRUCTION)
+        return True
+
+    def _has_tool(self) -> bool:
+        for tool in _TOOLS if self._tool is None else ():
+            try:
+                _monitoring.use_tool_id(tool, "port_server")
+            except ValueError:  # user code has it
+                continue
+            self._tool = tool
+            _monitoring.register_callback(
+                tool, _monitoring.events.INSTRUCTION, self._before_instruction
+            )
+            break
+        return self._tool is not None
+
+    def _before_instruction(self, _code: CodeType, _offset: int) -> None:
+        target = self._targets.get(get_ident())
+        if target is None:  # another thread runs the same code
+            return
+        request, stack, exception, worst = target
+        if request not in stack:
+            self.forget(get_ident())
+        elif self._guard.place(sys._getframe(1)) <= worst:  # noqa: SLF001
+            self.forget(get_ident())
+            raise exception
