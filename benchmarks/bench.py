@@ -55,7 +55,9 @@ GUARD = {
     "pinned": {
         "rounds": 12,
         "requests": 600,
-        "only": ["pinned/eval", "pinned/routed_python", "pinned/callback"],
+        "only": [
+            f"pinned/{name}" for name in ("eval", "call", "session", "routed_python", "callback")
+        ],
     },
     "callers": {"rounds": 4, "callers": [64], "calls": 10_000},
     "spinning": {"rounds": 3, "requests": 400},
