@@ -160,6 +160,7 @@ def test_a_hundred_thousand_items_are_cheap(port):
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.main_thread  # the order of main; threads run the later request meanwhile
 @pytest.mark.parametrize("busy", [False, True])
 @pytest.mark.parametrize("credit", [1, 1000])
 def test_a_cancelled_stream_ends_before_later_requests(port, gate, busy, credit):
