@@ -79,13 +79,14 @@ class Dispatcher:
             FramingError: the input cannot be read any further.
         """
         port, scheduler, threads = self._port, self._scheduler, self._threads
-        run = threads.run if threads.limit else self._main.run
+        in_threads = threads.limit > 0
+        run = threads.run if in_threads else self._main.run
         kept = self._requests.kept
         while not (self.stopping or port.gone):
             if scheduler.ended:
                 self.attend()
                 self.work()
-            full = threads.limit > 0 and scheduler.full
+            full = in_threads and scheduler.full
             if full or scheduler.waiting:  # for the end of a request in another thread
                 if not self.wait(reading=not full):
                     return
@@ -101,8 +102,10 @@ class Dispatcher:
                         run(request)
                     elif scheduler.begin(request):
                         run(request)
-                        if request.executor is None and not threads.limit:
-                            self.finish(request)
+                        if request.executor is None and not in_threads:
+                            following = scheduler.end(request)
+                            if following is not None:
+                                self._begin(following)
                     else:
                         request.arrived = monotonic()
                     if scheduler.queue or scheduler.ready:  # put there by the control thread
