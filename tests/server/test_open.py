@@ -64,14 +64,17 @@ def test_one_that_waits_below_another_is_open_and_so_is_that(port, gate, code):
     outer = port.eval(code, {"f": F})
     call = port.invoked()[1]
     inner = port.eval(gate.asleep, parent=call)
-    while port.status()["running"] != inner and code == "f(0)":
-        pass
+    if code == "f(0)":
+        port.settled(running=inner)
+    else:
+        port.settled(tasks=1)
     assert is_open(port, outer) is True
     assert is_open(port, inner) is True
     gate.open()
     port.value(inner)
     answer(port, call)
     port.value(outer)
+    port.settled(tasks=0, running=None)
     assert is_open(port, outer) is is_open(port, inner) is False
 
 
