@@ -7,8 +7,7 @@ defmodule Bench.Profile do
   #   * single steps of the BEAM's side in a tight loop, where everything is in the cache.
 
   alias Bench.{Echo, Measure, Subjects}
-  alias PyPort.{Options, Reach, Request, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Locator, Options, Request, Wire}
 
   def run(%{rounds: rounds, out: out} = settings) do
     ladder(settings)
@@ -65,7 +64,7 @@ defmodule Bench.Profile do
 
   defp steps(rounds, out) do
     server = Subjects.server()
-    {:ok, handle} = Reach.handle(server, :infinity)
+    {:ok, connection} = Locator.connection(server, :infinity)
     table = :ets.new(:steps, [:set, :public, write_concurrency: true])
     id = <<1::64>>
     body = {%{deadline_ms: 5000}, "1 + 1", %{}}
@@ -76,12 +75,12 @@ defmodule Bench.Profile do
     steps = [
       {"an empty function", fn -> :ok end},
       {"options: Options.request!", fn -> Options.request!(server: server) end},
-      {"handle: Reach.ready", fn -> Reach.ready(server) end},
-      {"id: Handle.next_id", fn -> Handle.next_id(handle) end},
-      {"deadline: monotonic_time", fn -> Reach.deadline(5000) end},
+      {"connection: Locator.ready", fn -> Locator.ready(server) end},
+      {"id: Connection.next_id", fn -> Connection.next_id(connection) end},
+      {"deadline: monotonic_time", fn -> Locator.deadline(5000) end},
       {"encode: Wire.request", fn -> Wire.request(:eval, id, body, true) end},
-      {"size: Reach.fits", fn -> Reach.fits(handle, frame) end},
-      {"room: Handle.pending", fn -> Handle.pending(handle) end},
+      {"size: Locator.fits", fn -> Locator.fits(connection, frame) end},
+      {"room: Connection.pending", fn -> Connection.pending(connection) end},
       {"alias, unalias", fn -> :erlang.unalias(:erlang.alias()) end},
       {"row: ETS insert, take",
        fn ->
@@ -153,21 +152,21 @@ defmodule Bench.Profile do
   defp traced(server) do
     t0 = now()
     options = Options.request!(server: server)
-    Reach.deadline(options.timeout)
+    Locator.deadline(options.timeout)
     t1 = now()
-    handle = Reach.ready(options.server)
-    id = Handle.next_id(handle)
+    connection = Locator.ready(options.server)
+    id = Connection.next_id(connection)
     t2 = now()
     frame = Wire.request(:eval, id, {%{deadline_ms: options.timeout}, "1 + 1", %{}}, true)
     t3 = now()
-    :ok = Reach.fits(handle, frame)
+    :ok = Locator.fits(connection, frame)
     t4 = now()
     ref = :erlang.alias()
     t5 = now()
-    Handle.insert(handle, {id, ref, self(), nil})
-    true = Handle.pending(handle) <= handle.max_pending
+    Connection.insert(connection, {id, ref, self(), nil})
+    true = Connection.pending(connection) <= connection.max_pending
     t6 = now()
-    :ok = Handle.submit(handle, frame)
+    :ok = Connection.submit(connection, frame)
     t7 = now()
     reply = receive do: ({^ref, reply} -> reply)
     t8 = now()

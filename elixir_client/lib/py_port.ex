@@ -40,8 +40,8 @@ defmodule PyPort do
       {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Error, Object, Options, Reach, Remote, Request, Session, Status}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{Code, Connection, Error, Locator, Object, Options, Remote, Request, Session, Status}
+  alias PyPort.Server.Ownership
 
   @type code :: String.t() | Code.t()
   @type globals :: %{optional(atom() | String.t()) => term()}
@@ -196,7 +196,9 @@ defmodule PyPort do
   end
 
   def close_session(%Session{server: server, name: name}) do
-    with {:ok, handle} <- PyPort.Registry.fetch(server), do: Request.close_session(server, handle, name)
+    with {:ok, connection} <- PyPort.Registry.fetch(server),
+         do: Request.close_session(server, connection, name)
+
     :ok
   end
 
@@ -251,9 +253,9 @@ defmodule PyPort do
     do: Remote.errand(node(server), :release, [objects])
 
   defp release(server, objects) do
-    with {:ok, handle} <- PyPort.Registry.fetch(server) do
+    with {:ok, connection} <- PyPort.Registry.fetch(server) do
       ids = Enum.map(objects, & &1.id)
-      Handle.command(handle, PyPort.Wire.release(ids))
+      Connection.command(connection, PyPort.Wire.release(ids))
       GenServer.cast(server, {:property, {:forget, ids}})
     end
   end
@@ -270,7 +272,7 @@ defmodule PyPort do
   """
   @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
   def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
-    case Reach.handle(object, :infinity) do
+    case Locator.connection(object, :infinity) do
       {:error, error} ->
         {:error, error}
 
@@ -303,7 +305,7 @@ defmodule PyPort do
       {:ok, 2}
   """
   @spec with_objects((... -> result)) :: result when result: var
-  def with_objects(fun) when is_function(fun, 0), do: Property.with_scope(fun)
+  def with_objects(fun) when is_function(fun, 0), do: Ownership.with_scope(fun)
 
   @doc """
   How a server is, from what is known without asking Python: a list of `PyPort.Status`, one for each Python.
@@ -332,8 +334,8 @@ defmodule PyPort do
   """
   @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
   def stacks(server \\ PyPort.Default) do
-    case Reach.running(server) do
-      {:ok, handles} -> PyPort.Server.Stacks.take_all(handles)
+    case Locator.running(server) do
+      {:ok, connections} -> PyPort.Server.Stacks.take_all(connections)
       {:elsewhere, node, there} -> with {:ok, stacks} <- Remote.errand(node, :stacks, [there]), do: stacks
       {:error, error} -> {:error, error}
     end

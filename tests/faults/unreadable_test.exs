@@ -5,8 +5,7 @@ defmodule PyPort.Faults.UnreadableTest do
   import PyPort.Test.{Faults, Processes}
   import PyPort.Test.Requests, only: [spawn_eval: 3]
 
-  alias PyPort.{Error, Server}
-  alias PyPort.Server.Page
+  alias PyPort.{Error, Server, StatusPage}
 
   @moduletag :tmp_dir
 
@@ -73,7 +72,7 @@ defmodule PyPort.Faults.UnreadableTest do
         {:ok, %{dir: page_dir}} = server |> Process.whereis() |> PyPort.Registry.fetch()
 
         assert eventually(fn ->
-                 match?(%{running: nil}, page_dir |> Page.path() |> File.read!() |> Page.parse())
+                 match?(%{running: nil}, page_dir |> StatusPage.path() |> File.read!() |> StatusPage.parse())
                end)
 
         signal(Server.os_pid(server), "KILL")

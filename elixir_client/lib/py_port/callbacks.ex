@@ -6,8 +6,8 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Callback, Output, Remote, Wire}
-  alias PyPort.Server.{Handle, Page, Property}
+  alias PyPort.{Callback, Connection, Output, Remote, StatusPage, Wire}
+  alias PyPort.Server.Ownership
 
   # How many processes are looked at on the way to the one that serves a call.
   @most_steps 8
@@ -28,43 +28,43 @@ defmodule PyPort.Callbacks do
   def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
 
   @doc "Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet."
-  @spec keep(Handle.t(), context()) :: boolean()
-  def keep(handle, context) do
-    :ets.insert(handle.calls, context)
+  @spec keep(Connection.t(), context()) :: boolean()
+  def keep(connection, context) do
+    :ets.insert(connection.calls, context)
   rescue
     ArgumentError -> false
   end
 
   @doc "Forgets what `keep/2` has kept; of a worker, that it serves a call."
-  @spec forget(Handle.t(), Wire.id() | pid()) :: true
-  def forget(handle, id) do
-    :ets.delete(handle.calls, id)
+  @spec forget(Connection.t(), Wire.id() | pid()) :: true
+  def forget(connection, id) do
+    :ets.delete(connection.calls, id)
   rescue
     ArgumentError -> true
   end
 
   @doc "The requests whose functions are kept."
-  @spec kept(Handle.t()) :: [Wire.id()]
+  @spec kept(Connection.t()) :: [Wire.id()]
   def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
 
   @doc "Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process."
-  @spec start(Handle.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
-  def start(handle, id, call_id, caller, frame),
-    do: spawn_link(fn -> work(handle, id, call_id, caller, frame) end)
+  @spec start(Connection.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
+  def start(connection, id, call_id, caller, frame),
+    do: spawn_link(fn -> work(connection, id, call_id, caller, frame) end)
 
   @doc "A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one."
-  @spec ended(Handle.t(), pid(), Wire.id(), term()) :: :ok
-  def ended(handle, worker, call_id, reason) do
-    if :ets.take(handle.calls, worker) != [] or reason != :normal,
-      do: answer(handle, call_id, {:error, died(reason)}),
+  @spec ended(Connection.t(), pid(), Wire.id(), term()) :: :ok
+  def ended(connection, worker, call_id, reason) do
+    if :ets.take(connection.calls, worker) != [] or reason != :normal,
+      do: answer(connection, call_id, {:error, died(reason)}),
       else: :ok
   end
 
   @doc "Ends a worker; nobody waits for its answer for ever."
-  @spec stop(Handle.t(), pid(), Wire.id()) :: :ok
-  def stop(handle, worker, call_id) do
+  @spec stop(Connection.t(), pid(), Wire.id()) :: :ok
+  def stop(connection, worker, call_id) do
     Process.exit(worker, :kill)
-    answer(handle, call_id, {:error, request_over()})
+    answer(connection, call_id, {:error, request_over()})
   end
 
   @doc "Whether handles are among the arguments: they are listed behind them."
@@ -82,11 +82,11 @@ defmodule PyPort.Callbacks do
   This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
   process of these kinds waits for this one in a `GenServer.call/3`.
   """
-  @spec parent(Handle.t()) :: Wire.id() | nil
+  @spec parent(Connection.t()) :: Wire.id() | nil
   # Each request asks, and few servers have a call that is being served.
-  def parent(handle) do
-    if Handle.serving?(handle) do
-      calls = handle.calls
+  def parent(connection) do
+    if Connection.serving?(connection) do
+      calls = connection.calls
       callers = [self() | List.wrap(Process.get(:"$callers"))]
       first_call(callers, calls) || call_behind(self(), calls, @most_steps)
     end
@@ -131,11 +131,11 @@ defmodule PyPort.Callbacks do
   A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
   waiting for this request, in a way that `parent/1` does not see.
   """
-  @spec deadlock(Handle.t()) :: String.t() | nil
-  def deadlock(handle) do
-    with true <- Handle.serving?(handle),
-         %{running: running} when running != nil <- Page.read(handle.dir),
-         [worker | _more] <- :ets.select(handle.calls, [{{:"$1", :_, running}, [], [:"$1"]}]) do
+  @spec deadlock(Connection.t()) :: String.t() | nil
+  def deadlock(connection) do
+    with true <- Connection.serving?(connection),
+         %{running: running} when running != nil <- StatusPage.read(connection.dir),
+         [worker | _more] <- :ets.select(connection.calls, [{{:"$1", :_, running}, [], [:"$1"]}]) do
       <<number::64>> = running
 
       "This server is waiting for a callback of request #{number} (#{inspect(worker)}). If that one waits for this request, " <>
@@ -154,8 +154,8 @@ defmodule PyPort.Callbacks do
      get.(:"$logger_metadata$") || %{}, Remote.home(get)}
   end
 
-  defp context_of(handle, id, caller) do
-    case :ets.lookup(handle.calls, id) do
+  defp context_of(connection, id, caller) do
+    case :ets.lookup(connection.calls, id) do
       [context] ->
         context
 
@@ -172,7 +172,7 @@ defmodule PyPort.Callbacks do
             &(dictionary |> List.keyfind(&1, 0, {nil, nil}) |> elem(1))
           )
 
-        keep(handle, context)
+        keep(connection, context)
         context
     end
   end
@@ -186,56 +186,60 @@ defmodule PyPort.Callbacks do
 
   # --- the worker -----------------------------------------------------------------------------
 
-  defp work(handle, id, call_id, caller, frame) do
-    {_id, _funs, caller, group_leader, callers, metadata, _home} = context = context_of(handle, id, caller)
+  defp work(connection, id, call_id, caller, frame) do
+    {_id, _funs, caller, group_leader, callers, metadata, _home} =
+      context = context_of(connection, id, caller)
+
     Process.group_leader(self(), group_leader)
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
     # Where it is still there when the worker has ended, there was no answer.
-    :ets.insert(handle.calls, {self(), call_id, id})
-    write_answer(handle, call_id, outcome(frame, call_id, handle, context))
-    forget(handle, self())
+    :ets.insert(connection.calls, {self(), call_id, id})
+    write_answer(connection, call_id, outcome(frame, call_id, connection, context))
+    forget(connection, self())
   end
 
-  defp answer(handle, call_id, outcome), do: Handle.command(handle, Wire.answer(call_id, outcome))
+  defp answer(connection, call_id, outcome), do: Connection.command(connection, Wire.answer(call_id, outcome))
 
-  defp write_answer(handle, call_id, outcome) do
+  defp write_answer(connection, call_id, outcome) do
     frame = Wire.answer(call_id, outcome)
     bytes = :erlang.iolist_size(frame)
 
-    if bytes > handle.max_frame_bytes do
-      message = "the result takes #{bytes} bytes, the limit is #{handle.max_frame_bytes} (max_frame_bytes)"
-      answer(handle, call_id, {:error, description(:error, "PyPort.Error", message, "")})
+    if bytes > connection.max_frame_bytes do
+      message =
+        "the result takes #{bytes} bytes, the limit is #{connection.max_frame_bytes} (max_frame_bytes)"
+
+      answer(connection, call_id, {:error, description(:error, "PyPort.Error", message, "")})
     else
-      Handle.command(handle, frame)
+      Connection.command(connection, frame)
     end
   end
 
-  defp outcome(frame, call_id, handle, context) do
+  defp outcome(frame, call_id, connection, context) do
     case Wire.decode(frame) do
       {:ok, {:invoke, _id, _call_id, function, args}} ->
-        run(function, args, handle, context)
+        run(function, args, connection, context)
 
       {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
         # They live as long as the call: a process that is called a million times must not collect them.
-        Property.adopt(handle.owner, {:call, call_id}, object_ids, self())
-        run(function, args, handle, context)
+        Ownership.adopt(connection.owner, {:call, call_id}, object_ids, self())
+        run(function, args, connection, context)
 
       {:ok, _other} ->
         {:error, description(:error, "PyPort.Error", "a call of an unknown shape", "")}
 
       {:error, why} ->
-        if objects?(frame), do: Property.disclaim(handle.owner, {:call, call_id})
+        if objects?(frame), do: Ownership.disclaim(connection.owner, {:call, call_id})
         {:error, description(:error, "PyPort.Error", "the arguments cannot be read: #{why}", "")}
     end
   end
 
-  defp run(function, args, handle, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
+  defp run(function, args, connection, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
        when is_list(args) do
     attempt(fn ->
       args = Enum.map(args, &argument(&1, funs))
 
-      case resolve(function, length(args), funs, handle) do
+      case resolve(function, length(args), funs, connection) do
         {:ok, fun} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
         {:ok, fun} -> {:ok, apply(fun, args)}
         {:refused, message} -> {:error, description(:refused, "PyPort.Error", message, "")}
@@ -243,7 +247,7 @@ defmodule PyPort.Callbacks do
     end)
   end
 
-  defp run(_function, args, _handle, _context) do
+  defp run(_function, args, _connection, _context) do
     {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
   end
 
@@ -275,7 +279,7 @@ defmodule PyPort.Callbacks do
       {:error, description(:throw, "throw", inspect(value), stacktrace(__STACKTRACE__))}
   end
 
-  defp resolve(index, arity, funs, _handle) when is_integer(index) do
+  defp resolve(index, arity, funs, _connection) when is_integer(index) do
     if index >= 0 and index < tuple_size(funs) do
       fun = elem(funs, index)
 
@@ -290,8 +294,8 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve({module, function}, arity, _funs, handle) when is_binary(module) and is_binary(function) do
-    [{:allow, allow}] = :ets.lookup(handle.calls, :allow)
+  defp resolve({module, function}, arity, _funs, connection) when is_binary(module) and is_binary(function) do
+    [{:allow, allow}] = :ets.lookup(connection.calls, :allow)
 
     with {:ok, module} <- existing_module(module),
          {:ok, function} <- existing_atom(function),
@@ -307,7 +311,7 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve(other, _arity, _funs, _handle), do: {:refused, "this is no function: #{inspect(other)}"}
+  defp resolve(other, _arity, _funs, _connection), do: {:refused, "this is no function: #{inspect(other)}"}
 
   # "Enum" for Enum, "lists" for :lists.
   defp existing_module(<<first, _::binary>> = name) when first in ?A..?Z do

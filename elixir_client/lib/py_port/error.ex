@@ -46,7 +46,7 @@ defmodule PyPort.Error do
   `traceback` and `frames` are those of that exception, and `message` has its text.
   """
 
-  alias PyPort.Server.Page
+  alias PyPort.StatusPage
 
   @type kind ::
           :python
@@ -396,7 +396,7 @@ defmodule PyPort.Error do
   end
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
-    do: %{error | begun: Page.begun(page, id)}
+    do: %{error | begun: StatusPage.begun(page, id)}
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
   def of_exit({:shutdown, {:restart, %__MODULE__{} = error}}, _id), do: error

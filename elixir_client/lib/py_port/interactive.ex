@@ -38,7 +38,7 @@ defmodule PyPort.Interactive do
   `put_options/1` says for the calling process (the shell, the notebook) where and how its sigils evaluate.
   '''
 
-  alias PyPort.{Options, Sigils, Survey}
+  alias PyPort.{Options, Sigils, SyntaxCheck}
 
   @key {__MODULE__, :options}
 
@@ -137,7 +137,7 @@ defmodule PyPort.Interactive do
   end
 
   defp names!(source, caller, line) do
-    case Survey.of!(source, caller.file, line) do
+    case SyntaxCheck.of!(source, caller.file, line) do
       {:ok, names} ->
         names
 

@@ -201,7 +201,7 @@ defmodule PyPort.Options do
   defp got(_name, value), do: "got: #{inspect(value)}"
 
   defp unknown(name, known, whose) do
-    "unknown option #{inspect(name)} for #{whose}.#{PyPort.Suggest.similar(name, known)} " <>
+    "unknown option #{inspect(name)} for #{whose}.#{PyPort.DidYouMean.similar(name, known)} " <>
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 

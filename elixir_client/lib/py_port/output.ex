@@ -9,8 +9,7 @@ defmodule PyPort.Output do
   # It speaks the IO protocol itself: `IO.write/2` waits for its device alone, and could not be told to give up.
   @moduledoc false
 
-  alias PyPort.Server.Handle
-  alias PyPort.Wire
+  alias PyPort.{Connection, Wire}
 
   @type device :: IO.device()
   @type devices :: nil | {stdout :: device() | nil, stderr :: device() | nil}
@@ -18,8 +17,8 @@ defmodule PyPort.Output do
   # What is abandoned is acknowledged with more than any window holds, so that Python never waits for it again.
   @everything 0x7FFFFFFF
 
-  @spec start(Handle.t(), Wire.id(), caller :: pid(), devices()) :: pid()
-  def start(handle, id, caller, devices) do
+  @spec start(Connection.t(), Wire.id(), caller :: pid(), devices()) :: pid()
+  def start(connection, id, caller, devices) do
     owner = self()
 
     spawn(fn ->
@@ -27,7 +26,7 @@ defmodule PyPort.Output do
       group_leader = group_leader(caller)
 
       loop(%{
-        handle: handle,
+        connection: connection,
         id: id,
         owner: Process.monitor(owner),
         stdout: device(stdout, group_leader),
@@ -116,7 +115,7 @@ defmodule PyPort.Output do
   defp shown(<<byte, rest::binary>>, done),
     do: shown(rest, ["\\x" <> Base.encode16(<<byte>>, case: :lower) | done])
 
-  defp acknowledge(state, bytes), do: Handle.command(state.handle, Wire.ack(state.id, bytes))
+  defp acknowledge(state, bytes), do: Connection.command(state.connection, Wire.ack(state.id, bytes))
 
   # A device that has closed, or refuses the text, is the caller's loss and nobody else's.
   defp put(device, text, %{owner: owner} = state) do

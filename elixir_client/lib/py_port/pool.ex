@@ -80,8 +80,8 @@ defmodule PyPort.Pool do
   # that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Env, Error, Options, Registry, Suggest}
-  alias PyPort.Pool.{Keeper, Members}
+  alias PyPort.{DidYouMean, Env, Error, Options, Registry}
+  alias PyPort.Pool.{Manager, Members}
 
   @type option :: {atom(), term()}
 
@@ -126,7 +126,7 @@ defmodule PyPort.Pool do
   """
   @spec resize(Supervisor.supervisor(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def resize(pool, size) when is_integer(size) and size >= 0 do
-    with {:ok, members} <- members(pool), do: Keeper.resize(members.keeper, size)
+    with {:ok, members} <- members(pool), do: Manager.resize(members.keeper, size)
   catch
     :exit, _reason -> {:error, not_running(pool)}
   end
@@ -149,7 +149,7 @@ defmodule PyPort.Pool do
   @spec servers(Supervisor.supervisor()) :: [pid()]
   def servers(pool) do
     case members(pool) do
-      {:ok, members} -> for handle <- Tuple.to_list(members.handles), do: handle.owner
+      {:ok, members} -> for connection <- Tuple.to_list(members.connections), do: connection.owner
       {:error, _error} -> []
     end
   end
@@ -167,7 +167,7 @@ defmodule PyPort.Pool do
     %Error{
       kind: :unavailable,
       begun: false,
-      message: "no PyPort.Pool is running as #{inspect(pool)}. #{Suggest.running(pool)}"
+      message: "no PyPort.Pool is running as #{inspect(pool)}. #{DidYouMean.running(pool)}"
     }
   end
 
@@ -175,7 +175,7 @@ defmodule PyPort.Pool do
   def init(options) do
     children = [
       Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers),
-      %{id: :keeper, start: {Keeper, :start_link, [{self(), options}]}}
+      %{id: :keeper, start: {Manager, :start_link, [{self(), options}]}}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

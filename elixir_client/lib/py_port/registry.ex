@@ -1,10 +1,10 @@
 defmodule PyPort.Registry do
-  # Which servers this VM has: owner pid -> handle, {owner pid, :beat} -> the last that was heard of its Python,
+  # Which servers this VM has: owner pid -> connection, {owner pid, :beat} -> the last that was heard of its Python,
   # {owner pid, :verdict} -> what is thought of it, {owner pid, :name} -> its name, and {:starts, name} -> how often one was
   # started by that name. A public ETS table, so that finding a server costs a look-up and never a message; what a row means is the business of
   # PyPort.Server.
   #
-  # The handle of a server that is ready stands in a persistent term as well, which is not copied: a handle is full of
+  # The connection of a server that is ready stands in a persistent term as well, which is not copied: a connection is full of
   # references to tables, and copying those costs a request 2 µs, a tenth of all that it takes. The price is a look at
   # every process when such a term is erased; that is when a server ends, and nobody else does it.
   #
@@ -14,8 +14,8 @@ defmodule PyPort.Registry do
   # such a term. PyPort.Reaper sees to it that nothing is left of a server or pool that has ended, by any way of ending.
   @moduledoc false
 
+  alias PyPort.Connection
   alias PyPort.Pool.Members
-  alias PyPort.Server.Handle
 
   @table __MODULE__
 
@@ -25,11 +25,11 @@ defmodule PyPort.Registry do
     :ok
   end
 
-  @spec put(Handle.t()) :: :ok
-  def put(%Handle{owner: owner} = handle) do
-    :ets.insert(@table, {owner, handle})
+  @spec put(Connection.t()) :: :ok
+  def put(%Connection{owner: owner} = connection) do
+    :ets.insert(@table, {owner, connection})
     # Once in the life of a server, since to replace one would cost what to erase it does.
-    if handle.ready, do: :persistent_term.put({__MODULE__, owner}, handle)
+    if connection.ready, do: :persistent_term.put({__MODULE__, owner}, connection)
     :ok
   end
 
@@ -45,8 +45,8 @@ defmodule PyPort.Registry do
     ArgumentError -> :ok
   end
 
-  @spec all() :: [Handle.t()]
-  def all, do: for({owner, handle} when is_pid(owner) <- :ets.tab2list(@table), do: handle)
+  @spec all() :: [Connection.t()]
+  def all, do: for({owner, connection} when is_pid(owner) <- :ets.tab2list(@table), do: connection)
 
   @doc """
   The servers and pools that a name was registered for, by that name; not those of other registries. Asked of the
@@ -130,13 +130,13 @@ defmodule PyPort.Registry do
   @spec trouble(pool :: pid()) :: PyPort.Error.t() | nil
   def trouble(pool), do: value({pool, :trouble})
 
-  @spec put_verdict(pid(), PyPort.Liveness.verdict()) :: :ok
+  @spec put_verdict(pid(), PyPort.Server.Liveness.verdict()) :: :ok
   def put_verdict(owner, verdict) do
     :ets.insert(@table, {{owner, :verdict}, verdict})
     :ok
   end
 
-  @spec fetch_verdict(pid()) :: PyPort.Liveness.verdict() | nil
+  @spec fetch_verdict(pid()) :: PyPort.Server.Liveness.verdict() | nil
   def fetch_verdict(owner), do: value({owner, :verdict})
 
   @doc "The calling server has started a Python; `name` is that of the server."
@@ -171,7 +171,7 @@ defmodule PyPort.Registry do
   def restarts(name), do: (value({:starts, name}) || 1) - 1
 
   @doc false
-  @spec fetch(pid()) :: {:ok, Handle.t() | Members.t()} | :error | :not_started
+  @spec fetch(pid()) :: {:ok, Connection.t() | Members.t()} | :error | :not_started
   def fetch(owner) do
     case :persistent_term.get({__MODULE__, owner}, nil) do
       nil -> fetch_unready(owner)
@@ -181,7 +181,7 @@ defmodule PyPort.Registry do
 
   defp fetch_unready(owner) do
     case :ets.lookup(@table, owner) do
-      [{_owner, handle}] -> {:ok, handle}
+      [{_owner, connection}] -> {:ok, connection}
       [] -> :error
     end
   rescue

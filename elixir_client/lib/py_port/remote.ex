@@ -7,10 +7,10 @@ defmodule PyPort.Remote do
   @moduledoc false
 
   import PyPort.Error, only: [unavailable: 1]
-  import PyPort.Reach, only: [deadline: 1, remaining: 1]
+  import PyPort.Locator, only: [deadline: 1, remaining: 1]
 
   alias PyPort.{Callbacks, Error, Request}
-  alias PyPort.Server.Property
+  alias PyPort.Server.Ownership
 
   # The other node keeps the time. Its answer may be on its way for so long after that; a node that is stopped, or cut
   # off, is waited for no longer.
@@ -38,7 +38,7 @@ defmodule PyPort.Remote do
 
     with {:ok, {outcome, adopted}} <- call(node, :serve, [asked, options], deadline) do
       if heir || owner == self(),
-        do: Enum.each(adopted, fn {whose, ids} -> Property.note_in_scope(whose, ids) end)
+        do: Enum.each(adopted, fn {whose, ids} -> Ownership.note_in_scope(whose, ids) end)
 
       outcome
     end
@@ -89,7 +89,7 @@ defmodule PyPort.Remote do
   defp device(name) when is_atom(name), do: Process.whereis(name)
   defp device(pid), do: pid
 
-  defp owner(%{owner: nil}), do: Property.default_owner()
+  defp owner(%{owner: nil}), do: Ownership.default_owner()
   defp owner(%{owner: owner}), do: {owner, nil}
 
   defp here(ref) do
@@ -190,7 +190,7 @@ defmodule PyPort.Remote do
   @spec serve(Request.asked(), map(), home()) :: {Request.outcome(), [{{pid(), pid()}, [pos_integer()]}]}
   def serve(asked, options, home) do
     stand_in(home)
-    Property.collect(fn -> Request.ask(asked, options) end)
+    Ownership.collect(fn -> Request.ask(asked, options) end)
   end
 
   @doc false

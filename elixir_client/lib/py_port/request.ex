@@ -6,10 +6,10 @@ defmodule PyPort.Request do
   # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
-  import PyPort.Reach, only: [deadline: 1, remaining: 1]
+  import PyPort.Locator, only: [deadline: 1, remaining: 1]
 
-  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Remote, Values, Wire}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{Callbacks, Connection, Error, Locator, Object, Options, Output, Remote, Values, Wire}
+  alias PyPort.Server.Ownership
 
   # Time for the server to say what became of a request, however small its graces are.
   @least_patience_ms 50
@@ -64,7 +64,7 @@ defmodule PyPort.Request do
     case Remote.ask(node, server, asked, options, deadline) do
       # The pool that was to stand in has nobody ready, either: it takes a moment for all nodes to know.
       {:error, %Error{kind: :unavailable, begun: false}} = outcome when is_pid(server) and server != place ->
-        if Reach.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
+        if Locator.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
 
       outcome ->
         outcome
@@ -86,9 +86,9 @@ defmodule PyPort.Request do
   # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
   # therefore no repetition. A moment later the pool knows that it is gone.
   defp ask_again(place, asked, options, deadline) do
-    if Reach.again?(place, deadline),
+    if Locator.again?(place, deadline),
       do: ask(asked, options, deadline),
-      else: Reach.not_taken(place)
+      else: Locator.not_taken(place)
   end
 
   @doc "Opens a session under `name` on the server of these options."
@@ -98,25 +98,34 @@ defmodule PyPort.Request do
   defp open_session(%{timeout: timeout} = options, deadline) do
     place = options.server || PyPort.Default
 
-    with {:ok, handle} <- Reach.handle(place, deadline) do
-      <<number::64>> = id = Handle.next_id(handle)
+    with {:ok, connection} <- Locator.connection(place, deadline) do
+      <<number::64>> = id = Connection.next_id(connection)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
-      GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
+      GenServer.cast(connection.owner, {:property, {:session_opened, name, options[:opener] || self()}})
 
-      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil, nil) do
+      case exchange(
+             connection,
+             id,
+             Wire.open_session(id, name),
+             remaining(deadline),
+             deadline,
+             timeout,
+             nil,
+             nil
+           ) do
         {:ok, _nil} ->
-          {:ok, %PyPort.Session{server: handle.owner, name: name}}
+          {:ok, %PyPort.Session{server: connection.owner, name: name}}
 
         :not_sent ->
-          GenServer.cast(handle.owner, {:property, {:session_closed, name}})
+          GenServer.cast(connection.owner, {:property, {:session_closed, name}})
 
-          if Reach.again?(place, deadline),
+          if Locator.again?(place, deadline),
             do: open_session(options, deadline),
-            else: Reach.not_taken(place)
+            else: Locator.not_taken(place)
 
         {_error_or_unread, error} ->
-          close_session(handle.owner, handle, name)
+          close_session(connection.owner, connection, name)
           {:error, error}
       end
     else
@@ -125,9 +134,9 @@ defmodule PyPort.Request do
     end
   end
 
-  @spec close_session(pid(), Handle.t(), String.t()) :: :ok
-  def close_session(owner, handle, name) do
-    Handle.command(handle, Wire.close_session(name))
+  @spec close_session(pid(), Connection.t(), String.t()) :: :ok
+  def close_session(owner, connection, name) do
+    Connection.command(connection, Wire.close_session(name))
     GenServer.cast(owner, {:property, {:session_closed, name}})
   end
 
@@ -165,9 +174,9 @@ defmodule PyPort.Request do
   defp target_object({%Object{} = object, _attribute}), do: object
   defp target_object(_name), do: nil
 
-  @spec frame(draft(), Handle.t(), Wire.id(), map()) :: iodata()
-  def frame(%{verb: verb, body: body, small?: small?}, handle, id, options) do
-    Wire.request(verb, id, put_elem(body, 0, wire_options(options, Callbacks.parent(handle))), small?)
+  @spec frame(draft(), Connection.t(), Wire.id(), map()) :: iodata()
+  def frame(%{verb: verb, body: body, small?: small?}, connection, id, options) do
+    Wire.request(verb, id, put_elem(body, 0, wire_options(options, Callbacks.parent(connection))), small?)
   end
 
   # The plain request first, which has at most these two.
@@ -188,7 +197,7 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
   @doc "What stands in the row of a request beyond what each has."
-  @spec extra(map(), Callbacks.context() | nil) :: Handle.extra()
+  @spec extra(map(), Callbacks.context() | nil) :: Connection.extra()
   def extra(%{stdout: nil, stderr: nil}, nil), do: nil
   def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
 
@@ -207,55 +216,55 @@ defmodule PyPort.Request do
   defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
     place = options.session || options.server || PyPort.Default
 
-    case Reach.ready(place) do
+    case Locator.ready(place) do
       nil ->
-        with {:ok, handle} <- Reach.handle(place, deadline),
-             do: run_plain(verb, body, options, deadline, place, handle, remaining(deadline))
+        with {:ok, connection} <- Locator.connection(place, deadline),
+             do: run_plain(verb, body, options, deadline, place, connection, remaining(deadline))
 
-      handle ->
-        run_plain(verb, body, options, deadline, place, handle, timeout)
+      connection ->
+        run_plain(verb, body, options, deadline, place, connection, timeout)
     end
   end
 
-  defp run_plain(verb, body, options, deadline, place, handle, left) do
-    id = Handle.next_id(handle)
-    wire_options = wire_options(options, Callbacks.parent(handle))
+  defp run_plain(verb, body, options, deadline, place, connection, left) do
+    id = Connection.next_id(connection)
+    wire_options = wire_options(options, Callbacks.parent(connection))
     frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
 
-    with :ok <- Reach.fits(handle, frame) do
-      handle
+    with :ok <- Locator.fits(connection, frame) do
+      connection
       |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil), nil)
-      |> mine(handle, id, options, place)
+      |> mine(connection, id, options, place)
     end
   end
 
   defp run(draft, %{timeout: timeout} = options, deadline) do
     found = draft.found
-    place = Reach.place(options, draft.target, found.objects)
+    place = Locator.place(options, draft.target, found.objects)
 
-    with {:ok, handle} <- Reach.handle(place, deadline),
-         :ok <- Reach.belong(found.objects, handle) do
-      id = Handle.next_id(handle)
-      frame = frame(draft, handle, id, options)
+    with {:ok, connection} <- Locator.connection(place, deadline),
+         :ok <- Locator.belong(found.objects, connection) do
+      id = Connection.next_id(connection)
+      frame = frame(draft, connection, id, options)
 
-      with :ok <- Reach.fits(handle, frame) do
+      with :ok <- Locator.fits(connection, frame) do
         context = context(found, id, self())
 
-        handle
+        connection
         |> exchange(id, frame, remaining(deadline), deadline, timeout, extra(options, context), context)
-        |> mine(handle, id, options, place)
+        |> mine(connection, id, options, place)
       end
     end
   end
 
   # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
   # which can come at any time, by the server's heir.
-  defp exchange(handle, id, frame, left, deadline, timeout, extra, context) do
+  defp exchange(connection, id, frame, left, deadline, timeout, extra, context) do
     ref = :erlang.alias()
 
-    case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+    case Locator.send_request(connection, {id, ref, self(), extra}, context, frame) do
       :ok ->
-        await(ref, handle, id, left, deadline, timeout)
+        await(ref, connection, id, left, deadline, timeout)
 
       not_sent ->
         forget(ref)
@@ -263,23 +272,23 @@ defmodule PyPort.Request do
     end
   end
 
-  defp mine({:ok, _value} = outcome, _handle, _id, _options, _place), do: outcome
-  defp mine(:not_sent, _handle, _id, _options, place), do: {:not_sent, place}
+  defp mine({:ok, _value} = outcome, _connection, _id, _options, _place), do: outcome
+  defp mine(:not_sent, _connection, _id, _options, place), do: {:not_sent, place}
 
-  defp mine({:objects, value, ids}, handle, id, options, _place) do
-    with :ok <- Property.adopt(handle.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
+  defp mine({:objects, value, ids}, connection, id, options, _place) do
+    with :ok <- Ownership.adopt(connection.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
   end
 
-  defp mine({:unread, error}, handle, id, _options, _place) do
-    Property.disclaim(handle.owner, {:reply, id})
+  defp mine({:unread, error}, connection, id, _options, _place) do
+    Ownership.disclaim(connection.owner, {:reply, id})
     {:error, error}
   end
 
-  defp mine(outcome, _handle, _id, _options, _place), do: outcome
+  defp mine(outcome, _connection, _id, _options, _place), do: outcome
 
   # --- waiting --------------------------------------------------------------------------------
 
-  defp await(ref, handle, id, left, deadline, timeout) do
+  defp await(ref, connection, id, left, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         :erlang.unalias(ref)
@@ -295,7 +304,7 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
+      min(left, @look_ms) -> look_up(ref, connection, id, remaining(deadline), deadline, timeout)
     end
   end
 
@@ -316,11 +325,11 @@ defmodule PyPort.Request do
     Process.demonitor(monitor, [:flush])
   end
 
-  defp look_up(ref, handle, id, 0, _deadline, timeout), do: timed_out(ref, handle, id, timeout)
+  defp look_up(ref, connection, id, 0, _deadline, timeout), do: timed_out(ref, connection, id, timeout)
 
-  defp look_up(ref, handle, id, left, deadline, timeout) do
-    if Process.alive?(handle.owner),
-      do: await(ref, handle, id, left, deadline, timeout),
+  defp look_up(ref, connection, id, left, deadline, timeout) do
+    if Process.alive?(connection.owner),
+      do: await(ref, connection, id, left, deadline, timeout),
       else: await_news(ref, id)
   end
 
@@ -339,13 +348,13 @@ defmodule PyPort.Request do
 
   # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
   # need not be waited for. An answer that comes meanwhile is the answer.
-  defp timed_out(ref, handle, id, timeout) do
-    cancel(handle, id, :timeout)
-    patience = patience(handle)
+  defp timed_out(ref, connection, id, timeout) do
+    cancel(connection, id, :timeout)
+    patience = patience(connection)
     Remote.late(patience)
     # As long as it is so.
-    deadlock = Callbacks.deadlock(handle)
-    ref |> await_end(handle, id, timeout, deadline(patience), {nil, nil, nil}) |> explained(deadlock)
+    deadlock = Callbacks.deadlock(connection)
+    ref |> await_end(connection, id, timeout, deadline(patience), {nil, nil, nil}) |> explained(deadlock)
   end
 
   defp explained({:error, %Error{kind: :timeout, begun: begun} = error}, why)
@@ -355,17 +364,17 @@ defmodule PyPort.Request do
   defp explained(outcome, _why), do: outcome
 
   @doc "How long after its timeout a request has its answer at the latest, in ms."
-  @spec patience(Handle.t()) :: pos_integer()
-  def patience(handle), do: max(handle.patience, @least_patience_ms)
+  @spec patience(Connection.t()) :: pos_integer()
+  def patience(connection), do: max(connection.patience, @least_patience_ms)
 
   @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
-  @spec cancel(Handle.t(), Wire.id(), PyPort.Server.Ladder.why()) :: :ok
-  def cancel(handle, id, why) do
-    GenServer.cast(handle.owner, {:cancel, id, why})
-    Handle.command(handle, Wire.cancel(id))
+  @spec cancel(Connection.t(), Wire.id(), PyPort.Server.Cancellation.why()) :: :ok
+  def cancel(connection, id, why) do
+    GenServer.cast(connection.owner, {:cancel, id, why})
+    Connection.command(connection, Wire.cancel(id))
   end
 
-  defp await_end(ref, handle, id, timeout, deadline, so_far) do
+  defp await_end(ref, connection, id, timeout, deadline, so_far) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         forget(ref)
@@ -378,7 +387,7 @@ defmodule PyPort.Request do
 
       # Where it is while it goes on; the answer is still to come.
       {^ref, {:so_far, begun, stack, culprit}} ->
-        await_end(ref, handle, id, timeout, deadline, {begun, stack, culprit})
+        await_end(ref, connection, id, timeout, deadline, {begun, stack, culprit})
 
       {^ref, {:timed_out, begun, stack, culprit}} ->
         forget(ref)
@@ -388,12 +397,12 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
+      remaining(deadline) -> give_up(ref, connection, id, timeout, so_far)
     end
   end
 
   # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout, {begun, stack, culprit}) do
+  defp give_up(ref, connection, id, timeout, {begun, stack, culprit}) do
     :erlang.unalias(ref)
 
     receive do
@@ -406,7 +415,7 @@ defmodule PyPort.Request do
         frame |> outcome() |> late(timeout)
     after
       0 ->
-        GenServer.cast(handle.owner, {:gave_up, id})
+        GenServer.cast(connection.owner, {:gave_up, id})
         drain(ref)
         {:error, Error.timeout(timeout, begun, stack, culprit)}
     end

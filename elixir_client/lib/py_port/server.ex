@@ -80,8 +80,19 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
-  alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Pulse, Traffic, Vital}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+
+  alias PyPort.Server.{
+    AsyncDelivery,
+    Cancellation,
+    Health,
+    Ownership,
+    Probe,
+    RequestTable,
+    Shutdown,
+    Startup,
+    Traffic
+  }
 
   # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
   @stderr_reads 16
@@ -145,7 +156,7 @@ defmodule PyPort.Server do
   @spec os_pid(GenServer.server()) :: pos_integer() | nil
   def os_pid(server) do
     with pid when is_pid(pid) <- GenServer.whereis(server),
-         {:ok, %Handle{os_pid: os_pid}} <- Registry.fetch(pid) do
+         {:ok, %Connection{os_pid: os_pid}} <- Registry.fetch(pid) do
       os_pid
     else
       _none -> nil
@@ -153,7 +164,7 @@ defmodule PyPort.Server do
   end
 
   @doc false
-  @spec await_ready(pid(), timeout()) :: {:ok, Handle.t()} | {:error, Error.t()}
+  @spec await_ready(pid(), timeout()) :: {:ok, Connection.t()} | {:error, Error.t()}
   def await_ready(owner, timeout) do
     GenServer.call(owner, :await_ready, timeout)
   catch
@@ -171,11 +182,11 @@ defmodule PyPort.Server do
   def init(options) do
     # A port that dies with data queued tells so by an exit signal and nothing else.
     Process.flag(:trap_exit, true)
-    {:ok, Birth.state(options), {:continue, :open}}
+    {:ok, Startup.state(options), {:continue, :open}}
   end
 
   @impl true
-  def handle_continue(:open, state), do: {:noreply, state |> next_beat() |> Birth.launch()}
+  def handle_continue(:open, state), do: {:noreply, state |> next_beat() |> Startup.launch()}
 
   defp next_beat(%{options: %{heartbeat_interval: interval}} = state) do
     Process.send_after(self(), :beat, interval)
@@ -185,10 +196,10 @@ defmodule PyPort.Server do
   # --- messages -------------------------------------------------------------------------------
 
   @impl true
-  def handle_info({port, {:data, frame}}, %{phase: :starting, handle: %{port: port}} = state),
+  def handle_info({port, {:data, frame}}, %{phase: :starting, connection: %{port: port}} = state),
     do: frame |> Wire.route() |> first_frame(frame, state)
 
-  def handle_info({port, {:data, frame}}, %{handle: %{port: port}} = state) do
+  def handle_info({port, {:data, frame}}, %{connection: %{port: port}} = state) do
     route = Wire.route(frame)
 
     case Traffic.frame(route, frame, state) do
@@ -198,30 +209,30 @@ defmodule PyPort.Server do
   end
 
   def handle_info(:beat, state) do
-    case state |> next_beat() |> Vital.tick(state.due) do
+    case state |> next_beat() |> Health.tick(state.due) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Death.note_stderr()}
+        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Shutdown.note_stderr()}
 
       # Where it was held is worth knowing; the kill follows when that is known.
       {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->
-        {:noreply, Ladder.dump(%{state | doom: why}, why)}
+        {:noreply, Cancellation.dump(%{state | doom: why}, why)}
 
       end_of_python ->
         carry_on(end_of_python)
     end
   end
 
-  def handle_info(:stderr, state), do: {:noreply, Death.limit_stderr(state)}
+  def handle_info(:stderr, state), do: {:noreply, Shutdown.limit_stderr(state)}
 
-  def handle_info({:rung, id}, state), do: state |> Ladder.step(id) |> carry_on()
+  def handle_info({:rung, id}, state), do: state |> Cancellation.step(id) |> carry_on()
 
   def handle_info({:dumped, pid, result}, state) do
-    case Ladder.dumped(state, pid, result) do
+    case Cancellation.dumped(state, pid, result) do
       %{doom: nil} = state ->
         {:noreply, state}
 
       %{doom: why} = state ->
-        if Vital.well?(state), do: {:noreply, %{state | doom: nil}}, else: carry_on({:kill, why, state})
+        if Health.well?(state), do: {:noreply, %{state | doom: nil}}, else: carry_on({:kill, why, state})
     end
   end
 
@@ -232,28 +243,29 @@ defmodule PyPort.Server do
 
     # Nobody new comes; those that are here have the grace of a shutdown.
     Registry.delete(self())
-    {:stop, Death.restart(state), state}
+    {:stop, Shutdown.restart(state), state}
   end
 
-  def handle_info({port, {:exit_status, status}}, %{handle: %{port: port}} = state), do: died(status, state)
+  def handle_info({port, {:exit_status, status}}, %{connection: %{port: port}} = state),
+    do: died(status, state)
 
   # The pipe is gone, the status still to come, if it comes.
-  def handle_info({:EXIT, port, _reason}, %{handle: %{port: port}} = state),
-    do: died(Death.exit_status(port), state)
+  def handle_info({:EXIT, port, _reason}, %{connection: %{port: port}} = state),
+    do: died(Shutdown.exit_status(port), state)
 
   def handle_info({:timeout, timer, :init_timeout}, %{timer: timer, phase: :starting} = state) do
-    {:noreply, Birth.too_slow(state)}
+    {:noreply, Startup.too_slow(state)}
   end
 
   def handle_info({:timeout, timer, :retry}, %{timer: timer, phase: :down} = state) do
-    {:noreply, Birth.launch(state)}
+    {:noreply, Startup.launch(state)}
   end
 
   def handle_info({{:caller_down, id}, _monitor, :process, _pid, _reason}, state),
     do: {:noreply, Traffic.caller_down(state, id)}
 
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
-    do: {:noreply, Property.down(state, monitor, pid)}
+    do: {:noreply, Ownership.down(state, monitor, pid)}
 
   def handle_info({:EXIT, worker, reason}, %{workers: workers} = state) when is_map_key(workers, worker),
     do: {:noreply, Traffic.worker_ended(state, worker, reason)}
@@ -261,8 +273,8 @@ defmodule PyPort.Server do
   # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
   def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
-    state = %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}
-    Mail.acknowledge_all(state.handle)
+    state = %{state | mail: AsyncDelivery.start_link(state.connection, state.who, state.options.logger)}
+    AsyncDelivery.acknowledge_all(state.connection)
     {:noreply, state}
   end
 
@@ -272,8 +284,8 @@ defmodule PyPort.Server do
       "PyPort #{state.who}: the process of its open requests ended: #{Exception.format_exit(reason)}"
     )
 
-    heir = Heir.start_link()
-    Heir.replace(heir, state.handle)
+    heir = RequestTable.start_link()
+    RequestTable.replace(heir, state.connection)
     {:noreply, %{state | heir: heir}}
   end
 
@@ -287,7 +299,7 @@ defmodule PyPort.Server do
   @impl true
   def handle_call(:await_ready, from, state) do
     case state do
-      %{phase: :ready, handle: handle} -> {:reply, {:ok, handle}, state}
+      %{phase: :ready, connection: connection} -> {:reply, {:ok, connection}, state}
       %{phase: :down, error: error} -> {:reply, {:error, error}, state}
       %{phase: :starting} -> {:noreply, %{state | waiting: [from | state.waiting]}}
     end
@@ -295,32 +307,34 @@ defmodule PyPort.Server do
 
   # Of a server that is taken out of service: nobody has anything here, and nobody will.
   def handle_call(:retire, _from, %{phase: :ready} = state) do
-    idle? = PyPort.Server.Ownership.count(state.ownership) == 0 and Handle.close_intake(state.handle)
+    idle? =
+      PyPort.Server.OwnershipTable.count(state.ownership) == 0 and Connection.close_intake(state.connection)
+
     {:reply, if(idle?, do: :retired, else: :in_use), state}
   end
 
   def handle_call(:retire, _from, state), do: {:reply, :retired, state}
 
   def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
-    {answer, state} = Property.transfer(state, ids, owner)
+    {answer, state} = Ownership.transfer(state, ids, owner)
     {:reply, answer, state}
   end
 
   def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
 
   @impl true
-  def handle_cast({:property, message}, state), do: {:noreply, Property.cast(state, message)}
-  def handle_cast({:cancel, id, why}, state), do: {:noreply, Ladder.cancel(state, id, why)}
-  def handle_cast({:gave_up, id}, state), do: {:noreply, Ladder.gave_up(state, id)}
+  def handle_cast({:property, message}, state), do: {:noreply, Ownership.cast(state, message)}
+  def handle_cast({:cancel, id, why}, state), do: {:noreply, Cancellation.cancel(state, id, why)}
+  def handle_cast({:gave_up, id}, state), do: {:noreply, Cancellation.gave_up(state, id)}
 
-  defp control(:hello, frame, state), do: {:noreply, Birth.hello(frame, state)}
-  defp control(:goodbye, frame, state), do: {:noreply, Birth.goodbye(frame, state)}
+  defp control(:hello, frame, state), do: {:noreply, Startup.hello(frame, state)}
+  defp control(:goodbye, frame, state), do: {:noreply, Startup.goodbye(frame, state)}
 
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
         Registry.put_beat(self(), Status.beat(said))
-        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:type])}
+        {:noreply, state |> Health.beat(said) |> Ownership.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}
@@ -363,34 +377,34 @@ defmodule PyPort.Server do
   end
 
   defp carry_on({:exited, state}) do
-    {status, state} = Death.exited(state)
+    {status, state} = Shutdown.exited(state)
     died(status, state)
   end
 
   defp carry_on({:kill, why, %{phase: :starting} = state}) when why == :unreadable,
-    do: {:noreply, Birth.unreadable(state)}
+    do: {:noreply, Startup.unreadable(state)}
 
   defp carry_on({:kill, why, state}) do
-    {state, report, page} = Death.kill(state, why)
+    {state, report, page} = Shutdown.kill(state, why)
     state = log_stderr(state)
-    {:stop, Death.reason(state, report, page), %{state | phase: :dead}}
+    {:stop, Shutdown.reason(state, report, page), %{state | phase: :dead}}
   end
 
   # While it starts, an end is a failure to start.
-  defp died(status, %{phase: :starting} = state), do: {:noreply, Birth.ended(state, status)}
+  defp died(status, %{phase: :starting} = state), do: {:noreply, Startup.ended(state, status)}
 
   defp died(status, state) do
     state = log_stderr(state)
     # Its children are ended with it.
     Reaper.kill(self())
     # A port gives the status of a process that is dead.
-    page = if status, do: Pulse.page(state.pulse), else: Pulse.last_page(state.pulse)
-    {:stop, Death.reason(state, Death.report(state, status), page), %{state | phase: :dead}}
+    page = if status, do: Probe.page(state.pulse), else: Probe.last_page(state.pulse)
+    {:stop, Shutdown.reason(state, Shutdown.report(state, status), page), %{state | phase: :dead}}
   end
 
   @impl true
-  def terminate(_reason, %{phase: :ready} = state), do: Death.drain(state, &log_stderr/1)
-  def terminate(_reason, state), do: Death.close(state)
+  def terminate(_reason, %{phase: :ready} = state), do: Shutdown.drain(state, &log_stderr/1)
+  def terminate(_reason, state), do: Shutdown.close(state)
 
   # --- small things ---------------------------------------------------------------------------
 

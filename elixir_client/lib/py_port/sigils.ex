@@ -54,7 +54,9 @@ defmodule PyPort.Sigils do
 
   defp literal(source, modifiers, caller) do
     {source, file, line} = place!(source, modifiers, caller)
-    if Application.get_env(:py_port, :check_syntax, true), do: PyPort.Survey.of!(source, caller.file, line)
+
+    if Application.get_env(:py_port, :check_syntax, true),
+      do: PyPort.SyntaxCheck.of!(source, caller.file, line)
 
     quote do
       %PyPort.Code{source: unquote(source), file: unquote(file), line: unquote(line)}

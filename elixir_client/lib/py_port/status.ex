@@ -75,9 +75,8 @@ defmodule PyPort.Status do
   @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
   @type beat :: {map(), integer()}
 
-  alias PyPort.Pool.{Keeper, Members}
-  alias PyPort.Registry
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Registry}
+  alias PyPort.Pool.{Manager, Members}
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
 
@@ -92,7 +91,7 @@ defmodule PyPort.Status do
   def all do
     named = Registry.named()
     pids = MapSet.new(named, &elem(&1, 1))
-    owners = for %Handle{owner: owner} <- Registry.all(), do: Registry.pool_of(owner) || owner
+    owners = for %Connection{owner: owner} <- Registry.all(), do: Registry.pool_of(owner) || owner
     nameless = for pid <- Enum.uniq(owners), pid not in pids, do: {pid, pid}
 
     for {name, pid} <- Enum.sort_by(named ++ nameless, fn {name, _pid} -> inspect(name) end),
@@ -139,7 +138,7 @@ defmodule PyPort.Status do
   defp of_pid(pid, restarts) do
     case Registry.fetch(pid) do
       {:ok, %Members{keeper: keeper}} ->
-        for {server, role} <- Keeper.overview(keeper), do: of_member(server, role, pid)
+        for {server, role} <- Manager.overview(keeper), do: of_member(server, role, pid)
 
       _server ->
         [%{of_owner(pid) | restarts: restarts}]
@@ -156,10 +155,10 @@ defmodule PyPort.Status do
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} ->
-        handle |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
+      {:ok, %Connection{ready: true} = connection} ->
+        connection |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
 
-      {:ok, %Handle{os_pid: os_pid}} ->
+      {:ok, %Connection{os_pid: os_pid}} ->
         %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
 
       _none ->
@@ -177,22 +176,22 @@ defmodule PyPort.Status do
   defp restarts(name), do: Registry.restarts(name)
 
   # Until the first beat its requests tell whether it is busy.
-  defp heard(handle, nil) do
-    pending = Handle.pending(handle)
+  defp heard(connection, nil) do
+    pending = Connection.pending(connection)
     state = if pending == 0, do: :idle, else: :busy
-    %__MODULE__{server: handle.owner, state: state, os_pid: handle.os_pid, pending: pending}
+    %__MODULE__{server: connection.owner, state: state, os_pid: connection.os_pid, pending: pending}
   end
 
-  defp heard(handle, {said, at}) do
+  defp heard(connection, {said, at}) do
     numbers = for name <- @numbers, is_integer(said[name]), do: {name, said[name]}
 
     struct!(
       %__MODULE__{
-        server: handle.owner,
+        server: connection.owner,
         state: if(said[:state] == :busy, do: :busy, else: :idle),
         running: number(said[:running]),
-        os_pid: handle.os_pid,
-        pending: Handle.pending(handle),
+        os_pid: connection.os_pid,
+        pending: Connection.pending(connection),
         beat_age_ms: max(System.monotonic_time(:millisecond) - at, 0)
       },
       numbers

@@ -3,17 +3,17 @@ defmodule PyPort.Stream do
   # PyPort.Stream.Relay: the consumer's mailbox never holds items, and items are fetched many at a time.
   @moduledoc false
 
-  import PyPort.Reach, only: [deadline: 1]
+  import PyPort.Locator, only: [deadline: 1]
 
-  alias PyPort.{Error, Options, Reach, Remote, Request}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{Connection, Error, Locator, Options, Remote, Request}
+  alias PyPort.Server.Ownership
   alias PyPort.Stream.Relay
 
   @spec new(Request.draft(), keyword()) :: Enumerable.t()
   def new(draft, options) do
     # Wrong options raise where the stream is made, not where it is run.
     options = Options.stream!(options)
-    place = Reach.place(options, draft.target, draft.found.objects)
+    place = Locator.place(options, draft.target, draft.found.objects)
 
     fn -> start(draft, place, options) end
     |> Elixir.Stream.resource(&next/1, &stop/1)
@@ -28,18 +28,18 @@ defmodule PyPort.Stream do
   @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
   def open(draft, options, consumer) do
-    place = Reach.place(options, draft.target, draft.found.objects)
+    place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
-    with {:ok, handle} <- Reach.handle(place, deadline),
-         :ok <- Reach.belong(draft.found.objects, handle),
-         id = Handle.next_id(handle),
-         frame = Request.frame(draft, handle, id, options),
-         :ok <- Reach.fits(handle, frame) do
+    with {:ok, connection} <- Locator.connection(place, deadline),
+         :ok <- Locator.belong(draft.found.objects, connection),
+         id = Connection.next_id(connection),
+         frame = Request.frame(draft, connection, id, options),
+         :ok <- Locator.fits(connection, frame) do
       context = Request.context(draft.found, id, consumer)
       extra = Request.extra(options, context)
-      relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
-      {:ok, %{owner: handle.owner, id: id, relay: relay, patience: Request.patience(handle)}}
+      relay = Relay.start(connection, id, frame, {extra, context}, options.credit, consumer)
+      {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
     else
       {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
       {:error, error} -> {:error, error}
@@ -68,11 +68,11 @@ defmodule PyPort.Stream do
 
       # What the generator returned has no place in an enumerable; the handles in it have no reader.
       {with_objects, _, _} when with_objects == :objects ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
 
       {:unread, _error} ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
 
       {:ok, _returned} ->
@@ -86,11 +86,11 @@ defmodule PyPort.Stream do
 
   # Asked of another server of the pool, if it was one.
   defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
-    if Reach.again?(place, deadline(options.timeout)) do
+    if Locator.again?(place, deadline(options.timeout)) do
       stop(stream)
       {[], start(draft, place, options)}
     else
-      {:error, error} = Reach.not_taken(place)
+      {:error, error} = Locator.not_taken(place)
       raise error
     end
   end
@@ -115,13 +115,13 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Request.outcome(frame) do
       {:objects, value, ids} ->
-        case Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+        case Ownership.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
           :ok -> value
           {:error, error} -> raise error
         end
 
       {_unread, error} ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         raise error
     end
   end

@@ -86,8 +86,8 @@ defmodule PyPort.DeathTest do
   end
 
   defp beats(server) do
-    {:ok, page} = :sys.get_state(server).handle.dir |> PyPort.Server.Page.path() |> File.read()
-    PyPort.Server.Page.parse(page).beats
+    {:ok, page} = :sys.get_state(server).connection.dir |> PyPort.StatusPage.path() |> File.read()
+    PyPort.StatusPage.parse(page).beats
   end
 
   test "an exit in peace has no stack" do

@@ -214,7 +214,7 @@ defmodule PyPort.GeneratorsTest do
   defp nothing_left_but_session?(server) do
     eventually(fn ->
       state = :sys.get_state(server)
-      state.attached == %{} and :ets.info(state.handle.table, :size) == 0
+      state.attached == %{} and :ets.info(state.connection.table, :size) == 0
     end)
   end
 end

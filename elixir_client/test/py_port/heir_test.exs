@@ -4,8 +4,7 @@ defmodule PyPort.HeirTest do
 
   import PyPort.Test.{Processes, Servers}
 
-  alias PyPort.Error
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Error}
 
   @moduletag capture_log: true
 
@@ -86,9 +85,9 @@ defmodule PyPort.HeirTest do
     for round <- 1..5 do
       server = start_server()
       owner = Process.whereis(server)
-      handle = :sys.get_state(server).handle
+      connection = :sys.get_state(server).connection
       callers = for _ <- 1..8, do: Task.async(fn -> ask_on(server, 0) end)
-      assert eventually(fn -> Handle.requests(handle) > 100 * round end)
+      assert eventually(fn -> Connection.requests(connection) > 100 * round end)
       Process.exit(owner, :kill)
 
       for {answers, error, mailbox} <- Task.await_many(callers) do

@@ -2,7 +2,7 @@ defmodule PyPort.LivenessTest do
   # The table of verdicts, row by row; time is a number here.
   use ExUnit.Case, async: true
 
-  alias PyPort.Liveness
+  alias PyPort.Server.Liveness
 
   @interval 1_000
 

@@ -5,21 +5,20 @@ defmodule PyPort.LostRowTest do
 
   import PyPort.Test.{Processes, Requests, Servers}
 
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Server, Wire}
   alias PyPort.Test.Telemetry
-  alias PyPort.{Server, Wire}
 
   @moduletag capture_log: true
 
   # What PyPort.Request does, up to the moment of the kill.
   defp lose_row(server, frame \\ fn _id -> nil end) do
-    %{handle: handle} = :sys.get_state(server)
-    id = Handle.next_id(handle)
+    %{connection: connection} = :sys.get_state(server)
+    id = Connection.next_id(connection)
 
     Task.await(
       Task.async(fn ->
-        true = Handle.insert(handle, {id, :erlang.alias(), self(), nil})
-        if frame.(id), do: Handle.command(handle, frame.(id))
+        true = Connection.insert(connection, {id, :erlang.alias(), self(), nil})
+        if frame.(id), do: Connection.command(connection, frame.(id))
       end)
     )
 

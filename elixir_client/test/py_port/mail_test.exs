@@ -145,8 +145,8 @@ defmodule PyPort.MailTest do
     assert %Status{sessions: 6, tasks: 7, calls: 8, rss_bytes: 9_000_000, pending: 1} = status
     assert is_integer(status.running)
     assert status.beat_age_ms in 0..5_000
-    {:ok, handle} = PyPort.Registry.fetch(owner)
-    PyPort.Server.Handle.command(handle, PyPort.Wire.ping(<<0::64>>))
+    {:ok, connection} = PyPort.Registry.fetch(owner)
+    PyPort.Connection.command(connection, PyPort.Wire.ping(<<0::64>>))
     assert Task.await(task) == {:ok, nil}
   end
 

@@ -2,8 +2,7 @@ defmodule PyPort.PageTest do
   # The 64 bytes that Python writes while it runs, and what they say of a request that has no answer.
   use ExUnit.Case, async: true
 
-  alias PyPort.Error
-  alias PyPort.Server.Page
+  alias PyPort.{Error, StatusPage}
 
   defp bytes(options \\ []) do
     id = Keyword.get(options, :running, "")
@@ -20,12 +19,12 @@ defmodule PyPort.PageTest do
     |> IO.iodata_to_binary()
   end
 
-  defp page(options \\ []), do: options |> bytes() |> Page.parse()
+  defp page(options \\ []), do: options |> bytes() |> StatusPage.parse()
 
   test "it is read as it is written" do
     id = <<7::64>>
 
-    assert page(phase: 2, elsewhere: 513, running: id, beats: 0x0102030405, sent: 0x01020304) == %Page{
+    assert page(phase: 2, elsewhere: 513, running: id, beats: 0x0102030405, sent: 0x01020304) == %StatusPage{
              phase: :draining,
              elsewhere: 513,
              running: id,
@@ -34,28 +33,28 @@ defmodule PyPort.PageTest do
              sent: 0x01020304
            }
 
-    assert page() == %Page{phase: :serving, elsewhere: 0, running: nil, last: nil, beats: 0, sent: 0}
-    assert %Page{running: nil, last: ^id} = page(last: id)
+    assert page() == %StatusPage{phase: :serving, elsewhere: 0, running: nil, last: nil, beats: 0, sent: 0}
+    assert %StatusPage{running: nil, last: ^id} = page(last: id)
     assert page(phase: 0).phase == :starting
     assert page(running: String.duplicate("x", 32)).running == String.duplicate("x", 32)
   end
 
   test "what is no page is none" do
-    assert Page.parse("") == nil
-    assert Page.parse(<<0::512>>) == nil
+    assert StatusPage.parse("") == nil
+    assert StatusPage.parse(<<0::512>>) == nil
     assert page(magic: "PYP2") == nil
     assert page(phase: 3) == nil
     assert page(size: 33) == nil
     whole = bytes()
-    for size <- 0..63, do: assert(Page.parse(binary_part(whole, 0, size)) == nil)
-    assert Page.parse(whole <> "x") == nil
+    for size <- 0..63, do: assert(StatusPage.parse(binary_part(whole, 0, size)) == nil)
+    assert StatusPage.parse(whole <> "x") == nil
   end
 
   @tag :tmp_dir
   test "it is made empty, and not over another one", %{tmp_dir: dir} do
-    assert Page.make(dir) == :ok
-    assert File.read!(Page.path(dir)) == <<0::512>>
-    assert Page.make(dir) == {:error, :eexist}
+    assert StatusPage.make(dir) == :ok
+    assert File.read!(StatusPage.path(dir)) == <<0::512>>
+    assert StatusPage.make(dir) == {:error, :eexist}
   end
 
   test "where a request stands" do
@@ -77,7 +76,7 @@ defmodule PyPort.PageTest do
           {page(running: two, elsewhere: 1), three, :elsewhere, nil},
           {nil, one, :unknown, nil}
         ] do
-      assert {Page.place(page, id), Page.begun(page, id)} == {place, begun}
+      assert {StatusPage.place(page, id), StatusPage.begun(page, id)} == {place, begun}
     end
   end
 
@@ -86,13 +85,13 @@ defmodule PyPort.PageTest do
 
     for page <- [page(running: two), page(last: two), page(), nil], id <- [one, two, three] do
       expected = if page != nil and page.running == id, do: true
-      assert Page.begun(Page.alive(page), id) == expected
+      assert StatusPage.begun(StatusPage.alive(page), id) == expected
     end
   end
 
   test "ids are numbers: 256 comes after 255" do
-    assert Page.place(page(running: <<255::64>>), <<256::64>>) == :waiting
-    assert Page.place(page(running: <<256::64>>), <<255::64>>) == :passed
+    assert StatusPage.place(page(running: <<255::64>>), <<256::64>>) == :waiting
+    assert StatusPage.place(page(running: <<256::64>>), <<255::64>>) == :passed
   end
 
   test "the report of a death tells each caller of its own request" do

@@ -86,7 +86,7 @@ defmodule PyPort.SecretsTest do
 
         for who <- [:server, :keeper], crash <- crashes() do
           {:ok, members} = Registry.fetch(Process.whereis(__MODULE__))
-          pid = if who == :keeper, do: members.keeper, else: elem(members.handles, 0).owner
+          pid = if who == :keeper, do: members.keeper, else: elem(members.connections, 0).owner
           crash.(pid)
           assert eventually(fn -> not Process.alive?(pid) end, 1_000)
           assert eventually(fn -> PyPort.eval("token", %{}, server: __MODULE__) == {:ok, @secret} end, 1_000)

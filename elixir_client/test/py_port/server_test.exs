@@ -365,8 +365,8 @@ defmodule PyPort.ServerTest do
       signal(os_pid, "STOP")
       large = PyPort.bytes(:binary.copy(<<0>>, 8_000_000))
       first = Task.async(fn -> PyPort.eval("len(x)", %{x: large}, server: name) end)
-      {:ok, handle} = PyPort.Registry.fetch(Process.whereis(name))
-      assert eventually(fn -> Port.info(handle.port, :queue_size) > {:queue_size, 1_000} end)
+      {:ok, connection} = PyPort.Registry.fetch(Process.whereis(name))
+      assert eventually(fn -> Port.info(connection.port, :queue_size) > {:queue_size, 1_000} end)
       assert {:error, %Error{kind: :overloaded, message: message}} = PyPort.eval("1", %{}, server: name)
       assert message =~ "max_queued_bytes"
       signal(os_pid, "CONT")

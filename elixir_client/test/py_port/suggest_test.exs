@@ -2,7 +2,7 @@ defmodule PyPort.SuggestTest do
   # Looks at every server that runs, and so wants no others beside its own.
   use ExUnit.Case, async: false
 
-  alias PyPort.{Error, Pool, Server, Suggest}
+  alias PyPort.{DidYouMean, Error, Pool, Server}
 
   defp unavailable(server) do
     assert {:error, %Error{kind: :unavailable, begun: false, message: message}} =
@@ -36,8 +36,8 @@ defmodule PyPort.SuggestTest do
   end
 
   test "where nothing is similar nothing is suggested" do
-    assert Suggest.similar(:x, []) == ""
-    assert Suggest.similar(:colour, [:timeout, :server]) == ""
-    assert Suggest.similar(:sever, [:timeout, :server]) == " Did you mean :server?"
+    assert DidYouMean.similar(:x, []) == ""
+    assert DidYouMean.similar(:colour, [:timeout, :server]) == ""
+    assert DidYouMean.similar(:sever, [:timeout, :server]) == " Did you mean :server?"
   end
 end

@@ -2,7 +2,7 @@ defmodule PyPort.SurveyTest do
   # Changes what the application is configured with.
   use ExUnit.Case, async: false
 
-  alias PyPort.Survey
+  alias PyPort.SyntaxCheck
 
   @moduletag :tmp_dir
 
@@ -19,7 +19,7 @@ defmodule PyPort.SurveyTest do
 
   # The next who asks starts it anew.
   defp stop do
-    if Process.whereis(Survey), do: GenServer.stop(Survey)
+    if Process.whereis(SyntaxCheck), do: GenServer.stop(SyntaxCheck)
     :ok
   end
 
@@ -78,12 +78,12 @@ defmodule PyPort.SurveyTest do
     File.write!(path, "#!/bin/sh\necho hello\ncat\nexec #{python} \"$@\"\n")
     File.chmod!(path, 0o755)
     Application.put_env(:py_port, :pool, python: path)
-    assert {:ok, %{bound: ["x"]}} = Survey.of("x = y")
+    assert {:ok, %{bound: ["x"]}} = SyntaxCheck.of("x = y")
   end
 
   test "where there is no Python nothing is checked" do
     Application.put_env(:py_port, :pool, python: "/no/such/python")
-    assert {:unknown, _why} = Survey.of("x = = 1")
+    assert {:unknown, _why} = SyntaxCheck.of("x = = 1")
     compile("import PyPort.Sigils\ndef code, do: ~P[x = = 1]")
   end
 
@@ -94,7 +94,7 @@ defmodule PyPort.SurveyTest do
       File.chmod!(path, 0o755)
       Application.put_env(:py_port, :pool, python: path)
       stop()
-      assert {:unknown, _why} = Survey.of("x = = 1")
+      assert {:unknown, _why} = SyntaxCheck.of("x = = 1")
     end
   end
 
@@ -116,8 +116,8 @@ defmodule PyPort.SurveyTest do
   end
 
   test "it ends its Python when it ends" do
-    assert {:ok, %{bound: ["x"], read: ["y"], deleted: []}} = Survey.of("x = y")
-    [{port, _version}] = Survey |> :sys.get_state() |> Map.fetch!(:pythons) |> Map.values()
+    assert {:ok, %{bound: ["x"], read: ["y"], deleted: []}} = SyntaxCheck.of("x = y")
+    [{port, _version}] = SyntaxCheck |> :sys.get_state() |> Map.fetch!(:pythons) |> Map.values()
     {:os_pid, os_pid} = Port.info(port, :os_pid)
     stop()
     assert PyPort.Test.Processes.eventually(fn -> not File.exists?("/proc/#{os_pid}") end)

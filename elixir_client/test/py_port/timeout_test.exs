@@ -192,8 +192,8 @@ defmodule PyPort.TimeoutTest do
 
     defp nothing_but_the_session_left?(server) do
       eventually(fn ->
-        %{handle: handle, attached: attached} = :sys.get_state(server)
-        :ets.tab2list(handle.table) == [] and attached == %{}
+        %{connection: connection, attached: attached} = :sys.get_state(server)
+        :ets.tab2list(connection.table) == [] and attached == %{}
       end)
     end
   end

@@ -222,10 +222,10 @@ defmodule PyPort.VitalTest do
     server = PyPort.Test.FakePython.start_fake(dir)
     code = "import faulthandler, signal\nfaulthandler.unregister(signal.SIGUSR2)\nsend(A('ok'), id, None)"
     assert {:ok, nil} = PyPort.eval(code, %{}, server: server)
-    {:ok, handle} = PyPort.Registry.fetch(Process.whereis(server))
+    {:ok, connection} = PyPort.Registry.fetch(Process.whereis(server))
 
     assert {:error, %Error{kind: :unavailable, message: message}} =
-             PyPort.Server.Stacks.take_before_kill(handle, 10)
+             PyPort.Server.Stacks.take_before_kill(connection, 10)
 
     assert message =~ "SIGUSR2"
     assert {:ok, 1} = PyPort.eval("1", %{}, server: server)

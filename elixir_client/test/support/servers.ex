@@ -13,7 +13,7 @@ defmodule PyPort.Test.Servers do
   end
 
   @doc "What the server knows to be held: objects, sessions, and claims on replies."
-  def held(server), do: :sys.get_state(server).ownership |> PyPort.Server.Ownership.count()
+  def held(server), do: :sys.get_state(server).ownership |> PyPort.Server.OwnershipTable.count()
 
   @doc "Whether the server knows that this process holds something, and so waits for its end."
   def holds?(server, pid), do: Map.has_key?(:sys.get_state(server).monitors, pid)
@@ -24,16 +24,16 @@ defmodule PyPort.Test.Servers do
   end
 
   defp left(server) do
-    %{handle: handle} = state = :sys.get_state(server)
+    %{connection: connection} = state = :sys.get_state(server)
 
     left = [
       owned: Map.to_list(state.ownership.things),
       monitors: Map.keys(state.monitors),
       attached: Map.to_list(state.attached),
       workers: Map.to_list(state.workers),
-      requests: :ets.tab2list(handle.table),
+      requests: :ets.tab2list(connection.table),
       # The list of what is allowed stays.
-      calls: :ets.tab2list(handle.calls) |> List.keydelete(:allow, 0)
+      calls: :ets.tab2list(connection.calls) |> List.keydelete(:allow, 0)
     ]
 
     Enum.reject(left, fn {_what, list} -> list == [] end)

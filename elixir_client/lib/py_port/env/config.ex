@@ -109,7 +109,7 @@ defmodule PyPort.Env.Config do
   defp known!(options, known, what) do
     for {option, _value} <- options, option not in known do
       raise ArgumentError,
-            "unknown option #{inspect(option)} for #{what}.#{PyPort.Suggest.similar(option, known)} " <>
+            "unknown option #{inspect(option)} for #{what}.#{PyPort.DidYouMean.similar(option, known)} " <>
               "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
     end
   end

@@ -5,8 +5,8 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Heir, Mail, Page}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
+  alias PyPort.Server.{AsyncDelivery, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
   @reads 7
@@ -35,7 +35,7 @@ defmodule PyPort.Server.Launch do
   @running_after_ms 5
 
   @doc "Starts a Python whose owner is the calling process."
-  @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
+  @spec open(map(), heir :: pid()) :: {:ok, Connection.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
     # Whatever ends this process from here on, the directory goes with it.
@@ -47,12 +47,12 @@ defmodule PyPort.Server.Launch do
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
-      handle = handle(options, heir, port, os_pid, start_time, dir)
+      connection = connection(options, heir, port, os_pid, start_time, dir)
       # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
-      Registry.put(handle)
+      Registry.put(connection)
       Reaper.watch(self(), os_pid, start_time, dir)
-      Handle.command(handle, Wire.init(init_options(options, dir)))
-      {:ok, handle, stderr}
+      Connection.command(connection, Wire.init(init_options(options, dir)))
+      {:ok, connection, stderr}
     else
       {:error, error} ->
         File.rm_rf(dir)
@@ -69,13 +69,13 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp handle(options, heir, port, os_pid, start_time, dir) do
+  defp connection(options, heir, port, os_pid, start_time, dir) do
     counter = :atomics.new(5, signed: false)
 
-    %Handle{
+    %Connection{
       owner: self(),
       port: port,
-      table: Heir.new_table(heir, counter),
+      table: RequestTable.new_table(heir, counter),
       calls: calls(options.allow),
       counter: counter,
       os_pid: os_pid,
@@ -114,7 +114,7 @@ defmodule PyPort.Server.Launch do
   defp make_dir(dir, path) do
     with :ok <- File.mkdir(dir),
          :ok <- File.chmod(dir, 0o700),
-         :ok <- Page.make(dir),
+         :ok <- StatusPage.make(dir),
          {:ok, stderr} <- StderrFile.open(path) do
       {:ok, stderr}
     else
@@ -139,8 +139,8 @@ defmodule PyPort.Server.Launch do
       running_after_ms: @running_after_ms,
       logging: options.logger,
       output_window_bytes: @output_window_bytes,
-      delivery_window_bytes: Mail.window_bytes(),
-      status_page: Page.path(dir),
+      delivery_window_bytes: AsyncDelivery.window_bytes(),
+      status_page: StatusPage.path(dir),
       templates: %{map_set: MapSet.new()}
     }
 

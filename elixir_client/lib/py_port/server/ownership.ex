@@ -1,229 +1,281 @@
 defmodule PyPort.Server.Ownership do
-  # Who holds what of one Python: objects and sessions have an owner and go with it. Pure: every function gives
-  # effects for PyPort.Server to carry out.
-  #
-  # Between the moment at which a reply that holds handles passes the server and the moment at which its reader has
-  # said whose they are, there is a claim: it keeps the frame, so that the objects of a reader that dies in between
-  # are released and not lost.
+  # Carries out what PyPort.Server.OwnershipTable decides: monitors holders, and tells Python what to release. The first
+  # part runs in the server, the second in whoever has a handle.
   @moduledoc false
 
-  # thing -> {holder, value}; holder -> its things; owner -> how many objects; and how many of one owner are many
-  defstruct things: %{}, holders: %{}, owned: %{}, many: :infinity
+  require Logger
 
-  @type object_id :: pos_integer()
-  @type claim_key :: {:reply | :call, binary()}
-  @typedoc "The value of a session is nil, of an object its heir, of a claim the frames in the order they came."
-  @type thing :: {:object, object_id()} | {:session, String.t()} | {:claim, claim_key()}
-  @type effect ::
-          {:monitor, pid()}
-          | {:demonitor, pid()}
-          | {:release, [object_id()]}
-          | {:release_in, frame :: binary()}
-          | {:close_session, String.t()}
-          # Of an owner of half of what are many objects, and more, or of one that was.
-          | {:owns, pid(), non_neg_integer()}
+  alias PyPort.{Connection, Error, Registry, Wire}
+  alias PyPort.Server.OwnershipTable
 
-  @type t :: %__MODULE__{
-          things: %{optional(thing()) => {pid(), term()}},
-          holders: %{optional(pid()) => %{optional(thing()) => true}},
-          owned: %{optional(pid()) => pos_integer()},
-          many: pos_integer() | :infinity
-        }
+  # --- in the server --------------------------------------------------------------------------
 
-  # A server with a small limit is not to warn of a handful.
-  @least_many 10
+  @spec claim(map(), OwnershipTable.claim_key(), pid(), binary()) :: map()
+  def claim(state, key, reader, frame),
+    do: state.ownership |> OwnershipTable.claim(key, reader, frame) |> carry_out(state)
 
-  @spec new() :: t()
-  def new, do: %__MODULE__{}
+  @spec cast(map(), tuple()) :: map()
+  def cast(%{connection: nil} = state, _message), do: state
 
-  @doc "With the limits of a server: a tenth of what one process may own are many."
-  @spec new(options :: map()) :: t()
-  def new(%{max_objects: all, max_objects_per_owner: own}),
-    do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
+  def cast(state, message) do
+    table = state.ownership
 
-  @doc "A frame with handles is on its way to `reader`."
-  @spec claim(t(), claim_key(), pid(), binary()) :: {t(), [effect()]}
-  def claim(table, key, reader, frame) do
-    frames =
-      case table.things do
-        %{{:claim, ^key} => {_reader, frames}} -> frames
-        _none -> :queue.new()
-      end
-
-    put(table, {:claim, key}, reader, :queue.in(frame, frames))
+    case message do
+      {:adopt, key, ids, owner, heir} -> OwnershipTable.adopt(table, key, ids, owner, heir)
+      {:disclaim, key} -> OwnershipTable.disclaim(table, key)
+      {:forget, ids} -> OwnershipTable.forget(table, ids)
+      {:release, ids, holder} -> OwnershipTable.release(table, ids, holder)
+      {:session_opened, name, opener} -> OwnershipTable.open_session(table, name, opener)
+      {:session_closed, name} -> OwnershipTable.close_session(table, name)
+    end
+    |> carry_out(state)
   end
+
+  @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()] | Error.t()}, map()}
+  def transfer(%{options: %{max_objects_per_owner: most}} = state, ids, owner) do
+    with :ok <- room(owner, OwnershipTable.owned(state.ownership, owner), length(ids), most),
+         {:ok, table, effects} <- OwnershipTable.transfer(state.ownership, ids, owner) do
+      {:ok, carry_out({table, effects}, state)}
+    else
+      {:error, error_or_unknown} -> {{:error, error_or_unknown}, state}
+    end
+  end
+
+  @doc "A process has ended that may have held something: its monitor tells."
+  @spec down(map(), reference(), pid()) :: map()
+  def down(state, monitor, pid) do
+    case state.monitors do
+      %{^pid => ^monitor} ->
+        state = %{state | monitors: Map.delete(state.monitors, pid)}
+        state.ownership |> OwnershipTable.ended(pid) |> carry_out(state)
+
+      _nothing_held ->
+        state
+    end
+  end
+
+  defp carry_out({table, effects}, state), do: Enum.reduce(effects, %{state | ownership: table}, &effect/2)
+
+  defp effect({:monitor, pid}, state),
+    do: %{state | monitors: Map.put(state.monitors, pid, Process.monitor(pid))}
+
+  defp effect({:demonitor, pid}, state) do
+    {monitor, monitors} = Map.pop(state.monitors, pid)
+    # One that is down already has been taken out of the map.
+    if monitor, do: Process.demonitor(monitor, [:flush])
+    %{state | monitors: monitors}
+  end
+
+  defp effect({:release, ids}, state) do
+    Connection.command(state.connection, Wire.release(ids))
+    state
+  end
+
+  defp effect({:release_in, frame}, state) do
+    release_in(state.connection, frame)
+    state
+  end
+
+  defp effect({:close_session, name}, state) do
+    Connection.command(state.connection, Wire.close_session(name))
+    state
+  end
+
+  # A row for each owner of many objects, which `room/3` reads in other processes. It goes when the owner has less than half
+  # of that, and the owner is named again when it comes back.
+  defp effect({:owns, owner, count}, %{connection: %{calls: table}, ownership: %{many: many}} = state) do
+    cond do
+      count < div(many, 2) ->
+        :ets.delete(table, {:owns, owner})
+        state
+
+      count >= many and :ets.insert_new(table, {{:owns, owner}, count}) ->
+        %{state | crowded: [owner | state.crowded]}
+
+      true ->
+        :ets.update_element(table, {:owns, owner}, {2, count})
+        state
+    end
+  end
+
+  @doc "Names the owners of many objects, with the type that Python says most of the latest objects have."
+  @spec warn(map(), String.t() | nil) :: map()
+  def warn(%{crowded: []} = state, _type), do: state
+
+  def warn(%{options: options} = state, type) do
+    for owner <- Enum.uniq(state.crowded), count = OwnershipTable.owned(state.ownership, owner), count > 0 do
+      Logger.warning(
+        "PyPort #{state.who}: #{named(owner)} owns #{count} objects of this Python, of #{options.max_objects_per_owner} " <>
+          "that one process may own (max_objects_per_owner) and #{options.max_objects} in all (max_objects)" <>
+          if(type, do: "; most of the latest are of the type #{type}", else: "") <>
+          ". They are released when it ends, by PyPort.release/1, and at the end of PyPort.with_objects/1"
+      )
+    end
+
+    %{state | crowded: []}
+  end
+
+  defp named(owner) when node(owner) != node(), do: inspect(owner)
+
+  defp named(owner) do
+    case Process.info(owner, [:registered_name, :dictionary]) do
+      [{:registered_name, name}, _] when is_atom(name) -> "#{inspect(owner)} (#{inspect(name)})"
+      [_, {:dictionary, words}] -> "#{inspect(owner)}#{initial_call(words[:"$initial_call"])}"
+      nil -> inspect(owner)
+    end
+  end
+
+  defp initial_call({module, function, arity}),
+    do: " (#{Exception.format_mfa(module, function, arity)})"
+
+  defp initial_call(_unknown), do: ""
+
+  @doc "Releases the objects of a frame that nobody reads. Walking over a large frame takes its time, so a process does it."
+  @spec release_in(Connection.t(), binary()) :: :ok
+  def release_in(connection, frame) do
+    spawn(fn ->
+      case Wire.object_ids(frame) do
+        [] -> :ok
+        ids -> Connection.command(connection, Wire.release(ids))
+      end
+    end)
+
+    :ok
+  end
+
+  # --- anywhere -------------------------------------------------------------------------------
 
   @doc """
-  The oldest frame of a claim has been read: its objects belong to `owner`, and after it to `heir`.
-
-  Without a claim its reader was taken for dead, and the objects are gone already.
+  The reader of a frame with handles says whose they are: an owner's, or, where one is asked for on behalf of another
+  node's process, an owner's and after it an heir's. They are released where the owner would have too many.
   """
-  @spec adopt(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
-  def adopt(table, key, ids, owner, heir) do
-    case pop_claim(table, key) do
-      {:ok, _frame, table, effects} -> put_objects(table, ids, owner, heir, effects)
-      :none -> {table, []}
+  @spec adopt(pid(), OwnershipTable.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) ::
+          :ok | {:error, Error.t()}
+  # Whether it is in scope is decided at home.
+  def adopt(server, key, ids, {owner, heir}), do: adopt(server, key, ids, owner, heir, true)
+
+  def adopt(server, key, ids, owner) do
+    {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
+    # Where somebody else was named they are a present, and no business of anybody's scope.
+    adopt(server, key, ids, owner, heir, heir != nil or owner == self())
+  end
+
+  defp adopt(server, key, ids, owner, heir, in_scope?) do
+    case room(server, owner, ids) do
+      :ok ->
+        GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
+        if in_scope?, do: note_in_scope({server, owner}, ids)
+        :ok
+
+      {:error, error} ->
+        disclaim(server, key)
+        {:error, error}
     end
   end
 
-  @doc "The oldest frame of a claim is not going to be read."
-  @spec disclaim(t(), claim_key()) :: {t(), [effect()]}
-  def disclaim(table, key) do
-    case pop_claim(table, key) do
-      {:ok, frame, table, effects} -> {table, [{:release_in, frame} | effects]}
-      :none -> {table, []}
+  # The count may lack what was adopted a moment ago.
+  defp room(server, owner, ids) do
+    case Registry.fetch(server) do
+      {:ok, %{calls: table, max_objects_per_owner: most}} ->
+        room(owner, owned(table, owner), length(ids), most)
+
+      _ended ->
+        :ok
     end
   end
 
-  @doc "Objects that Python has been told to release."
-  @spec forget(t(), [object_id()]) :: {t(), [effect()]}
-  def forget(table, ids) do
-    Enum.reduce(ids, {table, []}, fn id, {table, effects} ->
-      {_value, table, more} = take(table, {:object, id})
-      {table, more ++ effects}
-    end)
+  defp room(_owner, own, more, most) when own + more <= most, do: :ok
+
+  defp room(owner, own, more, most) do
+    {:error,
+     %Error{
+       kind: :encode,
+       begun: true,
+       message:
+         "#{inspect(owner)} owns #{own} objects of this server, and would own #{more} more, of #{most} that one " <>
+           "process may own (max_objects_per_owner). Release objects that are no longer used (PyPort.release/1, " <>
+           "PyPort.with_objects/1), return plain values, name another owner with the option :owner, or start the " <>
+           "server with a larger max_objects_per_owner"
+     }}
   end
 
-  @doc "Releases those objects that are still the holder's own."
-  @spec release(t(), [object_id()], holder :: pid()) :: {t(), [effect()]}
-  def release(table, ids, holder) do
-    own = Enum.filter(ids, &match?(%{{:object, ^&1} => {^holder, _heir}}, table.things))
-    {table, effects} = forget(table, own)
-    {table, release_effect(own) ++ effects}
+  # Few are not counted here; and a server that has just ended has taken the table with it.
+  defp owned(table, owner) do
+    :ets.lookup_element(table, {:owns, owner}, 2)
+  rescue
+    ArgumentError -> 0
   end
 
-  @doc "Gives objects to another owner, or says which of them have none (any more)."
-  @spec transfer(t(), [object_id()], pid()) :: {:ok, t(), [effect()]} | {:error, [object_id()]}
-  def transfer(table, ids, owner) do
-    case Enum.reject(ids, &is_map_key(table.things, {:object, &1})) do
-      [] ->
-        {table, effects} = put_objects(table, ids, owner, nil, [])
-        {:ok, table, effects}
+  @spec disclaim(pid(), OwnershipTable.claim_key()) :: :ok
+  def disclaim(server, key), do: GenServer.cast(server, {:property, {:disclaim, key}})
 
-      unknown ->
-        {:error, unknown}
+  @doc "Whose objects are, and whose after that: a task's are for whom it works, and stay its own if that one ends first."
+  @spec default_owner() :: {pid(), pid() | nil}
+  def default_owner do
+    case Process.get(:"$callers") do
+      [first | _rest] when is_pid(first) and first != self() -> {first, self()}
+      _none -> {self(), nil}
     end
   end
 
-  @spec open_session(t(), String.t(), pid()) :: {t(), [effect()]}
-  def open_session(table, name, opener), do: put(table, {:session, name}, opener, nil)
+  # --- scopes ---------------------------------------------------------------------------------
 
-  @spec close_session(t(), String.t()) :: {t(), [effect()]}
-  def close_session(table, name) do
-    {_value, table, effects} = take(table, {:session, name})
-    {table, effects}
-  end
+  # The objects that came in within PyPort.with_objects/1: a list of scopes, innermost first, each an alias and a list of
+  # {{server, owner}, ids}. A task that has no scope of its own finds here that of whom it works for, and sends to the
+  # alias what it brought in: before its result, so a scope that has awaited a task knows of its objects. An alias
+  # takes nothing any more once its scope has ended.
+  @scopes {__MODULE__, :scopes}
 
-  @doc "A holder has ended: its objects go to their heirs, or are released; its sessions are closed."
-  @spec ended(t(), pid()) :: {t(), [effect()]}
-  def ended(table, holder) do
-    {things, holders} = Map.pop(table.holders, holder, %{})
-    {table, owned} = own(%{table | holders: holders}, holder, -owned(table, holder))
+  @spec with_scope((... -> result)) :: result when result: var
+  def with_scope(fun) do
+    outer = Process.get(@scopes)
+    Process.put(@scopes, [{:erlang.alias(), []} | outer || []])
 
-    {table, released, effects} =
-      Enum.reduce(Map.keys(things), {table, [], []}, fn thing, {table, released, effects} ->
-        {{^holder, value}, things} = Map.pop(table.things, thing)
-        table = %{table | things: things}
+    try do
+      fun.()
+    after
+      [{scope, own} | _outer] = Process.get(@scopes)
+      if outer, do: Process.put(@scopes, outer), else: Process.delete(@scopes)
+      by_tasks = brought_to(scope, [])
+      :erlang.unalias(scope)
 
-        case {thing, value} do
-          {{:object, id}, heir} when is_nil(heir) or heir == holder ->
-            {table, [id | released], effects}
+      brought = brought_to(scope, by_tasks) ++ own
 
-          {{:object, _id}, heir} ->
-            {table, more} = put(table, thing, heir, nil)
-            {table, released, more ++ effects}
-
-          {{:session, name}, nil} ->
-            {table, released, [{:close_session, name} | effects]}
-
-          {{:claim, _key}, frames} ->
-            {table, released, Enum.map(:queue.to_list(frames), &{:release_in, &1}) ++ effects}
-        end
-      end)
-
-    {table, release_effect(released) ++ owned ++ effects}
-  end
-
-  @doc "How many objects a process owns."
-  @spec owned(t(), pid()) :: non_neg_integer()
-  def owned(table, owner), do: Map.get(table.owned, owner, 0)
-
-  @doc "How many objects, sessions and claims there are."
-  @spec count(t()) :: non_neg_integer()
-  def count(table), do: map_size(table.things)
-
-  defp release_effect([]), do: []
-  defp release_effect(ids), do: [{:release, Enum.sort(ids)}]
-
-  defp pop_claim(table, key) do
-    with %{{:claim, ^key} => {reader, frames}} <- table.things,
-         {{:value, frame}, frames} <- :queue.out(frames) do
-      {table, effects} =
-        if :queue.is_empty(frames) do
-          {_value, table, effects} = take(table, {:claim, key})
-          {table, effects}
-        else
-          put(table, {:claim, key}, reader, frames)
-        end
-
-      {:ok, frame, table, effects}
-    else
-      _none -> :none
+      for {{server, owner}, objects} <- Enum.group_by(brought, &elem(&1, 0), &elem(&1, 1)) do
+        GenServer.cast(server, {:property, {:release, List.flatten(objects), owner}})
+      end
     end
   end
 
-  defp put_objects(table, ids, owner, heir, effects) do
-    Enum.reduce(ids, {table, effects}, fn id, {table, effects} ->
-      {table, more} = put(table, {:object, id}, owner, heir)
-      {table, effects ++ more}
-    end)
+  @doc "Runs `fun`, and tells of the objects that were adopted meanwhile."
+  @spec collect((... -> result)) :: {result, [{{pid(), pid()}, [pos_integer()]}]} when result: var
+  def collect(fun) do
+    Process.put(@scopes, [{nil, []}])
+    result = fun.()
+    [{nil, adopted}] = Process.delete(@scopes)
+    {result, adopted}
   end
 
-  # A holder is monitored once, from its first thing to its last.
-  defp put(table, thing, holder, value) do
-    case table.things do
-      %{^thing => {^holder, _old}} ->
-        {put_in(table.things[thing], {holder, value}), []}
-
-      _elsewhere ->
-        {_old, table, effects} = take(table, thing)
-        monitor = if is_map_key(table.holders, holder), do: [], else: [{:monitor, holder}]
-        things = table.holders |> Map.get(holder, %{}) |> Map.put(thing, true)
-
-        {table, owned} =
-          own(%{table | holders: Map.put(table.holders, holder, things)}, holder, objects(thing))
-
-        {put_in(table.things[thing], {holder, value}), effects ++ monitor ++ owned}
+  @spec note_in_scope({server :: pid(), owner :: pid()}, [pos_integer()]) :: term()
+  def note_in_scope({_server, owner} = whose, ids) do
+    case Process.get(@scopes) do
+      [{scope, own} | outer] -> Process.put(@scopes, [{scope, [{whose, ids} | own]} | outer])
+      nil when owner != self() and node(owner) == node() -> note_in_scope_of(owner, whose, ids)
+      nil -> :ok
     end
   end
 
-  defp take(table, thing) do
-    case Map.pop(table.things, thing) do
-      {nil, _things} ->
-        {nil, table, []}
-
-      {{holder, value}, things} ->
-        left = table.holders |> Map.fetch!(holder) |> Map.delete(thing)
-        {table, owned} = own(%{table | things: things}, holder, -objects(thing))
-
-        if left == %{} do
-          {value, %{table | holders: Map.delete(table.holders, holder)}, [{:demonitor, holder} | owned]}
-        else
-          {value, %{table | holders: Map.put(table.holders, holder, left)}, owned}
-        end
-    end
+  defp note_in_scope_of(owner, whose, ids) do
+    with {:dictionary, dictionary} <- Process.info(owner, :dictionary),
+         {@scopes, [{scope, _own} | _outer]} <- List.keyfind(dictionary, @scopes, 0),
+         do: send(scope, {scope, whose, ids})
   end
 
-  defp objects({:object, _id}), do: 1
-  defp objects(_thing), do: 0
-
-  defp own(table, _owner, 0), do: {table, []}
-
-  defp own(%{many: many} = table, owner, more) do
-    before = owned(table, owner)
-    now = before + more
-    owned = if now == 0, do: Map.delete(table.owned, owner), else: Map.put(table.owned, owner, now)
-    effects = if is_integer(many) and max(before, now) >= div(many, 2), do: [{:owns, owner, now}], else: []
-    {%{table | owned: owned}, effects}
+  defp brought_to(scope, found) do
+    receive do
+      {^scope, whose, ids} -> brought_to(scope, [{whose, ids} | found])
+    after
+      0 -> found
+    end
   end
 end

@@ -6,8 +6,7 @@ defmodule PyPort.Server.Stacks do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Error, Reaper, Request, StderrFile, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Error, Reaper, Request, StderrFile, Wire}
 
   # Python answers within a few ms of having the interpreter; a crowded machine takes longer.
   @answer_ms 500
@@ -24,30 +23,30 @@ defmodule PyPort.Server.Stacks do
   @status_bytes 4_096
 
   @doc "The stacks as Python tells them, within `answer_ms`."
-  @spec take(Handle.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
-  def take(handle, answer_ms \\ @answer_ms) do
-    id = Handle.next_id(handle)
+  @spec take(Connection.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
+  def take(connection, answer_ms \\ @answer_ms) do
+    id = Connection.next_id(connection)
     ref = :erlang.alias()
 
-    if Handle.insert(handle, {id, ref, self(), nil}) do
-      Handle.command(handle, Wire.stacks(id))
-      await_answer(handle, id, ref, answer_ms)
+    if Connection.insert(connection, {id, ref, self(), nil}) do
+      Connection.command(connection, Wire.stacks(id))
+      await_answer(connection, id, ref, answer_ms)
     else
-      {:error, unavailable("Python (process #{handle.os_pid}) has ended, or is about to be stopped")}
+      {:error, unavailable("Python (process #{connection.os_pid}) has ended, or is about to be stopped")}
     end
   end
 
-  defp await_answer(handle, id, ref, answer_ms) do
+  defp await_answer(connection, id, ref, answer_ms) do
     receive do
       {^ref, frame} when is_binary(frame) -> Request.outcome(frame)
       {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason)}
     after
       answer_ms ->
-        forget(handle, id, ref)
+        forget(connection, id, ref)
 
         {:error,
          unavailable(
-           "Python (process #{handle.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
+           "Python (process #{connection.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
              "process is stopped (PyPort.status/1 tells which). Where a request is stuck, the `stack` of its " <>
              "error shows it when its timeout has passed"
          )}
@@ -55,9 +54,9 @@ defmodule PyPort.Server.Stacks do
   end
 
   # An answer that comes later has no row any more, and the server drops it.
-  defp forget(handle, id, ref) do
+  defp forget(connection, id, ref) do
     :erlang.unalias(ref)
-    :ets.delete(handle.table, id)
+    :ets.delete(connection.table, id)
 
     receive do
       {^ref, _frame} -> :ok
@@ -72,36 +71,36 @@ defmodule PyPort.Server.Stacks do
   The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
   them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
   """
-  @spec take_before_kill(Handle.t(), answer_ms :: non_neg_integer()) ::
+  @spec take_before_kill(Connection.t(), answer_ms :: non_neg_integer()) ::
           {:ok, String.t()} | {:error, Error.t()}
-  def take_before_kill(handle, 0), do: dump(handle)
+  def take_before_kill(connection, 0), do: dump(connection)
 
-  def take_before_kill(handle, answer_ms) do
-    with {:error, _held} <- take(handle, answer_ms), do: dump(handle)
+  def take_before_kill(connection, answer_ms) do
+    with {:error, _held} <- take(connection, answer_ms), do: dump(connection)
   end
 
-  defp dump(handle) do
-    if catches?(handle.os_pid) do
-      with_stderr(handle, fn file ->
+  defp dump(connection) do
+    if catches?(connection.os_pid) do
+      with_stderr(connection, fn file ->
         before = size(file)
-        Reaper.dump(handle.owner)
+        Reaper.dump(connection.owner)
         file |> await(before, before, now(), deadline()) |> found()
       end)
     else
       {:error,
        unavailable(
-         "Python (process #{handle.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
+         "Python (process #{connection.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
            "just starting, has ended, or its code has taken the signal away"
        )}
     end
   end
 
   @doc "Those of several Pythons, each under a heading; an error where none of them answers."
-  @spec take_all([Handle.t()]) :: {:ok, String.t()} | {:error, Error.t()}
-  def take_all([handle]), do: take(handle)
+  @spec take_all([Connection.t()]) :: {:ok, String.t()} | {:error, Error.t()}
+  def take_all([connection]), do: take(connection)
 
-  def take_all(handles) do
-    taken = Enum.map(handles, &{&1.os_pid, take(&1)})
+  def take_all(connections) do
+    taken = Enum.map(connections, &{&1.os_pid, take(&1)})
 
     if Enum.any?(taken, &match?({_os_pid, {:ok, _text}}, &1)) do
       {:ok,
@@ -117,26 +116,26 @@ defmodule PyPort.Server.Stacks do
   defp text({:error, error}), do: Exception.message(error) <> "\n"
 
   @doc "How much has been written to stderr, before a dump."
-  @spec mark(Handle.t()) :: non_neg_integer()
-  def mark(handle) do
-    case with_stderr(handle, &{:ok, size(&1)}) do
+  @spec mark(Connection.t()) :: non_neg_integer()
+  def mark(connection) do
+    case with_stderr(connection, &{:ok, size(&1)}) do
       {:ok, size} -> size
       {:error, _gone} -> 0
     end
   end
 
   @doc "What has been written of a dump since then, whole or not."
-  @spec since(Handle.t(), mark :: non_neg_integer()) :: String.t() | nil
-  def since(handle, mark) do
-    case with_stderr(handle, &(&1 |> read(mark, size(&1)) |> found())) do
+  @spec since(Connection.t(), mark :: non_neg_integer()) :: String.t() | nil
+  def since(connection, mark) do
+    case with_stderr(connection, &(&1 |> read(mark, size(&1)) |> found())) do
       {:ok, text} -> text
       {:error, _none} -> nil
     end
   end
 
   # Raw files, since all others go through one process of the VM, which may be busy when this matters.
-  defp with_stderr(handle, fun) do
-    with {:ok, file} <- :file.open(StderrFile.path(handle.dir), [:read, :raw, :binary]) do
+  defp with_stderr(connection, fun) do
+    with {:ok, file} <- :file.open(StderrFile.path(connection.dir), [:read, :raw, :binary]) do
       try do
         fun.(file)
       after

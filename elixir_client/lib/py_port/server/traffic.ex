@@ -3,8 +3,8 @@ defmodule PyPort.Server.Traffic do
   # the hot path of every reply; birth and death are PyPort.Server's.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Wire}
-  alias PyPort.Server.{Handle, Ladder, Mail, Property}
+  alias PyPort.{Callbacks, Connection, Output, Wire}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Ownership}
 
   @type state :: map()
 
@@ -51,7 +51,7 @@ defmodule PyPort.Server.Traffic do
 
   @doc "Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here."
   @spec sweep(state()) :: state()
-  def sweep(%{phase: :ready, handle: %{table: table}} = state) do
+  def sweep(%{phase: :ready, connection: %{table: table}} = state) do
     rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_}), else: []
 
     state =
@@ -62,10 +62,10 @@ defmodule PyPort.Server.Traffic do
     over = for {id, _attached} <- state.attached, not :ets.member(table, id), do: id
     state = Enum.reduce(over, state, &abandon(&2, &1))
     # Kept by workers that were ended meanwhile.
-    for id <- Callbacks.kept(state.handle),
+    for id <- Callbacks.kept(state.connection),
         id != "",
         not :ets.member(table, id),
-        do: Callbacks.forget(state.handle, id)
+        do: Callbacks.forget(state.connection, id)
 
     state
   end
@@ -74,24 +74,24 @@ defmodule PyPort.Server.Traffic do
 
   # It may have died before it told Python to end the request, or of the request at all; to be told twice does no harm.
   defp orphaned(state, id) do
-    Handle.command(state.handle, Wire.cancel(id))
+    Connection.command(state.connection, Wire.cancel(id))
 
     case state.attached do
       %{^id => %{cancel: %{why: :caller_down}}} -> ask_after(state, id)
       %{^id => %{cancel: %{}}} -> state
-      _not_cancelled -> state |> Ladder.cancel(id, :caller_down) |> ask_after(id)
+      _not_cancelled -> state |> Cancellation.cancel(id, :caller_down) |> ask_after(id)
     end
   end
 
   # What of the request was sent, was sent before its caller's death, and this comes behind it.
   defp ask_after(state, id) do
-    Handle.command(state.handle, Wire.ping(id))
+    Connection.command(state.connection, Wire.ping(id))
     state
   end
 
   defp pong(state, id, frame) do
     case Wire.decode(frame) do
-      {:ok, {:pong, _id, %{} = said}} -> state |> Ladder.heard(said[:blocking]) |> pong_of(id, said)
+      {:ok, {:pong, _id, %{} = said}} -> state |> Cancellation.heard(said[:blocking]) |> pong_of(id, said)
       _unreadable -> state
     end
   end
@@ -101,33 +101,33 @@ defmodule PyPort.Server.Traffic do
   defp pong_of(state, id, said) do
     case {state.attached, said} do
       {%{^id => %{cancel: %{why: :caller_down} = entry}}, %{open: false}} ->
-        :ets.delete(state.handle.table, id)
-        state |> Ladder.never_sent(id, entry) |> abandon(id)
+        :ets.delete(state.connection.table, id)
+        state |> Cancellation.never_sent(id, entry) |> abandon(id)
 
       _open_or_not_asked_after ->
-        Ladder.pong(state, id, said)
+        Cancellation.pong(state, id, said)
     end
   end
 
   # --- replies --------------------------------------------------------------------------------
 
   defp reply(state, id, frame, objects?) do
-    case :ets.take(state.handle.table, id) do
+    case :ets.take(state.connection.table, id) do
       [{_id, ref, reader, extra}] ->
-        if extra != nil and extra.functions?, do: Callbacks.forget(state.handle, id)
+        if extra != nil and extra.functions?, do: Callbacks.forget(state.connection, id)
 
         case state.attached do
           %{^id => attached} ->
             state |> objects(id, attached, reader, frame, objects?) |> last(id, attached, ref, frame)
 
           _nothing ->
-            state = if objects?, do: Property.claim(state, {:reply, id}, reader, frame), else: state
+            state = if objects?, do: Ownership.claim(state, {:reply, id}, reader, frame), else: state
             to_reader(state, ref, frame)
         end
 
       # Nobody has asked.
       [] ->
-        if objects?, do: Property.release_in(state.handle, frame)
+        if objects?, do: Ownership.release_in(state.connection, frame)
         abandon(state, id)
     end
   end
@@ -135,11 +135,11 @@ defmodule PyPort.Server.Traffic do
   defp objects(state, _id, _attached, _reader, _frame, false), do: state
 
   defp objects(state, id, attached, reader, frame, true) do
-    if Ladder.answered?(attached) do
-      Property.release_in(state.handle, frame)
+    if Cancellation.answered?(attached) do
+      Ownership.release_in(state.connection, frame)
       state
     else
-      Property.claim(state, {:reply, id}, reader, frame)
+      Ownership.claim(state, {:reply, id}, reader, frame)
     end
   end
 
@@ -150,7 +150,7 @@ defmodule PyPort.Server.Traffic do
 
   # An alias that is not listened to any more drops it.
   defp last(state, id, attached, ref, frame) do
-    state = if attached.cancel, do: Ladder.ended(state, id, attached.cancel, frame), else: state
+    state = if attached.cancel, do: Cancellation.ended(state, id, attached.cancel, frame), else: state
 
     if attached.writer do
       send(ref, {ref, frame, attached.writer})
@@ -169,16 +169,16 @@ defmodule PyPort.Server.Traffic do
   # here already go together, for one look-up and one message (a third of what an item costs here). None of them
   # overtakes another, and the final reply stays behind them.
   defp item(state, <<number::64>> = id, frame, objects?) do
-    frames = [{objects?, frame} | more_items(state.handle.port, number, @most_items)]
+    frames = [{objects?, frame} | more_items(state.connection.port, number, @most_items)]
 
-    case :ets.lookup(state.handle.table, id) do
+    case :ets.lookup(state.connection.table, id) do
       [{_id, ref, reader, _extra}] ->
         state = claim_items(state, id, reader, frames)
         send(ref, {ref, Enum.map(frames, &elem(&1, 1))})
         state
 
       [] ->
-        for {true, frame} <- frames, do: Property.release_in(state.handle, frame)
+        for {true, frame} <- frames, do: Ownership.release_in(state.connection, frame)
         state
     end
   end
@@ -196,7 +196,7 @@ defmodule PyPort.Server.Traffic do
 
   defp claim_items(state, id, reader, frames) do
     Enum.reduce(frames, state, fn
-      {true, frame}, state -> Property.claim(state, {:reply, id}, reader, frame)
+      {true, frame}, state -> Ownership.claim(state, {:reply, id}, reader, frame)
       {false, _frame}, state -> state
     end)
   end
@@ -213,9 +213,9 @@ defmodule PyPort.Server.Traffic do
         mail(state, {:output, id, frame})
 
       _none_yet ->
-        case :ets.lookup(state.handle.table, id) do
+        case :ets.lookup(state.connection.table, id) do
           [{_id, _ref, caller, extra}] ->
-            writer = Output.start(state.handle, id, caller, extra && extra.devices)
+            writer = Output.start(state.connection, id, caller, extra && extra.devices)
             Output.write(writer, frame)
             attach(state, id, :writer, writer)
 
@@ -233,24 +233,24 @@ defmodule PyPort.Server.Traffic do
       {:ok, caller, state} ->
         state =
           if Callbacks.objects?(frame),
-            do: Property.claim(state, {:call, call_id}, caller, frame),
+            do: Ownership.claim(state, {:call, call_id}, caller, frame),
             else: state
 
         # Before it can ask for anything.
-        Handle.count_call(state.handle, 1)
-        worker = Callbacks.start(state.handle, id, call_id, caller, frame)
+        Connection.count_call(state.connection, 1)
+        worker = Callbacks.start(state.connection, id, call_id, caller, frame)
         %{state | workers: Map.put(state.workers, worker, {id, call_id})}
 
       :none ->
-        if Callbacks.objects?(frame), do: Property.release_in(state.handle, frame)
-        Handle.command(state.handle, Callbacks.too_late(call_id))
+        if Callbacks.objects?(frame), do: Ownership.release_in(state.connection, frame)
+        Connection.command(state.connection, Callbacks.too_late(call_id))
         state
     end
   end
 
   # The process that waits for the request that calls.
   defp caller(state, id) do
-    case {:ets.lookup(state.handle.table, id), state.attached} do
+    case {:ets.lookup(state.connection.table, id), state.attached} do
       {_row, %{^id => %{cancel: %{answered?: true}}}} ->
         :none
 
@@ -272,26 +272,26 @@ defmodule PyPort.Server.Traffic do
   @doc "A worker has ended."
   @spec worker_ended(state(), pid(), term()) :: state()
   def worker_ended(state, worker, reason) do
-    Handle.count_call(state.handle, -1)
+    Connection.count_call(state.connection, -1)
 
     case Map.pop(state.workers, worker) do
       {{:stopped, call_id}, workers} ->
-        Callbacks.forget(state.handle, worker)
+        Callbacks.forget(state.connection, worker)
         disclaim(%{state | workers: workers}, call_id)
 
       {{_id, call_id}, workers} ->
-        Callbacks.ended(state.handle, worker, call_id, reason)
+        Callbacks.ended(state.connection, worker, call_id, reason)
         state = %{state | workers: workers}
         if reason == :normal, do: state, else: disclaim(state, call_id)
     end
   end
 
   # What it has adopted, it has said before its end. What it has not, is nobody's.
-  defp disclaim(state, call_id), do: Property.cast(state, {:disclaim, {:call, call_id}})
+  defp disclaim(state, call_id), do: Ownership.cast(state, {:disclaim, {:call, call_id}})
 
   # A request has run for longer than most.
   defp running(state, id) do
-    case :ets.lookup(state.handle.table, id) do
+    case :ets.lookup(state.connection.table, id) do
       [{_id, _ref, caller, _extra}] -> watch_caller(state, id, caller)
       [] -> state
     end
@@ -317,11 +317,11 @@ defmodule PyPort.Server.Traffic do
   @doc "Ends the calls of a request: there is nobody any more whom they are for."
   @spec end_calls(state(), Wire.id()) :: state()
   def end_calls(state, id) do
-    Callbacks.forget(state.handle, id)
+    Callbacks.forget(state.connection, id)
 
     for {worker, {^id, call_id}} <- state.workers, reduce: state do
       state ->
-        Callbacks.stop(state.handle, worker, call_id)
+        Callbacks.stop(state.connection, worker, call_id)
         %{state | workers: Map.put(state.workers, worker, {:stopped, call_id})}
     end
   end
@@ -341,7 +341,7 @@ defmodule PyPort.Server.Traffic do
   defp log(state, frame) do
     caller =
       with id when id != nil <- Wire.log_request(frame),
-           [{_id, _ref, caller, _extra}] <- :ets.lookup(state.handle.table, id) do
+           [{_id, _ref, caller, _extra}] <- :ets.lookup(state.connection.table, id) do
         caller
       else
         _nobody -> nil
@@ -351,7 +351,7 @@ defmodule PyPort.Server.Traffic do
   end
 
   defp mail(state, letter) do
-    Mail.post(state.mail, letter)
+    AsyncDelivery.post(state.mail, letter)
     state
   end
 end

@@ -7,8 +7,7 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Reach, Request, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Callbacks, Connection, Locator, Output, Request, Wire}
 
   @flush_ms 5_000
 
@@ -26,14 +25,14 @@ defmodule PyPort.Stream.Relay do
 
   @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
   @spec start(
-          Handle.t(),
+          Connection.t(),
           Wire.id(),
           iodata(),
-          {Handle.extra(), Callbacks.context() | nil},
+          {Connection.extra(), Callbacks.context() | nil},
           pos_integer(),
           consumer :: pid()
         ) :: pid()
-  def start(handle, id, frame, {extra, context}, credit, consumer) do
+  def start(connection, id, frame, {extra, context}, credit, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -43,10 +42,10 @@ defmodule PyPort.Stream.Relay do
       Process.put(:"$callers", [consumer | callers])
 
       # A stream lasts, so a monitor of its own costs nothing. The news of the server's end may come from its heir, too.
-      ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+      ref = :erlang.monitor(:process, connection.owner, alias: :demonitor)
 
       state = %{
-        handle: handle,
+        connection: connection,
         id: id,
         ref: ref,
         consumer: Process.monitor(consumer),
@@ -66,7 +65,7 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+      case Locator.send_request(connection, {id, ref, self(), extra}, context, frame) do
         :ok -> loop(state)
         not_sent -> ended(state, not_sent)
       end
@@ -184,7 +183,7 @@ defmodule PyPort.Stream.Relay do
 
   # Who asks for more has taken what it was given.
   defp taken(%{owed: owed, given: given, half: half} = state) when owed + given >= half do
-    Handle.command(state.handle, Wire.credit(state.id, owed + given))
+    Connection.command(state.connection, Wire.credit(state.id, owed + given))
     %{state | owed: 0, given: 0}
   end
 
@@ -247,7 +246,7 @@ defmodule PyPort.Stream.Relay do
   end
 
   defp cancel(%{ref: ref} = state, why) do
-    Request.cancel(state.handle, state.id, why)
+    Request.cancel(state.connection, state.id, why)
     await_reply(ref)
   end
 

@@ -2,8 +2,8 @@ defmodule PyPort.EnvTest do
   # Environments are known by name in the whole VM.
   use ExUnit.Case, async: false
 
+  alias PyPort.{Env, Error, SyntaxCheck}
   alias PyPort.Env.{Config, Stamp}
-  alias PyPort.{Env, Error, Survey}
   alias PyPort.Test.{FakeUv, Servers}
 
   @moduletag :tmp_dir
@@ -117,10 +117,10 @@ defmodule PyPort.EnvTest do
     put_env("PYTHONHOME", "/no/such/home")
     was = Application.get_env(:py_port, :pool)
     Application.put_env(:py_port, :pool, python_env: name)
-    if Process.whereis(Survey), do: GenServer.stop(Survey)
+    if Process.whereis(SyntaxCheck), do: GenServer.stop(SyntaxCheck)
     on_exit(fn -> Application.put_env(:py_port, :pool, was || []) end)
-    assert {:ok, %{bound: ["x"]}} = Survey.of("x = 1")
-    GenServer.stop(Survey)
+    assert {:ok, %{bound: ["x"]}} = SyntaxCheck.of("x = 1")
+    GenServer.stop(SyntaxCheck)
   end
 
   defp put_env(name, value) do

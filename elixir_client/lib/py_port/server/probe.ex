@@ -1,12 +1,12 @@
-defmodule PyPort.Server.Pulse do
+defmodule PyPort.Server.Probe do
   # Looks at a Python process from outside: /proc/PID/stat and the status page, each through a file that is kept open (8 µs
-  # and 2 µs a look), and what has come through its port. What it means is PyPort.Liveness's to say.
+  # and 2 µs a look), and what has come through its port. What it means is PyPort.Server.Liveness's to say.
   #
   # Any frame counts as a beat, and is not noticed frame by frame: the port counts the bytes of whole frames.
   @moduledoc false
 
-  alias PyPort.Liveness
-  alias PyPort.Server.{Handle, Page}
+  alias PyPort.{Connection, StatusPage}
+  alias PyPort.Server.Liveness
 
   @enforce_keys [:port, :table, :start_time, :stat, :page]
   defstruct @enforce_keys ++ [:pipe]
@@ -29,14 +29,14 @@ defmodule PyPort.Server.Pulse do
   @ms_per_tick 10
 
   @doc "Only the process that opened it may look."
-  @spec open(Handle.t()) :: t()
-  def open(handle) do
+  @spec open(Connection.t()) :: t()
+  def open(connection) do
     %__MODULE__{
-      port: handle.port,
-      table: handle.table,
-      start_time: handle.start_time,
-      stat: open_file("/proc/#{handle.os_pid}/stat"),
-      page: open_file(Page.path(handle.dir))
+      port: connection.port,
+      table: connection.table,
+      start_time: connection.start_time,
+      stat: open_file("/proc/#{connection.os_pid}/stat"),
+      page: open_file(StatusPage.path(connection.dir))
     }
   end
 
@@ -59,10 +59,10 @@ defmodule PyPort.Server.Pulse do
     :ok
   end
 
-  @spec page(t() | nil) :: Page.t() | nil
+  @spec page(t() | nil) :: StatusPage.t() | nil
   def page(%__MODULE__{page: fd}) when fd != nil do
-    case :file.pread(fd, 0, Page.bytes()) do
-      {:ok, bytes} -> Page.parse(bytes)
+    case :file.pread(fd, 0, StatusPage.bytes()) do
+      {:ok, bytes} -> StatusPage.parse(bytes)
       _unreadable -> nil
     end
   end
@@ -77,7 +77,7 @@ defmodule PyPort.Server.Pulse do
   The page as a killed process leaves it. If the process is not seen to be dead within a moment, no request that the page
   does not show is known not to have begun.
   """
-  @spec last_page(t() | nil) :: Page.t() | nil
+  @spec last_page(t() | nil) :: StatusPage.t() | nil
   def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))
 
   defp last_page(nil, _looks), do: nil
@@ -88,7 +88,7 @@ defmodule PyPort.Server.Pulse do
         page(pulse)
 
       looks == 0 ->
-        Page.alive(page(pulse))
+        StatusPage.alive(page(pulse))
 
       true ->
         Process.sleep(@look_ms)

@@ -1,4 +1,4 @@
-defmodule PyPort.Pool.Keeper do
+defmodule PyPort.Pool.Manager do
   # The process that knows what a pool should be and makes it so: starts servers, publishes those that are ready,
   # replaces those that are due and those that have ended, takes out what is too many. No request passes it, except
   # one that finds nobody ready, which waits here.
@@ -14,9 +14,8 @@ defmodule PyPort.Pool.Keeper do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Error, Options, Registry, Server}
-  alias PyPort.Pool.{Attendant, Events, Members, Policy, Slot}
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Error, Options, Registry, Server}
+  alias PyPort.Pool.{Events, Members, Policy, Slot, Waiter}
 
   @tick_ms 1_000
 
@@ -97,7 +96,7 @@ defmodule PyPort.Pool.Keeper do
       for {pid, index} <- Enum.with_index(kept, 1), reduce: state do
         state ->
           Process.monitor(pid)
-          Attendant.announce(pid)
+          Waiter.announce(pid)
           put_in(state.slots[index], %Slot{pid: pid})
       end
 
@@ -108,7 +107,7 @@ defmodule PyPort.Pool.Keeper do
     end
   end
 
-  defp ready?(pid), do: match?({:ok, %Handle{ready: true}}, Registry.fetch(pid))
+  defp ready?(pid), do: match?({:ok, %Connection{ready: true}}, Registry.fetch(pid))
 
   defp add_slots(state, 0), do: state
 
@@ -137,7 +136,7 @@ defmodule PyPort.Pool.Keeper do
     with {:ok, pid} <- DynamicSupervisor.start_child(state.supervisor, spec) do
       Process.monitor(pid)
       Registry.put_pool_of(pid, state.pool)
-      Attendant.announce(pid)
+      Waiter.announce(pid)
       {:ok, pid}
     end
   end
@@ -150,7 +149,7 @@ defmodule PyPort.Pool.Keeper do
   @impl true
   def handle_call({:await, deadline}, from, state) do
     cond do
-      state.members.handles != {} -> {:reply, :ok, state}
+      state.members.connections != {} -> {:reply, :ok, state}
       error = hopeless(state) -> {:reply, {:error, error}, state}
       true -> {:noreply, %{state | waiting: [{from, deadline} | state.waiting]}}
     end
@@ -172,7 +171,7 @@ defmodule PyPort.Pool.Keeper do
       else
         # Those that serve are kept first, and of them the ones with the least numbers.
         state.slots
-        |> Enum.sort_by(fn {index, slot} -> {slot.handle == nil, index} end)
+        |> Enum.sort_by(fn {index, slot} -> {slot.connection == nil, index} end)
         |> Enum.drop(size)
         |> Enum.reduce(state, fn {index, slot}, state -> remove_slot(index, slot, state) end)
       end
@@ -187,25 +186,25 @@ defmodule PyPort.Pool.Keeper do
 
   defp hopeless(%{slots: slots}) do
     slots = Map.values(slots)
-    if Enum.all?(slots, &(&1.error != nil and &1.handle == nil)), do: hd(slots).error
+    if Enum.all?(slots, &(&1.error != nil and &1.connection == nil)), do: hd(slots).error
   end
 
   # --- what servers do -------------------------------------------------------------------------
 
   @impl true
-  def handle_info({:ready, pid, handle}, state) do
+  def handle_info({:ready, pid, connection}, state) do
     state =
       case find(state, pid) do
         {:serves, index, slot} ->
           state
-          |> put_in([:slots, index], Slot.ready(slot, handle, now()))
+          |> put_in([:slots, index], Slot.ready(slot, connection, now()))
           |> publish()
           |> Events.taken_in(index, :start)
 
         {:succeeds, index, slot} ->
           # Out of the members before it is asked whether it has anything left.
           state
-          |> put_in([:slots, index], Slot.succeeded(slot, handle, now()))
+          |> put_in([:slots, index], Slot.succeeded(slot, connection, now()))
           |> publish()
           |> drain(index, slot.pid, slot.why)
           |> Events.taken_in(index, slot.why)
@@ -263,7 +262,7 @@ defmodule PyPort.Pool.Keeper do
   def handle_info(:tick, state) do
     Process.send_after(self(), :tick, @tick_ms)
     # A scope of :pg that was restarted knows nobody.
-    Members.announce(state.members, state.members.handles != {})
+    Members.announce(state.members, state.members.connections != {})
     {:noreply, state |> settle() |> forget_late() |> recycle()}
   end
 
@@ -330,7 +329,7 @@ defmodule PyPort.Pool.Keeper do
       slot.pid == nil ->
         state
 
-      slot.handle == nil ->
+      slot.connection == nil ->
         stop(state, index, slot.pid)
 
       true ->
@@ -339,12 +338,12 @@ defmodule PyPort.Pool.Keeper do
   end
 
   defp drain(state, index, pid, why) do
-    Attendant.drain(pid, state.options.drain_timeout, state.options.shutdown_grace, state.who)
+    Waiter.drain(pid, state.options.drain_timeout, state.options.shutdown_grace, state.who)
     put_in(state.draining[pid], %{slot: index, why: why})
   end
 
   defp stop(state, index, pid) do
-    Attendant.stop(pid, state.options.shutdown_grace)
+    Waiter.stop(pid, state.options.shutdown_grace)
     put_in(state.draining[pid], %{slot: index, why: :not_wanted})
   end
 
@@ -365,7 +364,7 @@ defmodule PyPort.Pool.Keeper do
   # One at a time: a pool whose servers were all born in the same second must not lose them in the same second. And
   # none whose predecessor is not gone yet, so that there are never more than twice as many as wanted.
   defp recycle(state) do
-    busy = Enum.any?(state.slots, fn {_index, slot} -> slot.successor != nil or slot.handle == nil end)
+    busy = Enum.any?(state.slots, fn {_index, slot} -> slot.successor != nil or slot.connection == nil end)
 
     due =
       if busy,
@@ -390,29 +389,31 @@ defmodule PyPort.Pool.Keeper do
   # --- what callers see ----------------------------------------------------------------------------
 
   defp publish(state) do
-    handles = for {_index, %{handle: handle}} <- Enum.sort(state.slots), handle != nil, do: handle
-    tell_waiting(publish(handles, state))
+    connections =
+      for {_index, %{connection: connection}} <- Enum.sort(state.slots), connection != nil, do: connection
+
+    tell_waiting(publish(connections, state))
   end
 
   # Each change of a persistent term costs a look at every process.
-  defp publish(handles, %{members: members} = state) do
-    if owners(handles) == owners(Tuple.to_list(members.handles)) do
+  defp publish(connections, %{members: members} = state) do
+    if owners(connections) == owners(Tuple.to_list(members.connections)) do
       state
     else
-      members = %{members | handles: List.to_tuple(handles)}
+      members = %{members | connections: List.to_tuple(connections)}
       Registry.put_pool(members)
-      Members.announce(members, handles != [])
+      Members.announce(members, connections != [])
       %{state | members: members}
     end
   end
 
-  defp owners(handles), do: Enum.map(handles, & &1.owner)
+  defp owners(connections), do: Enum.map(connections, & &1.owner)
 
   defp tell_waiting(%{waiting: []} = state), do: state
 
   defp tell_waiting(state) do
     cond do
-      state.members.handles != {} -> answer_waiting(:ok, state)
+      state.members.connections != {} -> answer_waiting(:ok, state)
       error = hopeless(state) -> answer_waiting({:error, error}, state)
       true -> state
     end

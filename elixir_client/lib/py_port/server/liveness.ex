@@ -1,4 +1,4 @@
-defmodule PyPort.Liveness do
+defmodule PyPort.Server.Liveness do
   # Whether a Python is well, from what can be seen of it without asking it: samples in, verdict out. No process, no
   # file, no clock: the time is an argument, in milliseconds of a monotonic clock.
   #
@@ -13,7 +13,7 @@ defmodule PyPort.Liveness do
   # | any | absent, or a zombie | `:exited` |
   # | no frame, but Python has written some beats | any | `:unreadable` |
   #
-  # What follows from a verdict is PyPort.Server.Vital's business.
+  # What follows from a verdict is PyPort.Server.Health's business.
   @moduledoc false
 
   @type verdict :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited

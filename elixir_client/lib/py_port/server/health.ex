@@ -1,13 +1,13 @@
-defmodule PyPort.Server.Vital do
+defmodule PyPort.Server.Health do
   # Takes the pulse of the server's Python, on each beat and whenever a request is past its deadline, and says so where
   # the verdict has changed: to Logger, to telemetry, and in the registry, where PyPort.status/1 finds it. Which verdicts
-  # are an end is decided here; how one ends a Python is PyPort.Server.Death's.
+  # are an end is decided here; how one ends a Python is PyPort.Server.Shutdown's.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Liveness, Registry, Telemetry}
-  alias PyPort.Server.Pulse
+  alias PyPort.{Registry, Telemetry}
+  alias PyPort.Server.{Liveness, Probe}
 
   @type state :: map()
 
@@ -38,8 +38,8 @@ defmodule PyPort.Server.Vital do
   end
 
   # No beat comes before it is ready, but it can have died, or have said hello to no effect.
-  def tick(%{phase: :starting, pulse: %Pulse{} = pulse} = state, _due) do
-    case {Pulse.sample(pulse), Pulse.page(pulse)} do
+  def tick(%{phase: :starting, pulse: %Probe{} = pulse} = state, _due) do
+    case {Probe.sample(pulse), Probe.page(pulse)} do
       {%{process: :absent}, _page} -> {:exited, state}
       {%{process: {:alive, ?Z, _cpu}}, _page} -> {:exited, state}
       {_alive, %{phase: :serving}} -> unheard(state, now())
@@ -85,7 +85,7 @@ defmodule PyPort.Server.Vital do
 
   @spec look(state()) :: {Liveness.verdict(), state()}
   def look(state) do
-    {verdict, liveness} = Liveness.judge(state.liveness, Pulse.sample(state.pulse), now())
+    {verdict, liveness} = Liveness.judge(state.liveness, Probe.sample(state.pulse), now())
     {verdict, note(%{state | liveness: liveness}, verdict)}
   end
 
@@ -94,8 +94,8 @@ defmodule PyPort.Server.Vital do
 
   @doc "For the metadata of events."
   @spec about(state()) :: map()
-  def about(%{handle: handle, options: options}),
-    do: %{server: self(), name: options.name, os_pid: handle && handle.os_pid}
+  def about(%{connection: connection, options: options}),
+    do: %{server: self(), name: options.name, os_pid: connection && connection.os_pid}
 
   # Being held and being stuck are the same illness with another face.
   @held [:gil_held, :stuck]
@@ -105,7 +105,7 @@ defmodule PyPort.Server.Vital do
   defp note(%{verdict: {previous, since}} = state, verdict) do
     now = now()
     silent_ms = Liveness.silent_ms(state.liveness, now)
-    pending = :ets.info(state.handle.table, :size)
+    pending = :ets.info(state.connection.table, :size)
     Registry.put_verdict(self(), verdict)
 
     Telemetry.execute(
@@ -126,14 +126,14 @@ defmodule PyPort.Server.Vital do
 
   defp say(state, _previous, :unreadable, _silent_ms) do
     Logger.warning(
-      "PyPort #{state.who}: Python (process #{state.handle.os_pid}) writes, but no frame arrives: its port is written to by " <>
+      "PyPort #{state.who}: Python (process #{state.connection.os_pid}) writes, but no frame arrives: its port is written to by " <>
         "other code, or was replaced"
     )
   end
 
   defp say(state, _previous, verdict, silent_ms) do
     Logger.warning(
-      "PyPort #{state.who}: nothing heard of Python (process #{state.handle.os_pid}) for #{silent_ms} ms: #{words(verdict)}"
+      "PyPort #{state.who}: nothing heard of Python (process #{state.connection.os_pid}) for #{silent_ms} ms: #{words(verdict)}"
     )
   end
 

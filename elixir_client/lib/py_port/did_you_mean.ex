@@ -1,4 +1,4 @@
-defmodule PyPort.Suggest do
+defmodule PyPort.DidYouMean do
   # What somebody may have meant who wrote a name that there is not.
   @moduledoc false
 

@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Birth do
+defmodule PyPort.Server.Startup do
   # From the launch of a Python to its first words, and what is said and done where it does not get there: said once,
   # tried again at growing intervals, and no reason for its server to end. Runs in the server.
   @moduledoc false
@@ -8,7 +8,7 @@ defmodule PyPort.Server.Birth do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Env, Error, Registry, Telemetry, Wire}
-  alias PyPort.Server.{Death, Heir, Launch, Mail, Ownership, Pulse, Vital}
+  alias PyPort.Server.{AsyncDelivery, Health, Launch, OwnershipTable, Probe, RequestTable, Shutdown}
 
   @type state :: map()
 
@@ -21,7 +21,7 @@ defmodule PyPort.Server.Birth do
       options: options,
       who: options.label || inspect(options.name || self()),
       phase: :starting,
-      handle: nil,
+      connection: nil,
       # Who waits for the server to be ready: GenServer.from()
       waiting: [],
       # The last failure to start, while phase is :down or until the next try succeeds.
@@ -53,8 +53,8 @@ defmodule PyPort.Server.Birth do
       # worker -> the call that it serves, {request, call id}, or {:stopped, call id} if that is over
       workers: %{},
       mail: nil,
-      heir: Heir.start_link(),
-      ownership: Ownership.new(options),
+      heir: RequestTable.start_link(),
+      ownership: OwnershipTable.new(options),
       # Owners of many objects that Logger is to name with the next beat.
       crowded: [],
       # holder of objects or sessions -> the monitor on it
@@ -65,14 +65,14 @@ defmodule PyPort.Server.Birth do
   @spec launch(state()) :: state()
   def launch(%{options: options, who: who} = state) do
     case Launch.open(options, state.heir) do
-      {:ok, handle, stderr} ->
+      {:ok, connection, stderr} ->
         if options.name, do: Registry.count_start(options.name)
-        Logger.debug("PyPort #{who}: Python is starting (process #{handle.os_pid})")
+        Logger.debug("PyPort #{who}: Python is starting (process #{connection.os_pid})")
 
         state = %{
           state
           | phase: :starting,
-            handle: handle,
+            connection: connection,
             stderr: stderr,
             since: System.monotonic_time(),
             verdict: nil,
@@ -84,10 +84,10 @@ defmodule PyPort.Server.Birth do
         %{
           state
           | timer: start_timer(options.init_timeout, :init_timeout),
-            mail: Mail.start_link(handle, who, options.logger),
-            pulse: Pulse.open(handle)
+            mail: AsyncDelivery.start_link(connection, who, options.logger),
+            pulse: Probe.open(connection)
         }
-        |> Death.limit_stderr()
+        |> Shutdown.limit_stderr()
 
       {:error, error} ->
         failed(state, error)
@@ -101,7 +101,7 @@ defmodule PyPort.Server.Birth do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> ready(%{state | pulse: Pulse.hold_pipe(state.pulse, state.handle.os_pid, info)})
+          :ok -> ready(%{state | pulse: Probe.hold_pipe(state.pulse, state.connection.os_pid, info)})
           {:error, error} -> failed(state, error)
         end
 
@@ -129,19 +129,19 @@ defmodule PyPort.Server.Birth do
 
   defp ready(state) do
     cancel_timer(state.timer)
-    handle = %{state.handle | ready: true}
-    Registry.put(handle)
-    Enum.each(state.waiting, &GenServer.reply(&1, {:ok, handle}))
+    connection = %{state.connection | ready: true}
+    Registry.put(connection)
+    Enum.each(state.waiting, &GenServer.reply(&1, {:ok, connection}))
     duration = System.monotonic_time() - state.since
     ms = System.convert_time_unit(duration, :native, :millisecond)
 
     if state.failures > 0,
       do: Logger.info("PyPort #{state.who}: Python is running again"),
-      else: Logger.debug("PyPort #{state.who}: Python is ready after #{ms} ms (process #{handle.os_pid})")
+      else: Logger.debug("PyPort #{state.who}: Python is ready after #{ms} ms (process #{connection.os_pid})")
 
     tell(state, :ready, %{duration: duration})
-    state = %{state | phase: :ready, handle: handle, waiting: [], timer: nil, error: nil, failures: 0}
-    Death.note_stderr(Vital.begin(%{state | since: System.monotonic_time()}))
+    state = %{state | phase: :ready, connection: connection, waiting: [], timer: nil, error: nil, failures: 0}
+    Shutdown.note_stderr(Health.begin(%{state | since: System.monotonic_time()}))
   end
 
   @doc "Python says that it leaves: the exit status follows, or it is the end of a try to start."
@@ -171,7 +171,7 @@ defmodule PyPort.Server.Birth do
   @doc "It has ended before it was ready."
   @spec ended(state(), exit_status :: non_neg_integer() | nil) :: state()
   def ended(state, status) do
-    report = Death.report(state, status)
+    report = Shutdown.report(state, status)
     message = "Python did not start: " <> report.message <> hint(report.stderr, state.options)
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
@@ -206,12 +206,12 @@ defmodule PyPort.Server.Birth do
   end
 
   defp failed(state, error) do
-    error = %{error | stderr: Death.last_words(state)}
+    error = %{error | stderr: Shutdown.last_words(state)}
     failures = state.failures + 1
     wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
     tell(state, :boot_failure, %{failures: failures, retry_ms: wait}, %{error: error})
     cancel_timer(state.timer)
-    state = Death.close(state)
+    state = Shutdown.close(state)
 
     # The same failure is not worth a second line.
     if state.error == nil or state.error.message != error.message do
@@ -223,7 +223,7 @@ defmodule PyPort.Server.Birth do
   end
 
   defp tell(state, event, measurements, metadata \\ %{}) do
-    Telemetry.execute([:py_port, :server, event], measurements, Map.merge(Vital.about(state), metadata))
+    Telemetry.execute([:py_port, :server, event], measurements, Map.merge(Health.about(state), metadata))
   end
 
   defp start_timer(:infinity, _message), do: nil

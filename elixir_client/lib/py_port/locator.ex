@@ -1,11 +1,10 @@
-defmodule PyPort.Reach do
-  # From what a request names (a server or pool, a session, an object, nothing) to the handle of a server that can take it, and
+defmodule PyPort.Locator do
+  # From what a request names (a server or pool, a session, an object, nothing) to the connection of a server that can take it, and
   # the sending of a request that it takes now. Runs in the caller's process.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Error, Object, Registry, Remote, Server, Session, Suggest}
-  alias PyPort.Pool.{Keeper, Members}
-  alias PyPort.Server.Handle
+  alias PyPort.{Callbacks, Connection, DidYouMean, Error, Object, Registry, Remote, Server, Session}
+  alias PyPort.Pool.{Manager, Members}
 
   @type place :: GenServer.server() | Session.t() | Object.t()
 
@@ -63,17 +62,18 @@ defmodule PyPort.Reach do
   @typedoc "The node where a server lives, and what to name there: nothing where a session or an object leads the way."
   @type elsewhere :: {:elsewhere, node(), GenServer.server() | nil}
 
-  @doc "The handle of a server that is ready; one that is still starting is waited for until the deadline."
-  @spec handle(place(), integer() | :infinity) :: {:ok, Handle.t()} | {:error, Error.t()} | elsewhere()
-  def handle(%Session{server: owner} = session, deadline) do
+  @doc "The connection of a server that is ready; one that is still starting is waited for until the deadline."
+  @spec connection(place(), integer() | :infinity) ::
+          {:ok, Connection.t()} | {:error, Error.t()} | elsewhere()
+  def connection(%Session{server: owner} = session, deadline) do
     owner |> of_owner(deadline) |> carried() |> gone("the session #{inspect(session)}")
   end
 
-  def handle(%Object{} = object, deadline) do
+  def connection(%Object{} = object, deadline) do
     object |> Object.server() |> of_owner(deadline) |> carried() |> gone("the object #{inspect(object)}")
   end
 
-  def handle(server, deadline) do
+  def connection(server, deadline) do
     case whereis(server) do
       pid when is_pid(pid) -> of_owner(pid, deadline)
       {name, node} -> {:elsewhere, node, name}
@@ -84,8 +84,8 @@ defmodule PyPort.Reach do
   defp carried({:elsewhere, node, _pid}), do: {:elsewhere, node, nil}
   defp carried(result), do: result
 
-  @doc "The handle of a server that is ready, if finding it takes no time at all; else it is for `handle/2` to say."
-  @spec ready(place()) :: Handle.t() | nil
+  @doc "The connection of a server that is ready, if finding it takes no time at all; else it is for `connection/2` to say."
+  @spec ready(place()) :: Connection.t() | nil
   def ready(%Session{server: owner}), do: owner |> Registry.fetch() |> ready_now()
   def ready(%Object{}), do: nil
 
@@ -96,9 +96,9 @@ defmodule PyPort.Reach do
     end
   end
 
-  defp ready_now({:ok, %Handle{ready: true} = handle}), do: handle
+  defp ready_now({:ok, %Connection{ready: true} = connection}), do: connection
   # The default pool, mostly: one server, which costs what a server by itself does.
-  defp ready_now({:ok, %Members{handles: {handle}, cluster: nil}}), do: handle
+  defp ready_now({:ok, %Members{connections: {connection}, cluster: nil}}), do: connection
   defp ready_now({:ok, %Members{cluster: nil} = members}), do: Members.pick(members)
   defp ready_now(_found), do: nil
 
@@ -106,7 +106,7 @@ defmodule PyPort.Reach do
     found = Registry.fetch(owner)
 
     case ready_now(found) do
-      %Handle{} = handle -> {:ok, handle}
+      %Connection{} = connection -> {:ok, connection}
       nil -> not_ready(found, owner, deadline)
     end
   end
@@ -117,7 +117,7 @@ defmodule PyPort.Reach do
   defp not_ready({:ok, %Members{cluster: cluster} = members}, _owner, deadline) do
     case Members.pick(members) do
       nil -> stand_in(cluster) || await_member(members, deadline)
-      handle -> (Members.full?(handle) && stand_in(cluster)) || {:ok, handle}
+      connection -> (Members.full?(connection) && stand_in(cluster)) || {:ok, connection}
     end
   end
 
@@ -140,7 +140,7 @@ defmodule PyPort.Reach do
   defp stand_in(_pid_or_tuple), do: nil
 
   defp await_member(%{pool: pool, keeper: keeper}, deadline) do
-    case Keeper.await(keeper, remaining(deadline)) do
+    case Manager.await(keeper, remaining(deadline)) do
       :ok -> of_owner(pool, deadline)
       {:error, error} -> {:error, error}
       :timeout -> {:error, Registry.trouble(pool) || still_starting()}
@@ -184,8 +184,8 @@ defmodule PyPort.Reach do
     end
   end
 
-  @doc "The handles of a server, or of those of a pool, that has a Python now, ready or not; nobody is waited for."
-  @spec running(GenServer.server()) :: {:ok, [Handle.t()]} | {:error, Error.t()} | elsewhere()
+  @doc "The connections of a server, or of those of a pool, that has a Python now, ready or not; nobody is waited for."
+  @spec running(GenServer.server()) :: {:ok, [Connection.t()]} | {:error, Error.t()} | elsewhere()
   def running(server) do
     case whereis(server) do
       nil -> {:error, not_running(server)}
@@ -195,10 +195,10 @@ defmodule PyPort.Reach do
     end
   end
 
-  defp running({:ok, %Members{handles: handles}}, _server) when handles != {},
-    do: {:ok, Tuple.to_list(handles)}
+  defp running({:ok, %Members{connections: connections}}, _server) when connections != {},
+    do: {:ok, Tuple.to_list(connections)}
 
-  defp running({:ok, %Handle{} = handle}, _server), do: {:ok, [handle]}
+  defp running({:ok, %Connection{} = connection}, _server), do: {:ok, [connection]}
   defp running(:not_started, _server), do: {:error, Error.not_started()}
 
   defp running(_none, server),
@@ -236,8 +236,8 @@ defmodule PyPort.Reach do
   defp gone(result, _what), do: result
 
   @doc "Objects among the values of a request, which must be of the server that it goes to."
-  @spec belong([Object.t()], Handle.t()) :: :ok | {:error, Error.t()}
-  def belong(objects, %Handle{owner: owner}) do
+  @spec belong([Object.t()], Connection.t()) :: :ok | {:error, Error.t()}
+  def belong(objects, %Connection{owner: owner}) do
     case Enum.find(objects, &(Object.server(&1) != owner)) do
       nil ->
         :ok
@@ -280,14 +280,14 @@ defmodule PyPort.Reach do
   defp not_running(server) do
     Error.unavailable(
       "no PyPort.Server or PyPort.Pool is running as #{inspect(server)}; it was not started, or is just being " <>
-        "restarted. #{Suggest.running(server)}"
+        "restarted. #{DidYouMean.running(server)}"
     )
   end
 
   # --- room -----------------------------------------------------------------------------------
 
   @doc "Whether a frame is one that the server can ever take."
-  @spec fits(Handle.t(), iodata()) :: :ok | {:error, Error.t()}
+  @spec fits(Connection.t(), iodata()) :: :ok | {:error, Error.t()}
   def fits(%{max_frame_bytes: most}, frame) do
     case :erlang.iolist_size(frame) do
       bytes when bytes > most ->
@@ -309,26 +309,30 @@ defmodule PyPort.Reach do
   Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
   come together see each other; of one that is not sent nothing is left there.
   """
-  @spec send_request(Handle.t(), tuple(), Callbacks.context() | nil, iodata()) ::
+  @spec send_request(Connection.t(), tuple(), Callbacks.context() | nil, iodata()) ::
           :ok | :not_sent | {:error, Error.t()}
-  def send_request(handle, row, context, frame) do
-    if Handle.insert(handle, row) do
-      open = Handle.pending(handle)
+  def send_request(connection, row, context, frame) do
+    if Connection.insert(connection, row) do
+      open = Connection.pending(connection)
 
-      if open > handle.max_pending do
-        refuse(handle, row, "#{open - 1} of at most #{handle.max_pending} requests are open (max_pending)")
+      if open > connection.max_pending do
+        refuse(
+          connection,
+          row,
+          "#{open - 1} of at most #{connection.max_pending} requests are open (max_pending)"
+        )
       else
-        if context, do: Callbacks.keep(handle, context)
+        if context, do: Callbacks.keep(connection, context)
 
-        case Handle.submit(handle, frame) do
+        case Connection.submit(connection, frame) do
           :ok ->
             :ok
 
           {:full, bytes} ->
             refuse(
-              handle,
+              connection,
               row,
-              "#{bytes} bytes are waiting to be read by it (max_queued_bytes: #{handle.max_queued_bytes})"
+              "#{bytes} bytes are waiting to be read by it (max_queued_bytes: #{connection.max_queued_bytes})"
             )
         end
       end
@@ -337,10 +341,10 @@ defmodule PyPort.Reach do
     end
   end
 
-  defp refuse(handle, row, why) do
+  defp refuse(connection, row, why) do
     id = elem(row, 0)
-    Handle.withdraw(handle, id)
-    Callbacks.forget(handle, id)
+    Connection.withdraw(connection, id)
+    Callbacks.forget(connection, id)
     {:error, overloaded(why)}
   end
 

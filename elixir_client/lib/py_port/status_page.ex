@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Page do
+defmodule PyPort.StatusPage do
   # The status page: 64 bytes in a file that the owner makes and Python maps. What Python writes there can be read while
   # the interpreter is held, while the process is stopped, and after it has died. The layout stands in docs/protocol.md.
   # Pure, but for making the file.

@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Mail do
+defmodule PyPort.Server.AsyncDelivery do
   # What a Python sends that is no part of a reply: log records, messages to processes, output of requests that are
   # over. One process per server takes it, in order, since these carry terms of any size, which the owner of the port
   # must not build, and since Logger may make its callers wait.
@@ -6,8 +6,7 @@ defmodule PyPort.Server.Mail do
 
   require Logger
 
-  alias PyPort.{Error, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Error, Wire}
 
   # How much may be unread. Code that logs or sends more waits until some has been passed on: Logger may make its callers
   # wait, and no mailbox is to grow.
@@ -23,13 +22,13 @@ defmodule PyPort.Server.Mail do
           {:log, binary(), caller :: pid() | nil} | {:send, binary()} | {:output, Wire.id(), binary()}
 
   @doc "Starts it, linked to the calling server, for which `who` is the name."
-  @spec start_link(Handle.t(), who :: String.t(), log? :: boolean()) :: pid()
-  def start_link(handle, who, log?) do
+  @spec start_link(Connection.t(), who :: String.t(), log? :: boolean()) :: pid()
+  def start_link(connection, who, log?) do
     server = self()
 
     spawn_link(fn ->
       Process.monitor(server)
-      loop(%{handle: handle, who: who, log?: log?, unacknowledged: 0})
+      loop(%{connection: connection, who: who, log?: log?, unacknowledged: 0})
     end)
   end
 
@@ -37,8 +36,8 @@ defmodule PyPort.Server.Mail do
   def window_bytes, do: @window_bytes
 
   @doc "Tells Python that all of it has been passed on, or is lost with the process that had it."
-  @spec acknowledge_all(Handle.t()) :: :ok
-  def acknowledge_all(handle), do: Handle.command(handle, Wire.ack("", @everything))
+  @spec acknowledge_all(Connection.t()) :: :ok
+  def acknowledge_all(connection), do: Connection.command(connection, Wire.ack("", @everything))
 
   @spec post(pid(), letter()) :: :ok
   def post(mail, letter) do
@@ -68,7 +67,7 @@ defmodule PyPort.Server.Mail do
   defp passed_on(state, frame) do
     case state.unacknowledged + byte_size(frame) do
       bytes when bytes >= @ack_bytes ->
-        Handle.command(state.handle, Wire.ack("", bytes))
+        Connection.command(state.connection, Wire.ack("", bytes))
         %{state | unacknowledged: 0}
 
       bytes ->
@@ -138,7 +137,7 @@ defmodule PyPort.Server.Mail do
       if state.log?,
         do: Logger.info("PyPort #{state.who} output: #{text |> text() |> String.trim_trailing()}")
 
-      Handle.command(state.handle, Wire.ack(id, byte_size(text)))
+      Connection.command(state.connection, Wire.ack(id, byte_size(text)))
     end
   end
 end

@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Heir do
+defmodule PyPort.Server.RequestTable do
   # Stands beside a server for those who have requests open there: when the server ends, by any way of ending, its table
   # of requests comes here, and each of them is told why, in the words of a monitor.
   #
@@ -6,7 +6,7 @@ defmodule PyPort.Server.Heir do
   # are two signals to the server, which is woken for each of them, and half a microsecond of every request.
   @moduledoc false
 
-  alias PyPort.Server.Handle
+  alias PyPort.Connection
 
   @doc "Starts it, linked to the calling server."
   @spec start_link() :: pid()
@@ -29,11 +29,11 @@ defmodule PyPort.Server.Heir do
   end
 
   @doc "Makes another process the heir, after the end of the one before."
-  @spec replace(pid(), Handle.t() | nil) :: :ok
+  @spec replace(pid(), Connection.t() | nil) :: :ok
   def replace(_heir, nil), do: :ok
 
-  def replace(heir, handle) do
-    :ets.setopts(handle.table, {:heir, heir, handle.counter})
+  def replace(heir, connection) do
+    :ets.setopts(connection.table, {:heir, heir, connection.counter})
     :ok
   end
 
@@ -41,7 +41,7 @@ defmodule PyPort.Server.Heir do
   defp inherit(server, reason) do
     receive do
       {:"ETS-TRANSFER", table, ^server, counter} ->
-        Handle.refuse(counter)
+        Connection.refuse(counter)
         # Who comes later sees that, and goes away by itself.
         for {_id, ref, _caller, _extra} <- :ets.tab2list(table),
             do: send(ref, {:DOWN, ref, :process, server, reason})

@@ -1,15 +1,15 @@
-defmodule PyPort.Server.Death do
+defmodule PyPort.Server.Shutdown do
   # How a server ends its Python, and what is said of a Python that has ended. When is decided elsewhere.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Error, Reaper, Registry, StderrFile, Telemetry, Wire}
-  alias PyPort.Server.{Handle, Ladder, Ownership, Page, Pulse, Traffic, Vital}
+  alias PyPort.{Connection, Error, Reaper, Registry, StatusPage, StderrFile, Telemetry, Wire}
+  alias PyPort.Server.{Cancellation, Health, OwnershipTable, Probe, Traffic}
 
   @type state :: map()
   @type reason ::
-          {:shutdown, {:python_ended, Error.t(), Page.t() | nil} | {:restart, Error.t()}}
+          {:shutdown, {:python_ended, Error.t(), StatusPage.t() | nil} | {:restart, Error.t()}}
 
   @stderr_lines 20
 
@@ -31,16 +31,16 @@ defmodule PyPort.Server.Death do
   group is killed, then the port says it. The replies that it has written before are answers all the same.
   """
   @spec exited(state()) :: {non_neg_integer() | nil, state()}
-  def exited(%{handle: handle} = state) do
+  def exited(%{connection: connection} = state) do
     Reaper.kill(self())
-    await_exit(handle.port, System.monotonic_time(:millisecond) + @exit_status_wait_ms, state)
+    await_exit(connection.port, System.monotonic_time(:millisecond) + @exit_status_wait_ms, state)
   end
 
   @doc """
   The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it, with the last page, what each of its callers
   is told.
   """
-  @spec reason(state(), Error.t(), Page.t() | nil) :: reason()
+  @spec reason(state(), Error.t(), StatusPage.t() | nil) :: reason()
   def reason(state, report, page) do
     Logger.error("PyPort #{state.who}: #{report.message}; #{open(pending(state))}")
     tell(state, report)
@@ -67,32 +67,32 @@ defmodule PyPort.Server.Death do
     Telemetry.execute(
       [:py_port, :server, :exit],
       %{duration: System.monotonic_time() - state.since, pending: pending(state)},
-      Map.put(Vital.about(state), :error, report)
+      Map.put(Health.about(state), :error, report)
     )
   end
 
   defp open(1), do: "1 request was open"
   defp open(count), do: "#{count} requests were open"
 
-  defp pending(state), do: :ets.info(state.handle.table, :size)
+  defp pending(state), do: :ets.info(state.connection.table, :size)
 
   @doc "What is known of an end that nobody here has brought about."
   @spec report(state(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(state, status) do
     report = Error.death(status, last_words(state))
     told = if state.told_to_end, do: ": it was told to end by #{state.told_to_end}, which PyPort has not sent"
-    stack = state.stderr && StderrFile.fatal_stack(state.stderr, Handle.oldest(state.handle))
+    stack = state.stderr && StderrFile.fatal_stack(state.stderr, Connection.oldest(state.connection))
     %{report | message: "#{report.message}#{told}", stack: stack}
   end
 
   @doc "Kills the group now, and says why; with the page that it leaves."
   @spec kill(state(), why :: :request | :import | :gil_held | :stuck | :lost | :unreadable) ::
-          {state(), Error.t(), Page.t() | nil}
+          {state(), Error.t(), StatusPage.t() | nil}
   def kill(state, why) do
     Telemetry.execute(
       [:py_port, :server, :kill],
       %{pending: pending(state)},
-      Map.put(Vital.about(state), :reason, why)
+      Map.put(Health.about(state), :reason, why)
     )
 
     # Nobody new comes; and whoever is told so may ask for the next Python at once.
@@ -100,15 +100,15 @@ defmodule PyPort.Server.Death do
 
     # Before the kill, since a machine that needs this may be slow with all else. Which requests have not begun is known
     # after it.
-    state = Ladder.fell(state)
+    state = Cancellation.fell(state)
     # A pong that is still on its way knows of another culprit.
     culprit = state.culprit
     message = "the Python process was killed: " <> words(why, state)
     Reaper.kill(self())
     page = last_page(state, why)
     # What stands in the mailbox by now is answered.
-    {_status, state} = await_exit(state.handle.port, System.monotonic_time(:millisecond), state)
-    state = Ladder.fell(%{state | culprit: culprit}, page)
+    {_status, state} = await_exit(state.connection.port, System.monotonic_time(:millisecond), state)
+    state = Cancellation.fell(%{state | culprit: culprit}, page)
 
     {state,
      %Error{
@@ -122,8 +122,8 @@ defmodule PyPort.Server.Death do
   end
 
   # Requests that the page does not show may have run: what they were answered did not arrive.
-  defp last_page(state, :unreadable), do: Page.alive(Pulse.page(state.pulse))
-  defp last_page(state, _why), do: Pulse.last_page(state.pulse)
+  defp last_page(state, :unreadable), do: StatusPage.alive(Probe.page(state.pulse))
+  defp last_page(state, _why), do: Probe.last_page(state.pulse)
 
   defp words(:request, %{culprit: culprit, options: options}) do
     grace = "#{options.cancel_grace + options.kill_grace} ms (cancel_grace and kill_grace)"
@@ -174,8 +174,11 @@ defmodule PyPort.Server.Death do
 
   @doc "Notes what stands in the stderr file now: it is no news of requests to come."
   @spec note_stderr(state()) :: state()
-  def note_stderr(%{phase: :ready, handle: handle} = state),
-    do: %{state | stderr: StderrFile.note(state.stderr, Handle.requests(handle), Handle.oldest(handle))}
+  def note_stderr(%{phase: :ready, connection: connection} = state),
+    do: %{
+      state
+      | stderr: StderrFile.note(state.stderr, Connection.requests(connection), Connection.oldest(connection))
+    }
 
   def note_stderr(state), do: state
 
@@ -183,18 +186,18 @@ defmodule PyPort.Server.Death do
   @spec last_words(state()) :: [String.t()]
   def last_words(%{stderr: nil}), do: []
 
-  def last_words(%{stderr: stderr, handle: handle}),
-    do: StderrFile.last_lines(stderr, @stderr_lines, Handle.oldest(handle))
+  def last_words(%{stderr: stderr, connection: connection}),
+    do: StderrFile.last_lines(stderr, @stderr_lines, Connection.oldest(connection))
 
   # --- closing --------------------------------------------------------------------------------
 
   @doc "An orderly end: Python finishes what it is doing, and replies go out, within the grace."
   @spec drain(state(), (state() -> state())) :: state()
-  def drain(%{handle: handle} = state, log_stderr) do
+  def drain(%{connection: connection} = state, log_stderr) do
     grace = state.options.shutdown_grace
-    Handle.refuse(handle)
-    Handle.command(handle, Wire.shutdown(grace))
-    {_status, state} = await_exit(handle.port, System.monotonic_time(:millisecond) + grace, state)
+    Connection.refuse(connection)
+    Connection.command(connection, Wire.shutdown(grace))
+    {_status, state} = await_exit(connection.port, System.monotonic_time(:millisecond) + grace, state)
     state |> log_stderr.() |> close()
   end
 
@@ -228,20 +231,20 @@ defmodule PyPort.Server.Death do
 
   @doc "Nothing of this Python is left."
   @spec close(state()) :: state()
-  def close(%{handle: nil} = state), do: state
+  def close(%{connection: nil} = state), do: state
 
   # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
-  def close(%{handle: handle, stderr: stderr} = state) do
+  def close(%{connection: connection, stderr: stderr} = state) do
     Reaper.kill(self())
-    Pulse.close(state.pulse)
-    close_port(handle.port)
+    Probe.close(state.pulse)
+    close_port(connection.port)
     # Whoever has a request open yet is told by the heir, which gets the table when this process has ended.
-    Handle.refuse(handle)
-    if Handle.pending(handle) == 0, do: :ets.delete(handle.table)
-    :ets.delete(handle.calls)
+    Connection.refuse(connection)
+    if Connection.pending(connection) == 0, do: :ets.delete(connection.table)
+    :ets.delete(connection.calls)
     Registry.delete(self())
     StderrFile.close(stderr)
-    File.rm_rf(handle.dir)
+    File.rm_rf(connection.dir)
     Process.unlink(state.mail)
     Process.exit(state.mail, :kill)
     for {_holder, monitor} <- state.monitors, do: Process.demonitor(monitor, [:flush])
@@ -253,14 +256,14 @@ defmodule PyPort.Server.Death do
 
     %{
       state
-      | handle: nil,
+      | connection: nil,
         stderr: nil,
         pulse: nil,
         timer: nil,
         mail: nil,
         attached: %{},
         workers: %{},
-        ownership: Ownership.new(state.options),
+        ownership: OwnershipTable.new(state.options),
         crowded: [],
         monitors: %{}
     }

@@ -1,6 +1,6 @@
-defmodule PyPort.Pool.Attendant do
+defmodule PyPort.Pool.Waiter do
   # What a pool has to wait for, each time in a process of its own so that its keeper never waits: a server that starts,
-  # and one that is taken out. What follows from it is PyPort.Pool.Keeper's to decide.
+  # and one that is taken out. What follows from it is PyPort.Pool.Manager's to decide.
   @moduledoc false
 
   require Logger
@@ -14,7 +14,7 @@ defmodule PyPort.Pool.Attendant do
   # Beyond the time that its Python is given, a server that is stopped has this long to see to the rest.
   @stop_ms 5_000
 
-  @doc "Sends the calling process `{:ready, server, handle}` once, and before it `{:not_ready, server, error}` for each failure."
+  @doc "Sends the calling process `{:ready, server, connection}` once, and before it `{:not_ready, server, error}` for each failure."
   @spec announce(pid()) :: pid()
   def announce(server) do
     keeper = self()
@@ -23,8 +23,8 @@ defmodule PyPort.Pool.Attendant do
 
   defp announce(server, keeper) do
     case Server.await_ready(server, :infinity) do
-      {:ok, handle} ->
-        send(keeper, {:ready, server, handle})
+      {:ok, connection} ->
+        send(keeper, {:ready, server, connection})
 
       {:error, error} ->
         # That it has ended the keeper knows from its monitor.

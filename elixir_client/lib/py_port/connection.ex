@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Handle do
+defmodule PyPort.Connection do
   # What a caller needs to reach a server without asking its owner for anything.
   @moduledoc false
 
@@ -20,7 +20,7 @@ defmodule PyPort.Server.Handle do
           table: :ets.tid(),
           # What calls of this Python into the BEAM need. Rows {worker, call id, request}: the processes that serve one; those of
           # PyPort.Callbacks, which begin with a request's id; {:allow, list}, what it may call by name; and
-          # {{:owns, owner}, count}, how many objects an owner has, if they are many. A handle is copied for each request, so what a request has no use for is not in it.
+          # {{:owns, owner}, count}, how many objects an owner has, if they are many. A connection is copied for each request, so what a request has no use for is not in it.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
           # and how many of these it is known to have written; how many calls into the BEAM are being served.
@@ -41,7 +41,7 @@ defmodule PyPort.Server.Handle do
   @type extra :: nil | %{devices: PyPort.Output.devices(), functions?: boolean()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
-  def next_id(handle), do: <<:atomics.add_get(handle.counter, 1, 1)::64>>
+  def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>
 
   @doc """
   Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has
@@ -52,9 +52,9 @@ defmodule PyPort.Server.Handle do
   get a third fewer requests through.
   """
   @spec command(t(), iodata()) :: :ok
-  def command(%__MODULE__{counter: counter} = handle, frame) do
+  def command(%__MODULE__{counter: counter} = connection, frame) do
     :atomics.add(counter, 3, :erlang.iolist_size(frame))
-    write(handle, frame)
+    write(connection, frame)
   end
 
   defp write(%__MODULE__{port: port, owner: owner}, frame) do
@@ -71,16 +71,16 @@ defmodule PyPort.Server.Handle do
   everybody wait who asks it.
   """
   @spec submit(t(), iodata()) :: :ok | {:full, non_neg_integer()}
-  def submit(%__MODULE__{counter: counter, max_queued_bytes: most} = handle, frame) do
+  def submit(%__MODULE__{counter: counter, max_queued_bytes: most} = connection, frame) do
     bytes = :erlang.iolist_size(frame)
 
     if :atomics.add_get(counter, 3, bytes) - bytes - :atomics.get(counter, 4) <= most do
-      write(handle, frame)
+      write(connection, frame)
     else
       # Before anything is waited for: a caller that is killed there leaves nothing counted.
       :atomics.sub(counter, 3, bytes)
-      waiting = waiting_bytes(handle)
-      if waiting > most, do: {:full, waiting}, else: submit(handle, frame)
+      waiting = waiting_bytes(connection)
+      if waiting > most, do: {:full, waiting}, else: submit(connection, frame)
     end
   end
 
@@ -107,20 +107,20 @@ defmodule PyPort.Server.Handle do
   then nothing may be sent to it.
   """
   @spec insert(t(), tuple()) :: boolean()
-  def insert(handle, row) do
-    :ets.insert(handle.table, row)
+  def insert(connection, row) do
+    :ets.insert(connection.table, row)
     # After the row, as who has closed the intake looks for rows after it has: one of the two sees the other.
-    :atomics.get(handle.counter, 2) == 0 or not withdraw(handle, elem(row, 0))
+    :atomics.get(connection.counter, 2) == 0 or not withdraw(connection, elem(row, 0))
   rescue
     ArgumentError -> false
   end
 
   @doc "Lets no request in any more, if there is none now."
   @spec close_intake(t()) :: boolean()
-  def close_intake(handle) do
-    :atomics.put(handle.counter, 2, 1)
-    empty? = pending(handle) == 0
-    unless empty?, do: :atomics.put(handle.counter, 2, 0)
+  def close_intake(connection) do
+    :atomics.put(connection.counter, 2, 1)
+    empty? = pending(connection) == 0
+    unless empty?, do: :atomics.put(connection.counter, 2, 0)
     empty?
   end
 
@@ -135,34 +135,36 @@ defmodule PyPort.Server.Handle do
 
   @doc "A call into the BEAM is served from now on (1), or no more (-1)."
   @spec count_call(t(), 1 | -1) :: :ok
-  def count_call(handle, change), do: :atomics.add(handle.counter, 5, change)
+  def count_call(connection, change), do: :atomics.add(connection.counter, 5, change)
 
   @spec serving?(t()) :: boolean()
-  def serving?(handle), do: :atomics.get(handle.counter, 5) > 0
+  def serving?(connection), do: :atomics.get(connection.counter, 5) > 0
 
   @doc "How many requests it was ever asked."
   @spec requests(t()) :: non_neg_integer()
-  def requests(handle), do: :atomics.get(handle.counter, 1)
+  def requests(connection), do: :atomics.get(connection.counter, 1)
 
   @doc "The number of the oldest request that is open, if any is."
   @spec oldest(t()) :: pos_integer() | nil
-  def oldest(handle) do
+  def oldest(connection) do
     # An atom is more than any number.
-    number = :ets.foldl(fn {<<number::64>>, _, _, _}, least -> min(number, least) end, :none, handle.table)
+    number =
+      :ets.foldl(fn {<<number::64>>, _, _, _}, least -> min(number, least) end, :none, connection.table)
+
     if number != :none, do: number
   end
 
   @doc "Takes back the row of a request that was not sent."
   @spec withdraw(t(), PyPort.Wire.id()) :: true
-  def withdraw(handle, id) do
-    :ets.delete(handle.table, id)
+  def withdraw(connection, id) do
+    :ets.delete(connection.table, id)
   rescue
     ArgumentError -> true
   end
 
   @spec pending(t()) :: non_neg_integer()
-  def pending(handle) do
-    case :ets.info(handle.table, :size) do
+  def pending(connection) do
+    case :ets.info(connection.table, :size) do
       :undefined -> 0
       size -> size
     end

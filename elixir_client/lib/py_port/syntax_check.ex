@@ -1,4 +1,4 @@
-defmodule PyPort.Survey do
+defmodule PyPort.SyntaxCheck do
   # What Python says of source code that stands in an Elixir file, before anything runs: whether it compiles, and which
   # names it uses. Asked by the sigils while a module compiles, or a line of IEx is expanded.
   #

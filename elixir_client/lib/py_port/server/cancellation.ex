@@ -1,4 +1,4 @@
-defmodule PyPort.Server.Ladder do
+defmodule PyPort.Server.Cancellation do
   # Requests that are to end before their answer: whose time is up, whose caller has died, whose stream nobody reads any
   # more. Runs in the server.
   #
@@ -15,8 +15,8 @@ defmodule PyPort.Server.Ladder do
 
   require Logger
 
-  alias PyPort.{Output, Registry, Telemetry, Wire}
-  alias PyPort.Server.{Handle, Page, Property, Pulse, Stacks, Traffic, Vital}
+  alias PyPort.{Connection, Output, Registry, StatusPage, Telemetry, Wire}
+  alias PyPort.Server.{Health, Ownership, Probe, Stacks, Traffic}
 
   @type why :: :timeout | :caller_down | :stopped
   @type entry :: %{
@@ -54,7 +54,7 @@ defmodule PyPort.Server.Ladder do
   @doc "The request is to end; its `cancel` is on its way."
   @spec cancel(state(), Wire.id(), why()) :: state()
   def cancel(%{phase: :ready} = state, id, why) do
-    if :ets.member(state.handle.table, id) and entry(state, id) == nil do
+    if :ets.member(state.connection.table, id) and entry(state, id) == nil do
       tell(state, :cancel, %{pending: pending(state)}, %{request: number(id), reason: why})
       now = now()
 
@@ -76,7 +76,7 @@ defmodule PyPort.Server.Ladder do
 
       # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by the
       # sweep, behind another cancel.
-      if why != :caller_down, do: Handle.command(state.handle, Wire.ping(id))
+      if why != :caller_down, do: Connection.command(state.connection, Wire.ping(id))
 
       case why do
         :caller_down -> silence(state, id)
@@ -95,7 +95,7 @@ defmodule PyPort.Server.Ladder do
   @spec gave_up(state(), Wire.id()) :: state()
   def gave_up(state, id) do
     case entry(state, id) do
-      nil -> Property.cast(state, {:disclaim, {:reply, id}})
+      nil -> Ownership.cast(state, {:disclaim, {:reply, id}})
       entry -> state |> put(id, %{entry | answered?: true}) |> silence(id)
     end
   end
@@ -120,9 +120,9 @@ defmodule PyPort.Server.Ladder do
   end
 
   # Before its caller has the answer, who may ask again at once.
-  defp leave_service(%{options: %{after_cancel: :restart}, handle: handle}) do
+  defp leave_service(%{options: %{after_cancel: :restart}, connection: connection}) do
     Registry.delete(self())
-    Handle.refuse(handle)
+    Connection.refuse(connection)
   end
 
   defp leave_service(_state), do: :ok
@@ -199,7 +199,7 @@ defmodule PyPort.Server.Ladder do
   def step(%{phase: :ready} = state, id) do
     case entry(state, id) do
       nil -> {:ok, state}
-      entry -> state |> Vital.look() |> step(id, entry)
+      entry -> state |> Health.look() |> step(id, entry)
     end
   end
 
@@ -208,7 +208,7 @@ defmodule PyPort.Server.Ladder do
   defp step({:exited, state}, _id, _entry), do: {:exited, state}
 
   defp step({_verdict, state}, id, entry) do
-    page = Pulse.page(state.pulse)
+    page = Probe.page(state.pulse)
     place = place(state, page, id)
     left_over = left_over(state, page)
     heard? = entry.heard not in [nil, state.liveness.heard]
@@ -216,9 +216,9 @@ defmodule PyPort.Server.Ladder do
     state = state |> put(id, entry) |> sound_out(id, place, page)
     place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
-    begun = begun(entry, Page.alive(page), id)
+    begun = begun(entry, StatusPage.alive(page), id)
 
-    case blame(place, page, left_over, Vital.well?(state), heard?) do
+    case blame(place, page, left_over, Health.well?(state), heard?) do
       :it -> climb(state, id, entry, left_over || place, begun)
       :other -> {:ok, leave(state, id, entry, begun)}
       :soon -> {:ok, leave_late(state, id, entry, begun)}
@@ -227,11 +227,11 @@ defmodule PyPort.Server.Ladder do
 
   # A request that has not begun may begin yet: only Python can say that it has not, or its page when it is dead.
   defp begun(%{begun?: true}, _page, _id), do: true
-  defp begun(_entry, page, id), do: Page.begun(page, id)
+  defp begun(_entry, page, id), do: StatusPage.begun(page, id)
 
   # A request that main is still at although it has been answered: what it left behind is being tidied up, for a moment.
   defp left_over(state, %{running: running}) when running != nil do
-    if :ets.member(state.handle.table, running), do: nil, else: running
+    if :ets.member(state.connection.table, running), do: nil, else: running
   end
 
   defp left_over(_state, _page), do: nil
@@ -239,12 +239,12 @@ defmodule PyPort.Server.Ladder do
   # Whether main, which may be at another request, lets anybody else run meanwhile: then this is answered by the next
   # look, with the request that keeps the event loop from running, if one does, and with the module that it is importing.
   defp sound_out(state, id, :running, _page) do
-    Handle.command(state.handle, Wire.ping(id))
+    Connection.command(state.connection, Wire.ping(id))
     state
   end
 
   defp sound_out(state, id, :elsewhere, _page) do
-    Handle.command(state.handle, Wire.ping(id))
+    Connection.command(state.connection, Wire.ping(id))
     %{state | culprit: state.culprit || :unheard}
   end
 
@@ -285,11 +285,11 @@ defmodule PyPort.Server.Ladder do
 
   # Without a page the oldest request is the one that runs, as far as anybody can tell.
   defp place(state, nil, id) do
-    oldest = :ets.foldl(fn row, least -> min(elem(row, 0), least) end, id, state.handle.table)
+    oldest = :ets.foldl(fn row, least -> min(elem(row, 0), least) end, id, state.connection.table)
     if oldest == id, do: :running, else: :unknown
   end
 
-  defp place(_state, page, id), do: Page.place(page, id)
+  defp place(_state, page, id), do: StatusPage.place(page, id)
 
   # It is in no one's way.
   defp leave(state, id, entry, begun) do
@@ -352,23 +352,24 @@ defmodule PyPort.Server.Ladder do
   @doc "Before its Python is killed: answers the requests that are known to be in the way, with their stack."
   @spec fell(state()) :: state()
   def fell(state) do
-    page = Pulse.page(state.pulse)
-    state |> last_stack() |> fell(page, &(Page.begun(page, &1) != false))
+    page = Probe.page(state.pulse)
+    state |> last_stack() |> fell(page, &(StatusPage.begun(page, &1) != false))
   end
 
   @doc "After it was killed, with its last page: answers the others."
-  @spec fell(state(), Page.t() | nil) :: state()
+  @spec fell(state(), StatusPage.t() | nil) :: state()
   def fell(state, page), do: fell(state, page, fn _id -> true end)
 
   defp fell(state, page, whom?) do
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
-      state -> answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
+      state ->
+        answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
     end
   end
 
   # A dump may still be under way, or may have come later than it was waited for.
   defp last_stack(%{stack: nil, dump: {_pid, _reason, _at, mark}} = state),
-    do: %{state | stack: Stacks.since(state.handle, mark)}
+    do: %{state | stack: Stacks.since(state.connection, mark)}
 
   defp last_stack(state), do: state
 
@@ -380,14 +381,14 @@ defmodule PyPort.Server.Ladder do
     if Process.alive?(pid), do: state, else: dump(%{state | dump: nil}, reason)
   end
 
-  def dump(%{handle: handle} = state, reason) do
+  def dump(%{connection: connection} = state, reason) do
     server = self()
-    mark = Stacks.mark(handle)
+    mark = Stacks.mark(connection)
 
     # Half of what is left is for Python to answer; the other for faulthandler, and to be told. One whose interpreter is held
     # gives no answer.
     answer_ms = if reason == :request, do: div(min(state.options.kill_grace, @answer_ms), 2), else: 0
-    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(handle, answer_ms)}) end)
+    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(connection, answer_ms)}) end)
     %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
   end
 
@@ -408,10 +409,10 @@ defmodule PyPort.Server.Ladder do
     Telemetry.execute(
       [:py_port, :server, :dump],
       %{duration: duration},
-      Map.merge(Vital.about(state), %{reason: reason, stack: stack})
+      Map.merge(Health.about(state), %{reason: reason, stack: stack})
     )
 
-    page = Page.alive(Pulse.page(state.pulse))
+    page = StatusPage.alive(Probe.page(state.pulse))
     state = %{state | dump: if(stack == nil, do: state.dump), stack: stack}
 
     for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, stack != nil, reduce: state do
@@ -443,7 +444,7 @@ defmodule PyPort.Server.Ladder do
   defp others(_own_or_none, _number), do: nil
 
   defp tell_caller(state, id, news) do
-    with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.handle.table, id),
+    with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.connection.table, id),
          do: send(ref, {ref, news})
   end
 
@@ -453,7 +454,7 @@ defmodule PyPort.Server.Ladder do
     if attached.writer, do: Output.abandon(attached.writer)
     state = put_in(state.attached[id], %{attached | writer: nil})
     state = Traffic.end_calls(state, id)
-    Property.cast(state, {:disclaim, {:reply, id}})
+    Ownership.cast(state, {:disclaim, {:reply, id}})
   end
 
   defp entry(state, id) do
@@ -471,9 +472,9 @@ defmodule PyPort.Server.Ladder do
   end
 
   defp tell(state, event, measurements, metadata),
-    do: Telemetry.execute([:py_port, :request, event], measurements, Map.merge(Vital.about(state), metadata))
+    do: Telemetry.execute([:py_port, :request, event], measurements, Map.merge(Health.about(state), metadata))
 
-  defp pending(state), do: :ets.info(state.handle.table, :size)
+  defp pending(state), do: :ets.info(state.connection.table, :size)
 
   defp reason(:timeout), do: "its timeout has passed"
   defp reason(:caller_down), do: "its caller has died"
