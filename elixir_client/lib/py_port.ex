@@ -40,8 +40,8 @@ defmodule PyPort do
       {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Connection, Error, Locator, Object, Options, Remote, Request, Session, Status}
-  alias PyPort.Server.Ownership
+  alias PyPort.{Code, Connection, Error, Locator, Object, Options, Ownership, Registry, Remote, Request}
+  alias PyPort.{Session, Status}
 
   @type code :: String.t() | Code.t()
   @type globals :: %{optional(atom() | String.t()) => term()}
@@ -86,7 +86,7 @@ defmodule PyPort do
   def eval(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    Request.eval(code, globals, options)
+    Request.ask({:eval, code, globals}, Options.request!(options))
   end
 
   @doc """
@@ -123,7 +123,7 @@ defmodule PyPort do
   def call(target, args \\ [], kwargs \\ %{}, options \\ []) do
     check_target!(target)
     check_args!(args)
-    Request.call(target, args, check_kwargs!(kwargs), options)
+    Request.ask({:call, target, args, check_kwargs!(kwargs)}, Options.call!(options))
   end
 
   @doc """
@@ -159,7 +159,7 @@ defmodule PyPort do
   def stream(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    code |> Request.draft_eval(globals) |> PyPort.Stream.new(options)
+    PyPort.Stream.new({:eval, code, globals}, options)
   end
 
   @doc """
@@ -191,13 +191,12 @@ defmodule PyPort do
   """
   @spec close_session(Session.t()) :: :ok
   def close_session(%Session{server: server} = session) when node(server) != node() do
-    Remote.errand(node(server), :close_session, [session])
+    Remote.errand(node(server), __MODULE__, :close_session, [session])
     :ok
   end
 
   def close_session(%Session{server: server, name: name}) do
-    with {:ok, connection} <- PyPort.Registry.fetch(server),
-         do: Request.close_session(server, connection, name)
+    with {:ok, connection} <- Registry.fetch(server), do: Request.close_session(connection, name)
 
     :ok
   end
@@ -250,13 +249,13 @@ defmodule PyPort do
 
   # Waited for, so that it comes before what the caller asks for next; or written from here, for the same reason.
   defp release(server, objects) when node(server) != node(),
-    do: Remote.errand(node(server), :release, [objects])
+    do: Remote.errand(node(server), __MODULE__, :release, [objects])
 
   defp release(server, objects) do
-    with {:ok, connection} <- PyPort.Registry.fetch(server) do
+    with {:ok, connection} <- Registry.fetch(server) do
       ids = Enum.map(objects, & &1.id)
       Connection.command(connection, PyPort.Wire.release(ids))
-      GenServer.cast(server, {:property, {:forget, ids}})
+      Ownership.tell(server, {:forget, ids})
     end
   end
 
@@ -335,9 +334,14 @@ defmodule PyPort do
   @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
   def stacks(server \\ PyPort.Default) do
     case Locator.running(server) do
-      {:ok, connections} -> PyPort.Server.Stacks.take_all(connections)
-      {:elsewhere, node, there} -> with {:ok, stacks} <- Remote.errand(node, :stacks, [there]), do: stacks
-      {:error, error} -> {:error, error}
+      {:ok, connections} ->
+        PyPort.Server.Stacks.take_all(connections)
+
+      {:remote, node, there} ->
+        with {:ok, stacks} <- Remote.errand(node, __MODULE__, :stacks, [there]), do: stacks
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
@@ -373,8 +377,14 @@ defmodule PyPort do
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
   """
   @spec uv_init(String.t(), keyword()) :: :ok | {:error, Error.t()}
-  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml),
-    do: PyPort.Env.init(pyproject_toml, options)
+  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml) do
+    with {:ok, changed?} <- PyPort.Env.init(pyproject_toml, options) do
+      if changed? and Keyword.get(options, :name, :default) == :default,
+        do: PyPort.Application.restart_default()
+
+      :ok
+    end
+  end
 
   @doc """
   The OS variables that tell PyPort on another machine where the environments of this node are, once

@@ -8,12 +8,14 @@ defmodule PyPort.Application do
   @struct_modules [MapSet, Range, Date, Time, NaiveDateTime, DateTime, Calendar.ISO, Decimal, PyPort.Bytes] ++
                     [PyPort.Object, PyPort.Callback]
 
+  @kinds %{{PyPort.Server, :init, 1} => :server, {:supervisor, PyPort.Pool, 1} => :pool}
+
   @impl true
   def start(_type, _args) do
     Enum.each(@struct_modules, &Code.ensure_loaded/1)
     PyPort.Telemetry.load()
     # The process that runs this function lives as long as the application, and so does its table.
-    PyPort.Registry.create()
+    PyPort.Registry.create(@kinds)
     PyPort.Env.start()
 
     # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
@@ -29,16 +31,6 @@ defmodule PyPort.Application do
       nil -> []
       options -> [{PyPort.Pool, options}]
     end
-  end
-
-  @doc false
-  # A server or a pool, of `behaviour` and by the callbacks of `module`: neither can do without what is started above.
-  @spec start_link(GenServer | Supervisor, module(), map()) ::
-          GenServer.on_start() | {:error, PyPort.Error.t()}
-  def start_link(behaviour, module, %{name: name} = options) do
-    if Process.whereis(PyPort.Reaper),
-      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
-      else: {:error, PyPort.Error.not_started()}
   end
 
   @doc false

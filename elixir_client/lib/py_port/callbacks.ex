@@ -6,8 +6,7 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Callback, Connection, Output, Remote, StatusPage, Wire}
-  alias PyPort.Server.Ownership
+  alias PyPort.{Callback, Connection, Output, Ownership, Remote, StatusPage, Wire}
 
   # How many processes are looked at on the way to the one that serves a call.
   @most_steps 8
@@ -222,7 +221,7 @@ defmodule PyPort.Callbacks do
 
       {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
         # They live as long as the call: a process that is called a million times must not collect them.
-        Ownership.adopt(connection.owner, {:call, call_id}, object_ids, self())
+        Ownership.take_over(connection.owner, {:call, call_id}, object_ids, self())
         run(function, args, connection, context)
 
       {:ok, _other} ->
@@ -240,9 +239,14 @@ defmodule PyPort.Callbacks do
       args = Enum.map(args, &argument(&1, funs))
 
       case resolve(function, length(args), funs, connection) do
-        {:ok, fun} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
-        {:ok, fun} -> {:ok, apply(fun, args)}
-        {:refused, message} -> {:error, description(:refused, "PyPort.Error", message, "")}
+        {:ok, fun} when home != nil and is_integer(function) ->
+          Remote.call_home(home, __MODULE__, :apply_at_home, [fun, args])
+
+        {:ok, fun} ->
+          {:ok, apply(fun, args)}
+
+        {:refused, message} ->
+          {:error, description(:refused, "PyPort.Error", message, "")}
       end
     end)
   end
@@ -255,9 +259,12 @@ defmodule PyPort.Callbacks do
   defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
   defp argument(value, _funs), do: value
 
-  @doc "The outcome of `call`, or what went wrong in it, as Python is told."
-  @spec attempt((... -> {:ok, term()} | {:error, map()})) :: {:ok, term()} | {:error, map()}
-  def attempt(call) do
+  @doc false
+  @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
+  def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
+
+  # The outcome of `call`, or what went wrong in it, as Python is told.
+  defp attempt(call) do
     call.()
   rescue
     exception ->

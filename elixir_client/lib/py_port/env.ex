@@ -292,7 +292,8 @@ defmodule PyPort.Env do
   # --- at run time ------------------------------------------------------------------------------
 
   @doc false
-  @spec init(String.t(), keyword()) :: :ok | {:error, Error.t()}
+  # Tells whether the environment of that name is another one than before.
+  @spec init(String.t(), keyword()) :: {:ok, changed? :: boolean()} | {:error, Error.t()}
   def init(pyproject_toml, options) do
     {name, options} = Keyword.pop(options, :name, :default)
     options = Keyword.put(options, :pyproject_toml, pyproject_toml)
@@ -307,8 +308,7 @@ defmodule PyPort.Env do
         :persistent_term.put({__MODULE__, :place, name}, base)
         # What the configuration asked for, and did not get, is not asked for any more.
         note(name, {:ok, what})
-        if name == :default and not (known? and what == :unchanged), do: PyPort.Application.restart_default()
-        :ok
+        {:ok, not (known? and what == :unchanged)}
 
       {:error, words} ->
         {:error, unavailable(words)}

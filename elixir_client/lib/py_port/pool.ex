@@ -76,11 +76,11 @@ defmodule PyPort.Pool do
   modules keep their state, and an application pays for one Python. `config :py_port, pool: false` switches it off.
   """
 
-  # A supervisor over the servers' supervisor and the keeper. What is decided here is only what ends with what: a keeper
+  # A supervisor over the servers' supervisor and the manager. What is decided here is only what ends with what: a manager
   # that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{DidYouMean, Env, Error, Options, Registry}
+  alias PyPort.{Env, Error, Options, Reaper, Registry}
   alias PyPort.Pool.{Manager, Members}
 
   @type option :: {atom(), term()}
@@ -99,7 +99,7 @@ defmodule PyPort.Pool do
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
+    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -126,7 +126,7 @@ defmodule PyPort.Pool do
   """
   @spec resize(Supervisor.supervisor(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def resize(pool, size) when is_integer(size) and size >= 0 do
-    with {:ok, members} <- members(pool), do: Manager.resize(members.keeper, size)
+    with {:ok, members} <- members(pool), do: Manager.resize(members.manager, size)
   catch
     :exit, _reason -> {:error, not_running(pool)}
   end
@@ -167,7 +167,7 @@ defmodule PyPort.Pool do
     %Error{
       kind: :unavailable,
       begun: false,
-      message: "no PyPort.Pool is running as #{inspect(pool)}. #{DidYouMean.running(pool)}"
+      message: "no PyPort.Pool is running as #{inspect(pool)}. #{Registry.running(pool)}"
     }
   end
 
@@ -175,7 +175,7 @@ defmodule PyPort.Pool do
   def init(options) do
     children = [
       Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers),
-      %{id: :keeper, start: {Manager, :start_link, [{self(), options}]}}
+      %{id: :manager, start: {Manager, :start_link, [{self(), options}]}}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

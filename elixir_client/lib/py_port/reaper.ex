@@ -14,7 +14,7 @@ defmodule PyPort.Reaper do
 
   require Logger
 
-  alias PyPort.Registry
+  alias PyPort.{Error, Registry}
 
   @kill_timeout 5_000
 
@@ -103,6 +103,14 @@ defmodule PyPort.Reaper do
   """
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, [], name: __MODULE__)
+
+  @doc "Starts a server or a pool by the callbacks of `module`: neither runs without what the application has started."
+  @spec start_watched(GenServer | Supervisor, module(), map()) :: GenServer.on_start() | {:error, Error.t()}
+  def start_watched(behaviour, module, %{name: name} = options) do
+    if Process.whereis(__MODULE__),
+      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
+      else: {:error, Error.not_started()}
+  end
 
   @doc false
   # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.

@@ -1,15 +1,27 @@
 defmodule PyPort.Request do
-  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the
-  # caller's process; the owner of the port sees a row of a table and forwards bytes.
+  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the caller's process; the
+  # owner of the port sees a row of a table and forwards bytes.
   #
-  # The alias is made and received on in this one module, each clause matching `^ref`, because
-  # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
+  # The alias is made and received on in this one module, each clause matching `^ref`, because only then does the BEAM skip
+  # what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
-  import PyPort.Locator, only: [deadline: 1, remaining: 1]
+  import PyPort.Deadline, only: [deadline: 1, remaining: 1]
 
-  alias PyPort.{Callbacks, Connection, Error, Locator, Object, Options, Output, Remote, Values, Wire}
-  alias PyPort.Server.Ownership
+  alias PyPort.{
+    Admission,
+    Callbacks,
+    Connection,
+    Deadline,
+    Error,
+    Locator,
+    Object,
+    Options,
+    Output,
+    Ownership
+  }
+
+  alias PyPort.{Remote, Reply, Values, Wire}
 
   # Time for the server to say what became of a request, however small its graces are.
   @least_patience_ms 50
@@ -18,7 +30,7 @@ defmodule PyPort.Request do
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
 
-  # How often who waits looks whether there is still somebody to wait for. Nobody should ever find out that way.
+  # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
   @look_ms 1_000
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
@@ -35,136 +47,151 @@ defmodule PyPort.Request do
           found: Values.found()
         }
 
-  @spec eval(String.t() | PyPort.Code.t(), map(), keyword()) :: outcome()
-  def eval(code, globals, options) do
-    ask({:eval, code, globals}, Options.request!(options))
-  end
-
-  @spec call(target(), list(), map(), keyword()) :: outcome()
-  def call(target, args, kwargs, options) do
-    ask({:call, target, args, kwargs}, Options.call!(options))
-  end
-
   @doc "Asks for what the caller wrote, with options that are valid."
-  @spec ask(asked(), map()) :: outcome()
+  @spec ask(asked(), Options.request()) :: outcome()
   def ask(asked, options), do: ask(asked, options, deadline(options.timeout))
 
   defp ask(asked, options, deadline) do
-    case sent(asked, options, deadline) do
-      {:ok, _value} = outcome -> outcome
-      {:not_sent, place} -> ask_again(place, asked, options, deadline)
-      {:elsewhere, node, server} -> ask_elsewhere(node, server, asked, options, deadline)
-      outcome -> outcome
+    draft = draft(asked)
+    place = Locator.place(options, draft.target, draft.found.objects)
+
+    with {:ok, connection} <- Locator.connection(place, deadline),
+         :ok <- Locator.same_server(draft.found.objects, connection),
+         id = Connection.next_id(connection),
+         frame = frame(draft, connection, id, options),
+         :ok <- Admission.fits(connection, frame) do
+      context = context(draft.found, id, self())
+
+      case exchange(connection, id, frame, deadline, options.timeout, extra(options, context), context) do
+        {:ok, _value} = outcome ->
+          outcome
+
+        # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
+        # therefore no repetition. A moment later the pool knows that it is gone.
+        :not_sent ->
+          if Locator.again?(place, deadline),
+            do: ask(asked, options, deadline),
+            else: Locator.not_taken(place)
+
+        outcome ->
+          owned(outcome, connection, id, options)
+      end
+    else
+      {:remote, node, server} -> ask_remote(node, server, asked, options, deadline)
+      {:error, error} -> {:error, error}
     end
   end
 
-  defp ask_elsewhere(node, server, asked, options, deadline) do
-    place = options.server || PyPort.Default
+  defp owned({:objects, value, ids}, connection, id, options) do
+    with :ok <- Ownership.take_over(connection.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
+  end
 
-    case Remote.ask(node, server, asked, options, deadline) do
-      # The pool that was to stand in has nobody ready, either: it takes a moment for all nodes to know.
-      {:error, %Error{kind: :unavailable, begun: false}} = outcome when is_pid(server) and server != place ->
+  defp owned({:unread, error}, connection, id, _options) do
+    Ownership.disclaim(connection.owner, {:reply, id})
+    {:error, error}
+  end
+
+  defp owned(outcome, _connection, _id, _options), do: outcome
+
+  # --- on other nodes -------------------------------------------------------------------------
+
+  defp ask_remote(node, server, asked, options, deadline) do
+    place = options.server || PyPort.Default
+    {owner, heir} = if is_tuple(options.owner), do: options.owner, else: Ownership.pair(options.owner)
+    there = options |> Remote.options(server, deadline) |> Map.put(:owner, {owner, heir})
+
+    case Remote.call(node, __MODULE__, :serve, [asked, there], deadline) do
+      # The pool that was to stand in has no server ready, either: it takes a moment for all nodes to know.
+      {:ok, {{:error, %Error{kind: :unavailable, begun: false}} = outcome, _none}}
+      when is_pid(server) and server != place ->
         if Locator.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
 
-      outcome ->
+      {:ok, {outcome, taken_over}} ->
+        if heir || owner == self(),
+          do: Enum.each(taken_over, fn {whose, ids} -> Ownership.note_in_scope(whose, ids) end)
+
         outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
-  defp sent({:eval, code, globals}, options, deadline) do
-    if Wire.small?(globals),
-      do: run_plain(:eval, {nil, code(code), globals}, options, deadline),
-      else: code |> draft_eval(globals) |> run(options, deadline)
-  end
+  @doc false
+  # For a caller of another node, for which this process stands in.
+  @spec serve(asked(), Options.request()) :: {outcome(), Ownership.taken_over()}
+  def serve(asked, options), do: Ownership.collect(fn -> ask(asked, options) end)
 
-  defp sent({:call, target, args, kwargs}, options, deadline) do
-    if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
-      do: run_plain(:call, {nil, target, args, kwargs}, options, deadline),
-      else: target |> draft_call(args, kwargs) |> run(options, deadline)
-  end
+  # --- sessions -------------------------------------------------------------------------------
 
-  # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
-  # therefore no repetition. A moment later the pool knows that it is gone.
-  defp ask_again(place, asked, options, deadline) do
-    if Locator.again?(place, deadline),
-      do: ask(asked, options, deadline),
-      else: Locator.not_taken(place)
-  end
-
-  @doc "Opens a session under `name` on the server of these options."
+  @doc "Opens a session on the server of these options, for the process `:opener`, by default this one."
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
   def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
   defp open_session(%{timeout: timeout} = options, deadline) do
     place = options.server || PyPort.Default
+    opener = options[:opener] || self()
 
     with {:ok, connection} <- Locator.connection(place, deadline) do
       <<number::64>> = id = Connection.next_id(connection)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
-      GenServer.cast(connection.owner, {:property, {:session_opened, name, options[:opener] || self()}})
+      Ownership.tell(connection.owner, {:session_opened, name, opener})
 
-      case exchange(
-             connection,
-             id,
-             Wire.open_session(id, name),
-             remaining(deadline),
-             deadline,
-             timeout,
-             nil,
-             nil
-           ) do
+      case exchange(connection, id, Wire.open_session(id, name), deadline, timeout, nil, nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: connection.owner, name: name}}
 
         :not_sent ->
-          GenServer.cast(connection.owner, {:property, {:session_closed, name}})
+          Ownership.tell(connection.owner, {:session_closed, name})
 
           if Locator.again?(place, deadline),
             do: open_session(options, deadline),
             else: Locator.not_taken(place)
 
         {_error_or_unread, error} ->
-          close_session(connection.owner, connection, name)
+          close_session(connection, name)
           {:error, error}
       end
     else
-      {:elsewhere, node, server} -> Remote.open_session(node, server, options, deadline)
-      {:error, error} -> {:error, error}
+      {:remote, node, server} ->
+        options = Map.merge(options, %{opener: opener, server: server, timeout: remaining(deadline)})
+        with {:ok, outcome} <- Remote.call(node, __MODULE__, :open_session, [options], deadline), do: outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
-  @spec close_session(pid(), Connection.t(), String.t()) :: :ok
-  def close_session(owner, connection, name) do
+  @spec close_session(Connection.t(), String.t()) :: :ok
+  def close_session(connection, name) do
     Connection.command(connection, Wire.close_session(name))
-    GenServer.cast(owner, {:property, {:session_closed, name}})
+    Ownership.tell(connection.owner, {:session_closed, name})
   end
 
-  # --- what is sent ---------------------------------------------------------------------------
+  # --- drafts and frames ----------------------------------------------------------------------
 
-  @spec draft_eval(String.t() | PyPort.Code.t(), map()) :: draft()
-  def draft_eval(code, globals) do
-    {globals, found} =
-      if Wire.small?(globals), do: {globals, Values.none()}, else: Values.scan(globals, Values.none())
-
-    %{verb: :eval, body: {nil, code(code), globals}, small?: Wire.small?(globals), target: nil, found: found}
+  @spec draft(asked()) :: draft()
+  def draft({:eval, code, globals}) do
+    if Wire.small?(globals) do
+      %{verb: :eval, body: {nil, code(code), globals}, small?: true, target: nil, found: Values.none()}
+    else
+      {globals, found} = Values.scan(globals, Values.none())
+      small? = Wire.small?(globals)
+      %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
+    end
   end
 
-  @spec draft_call(target(), list(), map()) :: draft()
-  def draft_call(target, args, kwargs) do
-    small? = Wire.small?(args) and Wire.small?(kwargs)
+  def draft({:call, target, args, kwargs}) do
+    object = target_object(target)
 
-    {args, kwargs, found} =
-      if small? do
-        {args, kwargs, Values.none()}
-      else
-        {args, found} = Values.scan(args, Values.none())
-        {kwargs, found} = Values.scan(kwargs, found)
-        {args, kwargs, found}
-      end
-
-    body = {nil, target, args, kwargs}
-    %{verb: :call, body: body, small?: small?, target: target_object(target), found: found}
+    if Wire.small?(args) and Wire.small?(kwargs) do
+      %{verb: :call, body: {nil, target, args, kwargs}, small?: true, target: object, found: Values.none()}
+    else
+      {args, found} = Values.scan(args, Values.none())
+      {kwargs, found} = Values.scan(kwargs, found)
+      %{verb: :call, body: {nil, target, args, kwargs}, small?: false, target: object, found: found}
+    end
   end
 
   defp code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
@@ -209,62 +236,19 @@ defmodule PyPort.Request do
   def context(%{funs: []}, _id, _caller), do: nil
   def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
 
-  # --- sending --------------------------------------------------------------------------------
+  # --- sending and waiting --------------------------------------------------------------------
 
-  # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
-  # `run/2` with nothing in it that such a request does not need: where its server is ready, all of the time is left.
-  defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
-    place = options.session || options.server || PyPort.Default
-
-    case Locator.ready(place) do
-      nil ->
-        with {:ok, connection} <- Locator.connection(place, deadline),
-             do: run_plain(verb, body, options, deadline, place, connection, remaining(deadline))
-
-      connection ->
-        run_plain(verb, body, options, deadline, place, connection, timeout)
-    end
-  end
-
-  defp run_plain(verb, body, options, deadline, place, connection, left) do
-    id = Connection.next_id(connection)
-    wire_options = wire_options(options, Callbacks.parent(connection))
-    frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
-
-    with :ok <- Locator.fits(connection, frame) do
-      connection
-      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil), nil)
-      |> mine(connection, id, options, place)
-    end
-  end
-
-  defp run(draft, %{timeout: timeout} = options, deadline) do
-    found = draft.found
-    place = Locator.place(options, draft.target, found.objects)
-
-    with {:ok, connection} <- Locator.connection(place, deadline),
-         :ok <- Locator.belong(found.objects, connection) do
-      id = Connection.next_id(connection)
-      frame = frame(draft, connection, id, options)
-
-      with :ok <- Locator.fits(connection, frame) do
-        context = context(found, id, self())
-
-        connection
-        |> exchange(id, frame, remaining(deadline), deadline, timeout, extra(options, context), context)
-        |> mine(connection, id, options, place)
-      end
-    end
-  end
-
-  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
-  # which can come at any time, by the server's heir.
-  defp exchange(connection, id, frame, left, deadline, timeout, extra, context) do
+  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does the end of the
+  # server, which can come at any time, by the heir of its table.
+  @spec exchange(Connection.t(), Wire.id(), iodata(), Deadline.t(), timeout(), Connection.extra(), context) ::
+          Reply.outcome() | :not_sent
+        when context: Callbacks.context() | nil
+  defp exchange(connection, id, frame, deadline, timeout, extra, context) do
     ref = :erlang.alias()
 
-    case Locator.send_request(connection, {id, ref, self(), extra}, context, frame) do
+    case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
       :ok ->
-        await(ref, connection, id, left, deadline, timeout)
+        await(ref, connection, id, deadline, timeout)
 
       not_sent ->
         forget(ref)
@@ -272,47 +256,35 @@ defmodule PyPort.Request do
     end
   end
 
-  defp mine({:ok, _value} = outcome, _connection, _id, _options, _place), do: outcome
-  defp mine(:not_sent, _connection, _id, _options, place), do: {:not_sent, place}
-
-  defp mine({:objects, value, ids}, connection, id, options, _place) do
-    with :ok <- Ownership.adopt(connection.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
-  end
-
-  defp mine({:unread, error}, connection, id, _options, _place) do
-    Ownership.disclaim(connection.owner, {:reply, id})
-    {:error, error}
-  end
-
-  defp mine(outcome, _connection, _id, _options, _place), do: outcome
-
-  # --- waiting --------------------------------------------------------------------------------
-
-  defp await(ref, connection, id, left, deadline, timeout) do
+  defp await(ref, connection, id, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         :erlang.unalias(ref)
-        outcome(frame)
+        Reply.outcome(frame)
 
       # It printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
-        flushed(ref, writer, later(deadline, deadline(@flush_ms)))
-        forget(ref)
-        outcome(frame)
+        printed(ref, frame, writer, later(deadline, deadline(@flush_ms)))
 
       {:DOWN, ^ref, :process, _owner, reason} ->
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      min(left, @look_ms) -> look_up(ref, connection, id, remaining(deadline), deadline, timeout)
+      min(remaining(deadline), @look_ms) ->
+        cond do
+          remaining(deadline) == 0 -> timed_out(ref, connection, id, timeout)
+          Process.alive?(connection.owner) -> await(ref, connection, id, deadline, timeout)
+          # The heir is just telling why; or was killed with the server, and tells no caller.
+          true -> await_end(ref, connection, id, timeout, deadline(@least_patience_ms), :killed)
+        end
     end
   end
 
   defp later(:infinity, _deadline), do: :infinity
   defp later(one, other), do: max(one, other)
 
-  # The writer ends without a word where its server does: nobody else knows any more who waits for it.
-  defp flushed(ref, writer, deadline) do
+  # The writer ends without a word where its server does: no other process knows any more who waits for it.
+  defp printed(ref, frame, writer, deadline) do
     monitor = Process.monitor(writer)
 
     receive do
@@ -323,27 +295,8 @@ defmodule PyPort.Request do
     end
 
     Process.demonitor(monitor, [:flush])
-  end
-
-  defp look_up(ref, connection, id, 0, _deadline, timeout), do: timed_out(ref, connection, id, timeout)
-
-  defp look_up(ref, connection, id, left, deadline, timeout) do
-    if Process.alive?(connection.owner),
-      do: await(ref, connection, id, left, deadline, timeout),
-      else: await_news(ref, id)
-  end
-
-  # Its heir is just telling why; or was killed with it, and tells nobody.
-  defp await_news(ref, id) do
-    receive do
-      {^ref, frame} when is_binary(frame) -> outcome(frame)
-      {^ref, frame, _writer} -> outcome(frame)
-      {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason, id)}
-    after
-      @least_patience_ms -> {:error, Error.of_exit(:killed, id)}
-    end
-  after
     forget(ref)
+    Reply.outcome(frame)
   end
 
   # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
@@ -354,8 +307,16 @@ defmodule PyPort.Request do
     Remote.late(patience)
     # As long as it is so.
     deadlock = Callbacks.deadlock(connection)
-    ref |> await_end(connection, id, timeout, deadline(patience), {nil, nil, nil}) |> explained(deadlock)
+
+    ref
+    |> await_end(connection, id, timeout, deadline(patience), {nil, nil, nil})
+    |> late(timeout)
+    |> explained(deadlock)
   end
+
+  # What Python says of a request that it was told to end.
+  defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
+  defp late(outcome, _timeout), do: outcome
 
   defp explained({:error, %Error{kind: :timeout, begun: begun} = error}, why)
        when begun != true and why != nil,
@@ -368,22 +329,21 @@ defmodule PyPort.Request do
   def patience(connection), do: max(connection.patience, @least_patience_ms)
 
   @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
-  @spec cancel(Connection.t(), Wire.id(), PyPort.Server.Cancellation.why()) :: :ok
+  @spec cancel(Connection.t(), Wire.id(), :timeout | :stopped) :: :ok
   def cancel(connection, id, why) do
     GenServer.cast(connection.owner, {:cancel, id, why})
     Connection.command(connection, Wire.cancel(id))
   end
 
+  # `so_far` is what is known when the last deadline has passed.
   defp await_end(ref, connection, id, timeout, deadline, so_far) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         forget(ref)
-        frame |> outcome() |> late(timeout)
+        Reply.outcome(frame)
 
       {^ref, frame, writer} ->
-        flushed(ref, writer, deadline(@flush_ms))
-        forget(ref)
-        frame |> outcome() |> late(timeout)
+        printed(ref, frame, writer, deadline(@flush_ms))
 
       # Where it is while it goes on; the answer is still to come.
       {^ref, {:so_far, begun, stack, culprit}} ->
@@ -401,29 +361,32 @@ defmodule PyPort.Request do
     end
   end
 
-  # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, connection, id, timeout, {begun, stack, culprit}) do
+  # The server itself is held up, or was killed. Nothing is delivered under the reference from here on; an answer that was
+  # delivered is the answer.
+  defp give_up(ref, connection, id, timeout, so_far) do
     :erlang.unalias(ref)
 
     receive do
       {^ref, frame} when is_binary(frame) ->
-        frame |> outcome() |> late(timeout)
+        Reply.outcome(frame)
 
       {^ref, frame, writer} ->
         Output.leave(writer)
-        drain(ref)
-        frame |> outcome() |> late(timeout)
+        forget(ref)
+        Reply.outcome(frame)
     after
       0 ->
-        GenServer.cast(connection.owner, {:gave_up, id})
-        drain(ref)
-        {:error, Error.timeout(timeout, begun, stack, culprit)}
+        forget(ref)
+        gave_up(connection, id, timeout, so_far)
     end
   end
 
-  # What Python says of a request that it was told to end.
-  defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
-  defp late(outcome, _timeout), do: outcome
+  defp gave_up(_connection, id, _timeout, :killed), do: {:error, Error.of_exit(:killed, id)}
+
+  defp gave_up(connection, id, timeout, {begun, stack, culprit}) do
+    GenServer.cast(connection.owner, {:gave_up, id})
+    {:error, Error.timeout(timeout, begun, stack, culprit)}
+  end
 
   defp forget(ref) do
     :erlang.unalias(ref)
@@ -439,28 +402,4 @@ defmodule PyPort.Request do
       0 -> :ok
     end
   end
-
-  @typedoc """
-  `:objects` where handles are inside, which have no owner yet; `:unread` where handles may be in a frame that
-  cannot be read.
-  """
-  @type raw_outcome :: outcome() | {:objects, term(), [pos_integer()]} | {:unread, Error.t()}
-
-  @doc false
-  @spec outcome(binary()) :: raw_outcome()
-  def outcome(frame) do
-    case Wire.scalar(frame) do
-      {:ok, _value} = outcome -> outcome
-      :other -> outcome_of(Wire.decode(frame))
-    end
-  end
-
-  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids), do: {:objects, value, ids}
-  defp outcome_of({:ok, {:error, _id, description}}), do: {:error, Error.from_wire(description)}
-  defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
-
-  defp outcome_of({:ok, other}),
-    do: {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
-
-  defp outcome_of({:error, why}), do: {:unread, %Error{kind: :decode, message: why, begun: true}}
 end

@@ -80,7 +80,7 @@ defmodule PyPort.Server do
 
   require Logger
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StderrFile, Wire}
 
   alias PyPort.Server.{
     AsyncDelivery,
@@ -128,8 +128,7 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do:
-      PyPort.Application.start_link(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
+    do: Reaper.start_watched(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -323,7 +322,7 @@ defmodule PyPort.Server do
   def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
 
   @impl true
-  def handle_cast({:property, message}, state), do: {:noreply, Ownership.cast(state, message)}
+  def handle_cast({:ownership, message}, state), do: {:noreply, Ownership.cast(state, message)}
   def handle_cast({:cancel, id, why}, state), do: {:noreply, Cancellation.cancel(state, id, why)}
   def handle_cast({:gave_up, id}, state), do: {:noreply, Cancellation.gave_up(state, id)}
 
@@ -333,7 +332,7 @@ defmodule PyPort.Server do
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
-        Registry.put_beat(self(), Status.beat(said))
+        Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
         {:noreply, state |> Health.beat(said) |> Ownership.warn(said[:type])}
 
       _unreadable ->

@@ -72,10 +72,9 @@ defmodule PyPort.Status do
           calls: non_neg_integer()
         }
 
-  @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
   @type beat :: {map(), integer()}
 
-  alias PyPort.{Connection, Registry}
+  alias PyPort.{Connection, Registry, Remote}
   alias PyPort.Pool.{Manager, Members}
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
@@ -91,7 +90,7 @@ defmodule PyPort.Status do
   def all do
     named = Registry.named()
     pids = MapSet.new(named, &elem(&1, 1))
-    owners = for %Connection{owner: owner} <- Registry.all(), do: Registry.pool_of(owner) || owner
+    owners = for %Connection{owner: owner} <- Registry.all(), do: Registry.fact(owner, :pool) || owner
     nameless = for pid <- Enum.uniq(owners), pid not in pids, do: {pid, pid}
 
     for {name, pid} <- Enum.sort_by(named ++ nameless, fn {name, _pid} -> inspect(name) end),
@@ -114,10 +113,6 @@ defmodule PyPort.Status do
   def table(statuses), do: PyPort.Status.Table.text(statuses)
 
   @doc false
-  @spec beat(map()) :: beat()
-  def beat(said), do: {said, System.monotonic_time(:millisecond)}
-
-  @doc false
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
     case GenServer.whereis(server) do
@@ -129,7 +124,7 @@ defmodule PyPort.Status do
   end
 
   defp of_remote(node, server) do
-    case PyPort.Remote.errand(node, :status, [server]) do
+    case Remote.errand(node, __MODULE__, :of, [server]) do
       {:ok, list} -> list
       {:error, _gone} -> [%__MODULE__{server: server, state: :down}]
     end
@@ -137,8 +132,8 @@ defmodule PyPort.Status do
 
   defp of_pid(pid, restarts) do
     case Registry.fetch(pid) do
-      {:ok, %Members{keeper: keeper}} ->
-        for {server, role} <- Manager.overview(keeper), do: of_member(server, role, pid)
+      {:ok, %Members{manager: manager}} ->
+        for {server, role} <- Manager.overview(manager), do: of_member(server, role, pid)
 
       _server ->
         [%{of_owner(pid) | restarts: restarts}]
@@ -156,7 +151,7 @@ defmodule PyPort.Status do
   defp of_owner(owner) do
     case Registry.fetch(owner) do
       {:ok, %Connection{ready: true} = connection} ->
-        connection |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
+        connection |> heard(Registry.fact(owner, :heartbeat)) |> judged(Registry.fact(owner, :health))
 
       {:ok, %Connection{os_pid: os_pid}} ->
         %__MODULE__{server: owner, state: :starting, os_pid: os_pid}

@@ -3,16 +3,16 @@ defmodule PyPort.Stream do
   # PyPort.Stream.Relay: the consumer's mailbox never holds items, and items are fetched many at a time.
   @moduledoc false
 
-  import PyPort.Locator, only: [deadline: 1]
+  import PyPort.Deadline, only: [deadline: 1]
 
-  alias PyPort.{Connection, Error, Locator, Options, Remote, Request}
-  alias PyPort.Server.Ownership
+  alias PyPort.{Admission, Connection, Error, Locator, Options, Ownership, Remote, Reply, Request}
   alias PyPort.Stream.Relay
 
-  @spec new(Request.draft(), keyword()) :: Enumerable.t()
-  def new(draft, options) do
+  @spec new(Request.asked(), keyword()) :: Enumerable.t()
+  def new(asked, options) do
     # Wrong options raise where the stream is made, not where it is run.
     options = Options.stream!(options)
+    draft = Request.draft(asked)
     place = Locator.place(options, draft.target, draft.found.objects)
 
     fn -> start(draft, place, options) end
@@ -32,17 +32,23 @@ defmodule PyPort.Stream do
     deadline = deadline(options.timeout)
 
     with {:ok, connection} <- Locator.connection(place, deadline),
-         :ok <- Locator.belong(draft.found.objects, connection),
+         :ok <- Locator.same_server(draft.found.objects, connection),
          id = Connection.next_id(connection),
          frame = Request.frame(draft, connection, id, options),
-         :ok <- Locator.fits(connection, frame) do
+         :ok <- Admission.fits(connection, frame) do
       context = Request.context(draft.found, id, consumer)
       extra = Request.extra(options, context)
       relay = Relay.start(connection, id, frame, {extra, context}, options.credit, consumer)
       {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
     else
-      {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
-      {:error, error} -> {:error, error}
+      {:remote, node, server} ->
+        # Each item has the whole timeout for itself.
+        there = %{Remote.options(options, server, deadline) | timeout: options.timeout}
+        args = [draft, there, consumer]
+        with {:ok, outcome} <- Remote.call(node, __MODULE__, :open, args, deadline), do: outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
@@ -62,20 +68,16 @@ defmodule PyPort.Stream do
   end
 
   defp next(%{ended: {:frame, frame}} = stream) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:error, error} ->
         raise error
 
-      # What the generator returned has no place in an enumerable; the handles in it have no reader.
-      {with_objects, _, _} when with_objects == :objects ->
-        Ownership.disclaim(stream.owner, {:reply, stream.id})
-        {:halt, stream}
-
-      {:unread, _error} ->
-        Ownership.disclaim(stream.owner, {:reply, stream.id})
-        {:halt, stream}
-
       {:ok, _returned} ->
+        {:halt, stream}
+
+      # What the generator returned has no place in an enumerable; the handles in it have no reader.
+      _objects_or_unread ->
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
     end
   end
@@ -106,16 +108,16 @@ defmodule PyPort.Stream do
   defp tag(frame, stream), do: {frame, stream}
 
   defp value(frame) when is_binary(frame) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:ok, value} -> value
       {_error, error} -> raise error
     end
   end
 
   defp value({frame, stream}) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:objects, value, ids} ->
-        case Ownership.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+        case Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
           :ok -> value
           {:error, error} -> raise error
         end
@@ -147,7 +149,7 @@ defmodule PyPort.Stream do
         Error.of_exit(:noproc)
 
       {:frame, frame} ->
-        case Request.outcome(frame) do
+        case Reply.outcome(frame) do
           {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item()
           {:error, error} -> error
           _ended -> no_item(Error.timeout(timeout, true, nil))

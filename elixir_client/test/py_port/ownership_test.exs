@@ -15,11 +15,11 @@ defmodule PyPort.Server.OwnershipTest do
     assert OwnershipTable.count(table) == 0
   end
 
-  test "objects that were adopted go with their owner, and with nobody else" do
+  test "objects that were taken_over go with their owner, and with nobody else" do
     {table, _} = OwnershipTable.claim(OwnershipTable.new(), @key, @reader, "frame")
 
     assert {table, [{:demonitor, @reader}, {:monitor, @owner}]} =
-             OwnershipTable.adopt(table, @key, [1, 2], @owner, nil)
+             OwnershipTable.take_over(table, @key, [1, 2], @owner, nil)
 
     assert {table, []} = OwnershipTable.ended(table, @reader)
     assert {table, [{:release, [1, 2]}]} = OwnershipTable.ended(table, @owner)
@@ -27,7 +27,7 @@ defmodule PyPort.Server.OwnershipTest do
   end
 
   test "an owner is monitored once, from its first object to its last" do
-    {table, _} = adopted([1, 2], @owner)
+    {table, _} = taken_over([1, 2], @owner)
     assert {table, []} = OwnershipTable.forget(table, [1])
     assert {table, [{:demonitor, @owner}]} = OwnershipTable.forget(table, [2])
     assert table == OwnershipTable.new()
@@ -37,14 +37,14 @@ defmodule PyPort.Server.OwnershipTest do
     table = OwnershipTable.new(%{max_objects: 1_000, max_objects_per_owner: 120})
     {table, _} = OwnershipTable.open_session(table, "a", @owner)
     {table, _} = OwnershipTable.claim(table, @key, @reader, "frame")
-    {table, effects} = OwnershipTable.adopt(table, @key, Enum.to_list(1..8), @owner, nil)
+    {table, effects} = OwnershipTable.take_over(table, @key, Enum.to_list(1..8), @owner, nil)
     # Many are 12; from half of them on.
     assert owns(effects) == [6, 7, 8]
     assert OwnershipTable.owned(table, @owner) == 8
     {table, effects} = OwnershipTable.forget(table, [1, 2, 3, 4])
     assert Enum.sort(owns(effects)) == [5, 6, 7]
     {table, _} = OwnershipTable.claim(table, @key, @reader, "frame")
-    {table, _} = OwnershipTable.adopt(table, @key, Enum.to_list(11..20), @owner, nil)
+    {table, _} = OwnershipTable.take_over(table, @key, Enum.to_list(11..20), @owner, nil)
     assert {:ok, table, effects} = OwnershipTable.transfer(table, Enum.to_list(11..20), @other)
     assert 10 in owns(effects, @other)
     assert {_table, effects} = OwnershipTable.ended(table, @other)
@@ -54,16 +54,16 @@ defmodule PyPort.Server.OwnershipTest do
   defp owns(effects, whose \\ @owner), do: for({:owns, ^whose, count} <- effects, do: count)
 
   test "an object goes to its heir before it is released" do
-    {table, _} = adopted([1], @owner, @other)
+    {table, _} = taken_over([1], @owner, @other)
     assert {table, [{:monitor, @other}]} = OwnershipTable.ended(table, @owner)
     assert {table, [{:release, [1]}]} = OwnershipTable.ended(table, @other)
     assert table == OwnershipTable.new()
   end
 
-  test "frames of one request are adopted in the order in which they came" do
+  test "frames of one request are taken_over in the order in which they came" do
     {table, _} = OwnershipTable.claim(OwnershipTable.new(), @key, @reader, "first")
     {table, _} = OwnershipTable.claim(table, @key, @reader, "second")
-    {table, _} = OwnershipTable.adopt(table, @key, [1], @owner, nil)
+    {table, _} = OwnershipTable.take_over(table, @key, [1], @owner, nil)
     {_table, effects} = OwnershipTable.ended(table, @reader)
     assert effects == [{:release_in, "second"}]
   end
@@ -76,12 +76,12 @@ defmodule PyPort.Server.OwnershipTest do
     assert OwnershipTable.disclaim(table, @key) == {table, []}
   end
 
-  test "what is adopted without a claim is gone already" do
-    assert OwnershipTable.adopt(OwnershipTable.new(), @key, [1], @owner, nil) == {OwnershipTable.new(), []}
+  test "what is taken_over without a claim is gone already" do
+    assert OwnershipTable.take_over(OwnershipTable.new(), @key, [1], @owner, nil) == {OwnershipTable.new(), []}
   end
 
   test "an object is given to another owner, an unknown one is named" do
-    {table, _} = adopted([1], @owner)
+    {table, _} = taken_over([1], @owner)
     assert {:ok, table, effects} = OwnershipTable.transfer(table, [1], @other)
     assert effects == [{:demonitor, @owner}, {:monitor, @other}]
     assert {_table, [{:release, [1]}]} = OwnershipTable.ended(table, @other)
@@ -89,7 +89,7 @@ defmodule PyPort.Server.OwnershipTest do
   end
 
   test "a scope that ends releases what is still its own" do
-    {table, _} = adopted([1, 2], @owner)
+    {table, _} = taken_over([1, 2], @owner)
     {:ok, table, _} = OwnershipTable.transfer(table, [2], @other)
     assert {table, [{:release, [1]}, {:demonitor, @owner}]} = OwnershipTable.release(table, [1, 2], @owner)
     assert OwnershipTable.count(table) == 1
@@ -103,8 +103,8 @@ defmodule PyPort.Server.OwnershipTest do
     assert table == OwnershipTable.new()
   end
 
-  defp adopted(ids, owner, heir \\ nil) do
+  defp taken_over(ids, owner, heir \\ nil) do
     {table, _} = OwnershipTable.claim(OwnershipTable.new(), @key, @reader, "frame")
-    OwnershipTable.adopt(table, @key, ids, owner, heir)
+    OwnershipTable.take_over(table, @key, ids, owner, heir)
   end
 end

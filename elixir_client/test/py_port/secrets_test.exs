@@ -77,16 +77,16 @@ defmodule PyPort.SecretsTest do
     refute log =~ @secret
   end
 
-  test "a pool under a supervisor, its keeper, its servers, and all of it" do
+  test "a pool under a supervisor, its manager, its servers, and all of it" do
     log =
       logged(fn ->
         options = [name: __MODULE__, size: 1] ++ @secrets
         {:ok, supervisor} = Supervisor.start_link([{Pool, options}], strategy: :one_for_one, max_restarts: 10)
         assert PyPort.eval("token", %{}, server: __MODULE__) == {:ok, @secret}
 
-        for who <- [:server, :keeper], crash <- crashes() do
+        for who <- [:server, :manager], crash <- crashes() do
           {:ok, members} = Registry.fetch(Process.whereis(__MODULE__))
-          pid = if who == :keeper, do: members.keeper, else: elem(members.connections, 0).owner
+          pid = if who == :manager, do: members.manager, else: elem(members.connections, 0).owner
           crash.(pid)
           assert eventually(fn -> not Process.alive?(pid) end, 1_000)
           assert eventually(fn -> PyPort.eval("token", %{}, server: __MODULE__) == {:ok, @secret} end, 1_000)

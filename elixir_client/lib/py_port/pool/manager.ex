@@ -24,9 +24,9 @@ defmodule PyPort.Pool.Manager do
 
   @doc "Waits until a server may be ready, or says why none is going to be."
   @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
-  def await(keeper, timeout) do
+  def await(manager, timeout) do
     deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
-    GenServer.call(keeper, {:await, deadline}, timeout)
+    GenServer.call(manager, {:await, deadline}, timeout)
   catch
     :exit, {:timeout, _call} -> :timeout
     :exit, _reason -> :gone
@@ -34,10 +34,10 @@ defmodule PyPort.Pool.Manager do
 
   @doc "The servers of the pool, those that are being taken out included, and what each is doing in it."
   @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
-  def overview(keeper), do: GenServer.call(keeper, :overview)
+  def overview(manager), do: GenServer.call(manager, :overview)
 
   @spec resize(pid(), non_neg_integer()) :: :ok
-  def resize(keeper, size), do: GenServer.call(keeper, {:resize, size})
+  def resize(manager, size), do: GenServer.call(manager, {:resize, size})
 
   # --- birth ----------------------------------------------------------------------------------
 
@@ -58,7 +58,7 @@ defmodule PyPort.Pool.Manager do
       waiting: [],
       members: %Members{
         pool: pool,
-        keeper: self(),
+        manager: self(),
         turn: :atomics.new(1, signed: false),
         cluster: if(options.cluster, do: options.name)
       }
@@ -82,7 +82,7 @@ defmodule PyPort.Pool.Manager do
     {:noreply, state |> add_slots(missing) |> publish()}
   end
 
-  # Servers that are there already are those of a keeper that crashed. Which it was taking out nobody knows any more;
+  # Servers that are there already are those of a manager that crashed. Which it was taking out nobody knows any more;
   # so those that are ready stay, up to the size.
   defp adopt(state) do
     servers =
@@ -135,7 +135,7 @@ defmodule PyPort.Pool.Manager do
 
     with {:ok, pid} <- DynamicSupervisor.start_child(state.supervisor, spec) do
       Process.monitor(pid)
-      Registry.put_pool_of(pid, state.pool)
+      Registry.put_fact(pid, :pool, state.pool)
       Waiter.announce(pid)
       {:ok, pid}
     end
@@ -236,7 +236,7 @@ defmodule PyPort.Pool.Manager do
   end
 
   def handle_info({:DOWN, _monitor, :process, pid, reason}, state) do
-    Registry.delete_pool_of(pid)
+    Registry.delete_fact(pid, :pool)
 
     state =
       case find(state, pid) do
@@ -266,7 +266,7 @@ defmodule PyPort.Pool.Manager do
     {:noreply, state |> settle() |> forget_late() |> recycle()}
   end
 
-  # An attendant that ends for any other reason has left something undone. The next keeper finds what there is.
+  # An attendant that ends for any other reason has left something undone. The next manager finds what there is.
   def handle_info({:EXIT, _attendant, reason}, state) do
     if reason == :normal, do: {:noreply, state}, else: {:stop, reason, state}
   end
@@ -312,7 +312,7 @@ defmodule PyPort.Pool.Manager do
       "server #{index} of the pool #{state.who} has ended #{crashes} times in a row and is started again at growing " <>
         "intervals. The last time: #{Exception.message(error)}"
 
-    Registry.put_trouble(state.pool, unavailable(message))
+    Registry.put_fact(state.pool, :trouble, unavailable(message))
     if crashes == 3, do: Logger.error("PyPort: " <> message)
   end
 
@@ -351,7 +351,10 @@ defmodule PyPort.Pool.Manager do
 
   defp settle(state) do
     slots = Map.new(state.slots, fn {index, slot} -> {index, Slot.settle(slot, now())} end)
-    if Enum.all?(slots, fn {_index, slot} -> slot.crashes == 0 end), do: Registry.delete_trouble(state.pool)
+
+    if Enum.all?(slots, fn {_index, slot} -> slot.crashes == 0 end),
+      do: Registry.delete_fact(state.pool, :trouble)
+
     %{state | slots: slots}
   end
 
@@ -426,7 +429,7 @@ defmodule PyPort.Pool.Manager do
 
   # --- death ---------------------------------------------------------------------------------------
 
-  # After a crash of this process the servers go on, and requests to them; the next keeper publishes anew.
+  # After a crash of this process the servers go on, and requests to them; the next manager publishes anew.
   @impl true
   def terminate(reason, state) do
     case reason do

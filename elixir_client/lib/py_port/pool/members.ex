@@ -6,12 +6,12 @@ defmodule PyPort.Pool.Members do
 
   alias PyPort.Connection
 
-  @enforce_keys [:pool, :keeper, :turn]
-  defstruct [:pool, :keeper, :turn, :cluster, connections: {}]
+  @enforce_keys [:pool, :manager, :turn]
+  defstruct [:pool, :manager, :turn, :cluster, connections: {}]
 
   @type t :: %__MODULE__{
           pool: pid(),
-          keeper: pid(),
+          manager: pid(),
           # Counts the picks: what is equally good is taken in turn.
           turn: :atomics.atomics_ref(),
           # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
@@ -80,9 +80,9 @@ defmodule PyPort.Pool.Members do
   end
 
   @doc "The pools of that name on other nodes which have a server ready."
-  @spec elsewhere(atom()) :: [pid()]
-  def elsewhere(name) do
-    for pool <- :pg.get_members(PyPort.Cluster, {PyPort.Pool, name}), node(pool) != node(), do: pool
+  @spec remote(atom()) :: [pid()]
+  def remote(name) do
+    for pool <- :pg.get_members(PyPort.Cluster, {__MODULE__, name}), node(pool) != node(), do: pool
   rescue
     # The application is not started.
     ArgumentError -> []
@@ -93,11 +93,11 @@ defmodule PyPort.Pool.Members do
   def announce(%{cluster: nil}, _ready?), do: :ok
 
   def announce(%{cluster: name, pool: pool}, ready?) do
-    joined? = pool in :pg.get_local_members(PyPort.Cluster, {PyPort.Pool, name})
+    joined? = pool in :pg.get_local_members(PyPort.Cluster, {__MODULE__, name})
 
     cond do
-      ready? and not joined? -> :pg.join(PyPort.Cluster, {PyPort.Pool, name}, pool)
-      joined? and not ready? -> :pg.leave(PyPort.Cluster, {PyPort.Pool, name}, pool)
+      ready? and not joined? -> :pg.join(PyPort.Cluster, {__MODULE__, name}, pool)
+      joined? and not ready? -> :pg.leave(PyPort.Cluster, {__MODULE__, name}, pool)
       true -> :ok
     end
   rescue

@@ -87,7 +87,7 @@ defmodule PyPort.Pool.Slot do
   defp lived(%{ready_at: ready_at}, now), do: now - ready_at
 
   defp rss_bytes(pid) do
-    case Registry.fetch_beat(pid) do
+    case Registry.fact(pid, :heartbeat) do
       {%{rss_bytes: rss}, _at} when is_integer(rss) -> rss
       _unknown -> nil
     end

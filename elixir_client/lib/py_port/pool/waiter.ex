@@ -1,5 +1,5 @@
 defmodule PyPort.Pool.Waiter do
-  # What a pool has to wait for, each time in a process of its own so that its keeper never waits: a server that starts,
+  # What a pool has to wait for, each time in a process of its own so that its manager never waits: a server that starts,
   # and one that is taken out. What follows from it is PyPort.Pool.Manager's to decide.
   @moduledoc false
 
@@ -17,21 +17,21 @@ defmodule PyPort.Pool.Waiter do
   @doc "Sends the calling process `{:ready, server, connection}` once, and before it `{:not_ready, server, error}` for each failure."
   @spec announce(pid()) :: pid()
   def announce(server) do
-    keeper = self()
-    spawn_link(fn -> announce(server, keeper) end)
+    manager = self()
+    spawn_link(fn -> announce(server, manager) end)
   end
 
-  defp announce(server, keeper) do
+  defp announce(server, manager) do
     case Server.await_ready(server, :infinity) do
       {:ok, connection} ->
-        send(keeper, {:ready, server, connection})
+        send(manager, {:ready, server, connection})
 
       {:error, error} ->
-        # That it has ended the keeper knows from its monitor.
+        # That it has ended the manager knows from its monitor.
         if Process.alive?(server) do
-          send(keeper, {:not_ready, server, error})
+          send(manager, {:not_ready, server, error})
           Process.sleep(@ask_again_ms)
-          announce(server, keeper)
+          announce(server, manager)
         end
     end
   end

@@ -106,7 +106,7 @@ defmodule PyPort.Server.Health do
     now = now()
     silent_ms = Liveness.silent_ms(state.liveness, now)
     pending = :ets.info(state.connection.table, :size)
-    Registry.put_verdict(self(), verdict)
+    Registry.put_fact(self(), :health, verdict)
 
     Telemetry.execute(
       [:py_port, :server, :verdict],

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Ownership do
 
   require Logger
 
-  alias PyPort.{Connection, Error, Registry, Wire}
+  alias PyPort.{Connection, Error, Wire}
   alias PyPort.Server.OwnershipTable
 
   # --- in the server --------------------------------------------------------------------------
@@ -21,7 +21,7 @@ defmodule PyPort.Server.Ownership do
     table = state.ownership
 
     case message do
-      {:adopt, key, ids, owner, heir} -> OwnershipTable.adopt(table, key, ids, owner, heir)
+      {:take_over, key, ids, owner, heir} -> OwnershipTable.take_over(table, key, ids, owner, heir)
       {:disclaim, key} -> OwnershipTable.disclaim(table, key)
       {:forget, ids} -> OwnershipTable.forget(table, ids)
       {:release, ids, holder} -> OwnershipTable.release(table, ids, holder)
@@ -33,7 +33,7 @@ defmodule PyPort.Server.Ownership do
 
   @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()] | Error.t()}, map()}
   def transfer(%{options: %{max_objects_per_owner: most}} = state, ids, owner) do
-    with :ok <- room(owner, OwnershipTable.owned(state.ownership, owner), length(ids), most),
+    with :ok <- PyPort.Ownership.room(owner, OwnershipTable.owned(state.ownership, owner), length(ids), most),
          {:ok, table, effects} <- OwnershipTable.transfer(state.ownership, ids, owner) do
       {:ok, carry_out({table, effects}, state)}
     else
@@ -141,141 +141,5 @@ defmodule PyPort.Server.Ownership do
     end)
 
     :ok
-  end
-
-  # --- anywhere -------------------------------------------------------------------------------
-
-  @doc """
-  The reader of a frame with handles says whose they are: an owner's, or, where one is asked for on behalf of another
-  node's process, an owner's and after it an heir's. They are released where the owner would have too many.
-  """
-  @spec adopt(pid(), OwnershipTable.claim_key(), [pos_integer()], pid() | {pid(), pid() | nil} | nil) ::
-          :ok | {:error, Error.t()}
-  # Whether it is in scope is decided at home.
-  def adopt(server, key, ids, {owner, heir}), do: adopt(server, key, ids, owner, heir, true)
-
-  def adopt(server, key, ids, owner) do
-    {owner, heir} = if owner, do: {owner, nil}, else: default_owner()
-    # Where somebody else was named they are a present, and no business of anybody's scope.
-    adopt(server, key, ids, owner, heir, heir != nil or owner == self())
-  end
-
-  defp adopt(server, key, ids, owner, heir, in_scope?) do
-    case room(server, owner, ids) do
-      :ok ->
-        GenServer.cast(server, {:property, {:adopt, key, ids, owner, heir}})
-        if in_scope?, do: note_in_scope({server, owner}, ids)
-        :ok
-
-      {:error, error} ->
-        disclaim(server, key)
-        {:error, error}
-    end
-  end
-
-  # The count may lack what was adopted a moment ago.
-  defp room(server, owner, ids) do
-    case Registry.fetch(server) do
-      {:ok, %{calls: table, max_objects_per_owner: most}} ->
-        room(owner, owned(table, owner), length(ids), most)
-
-      _ended ->
-        :ok
-    end
-  end
-
-  defp room(_owner, own, more, most) when own + more <= most, do: :ok
-
-  defp room(owner, own, more, most) do
-    {:error,
-     %Error{
-       kind: :encode,
-       begun: true,
-       message:
-         "#{inspect(owner)} owns #{own} objects of this server, and would own #{more} more, of #{most} that one " <>
-           "process may own (max_objects_per_owner). Release objects that are no longer used (PyPort.release/1, " <>
-           "PyPort.with_objects/1), return plain values, name another owner with the option :owner, or start the " <>
-           "server with a larger max_objects_per_owner"
-     }}
-  end
-
-  # Few are not counted here; and a server that has just ended has taken the table with it.
-  defp owned(table, owner) do
-    :ets.lookup_element(table, {:owns, owner}, 2)
-  rescue
-    ArgumentError -> 0
-  end
-
-  @spec disclaim(pid(), OwnershipTable.claim_key()) :: :ok
-  def disclaim(server, key), do: GenServer.cast(server, {:property, {:disclaim, key}})
-
-  @doc "Whose objects are, and whose after that: a task's are for whom it works, and stay its own if that one ends first."
-  @spec default_owner() :: {pid(), pid() | nil}
-  def default_owner do
-    case Process.get(:"$callers") do
-      [first | _rest] when is_pid(first) and first != self() -> {first, self()}
-      _none -> {self(), nil}
-    end
-  end
-
-  # --- scopes ---------------------------------------------------------------------------------
-
-  # The objects that came in within PyPort.with_objects/1: a list of scopes, innermost first, each an alias and a list of
-  # {{server, owner}, ids}. A task that has no scope of its own finds here that of whom it works for, and sends to the
-  # alias what it brought in: before its result, so a scope that has awaited a task knows of its objects. An alias
-  # takes nothing any more once its scope has ended.
-  @scopes {__MODULE__, :scopes}
-
-  @spec with_scope((... -> result)) :: result when result: var
-  def with_scope(fun) do
-    outer = Process.get(@scopes)
-    Process.put(@scopes, [{:erlang.alias(), []} | outer || []])
-
-    try do
-      fun.()
-    after
-      [{scope, own} | _outer] = Process.get(@scopes)
-      if outer, do: Process.put(@scopes, outer), else: Process.delete(@scopes)
-      by_tasks = brought_to(scope, [])
-      :erlang.unalias(scope)
-
-      brought = brought_to(scope, by_tasks) ++ own
-
-      for {{server, owner}, objects} <- Enum.group_by(brought, &elem(&1, 0), &elem(&1, 1)) do
-        GenServer.cast(server, {:property, {:release, List.flatten(objects), owner}})
-      end
-    end
-  end
-
-  @doc "Runs `fun`, and tells of the objects that were adopted meanwhile."
-  @spec collect((... -> result)) :: {result, [{{pid(), pid()}, [pos_integer()]}]} when result: var
-  def collect(fun) do
-    Process.put(@scopes, [{nil, []}])
-    result = fun.()
-    [{nil, adopted}] = Process.delete(@scopes)
-    {result, adopted}
-  end
-
-  @spec note_in_scope({server :: pid(), owner :: pid()}, [pos_integer()]) :: term()
-  def note_in_scope({_server, owner} = whose, ids) do
-    case Process.get(@scopes) do
-      [{scope, own} | outer] -> Process.put(@scopes, [{scope, [{whose, ids} | own]} | outer])
-      nil when owner != self() and node(owner) == node() -> note_in_scope_of(owner, whose, ids)
-      nil -> :ok
-    end
-  end
-
-  defp note_in_scope_of(owner, whose, ids) do
-    with {:dictionary, dictionary} <- Process.info(owner, :dictionary),
-         {@scopes, [{scope, _own} | _outer]} <- List.keyfind(dictionary, @scopes, 0),
-         do: send(scope, {scope, whose, ids})
-  end
-
-  defp brought_to(scope, found) do
-    receive do
-      {^scope, whose, ids} -> brought_to(scope, [{whose, ids} | found])
-    after
-      0 -> found
-    end
   end
 end

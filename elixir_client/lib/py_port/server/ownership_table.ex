@@ -58,8 +58,8 @@ defmodule PyPort.Server.OwnershipTable do
 
   Without a claim its reader was taken for dead, and the objects are gone already.
   """
-  @spec adopt(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
-  def adopt(table, key, ids, owner, heir) do
+  @spec take_over(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
+  def take_over(table, key, ids, owner, heir) do
     case pop_claim(table, key) do
       {:ok, _frame, table, effects} -> put_objects(table, ids, owner, heir, effects)
       :none -> {table, []}

@@ -6,7 +6,7 @@ defmodule PyPort.Server.Stacks do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Error, Reaper, Request, StderrFile, Wire}
+  alias PyPort.{Connection, Error, Reaper, Reply, StderrFile, Wire}
 
   # Python answers within a few ms of having the interpreter; a crowded machine takes longer.
   @answer_ms 500
@@ -38,7 +38,7 @@ defmodule PyPort.Server.Stacks do
 
   defp await_answer(connection, id, ref, answer_ms) do
     receive do
-      {^ref, frame} when is_binary(frame) -> Request.outcome(frame)
+      {^ref, frame} when is_binary(frame) -> Reply.outcome(frame)
       {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason)}
     after
       answer_ms ->

@@ -7,7 +7,7 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Connection, Locator, Output, Request, Wire}
+  alias PyPort.{Admission, Callbacks, Connection, Output, Request, Wire}
 
   @flush_ms 5_000
 
@@ -65,7 +65,7 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      case Locator.send_request(connection, {id, ref, self(), extra}, context, frame) do
+      case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
         :ok -> loop(state)
         not_sent -> ended(state, not_sent)
       end

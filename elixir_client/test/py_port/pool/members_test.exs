@@ -10,7 +10,7 @@ defmodule PyPort.Pool.MembersTest do
 
     %Members{
       pool: self(),
-      keeper: self(),
+      manager: self(),
       turn: :atomics.new(1, signed: false),
       connections: List.to_tuple(connections)
     }
