@@ -74,28 +74,28 @@ defmodule PyPort.Server do
   """
 
   # The owner of the port. Callers write to the port themselves and read their replies themselves; the owner forwards
-  # bytes, and takes what happens to whom it concerns: frames to Traffic, requests that are to end to Ladder, its
-  # Python's pulse to Vital, its end to Death.
+  # bytes, and hands each message on: frames to Traffic, requests that are to end to Cancellation, its own look after
+  # Python to Health, the end of Python to Shutdown. Each of these has a part of the state, see PyPort.Server.State.
   use GenServer, restart: :permanent
 
   require Logger
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StderrFile, Wire}
+  import PyPort.Server.Requests, only: [is_worker: 2]
+
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Wire}
 
   alias PyPort.Server.{
     AsyncDelivery,
     Cancellation,
     Health,
     Ownership,
-    Probe,
     RequestTable,
     Shutdown,
     Startup,
-    Traffic
+    Stderr
   }
 
-  # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
-  @stderr_reads 16
+  alias PyPort.Server.Traffic
 
   @type variables :: [{String.t(), String.t() | nil | false}]
   @type option ::
@@ -175,7 +175,7 @@ defmodule PyPort.Server do
       {:error, %{Error.of_exit(reason) | kind: :unavailable, begun: false}}
   end
 
-  # --- birth ----------------------------------------------------------------------------------
+  # --- startup --------------------------------------------------------------------------------
 
   @impl true
   def init(options) do
@@ -185,65 +185,44 @@ defmodule PyPort.Server do
   end
 
   @impl true
-  def handle_continue(:open, state), do: {:noreply, state |> next_beat() |> Startup.launch()}
-
-  defp next_beat(%{options: %{heartbeat_interval: interval}} = state) do
-    Process.send_after(self(), :beat, interval)
-    %{state | due: System.monotonic_time(:millisecond) + interval}
-  end
+  def handle_continue(:open, state), do: {:noreply, state |> Health.schedule() |> Startup.launch()}
 
   # --- messages -------------------------------------------------------------------------------
 
   @impl true
-  def handle_info({port, {:data, frame}}, %{phase: :starting, connection: %{port: port}} = state),
-    do: frame |> Wire.route() |> first_frame(frame, state)
-
-  def handle_info({port, {:data, frame}}, %{connection: %{port: port}} = state) do
+  def handle_info({port, {:data, frame}}, %{connection: %{port: port}, phase: phase} = state) do
     route = Wire.route(frame)
 
-    case Traffic.frame(route, frame, state) do
-      {:ok, state} -> {:noreply, state}
-      :other -> control(route, frame, state)
+    if phase == :starting do
+      if route in [:hello, :goodbye], do: control(route, frame, state), else: unreadable(frame, state)
+    else
+      case Traffic.frame(route, frame, state) do
+        {:ok, state} -> {:noreply, state}
+        :other -> control(route, frame, state)
+      end
     end
   end
 
-  def handle_info(:beat, state) do
-    case state |> next_beat() |> Health.tick(state.due) do
+  def handle_info(:tick, state) do
+    case Health.tick(state) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Shutdown.note_stderr()}
+        {:noreply, state |> Traffic.sweep() |> Stderr.log() |> Stderr.note()}
 
-      # Where it was held is worth knowing; the kill follows when that is known.
-      {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->
-        {:noreply, Cancellation.dump(%{state | doom: why}, why)}
+      # The kill follows when it is known where the interpreter was held.
+      {:kill, why, state} when why in [:gil_held, :stuck] ->
+        state |> Cancellation.dump_before_kill(why) |> next()
 
       end_of_python ->
-        carry_on(end_of_python)
+        next(end_of_python)
     end
   end
 
-  def handle_info(:stderr, state), do: {:noreply, Shutdown.limit_stderr(state)}
+  def handle_info(:stderr, state), do: {:noreply, Stderr.limit(state)}
+  def handle_info({:cancel_step, id}, state), do: state |> Cancellation.next_step(id) |> next()
+  def handle_info({:dumped, pid, result}, state), do: state |> Cancellation.dumped(pid, result) |> next()
 
-  def handle_info({:rung, id}, state), do: state |> Cancellation.step(id) |> carry_on()
-
-  def handle_info({:dumped, pid, result}, state) do
-    case Cancellation.dumped(state, pid, result) do
-      %{doom: nil} = state ->
-        {:noreply, state}
-
-      %{doom: why} = state ->
-        if Health.well?(state), do: {:noreply, %{state | doom: nil}}, else: carry_on({:kill, why, state})
-    end
-  end
-
-  def handle_info(:restart, %{phase: :ready} = state) do
-    Logger.info(
-      "PyPort #{state.who}: a request was interrupted, Python is started anew (after_cancel: :restart)"
-    )
-
-    # Nobody new comes; those that are here have the grace of a shutdown.
-    Registry.delete(self())
-    {:stop, Shutdown.restart(state), state}
-  end
+  # By after_cancel: :restart.
+  def handle_info(:restart, %{phase: :ready} = state), do: {:stop, Shutdown.restart(state), state}
 
   def handle_info({port, {:exit_status, status}}, %{connection: %{port: port}} = state),
     do: died(status, state)
@@ -252,13 +231,8 @@ defmodule PyPort.Server do
   def handle_info({:EXIT, port, _reason}, %{connection: %{port: port}} = state),
     do: died(Shutdown.exit_status(port), state)
 
-  def handle_info({:timeout, timer, :init_timeout}, %{timer: timer, phase: :starting} = state) do
-    {:noreply, Startup.too_slow(state)}
-  end
-
-  def handle_info({:timeout, timer, :retry}, %{timer: timer, phase: :down} = state) do
-    {:noreply, Startup.launch(state)}
-  end
+  def handle_info({:timeout, timer, what}, state) when what in [:init_timeout, :retry],
+    do: {:noreply, Startup.timeout(state, timer, what)}
 
   def handle_info({{:caller_down, id}, _monitor, :process, _pid, _reason}, state),
     do: {:noreply, Traffic.caller_down(state, id)}
@@ -266,15 +240,15 @@ defmodule PyPort.Server do
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
     do: {:noreply, Ownership.down(state, monitor, pid)}
 
-  def handle_info({:EXIT, worker, reason}, %{workers: workers} = state) when is_map_key(workers, worker),
+  def handle_info({:EXIT, worker, reason}, state) when is_worker(state, worker),
     do: {:noreply, Traffic.worker_ended(state, worker, reason)}
 
-  # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
-  def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
+  # The process of async delivery does nothing that could end it; if it ends all the same, the next does its work.
+  def handle_info({:EXIT, delivery, reason}, %{delivery: delivery} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
-    state = %{state | mail: AsyncDelivery.start_link(state.connection, state.who, state.options.logger)}
+    delivery = AsyncDelivery.start_link(state.connection, state.who, state.options.logger)
     AsyncDelivery.acknowledge_all(state.connection)
-    {:noreply, state}
+    {:noreply, %{state | delivery: delivery}}
   end
 
   # Nor does the heir.
@@ -283,9 +257,7 @@ defmodule PyPort.Server do
       "PyPort #{state.who}: the process of its open requests ended: #{Exception.format_exit(reason)}"
     )
 
-    heir = RequestTable.start_link()
-    RequestTable.replace(heir, state.connection)
-    {:noreply, %{state | heir: heir}}
+    {:noreply, %{state | heir: RequestTable.replace_heir(state.connection)}}
   end
 
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.
@@ -296,19 +268,11 @@ defmodule PyPort.Server do
   def handle_info(_late, state), do: {:noreply, state}
 
   @impl true
-  def handle_call(:await_ready, from, state) do
-    case state do
-      %{phase: :ready, connection: connection} -> {:reply, {:ok, connection}, state}
-      %{phase: :down, error: error} -> {:reply, {:error, error}, state}
-      %{phase: :starting} -> {:noreply, %{state | waiting: [from | state.waiting]}}
-    end
-  end
+  def handle_call(:await_ready, from, state), do: Startup.await(state, from)
 
-  # Of a server that is taken out of service: nobody has anything here, and nobody will.
+  # Of a server that is taken out of service: no process has anything here, and none will.
   def handle_call(:retire, _from, %{phase: :ready} = state) do
-    idle? =
-      PyPort.Server.OwnershipTable.count(state.ownership) == 0 and Connection.close_intake(state.connection)
-
+    idle? = Ownership.count(state) == 0 and Connection.close_intake(state.connection)
     {:reply, if(idle?, do: :retired, else: :in_use), state}
   end
 
@@ -322,18 +286,27 @@ defmodule PyPort.Server do
   def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
 
   @impl true
-  def handle_cast({:ownership, message}, state), do: {:noreply, Ownership.cast(state, message)}
+  def handle_cast({:ownership, change}, state), do: {:noreply, Ownership.cast(state, change)}
   def handle_cast({:cancel, id, why}, state), do: {:noreply, Cancellation.cancel(state, id, why)}
   def handle_cast({:gave_up, id}, state), do: {:noreply, Cancellation.gave_up(state, id)}
 
+  # --- frames that belong to no request -------------------------------------------------------
+
   defp control(:hello, frame, state), do: {:noreply, Startup.hello(frame, state)}
-  defp control(:goodbye, frame, state), do: {:noreply, Startup.goodbye(frame, state)}
+
+  defp control(:goodbye, frame, state) do
+    case {state.phase, Wire.decode(frame)} do
+      {:starting, {:ok, {:goodbye, %{} = why}}} -> {:noreply, Startup.goodbye(state, why)}
+      {_phase, {:ok, {:goodbye, why}}} -> {:noreply, Shutdown.goodbye(state, why)}
+      _unreadable -> {:noreply, state}
+    end
+  end
 
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
         Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
-        {:noreply, state |> Health.beat(said) |> Ownership.warn(said[:type])}
+        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}
@@ -351,9 +324,6 @@ defmodule PyPort.Server do
 
   defp control(_no_term, frame, state), do: unreadable(frame, state)
 
-  defp first_frame(route, frame, state) when route in [:hello, :goodbye], do: control(route, frame, state)
-  defp first_frame(_other, frame, state), do: unreadable(frame, state)
-
   # From here on it is not known where a frame begins.
   defp unreadable(frame, state) do
     Logger.error(
@@ -361,65 +331,42 @@ defmodule PyPort.Server do
         inspect(frame, limit: 32)
     )
 
-    carry_on({:kill, :unreadable, state})
+    next({:kill, :unreadable, state})
   end
 
-  # --- death ----------------------------------------------------------------------------------
+  # --- shutdown -------------------------------------------------------------------------------
 
-  defp carry_on({:ok, state}), do: {:noreply, state}
+  defp next({:ok, state}), do: {:noreply, state}
 
-  # Its goodbye, which says why, may be still on its way, and its end behind it: they have until the next look. A child
-  # that holds the pipe would keep the end from coming.
-  defp carry_on({:exited, %{phase: :starting, gone?: false} = state}) do
-    Reaper.kill(self())
-    {:noreply, %{state | gone?: true}}
+  defp next({:exited, %{phase: :starting} = state}) do
+    case Startup.gone(state) do
+      {:wait, state} -> {:noreply, state}
+      {:ended, state} -> exited(state)
+    end
   end
 
-  defp carry_on({:exited, state}) do
+  defp next({:exited, state}), do: exited(state)
+  defp next({:kill, :unreadable, %{phase: :starting} = state}), do: {:noreply, Startup.unreadable(state)}
+
+  defp next({:kill, why, state}) do
+    {reason, state} = Shutdown.kill(state, why)
+    {:stop, reason, %{state | phase: :dead}}
+  end
+
+  defp exited(state) do
     {status, state} = Shutdown.exited(state)
     died(status, state)
-  end
-
-  defp carry_on({:kill, why, %{phase: :starting} = state}) when why == :unreadable,
-    do: {:noreply, Startup.unreadable(state)}
-
-  defp carry_on({:kill, why, state}) do
-    {state, report, page} = Shutdown.kill(state, why)
-    state = log_stderr(state)
-    {:stop, Shutdown.reason(state, report, page), %{state | phase: :dead}}
   end
 
   # While it starts, an end is a failure to start.
   defp died(status, %{phase: :starting} = state), do: {:noreply, Startup.ended(state, status)}
 
   defp died(status, state) do
-    state = log_stderr(state)
-    # Its children are ended with it.
-    Reaper.kill(self())
-    # A port gives the status of a process that is dead.
-    page = if status, do: Probe.page(state.pulse), else: Probe.last_page(state.pulse)
-    {:stop, Shutdown.reason(state, Shutdown.report(state, status), page), %{state | phase: :dead}}
+    state = Stderr.log(state)
+    {:stop, Shutdown.died(state, status), %{state | phase: :dead}}
   end
 
   @impl true
-  def terminate(_reason, %{phase: :ready} = state), do: Shutdown.drain(state, &log_stderr/1)
+  def terminate(_reason, %{phase: :ready} = state), do: Shutdown.drain(state)
   def terminate(_reason, state), do: Shutdown.close(state)
-
-  # --- small things ---------------------------------------------------------------------------
-
-  defp log_stderr(%{stderr: nil} = state), do: state
-
-  defp log_stderr(%{options: %{logger: log?}} = state) do
-    {lines, dropped, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
-
-    if dropped > 0 do
-      Logger.warning(
-        "PyPort #{state.who}: #{dropped} bytes of stderr were dropped unread, since more was written than " <>
-          "#{state.options.max_stderr_bytes} bytes (max_stderr_bytes)"
-      )
-    end
-
-    if log? and lines != [], do: Logger.info("PyPort #{state.who} stderr: #{Enum.join(lines, "\n")}")
-    %{state | stderr: stderr}
-  end
 end

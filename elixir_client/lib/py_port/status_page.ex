@@ -20,6 +20,8 @@ defmodule PyPort.StatusPage do
           sent: non_neg_integer()
         }
 
+  @type place :: :running | :waiting | :passed | :elsewhere | :unknown
+
   @bytes 64
   @longest_id 32
   @phases %{0 => :starting, 1 => :serving, 2 => :draining}
@@ -79,7 +81,7 @@ defmodule PyPort.StatusPage do
   Ids are numbers in the order of sending, but for callers that were overtaken between drawing one and sending, which
   takes a microsecond.
   """
-  @spec place(t() | nil, PyPort.Wire.id()) :: :running | :waiting | :passed | :elsewhere | :unknown
+  @spec place(t() | nil, PyPort.Wire.id()) :: place()
   def place(nil, _id), do: :unknown
   def place(%{running: id}, id), do: :running
   def place(%{elsewhere: elsewhere}, _id) when elsewhere > 0, do: :elsewhere

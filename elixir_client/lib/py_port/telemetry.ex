@@ -13,7 +13,8 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :server, :start]` | `system_time` | a Python was launched |
   | `[:py_port, :server, :ready]` | `duration` since `:start` | it takes requests |
   | `[:py_port, :server, :boot_failure]` | `failures` in a row, `retry_ms` until the next try | `error`, a `PyPort.Error` |
-  | `[:py_port, :server, :verdict]` | `silent_ms`: for how long nothing was heard, `pending` requests | `verdict` and `previous`, of `PyPort.Status.state` |
+  | `[:py_port, :server, :health]` | `silent_ms`: for how long nothing was heard, `pending` requests | `state` and `previous`, of `PyPort.Status.state` |
+  | `[:py_port, :server, :verdict]` | as `:health`, under its name of version 0.1 | `verdict` for `state`, and `previous` |
   | `[:py_port, :server, :dump]` | `duration` of taking the stacks | `reason`; `stack`, text, or `nil` where Python wrote none |
   | `[:py_port, :server, :kill]` | `pending` requests | `reason`: `:request`, `:gil_held`, `:stuck` or `:lost` |
   | `[:py_port, :server, :exit]` | `duration` since `:ready`, `pending` requests | `error`, the report that its callers get |

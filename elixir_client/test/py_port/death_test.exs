@@ -39,7 +39,7 @@ defmodule PyPort.DeathTest do
     owner = Process.whereis(server)
     os_pid = Server.os_pid(server)
     :erlang.suspend_process(owner)
-    send(owner, :beat)
+    send(owner, :tick)
     task = spawn_eval(server, "1 + 1", timeout: 60_000)
     # Its reply stands in the owner's mailbox, behind the look that finds the process gone.
     assert eventually(fn -> {:message_queue_len, 2} == Process.info(owner, :message_queue_len) end)

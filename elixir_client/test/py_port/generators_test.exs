@@ -214,7 +214,9 @@ defmodule PyPort.GeneratorsTest do
   defp nothing_left_but_session?(server) do
     eventually(fn ->
       state = :sys.get_state(server)
-      state.attached == %{} and :ets.info(state.connection.table, :size) == 0
+
+      state.requests.attached == %{} and state.cancellation.entries == %{} and
+        :ets.info(state.connection.table, :size) == 0
     end)
   end
 end

@@ -77,7 +77,7 @@ defmodule PyPort.LoggingTest do
     assert {:ok, _} = PyPort.eval(code, %{}, server: server, stderr: stderr)
     # Python's own way with records that nobody handles.
     assert StringIO.contents(stderr) == {"", "not here\n"}
-    assert mail_read?(server)
+    assert delivered?(server)
     refute_received {:logged, %{msg: {:string, "not here"}}}
   end
 

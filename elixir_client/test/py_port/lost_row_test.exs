@@ -72,7 +72,7 @@ defmodule PyPort.LostRowTest do
     """
 
     lose_row(server, &Wire.request(:eval, &1, {%{}, code, %{}}, true))
-    assert eventually(fn -> map_size(:sys.get_state(server).attached) == 1 end)
+    assert eventually(fn -> map_size(:sys.get_state(server).cancellation.entries) == 1 end)
     assert open?(server, 1)
     assert gone?(os_pid)
     assert_receive {:DOWN, ^monitor, :process, _pid, {:shutdown, _killed}}, 5_000

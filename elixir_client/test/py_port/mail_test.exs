@@ -86,30 +86,30 @@ defmodule PyPort.MailTest do
         ] do
       test "#{what}: the code waits, and the mailbox holds a window of them" do
         server = start_server()
-        mail = :sys.get_state(server).mail
-        :erlang.suspend_process(mail)
+        delivery = :sys.get_state(server).delivery
+        :erlang.suspend_process(delivery)
 
         task =
           Task.async(fn -> PyPort.eval(unquote(code), %{to: self()}, server: server, timeout: 30_000) end)
 
-        assert eventually(fn -> queued(mail) > 1_000_000 end)
+        assert eventually(fn -> queued(delivery) > 1_000_000 end)
         # As long as nobody takes any, no more come.
-        for _ <- 1..10, do: Process.sleep(10) && assert(queued(mail) < 1_500_000)
+        for _ <- 1..10, do: Process.sleep(10) && assert(queued(delivery) < 1_500_000)
         assert Task.yield(task, 0) == nil
-        :erlang.resume_process(mail)
+        :erlang.resume_process(delivery)
         assert Task.await(task, 30_000) == {:ok, nil}
-        assert mail_read?(server)
+        assert delivered?(server)
       end
     end
 
     test "a process for them that ends takes what it had with it, and the window is open again" do
       server = start_server()
-      mail = :sys.get_state(server).mail
-      :erlang.suspend_process(mail)
+      delivery = :sys.get_state(server).delivery
+      :erlang.suspend_process(delivery)
       code = "import port_server\nfor n in range(100): port_server.send(to, (n, b'x' * 100_000))\n'all'"
       task = Task.async(fn -> PyPort.eval(code, %{to: self()}, server: server, timeout: 30_000) end)
-      assert eventually(fn -> queued(mail) > 1_000_000 end)
-      capture_log(fn -> Process.exit(mail, :kill) && assert(Task.await(task, 30_000) == {:ok, "all"}) end)
+      assert eventually(fn -> queued(delivery) > 1_000_000 end)
+      capture_log(fn -> Process.exit(delivery, :kill) && assert(Task.await(task, 30_000) == {:ok, "all"}) end)
       assert PyPort.eval(code, %{to: self()}, server: server, timeout: 30_000) == {:ok, "all"}
     end
   end

@@ -444,7 +444,9 @@ defmodule PyPort.NodesTest do
     defp knows(node, count),
       do:
         eventually(
-          fn -> on(node, do: length(:pg.get_members(PyPort.Cluster, {PyPort.Pool, Wide}))) == count end,
+          fn ->
+            on(node, do: length(:pg.get_members(PyPort.Cluster, {PyPort.Pool.Members, Wide}))) == count
+          end,
           500
         )
 

@@ -298,8 +298,8 @@ defmodule PyPort.ObjectTest do
     assert line =~ "of the type Frame"
   end
 
-  # With the next beat.
-  defp all_named?(server), do: eventually(fn -> :sys.get_state(server).crowded == [] end)
+  # With the next heartbeat.
+  defp all_named?(server), do: eventually(fn -> :sys.get_state(server).ownership.crowded == [] end)
 
   describe "a clear error is what gives" do
     test "a handle that was made up", %{server: server} do

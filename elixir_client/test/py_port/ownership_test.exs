@@ -77,7 +77,8 @@ defmodule PyPort.Server.OwnershipTest do
   end
 
   test "what is taken_over without a claim is gone already" do
-    assert OwnershipTable.take_over(OwnershipTable.new(), @key, [1], @owner, nil) == {OwnershipTable.new(), []}
+    assert OwnershipTable.take_over(OwnershipTable.new(), @key, [1], @owner, nil) ==
+             {OwnershipTable.new(), []}
   end
 
   test "an object is given to another owner, an unknown one is named" do

@@ -49,7 +49,7 @@ defmodule PyPort.SecretsTest do
       &Process.exit(&1, :kill),
       &Process.exit(&1, :crash),
       fn pid ->
-        :sys.replace_state(pid, fn _state -> :nonsense end) && send(pid, :beat) && send(pid, :tick)
+        :sys.replace_state(pid, fn _state -> :nonsense end) && send(pid, :tick)
       end
     ]
   end

@@ -192,8 +192,8 @@ defmodule PyPort.TimeoutTest do
 
     defp nothing_but_the_session_left?(server) do
       eventually(fn ->
-        %{connection: connection, attached: attached} = :sys.get_state(server)
-        :ets.tab2list(connection.table) == [] and attached == %{}
+        %{connection: connection, requests: requests, cancellation: cancellation} = :sys.get_state(server)
+        :ets.tab2list(connection.table) == [] and requests.attached == %{} and cancellation.entries == %{}
       end)
     end
   end

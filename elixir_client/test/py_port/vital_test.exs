@@ -129,7 +129,7 @@ defmodule PyPort.VitalTest do
         assert eventually(fn -> Process.whereis(server) == nil end)
       end)
 
-    assert log =~ "it has nothing to do, and does not say so"
+    assert log =~ "idle, but no heartbeat received"
     assert log =~ "lost_after"
   end
 

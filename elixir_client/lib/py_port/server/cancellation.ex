@@ -1,13 +1,13 @@
 defmodule PyPort.Server.Cancellation do
-  # Requests that are to end before their answer: whose time is up, whose caller has died, whose stream nobody reads any
-  # more. Runs in the server.
+  # Requests that are to end before their answer: their time is up, their caller has died, or their stream is read no
+  # further. Runs in the server.
   #
-  # Whoever wants a request to end sends `cancel` and tells the server. From then on the request has an entry here, and its
-  # row stays in the table until Python's last word on it: Python is as busy with it as before. Rung 1 is Python's
-  # own (SIGURG, again and again). A request that does not end within `cancel_grace` of standing on the status page is
-  # asked where it is (rung 2, SIGUSR2), and at the latest after `kill_grace` its process is killed (rung 3).
+  # The process that wants a request to end sends `cancel` and tells the server. From then on the request has an entry
+  # here, and its row stays in the table until Python's last word on it: Python is as busy with it as before. Python
+  # interrupts the request itself (SIGURG, again and again). A request that does not end within `cancel_grace` of standing
+  # on the status page is asked where it is (step 2, SIGUSR2), and at the latest after `kill_grace` its process is killed.
   #
-  # Nobody is killed for the sake of a request that waits behind another one: it has its answer at once.
+  # No process is killed for the sake of a request that waits behind another one: that one has its answer at once.
   #
   # An import that is interrupted leaves modules behind that are broken for good, so Python lets it end first. Python says
   # so in its pong; then the caller has its answer at once, and the import has `import_grace`.
@@ -15,8 +15,15 @@ defmodule PyPort.Server.Cancellation do
 
   require Logger
 
-  alias PyPort.{Connection, Output, Registry, StatusPage, Telemetry, Wire}
-  alias PyPort.Server.{Health, Ownership, Probe, Stacks, Traffic}
+  import PyPort.Deadline, only: [now: 0]
+
+  alias PyPort.{Connection, Error, Registry, StatusPage, Wire}
+  alias PyPort.Server.{Health, Ownership, Requests, Stacks, State}
+
+  # Besides the entries: the process that takes the stacks, with its reason, start and mark; the stacks that were taken
+  # last; why the kill follows when they are taken; and which request keeps those from ending that were cancelled, see
+  # `heard/2`.
+  defstruct [:dump, :stack, :doom, :culprit, entries: %{}]
 
   @type why :: :timeout | :caller_down | :stopped
   @type entry :: %{
@@ -24,9 +31,9 @@ defmodule PyPort.Server.Cancellation do
           since: integer(),
           # Since when it may be what is in the way; nil while another one was.
           blamed: integer() | nil,
-          rung: 1 | 2,
-          # What stood in the way when rung 2 was reached: it must be the same for rung 3.
-          culprit: term(),
+          step: 1 | 2,
+          # What stood in the way when step 2 was reached: it must be the same for the kill.
+          obstacle: StatusPage.place() | Wire.id() | nil,
           # What had been heard of Python at the last look.
           heard: term(),
           # The module that its code is importing, as far as is known.
@@ -38,11 +45,18 @@ defmodule PyPort.Server.Cancellation do
           # Whether Python has said that it is a stream that cannot end before main is free.
           waits?: boolean()
         }
-  @type state :: map()
+
+  @type t :: %__MODULE__{
+          dump: {pid(), reason :: atom(), since :: integer(), mark :: non_neg_integer()} | nil,
+          stack: String.t() | nil,
+          doom: :gil_held | :stuck | nil,
+          culprit: Error.culprit() | :unheard | :none | nil,
+          entries: %{optional(Wire.id()) => entry()}
+        }
 
   # With the interpreter free Python's word is here within a few ms; a crowded machine has a few more.
   @confirm_ms 25
-  # How much of the last grace is left for the kill, the death, and the news of it.
+  # How much of the last grace is left for the kill, the end of the process, and the news of it.
   @news_ms 100
   # Those that have an answer are looked at again now and then: they may begin yet.
   @again_ms 100
@@ -51,19 +65,24 @@ defmodule PyPort.Server.Cancellation do
   # What a stack shows in the midst of an import.
   @import_frame "<frozen importlib._bootstrap"
 
+  @spec new() :: t()
+  def new, do: %__MODULE__{}
+
   @doc "The request is to end; its `cancel` is on its way."
-  @spec cancel(state(), Wire.id(), why()) :: state()
-  def cancel(%{phase: :ready} = state, id, why) do
-    if :ets.member(state.connection.table, id) and entry(state, id) == nil do
-      tell(state, :cancel, %{pending: pending(state)}, %{request: number(id), reason: why})
+  @spec cancel(State.t(), Wire.id(), why()) :: State.t()
+  def cancel(%{phase: :ready, connection: connection, cancellation: %{entries: entries}} = state, id, why)
+      when not is_map_key(entries, id) do
+    if :ets.member(connection.table, id) do
+      pending = Connection.pending(connection)
+      Health.tell(state, :request, :cancel, %{pending: pending}, %{request: number(id), reason: why})
       now = now()
 
       entry = %{
         why: why,
         since: now,
         blamed: now,
-        rung: 1,
-        culprit: nil,
+        step: 1,
+        obstacle: nil,
         heard: nil,
         importing: nil,
         begun?: false,
@@ -72,16 +91,16 @@ defmodule PyPort.Server.Cancellation do
       }
 
       state =
-        %{state | culprit: nil} |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
+        state |> put_culprit(nil) |> put(id, entry) |> wait(id, min(@confirm_ms, state.options.cancel_grace))
 
-      # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by the
-      # sweep, behind another cancel.
-      if why != :caller_down, do: Connection.command(state.connection, Wire.ping(id))
+      # Its pong tells whether the request is in the midst of an import. Of one whose caller is dead it is asked by
+      # `orphaned/2`, behind another cancel.
+      if why != :caller_down, do: ping(state, id)
 
       case why do
         :caller_down -> silence(state, id)
-        # What is made from now on is for nobody; who reads no further still hears the rest.
-        :stopped -> Traffic.end_calls(state, id)
+        # A call from now on is for no reader; a consumer that reads no further still sees what it prints.
+        :stopped -> Requests.end_calls(state, id)
         :timeout -> state
       end
     else
@@ -91,8 +110,19 @@ defmodule PyPort.Server.Cancellation do
 
   def cancel(state, _id, _why), do: state
 
+  @doc "The caller of a request has died. It may have told Python to end the request, or not; to be told twice does no harm."
+  @spec orphaned(State.t(), Wire.id()) :: State.t()
+  def orphaned(state, id) do
+    Connection.command(state.connection, Wire.cancel(id))
+    before = why(state, id)
+    state = cancel(state, id, :caller_down)
+    # A frame that the caller has sent was sent before its death, and this comes behind it.
+    if before in [nil, :caller_down], do: ping(state, id)
+    state
+  end
+
   @doc "Its caller waits no longer, whatever may come."
-  @spec gave_up(state(), Wire.id()) :: state()
+  @spec gave_up(State.t(), Wire.id()) :: State.t()
   def gave_up(state, id) do
     case entry(state, id) do
       nil -> Ownership.cast(state, {:disclaim, {:reply, id}})
@@ -100,87 +130,38 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
-  @doc "Whether what still comes of the request has nobody to go to."
-  @spec answered?(map()) :: boolean()
-  def answered?(%{cancel: %{answered?: answered?}}), do: answered?
-  def answered?(_attached), do: false
+  @doc "Whether the caller of a request has its answer already: what still comes of it has no reader."
+  @spec answered?(State.t(), Wire.id()) :: boolean()
+  def answered?(state, id), do: match?(%{answered?: true}, entry(state, id))
 
-  @doc "Python's last word on a request that was being cancelled."
-  @spec ended(state(), Wire.id(), entry(), frame :: binary()) :: state()
-  def ended(state, id, entry, frame) do
+  @doc "The requests that are being cancelled."
+  @spec ids(State.t()) :: [Wire.id()]
+  def ids(%{cancellation: %{entries: entries}}), do: Map.keys(entries)
+
+  @doc "Forgets a request that is over."
+  @spec forget(State.t(), Wire.id()) :: State.t()
+  def forget(%{cancellation: part} = state, id),
+    do: %{state | cancellation: %{part | entries: Map.delete(part.entries, id)}}
+
+  @doc "Python's last word on a request, which may have been cancelled."
+  @spec ended(State.t(), Wire.id(), frame :: binary()) :: State.t()
+  def ended(%{cancellation: %{entries: entries}} = state, id, frame) when is_map_key(entries, id) do
     {kind, begun} = result(frame)
-    tell_ended(state, id, entry, kind)
+    tell_ended(state, id, entries[id], kind)
 
     if kind == :cancelled and begun != false and state.options.after_cancel == :restart do
       leave_service(state)
       send(self(), :restart)
     end
 
-    state
+    forget(state, id)
   end
 
-  # Before its caller has the answer, who may ask again at once.
-  defp leave_service(%{options: %{after_cancel: :restart}, connection: connection}) do
-    Registry.delete(self())
-    Connection.refuse(connection)
-  end
-
-  defp leave_service(_state), do: :ok
-
-  @doc "Python's answer to a ping: whether it has begun, what it is importing, whether it is a stream that waits for main."
-  @spec pong(state(), Wire.id(), map()) :: state()
-  def pong(state, id, said) do
-    entry = entry(state, id)
-
-    case {entry && %{entry | begun?: entry.begun? or said[:begun] == true}, said} do
-      {nil, _said} ->
-        state
-
-      {entry, %{waiting: true}} ->
-        # It is in no one's way.
-        entry = %{entry | waits?: true}
-        state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
-
-      {%{importing: name} = entry, %{importing: name}} when name != nil ->
-        put(state, id, entry)
-
-      {entry, %{importing: name}} when is_binary(name) ->
-        importing(state, id, %{entry | waits?: false}, name)
-
-      {%{importing: nil} = entry, _said} ->
-        put(state, id, %{entry | waits?: false})
-
-      {entry, _said} ->
-        put(state, id, %{entry | waits?: false, importing: nil, blamed: now()})
-    end
-  end
-
-  # It is told once, since the names of modules inside of each other may change.
-  defp importing(state, id, entry, name) do
-    if entry.importing == nil do
-      Logger.warning(
-        "PyPort #{state.who}: request #{number(id)} was cancelled (#{reason(entry.why)}) while it was importing #{name}. " <>
-          "The import goes on, for at most #{state.options.import_grace} ms (import_grace), since one that is cut short leaves " <>
-          "the module broken"
-      )
-
-      leave_service(state)
-    end
-
-    entry = %{entry | importing: name, rung: 1}
-    state |> answer(id, entry, true, {:importing, name}) |> put(id, %{entry | answered?: true})
-  end
-
-  @doc "Python knows nothing of a request whose caller has died, and there is no last word to come."
-  @spec never_sent(state(), Wire.id(), entry()) :: state()
-  def never_sent(state, id, entry) do
-    tell_ended(state, id, entry, :never_sent)
-    state
-  end
+  def ended(state, _id, _frame), do: state
 
   defp tell_ended(state, id, entry, result) do
     duration = System.convert_time_unit(now() - entry.since, :millisecond, :native)
-    tell(state, :cancelled, %{duration: duration}, %{request: number(id), result: result})
+    Health.tell(state, :request, :cancelled, %{duration: duration}, %{request: number(id), result: result})
   end
 
   defp result(<<131, 104, _arity, 119, 5, "error", _rest::binary>> = frame) do
@@ -192,34 +173,107 @@ defmodule PyPort.Server.Cancellation do
 
   defp result(_value), do: {:ok, true}
 
-  # --- climbing -------------------------------------------------------------------------------
+  # Before its caller has the answer, who may ask again at once.
+  defp leave_service(%{options: %{after_cancel: :restart}, connection: connection}) do
+    Registry.delete(self())
+    Connection.refuse(connection)
+  end
 
-  @doc "Time to look at the request again."
-  @spec step(state(), Wire.id()) :: {:ok, state()} | {:exited, state()} | {:kill, atom(), state()}
-  def step(%{phase: :ready} = state, id) do
-    case entry(state, id) do
-      nil -> {:ok, state}
-      entry -> state |> Health.look() |> step(id, entry)
+  defp leave_service(_state), do: :ok
+
+  # --- pongs ----------------------------------------------------------------------------------
+
+  @doc """
+  Python's answer to a ping: whether the request is open and has begun, what it is importing, whether it is a stream that
+  waits for main, and which request keeps the event loop from running.
+  """
+  @spec pong(State.t(), Wire.id(), map()) :: State.t()
+  def pong(state, id, said) do
+    state = put_culprit(state, blocking(said[:blocking]))
+
+    case {entry(state, id), said} do
+      {nil, _said} ->
+        state
+
+      # No answer has come of it, and none will: its caller was killed with the row in the table and the frame in its hands.
+      # All other requests were sent before this was asked.
+      {%{why: :caller_down} = entry, %{open: false}} ->
+        :ets.delete(state.connection.table, id)
+        tell_ended(state, id, entry, :never_sent)
+        state |> forget(id) |> Requests.abandon(id)
+
+      {entry, said} ->
+        pong_of(state, id, %{entry | begun?: entry.begun? or said[:begun] == true}, said)
     end
   end
 
-  def step(state, _id), do: {:ok, state}
+  # It is in no one's way.
+  defp pong_of(state, id, entry, %{waiting: true}) do
+    entry = %{entry | waits?: true}
+    state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, step: 1})
+  end
 
-  defp step({:exited, state}, _id, _entry), do: {:exited, state}
+  defp pong_of(state, id, %{importing: name} = entry, %{importing: name}) when name != nil,
+    do: put(state, id, entry)
 
-  defp step({_verdict, state}, id, entry) do
-    page = Probe.page(state.pulse)
+  defp pong_of(state, id, entry, %{importing: name}) when is_binary(name),
+    do: importing(state, id, %{entry | waits?: false}, name)
+
+  defp pong_of(state, id, %{importing: nil} = entry, _said), do: put(state, id, %{entry | waits?: false})
+
+  defp pong_of(state, id, entry, _said),
+    do: put(state, id, %{entry | waits?: false, importing: nil, blamed: now()})
+
+  # Until Python has said it, the culprit is `:unheard`, as it is where the interpreter is held.
+  defp blocking(%{request: <<number::64>>, code: code}) when is_binary(code),
+    do: %{request: number, code: code}
+
+  defp blocking(_none), do: :none
+
+  # It is logged once, since the names of modules inside of each other may change.
+  defp importing(state, id, entry, name) do
+    if entry.importing == nil do
+      Logger.warning(
+        "PyPort #{state.who}: request #{number(id)} was cancelled (#{reason(entry.why)}) while it was importing #{name}. " <>
+          "The import goes on, for at most #{state.options.import_grace} ms (import_grace), since one that is cut short leaves " <>
+          "the module broken"
+      )
+
+      leave_service(state)
+    end
+
+    entry = %{entry | importing: name, step: 1}
+    state |> answer(id, entry, true, {:importing, name}) |> put(id, %{entry | answered?: true})
+  end
+
+  # --- steps ----------------------------------------------------------------------------------
+
+  @doc "Time to look at the request again."
+  @spec next_step(State.t(), Wire.id()) :: State.next()
+  def next_step(%{phase: :ready} = state, id) do
+    case entry(state, id) do
+      nil -> {:ok, state}
+      entry -> state |> Health.look() |> next_step(id, entry)
+    end
+  end
+
+  def next_step(state, _id), do: {:ok, state}
+
+  defp next_step({:exited, state}, _id, _entry), do: {:exited, state}
+
+  defp next_step({_health, state}, id, entry) do
+    page = Health.page(state)
     place = place(state, page, id)
     left_over = left_over(state, page)
-    heard? = entry.heard not in [nil, state.liveness.heard]
-    entry = %{entry | heard: state.liveness.heard}
-    state = state |> put(id, entry) |> sound_out(id, place, page)
+    heard? = entry.heard not in [nil, Health.heard(state)]
+    entry = %{entry | heard: Health.heard(state)}
+    state = state |> put(id, entry) |> sound_out(id, place)
     place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
 
     begun = begun(entry, StatusPage.alive(page), id)
 
     case blame(place, page, left_over, Health.well?(state), heard?) do
-      :it -> climb(state, id, entry, left_over || place, begun)
+      :it -> proceed(state, id, entry, left_over || place, begun)
       :other -> {:ok, leave(state, id, entry, begun)}
       :soon -> {:ok, leave_late(state, id, entry, begun)}
     end
@@ -236,31 +290,17 @@ defmodule PyPort.Server.Cancellation do
 
   defp left_over(_state, _page), do: nil
 
-  # Whether main, which may be at another request, lets anybody else run meanwhile: then this is answered by the next
+  # Whether main, which may be at another request, lets other code run meanwhile: then this is answered by the next
   # look, with the request that keeps the event loop from running, if one does, and with the module that it is importing.
-  defp sound_out(state, id, :running, _page) do
-    Connection.command(state.connection, Wire.ping(id))
-    state
+  defp sound_out(state, id, place) when place in [:running, :elsewhere] do
+    ping(state, id)
+    culprit = state.cancellation.culprit
+    if place == :elsewhere and culprit == nil, do: put_culprit(state, :unheard), else: state
   end
 
-  defp sound_out(state, id, :elsewhere, _page) do
-    Connection.command(state.connection, Wire.ping(id))
-    %{state | culprit: state.culprit || :unheard}
-  end
+  defp sound_out(state, _id, _place), do: state
 
-  defp sound_out(state, _id, _place, _page), do: state
-
-  @doc """
-  Python's word on which request keeps the event loop from running; nil where none does. Until there is one, the
-  culprit is `:unheard`, as it is where the interpreter is held.
-  """
-  @spec heard(state(), map() | nil) :: state()
-  def heard(state, %{request: <<number::64>>, code: code}) when is_binary(code),
-    do: %{state | culprit: %{request: number, code: code}}
-
-  def heard(state, _none), do: %{state | culprit: :none}
-
-  # Whose fault it is that no answer comes.
+  # Which request is the reason that no answer comes.
   defp blame(:running, _page, _left_over, _well?, _heard?), do: :it
 
   defp blame(place, _page, left_over, _well?, _heard?)
@@ -275,7 +315,8 @@ defmodule PyPort.Server.Cancellation do
   defp blame(:passed, %{running: nil}, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
   defp blame(:passed, _page, _left_over, _well?, _heard?), do: :soon
 
-  # Where the one in main holds the interpreter, this one can not even be told to end. A verdict comes too late to tell.
+  # Where the one in main holds the interpreter, this one can not even be told to end. A health state comes too late to
+  # tell.
   defp blame(:elsewhere, %{running: running}, _left_over, _well?, heard?) when running != nil,
     do: if(heard?, do: :it, else: :soon)
 
@@ -283,7 +324,7 @@ defmodule PyPort.Server.Cancellation do
   defp blame(:elsewhere, _page, _left_over, _well?, _heard?), do: :it
   defp blame(:unknown, _page, _left_over, _well?, _heard?), do: :soon
 
-  # Without a page the oldest request is the one that runs, as far as anybody can tell.
+  # Without a page the oldest request is taken for the one that runs.
   defp place(state, nil, id) do
     oldest = :ets.foldl(fn row, least -> min(elem(row, 0), least) end, id, state.connection.table)
     if oldest == id, do: :running, else: :unknown
@@ -295,7 +336,7 @@ defmodule PyPort.Server.Cancellation do
   defp leave(state, id, entry, begun) do
     state
     |> answer(id, entry, begun, nil)
-    |> put(id, %{entry | answered?: true, blamed: nil, rung: 1})
+    |> put(id, %{entry | answered?: true, blamed: nil, step: 1})
     |> wait(id, max(state.options.cancel_grace, @again_ms))
   end
 
@@ -304,32 +345,29 @@ defmodule PyPort.Server.Cancellation do
     if left > 0, do: wait(state, id, left), else: leave(state, id, entry, begun)
   end
 
-  defp climb(state, id, %{rung: 2, culprit: culprit} = entry, culprit, _begun) do
-    why = if entry.importing, do: :import, else: :request
-    {:kill, why, %{state | culprit: culprit(state.culprit, culprit, id)}}
+  defp proceed(state, id, %{step: 2, obstacle: obstacle} = entry, obstacle, _begun) do
+    culprit = culprit(state.cancellation.culprit, obstacle, id)
+    {:kill, if(entry.importing, do: :import, else: :request), put_culprit(state, culprit)}
   end
 
   # Something else is in the way by now.
-  defp climb(state, id, %{rung: 2} = entry, culprit, begun),
-    do: climb(state, id, %{entry | rung: 1, blamed: nil}, culprit, begun)
+  defp proceed(state, id, %{step: 2} = entry, obstacle, begun),
+    do: proceed(state, id, %{entry | step: 1, blamed: nil}, obstacle, begun)
 
-  defp climb(%{options: options} = state, id, entry, culprit, begun) do
+  defp proceed(%{options: options} = state, id, entry, obstacle, begun) do
     now = now()
     # One that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
     left = blamed + if(entry.importing, do: options.import_grace, else: options.cancel_grace) - now
 
     if left > 0 do
-      {:ok,
-       state
-       |> put(id, %{entry | blamed: blamed})
-       |> wait(id, if(entry.importing, do: min(left, @again_ms), else: left))}
+      state = put(state, id, %{entry | blamed: blamed})
+      {:ok, wait(state, id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
       # In case that its time is up before the end is here, on a crowded machine.
-      others = state.culprit |> culprit(culprit, id) |> others(number(id))
-      tell_caller(state, id, {:so_far, begun, nil, others})
+      tell_caller(state, id, {:so_far, begun, nil, other_culprit(state, obstacle, id)})
       grace = options.kill_grace
-      state = state |> put(id, %{entry | blamed: blamed, rung: 2, culprit: culprit}) |> dump(:request)
+      state = state |> put(id, %{entry | blamed: blamed, step: 2, obstacle: obstacle}) |> dump(:request)
       state = wait(state, id, grace - min(@news_ms, div(grace, 2)))
 
       # Last, since Logger may make its callers wait.
@@ -342,6 +380,8 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
+  # --- culprits -------------------------------------------------------------------------------
+
   # The culprit as the errors of all requests name it; nil where there is none.
   defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
   defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
@@ -349,51 +389,74 @@ defmodule PyPort.Server.Cancellation do
   defp culprit(_any, left_over, _id) when is_binary(left_over), do: %{request: number(left_over), code: nil}
   defp culprit(_any, _waiting, _id), do: nil
 
-  @doc "Before its Python is killed: answers the requests that are known to be in the way, with their stack."
-  @spec fell(state()) :: state()
-  def fell(state) do
-    page = Probe.page(state.pulse)
-    state |> last_stack() |> fell(page, &(StatusPage.begun(page, &1) != false))
+  # The culprit as the error of one request names it: a request is not its own.
+  defp other_culprit(state, obstacle, id),
+    do: state.cancellation.culprit |> culprit(obstacle, id) |> others(number(id))
+
+  defp others(%{request: request} = culprit, number) when request != number, do: culprit
+  defp others(_own_or_none, _number), do: nil
+
+  defp put_culprit(state, culprit), do: put_in(state.cancellation.culprit, culprit)
+
+  # --- the kill -------------------------------------------------------------------------------
+
+  @doc """
+  Before its Python is killed: answers the requests that are known to be in the way, with their stack. Gives the culprit,
+  which a pong that is still on its way does not change.
+  """
+  @spec before_kill(State.t()) :: {Error.culprit() | nil, State.t()}
+  def before_kill(state) do
+    page = Health.page(state)
+    state = state |> last_stack() |> answer_stuck(page, &(StatusPage.begun(page, &1) != false))
+    culprit = state.cancellation.culprit
+    {if(is_map(culprit), do: culprit), state}
   end
 
-  @doc "After it was killed, with its last page: answers the others."
-  @spec fell(state(), StatusPage.t() | nil) :: state()
-  def fell(state, page), do: fell(state, page, fn _id -> true end)
+  @doc "After it was killed, with its last page: answers the others. Gives their stack."
+  @spec after_kill(State.t(), Error.culprit() | nil, StatusPage.t() | nil) :: {String.t() | nil, State.t()}
+  def after_kill(state, culprit, page) do
+    state = state |> put_culprit(culprit) |> answer_stuck(page, fn _id -> true end)
+    {state.cancellation.stack, state}
+  end
 
-  defp fell(state, page, whom?) do
-    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, whom?.(id), reduce: state do
-      state ->
-        answer(state, id, entry, begun(entry, page, id), state.stack, others(state.culprit, number(id)))
+  defp answer_stuck(%{cancellation: %{entries: entries, stack: stack, culprit: culprit}} = state, page, whom?) do
+    for {id, %{step: 2} = entry} <- entries, whom?.(id), reduce: state do
+      state -> answer(state, id, entry, begun(entry, page, id), stack, others(culprit, number(id)))
     end
   end
 
   # A dump may still be under way, or may have come later than it was waited for.
-  defp last_stack(%{stack: nil, dump: {_pid, _reason, _at, mark}} = state),
-    do: %{state | stack: Stacks.since(state.connection, mark)}
+  defp last_stack(%{cancellation: %{stack: nil, dump: {_pid, _reason, _at, mark}}} = state),
+    do: put_in(state.cancellation.stack, Stacks.since(state.connection, mark))
 
   defp last_stack(state), do: state
 
-  # --- stacks ---------------------------------------------------------------------------------
+  @doc "Has the stacks taken of a Python whose interpreter is held for too long; the kill follows, at once the second time."
+  @spec dump_before_kill(State.t(), :gil_held | :stuck) :: State.next()
+  def dump_before_kill(%{cancellation: %{doom: nil}} = state, why),
+    do: {:ok, dump(put_in(state.cancellation.doom, why), why)}
 
-  @doc "Has the stacks taken; `dumped/3` gets them."
-  @spec dump(state(), reason :: atom()) :: state()
-  def dump(%{dump: {pid, _reason, _at, _mark}} = state, reason) do
-    if Process.alive?(pid), do: state, else: dump(%{state | dump: nil}, reason)
+  def dump_before_kill(state, why), do: {:kill, why, state}
+
+  # `dumped/3` gets the stacks.
+  defp dump(%{cancellation: part, connection: connection} = state, reason) do
+    if part.dump != nil and Process.alive?(elem(part.dump, 0)) do
+      state
+    else
+      server = self()
+      mark = Stacks.mark(connection)
+
+      # Half of what is left is for Python to answer; the other for faulthandler, and for the news of it. A Python whose
+      # interpreter is held gives no answer.
+      answer_ms = if reason == :request, do: div(min(state.options.kill_grace, @answer_ms), 2), else: 0
+      pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(connection, answer_ms)}) end)
+      %{state | cancellation: %{part | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}}
+    end
   end
 
-  def dump(%{connection: connection} = state, reason) do
-    server = self()
-    mark = Stacks.mark(connection)
-
-    # Half of what is left is for Python to answer; the other for faulthandler, and to be told. One whose interpreter is held
-    # gives no answer.
-    answer_ms = if reason == :request, do: div(min(state.options.kill_grace, @answer_ms), 2), else: 0
-    pid = spawn(fn -> send(server, {:dumped, self(), Stacks.take_before_kill(connection, answer_ms)}) end)
-    %{state | dump: {pid, reason, System.monotonic_time(), mark}, stack: nil}
-  end
-
-  @spec dumped(state(), pid(), {:ok, String.t()} | {:error, PyPort.Error.t()}) :: state()
-  def dumped(%{dump: {pid, reason, at, _mark}} = state, pid, result) do
+  @doc "The stacks have been taken."
+  @spec dumped(State.t(), pid(), {:ok, String.t()} | {:error, Error.t()}) :: State.next()
+  def dumped(%{cancellation: %{dump: {pid, reason, at, _mark}} = part} = state, pid, result) do
     stack =
       case result do
         {:ok, stack} ->
@@ -405,30 +468,35 @@ defmodule PyPort.Server.Cancellation do
       end
 
     duration = System.monotonic_time() - at
+    Health.tell(state, :server, :dump, %{duration: duration}, %{reason: reason, stack: stack})
+    state = %{state | cancellation: %{part | dump: if(stack == nil, do: part.dump), stack: stack}}
+    state |> tell_stack(stack) |> doomed()
+  end
 
-    Telemetry.execute(
-      [:py_port, :server, :dump],
-      %{duration: duration},
-      Map.merge(Health.about(state), %{reason: reason, stack: stack})
-    )
+  def dumped(state, _pid, _result), do: doomed(state)
 
-    page = StatusPage.alive(Probe.page(state.pulse))
-    state = %{state | dump: if(stack == nil, do: state.dump), stack: stack}
+  defp doomed(%{cancellation: %{doom: nil}} = state), do: {:ok, state}
 
-    for {id, %{cancel: %{rung: 2} = entry}} <- state.attached, stack != nil, reduce: state do
+  defp doomed(%{cancellation: %{doom: why}} = state),
+    do: if(Health.well?(state), do: {:ok, put_in(state.cancellation.doom, nil)}, else: {:kill, why, state})
+
+  defp tell_stack(state, nil), do: state
+
+  defp tell_stack(state, stack) do
+    page = StatusPage.alive(Health.page(state))
+
+    for {id, %{step: 2} = entry} <- state.cancellation.entries, reduce: state do
       state ->
         # Loading a library holds the interpreter, so that no pong can say it.
         if entry.importing == nil and stack =~ @import_frame do
           importing(state, id, entry, "a module")
         else
-          culprit = state.culprit |> culprit(entry.culprit, id) |> others(number(id))
+          culprit = other_culprit(state, entry.obstacle, id)
           tell_caller(state, id, {:so_far, begun(entry, page, id), stack, culprit})
           state
         end
     end
   end
-
-  def dumped(state, _pid, _result), do: state
 
   # --- small things ---------------------------------------------------------------------------
 
@@ -440,47 +508,33 @@ defmodule PyPort.Server.Cancellation do
     state |> put(id, %{entry | answered?: true}) |> silence(id)
   end
 
-  defp others(%{request: request} = culprit, number) when request != number, do: culprit
-  defp others(_own_or_none, _number), do: nil
-
   defp tell_caller(state, id, news) do
     with [{_id, ref, _caller, _extra}] <- :ets.lookup(state.connection.table, id),
          do: send(ref, {ref, news})
   end
 
-  # What it still prints, and whom it still calls, has nobody to be for.
-  defp silence(state, id) do
-    attached = Map.fetch!(state.attached, id)
-    if attached.writer, do: Output.abandon(attached.writer)
-    state = put_in(state.attached[id], %{attached | writer: nil})
-    state = Traffic.end_calls(state, id)
-    Ownership.cast(state, {:disclaim, {:reply, id}})
+  # Drop output, calls and objects of a request that no process waits for.
+  defp silence(state, id), do: state |> Requests.silence(id) |> Ownership.cast({:disclaim, {:reply, id}})
+
+  defp ping(state, id), do: Connection.command(state.connection, Wire.ping(id))
+
+  defp entry(%{cancellation: %{entries: entries}}, id), do: Map.get(entries, id)
+
+  defp why(state, id) do
+    with %{why: why} <- entry(state, id), do: why
   end
 
-  defp entry(state, id) do
-    case state.attached do
-      %{^id => %{cancel: entry}} -> entry
-      _none -> nil
-    end
-  end
-
-  defp put(state, id, entry), do: Traffic.attach(state, id, :cancel, entry)
+  defp put(%{cancellation: part} = state, id, entry),
+    do: %{state | cancellation: %{part | entries: Map.put(part.entries, id, entry)}}
 
   defp wait(state, id, ms) do
-    Process.send_after(self(), {:rung, id}, max(ms, 0))
+    Process.send_after(self(), {:cancel_step, id}, max(ms, 0))
     state
   end
-
-  defp tell(state, event, measurements, metadata),
-    do: Telemetry.execute([:py_port, :request, event], measurements, Map.merge(Health.about(state), metadata))
-
-  defp pending(state), do: :ets.info(state.connection.table, :size)
 
   defp reason(:timeout), do: "its timeout has passed"
   defp reason(:caller_down), do: "its caller has died"
   defp reason(:stopped), do: "its stream is read no further"
 
   defp number(<<number::64>>), do: number
-
-  defp now, do: System.monotonic_time(:millisecond)
 end

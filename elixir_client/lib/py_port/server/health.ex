@@ -1,148 +1,200 @@
 defmodule PyPort.Server.Health do
-  # Takes the pulse of the server's Python, on each beat and whenever a request is past its deadline, and says so where
-  # the verdict has changed: to Logger, to telemetry, and in the registry, where PyPort.status/1 finds it. Which verdicts
-  # are an end is decided here; how one ends a Python is PyPort.Server.Shutdown's.
+  # Probes the server's Python with each look of its server, and whenever a request is past its deadline, and tells where
+  # its health state has changed: Logger, telemetry, and the registry, where PyPort.status/1 finds it. Decides which states
+  # are an end; PyPort.Server.Shutdown ends the Python.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Registry, Telemetry}
-  alias PyPort.Server.{Liveness, Probe}
+  import PyPort.Deadline, only: [now: 0]
 
-  @type state :: map()
+  alias PyPort.{Connection, Registry, StatusPage, Telemetry}
+  alias PyPort.Server.{Liveness, Probe, State}
+
+  # When the server's next look is due; nil parts while no Python is running. `state` is the last health state, and since
+  # when it holds, in monotonic ms.
+  defstruct [:due, :probe, :liveness, :state]
+
+  @type t :: %__MODULE__{
+          due: integer() | nil,
+          probe: Probe.t() | nil,
+          liveness: Liveness.t() | nil,
+          state: {Liveness.state(), since :: integer()} | nil
+        }
 
   @well [:idle, :busy]
 
-  # Python notes on its page that it serves when it has written its hello. A port is read at once.
+  # Python notes on its status page that it serves when it has written its hello. A port is read at once.
   @hello_ms 500
 
-  @doc "Python is ready: from now on it beats."
-  @spec begin(state()) :: state()
-  def begin(state) do
-    now = now()
-    liveness = Liveness.new(state.options.heartbeat_interval, now)
-    %{state | liveness: liveness, verdict: {:idle, now}}
+  @spec new() :: t()
+  def new, do: %__MODULE__{}
+
+  @doc "Schedules the next look."
+  @spec schedule(State.t()) :: State.t()
+  def schedule(%{options: %{heartbeat_interval: interval}} = state) do
+    Process.send_after(self(), :tick, interval)
+    update(state, due: now() + interval)
   end
 
-  @doc "The owner's own tick, which was `due` then."
-  @spec tick(state(), due :: integer()) :: {:ok, state()} | {:exited, state()} | {:kill, atom(), state()}
-  def tick(%{phase: :ready} = state, due) do
+  @doc "A Python has been launched."
+  @spec open(State.t()) :: State.t()
+  def open(state), do: update(state, probe: Probe.open(state.connection), state: nil)
+
+  @doc "Its hello is here."
+  @spec hold_pipe(State.t(), map()) :: State.t()
+  def hold_pipe(state, info),
+    do: update(state, probe: Probe.hold_pipe(state.health.probe, state.connection.os_pid, info))
+
+  @doc "Python is ready: from now on it sends heartbeats."
+  @spec begin(State.t()) :: State.t()
+  def begin(%{options: %{heartbeat_interval: interval}} = state),
+    do: update(state, liveness: Liveness.new(interval, now()), state: {:idle, now()})
+
+  @spec close(State.t()) :: State.t()
+  def close(state) do
+    Probe.close(state.health.probe)
+    update(state, probe: nil)
+  end
+
+  @doc "Looks after Python, and schedules the next look."
+  @spec tick(State.t()) :: State.next()
+  def tick(%{health: %{due: due}} = state), do: state |> schedule() |> tick(due)
+
+  defp tick(%{phase: :ready, health: health} = state, due) do
     now = now()
-    {verdict, state} = look(%{state | liveness: Liveness.tick(state.liveness, due, now)})
+    {found, state} = look(update(state, liveness: Liveness.tick(health.liveness, due, now)))
 
     cond do
-      verdict == :exited -> {:exited, state}
-      over?(verdict, now, state) -> {:kill, verdict, state}
+      found == :exited -> {:exited, state}
+      over?(found, now, state) -> {:kill, found, state}
       true -> {:ok, state}
     end
   end
 
-  # No beat comes before it is ready, but it can have died, or have said hello to no effect.
-  def tick(%{phase: :starting, pulse: %Probe{} = pulse} = state, _due) do
-    case {Probe.sample(pulse), Probe.page(pulse)} do
+  # No heartbeat comes before it is ready, but it can have died, or have said hello to no effect.
+  defp tick(%{phase: :starting, health: %{probe: %Probe{} = probe, state: before}} = state, _due) do
+    case {Probe.sample(probe), Probe.page(probe)} do
       {%{process: :absent}, _page} -> {:exited, state}
       {%{process: {:alive, ?Z, _cpu}}, _page} -> {:exited, state}
-      {_alive, %{phase: :serving}} -> unheard(state, now())
+      {_alive, %{phase: :serving}} -> unheard(state, before, now())
       _alive -> {:ok, state}
     end
   end
 
-  def tick(state, _due), do: {:ok, state}
+  defp tick(state, _due), do: {:ok, state}
 
   # A hello that was written before the last look is here by now.
-  defp unheard(%{verdict: {:unreadable, since}} = state, now) when now - since >= @hello_ms,
+  defp unheard(state, nil, now), do: {:ok, update(state, state: {:unreadable, now})}
+
+  defp unheard(state, {:unreadable, since}, now) when now - since >= @hello_ms,
     do: {:kill, :unreadable, state}
 
-  defp unheard(%{verdict: {:unreadable, _since}} = state, _now), do: {:ok, state}
-  defp unheard(state, now), do: {:ok, %{state | verdict: {:unreadable, now}}}
+  defp unheard(state, _before, _now), do: {:ok, state}
 
   # A frame that was just on its way is here by the next look.
-  defp over?(:unreadable, now, %{options: options, verdict: {_verdict, since}}),
-    do: now - since >= options.heartbeat_interval
+  defp over?(:unreadable, now, %{options: options} = state),
+    do: lasting(state, now) >= options.heartbeat_interval
 
-  # One that was stopped, and goes on, has the time for a beat first.
-  defp over?(:lost, now, %{options: options, verdict: {_verdict, since}} = state) do
-    Liveness.silent_ms(state.liveness, now) >= options.lost_after and
-      now - since >= options.heartbeat_interval
+  # One that was stopped, and goes on, has the time for a heartbeat first.
+  defp over?(:lost, now, %{options: options, health: health} = state) do
+    Liveness.silent_ms(health.liveness, now) >= options.lost_after and
+      lasting(state, now) >= options.heartbeat_interval
   end
 
-  defp over?(verdict, now, %{options: options, verdict: {_verdict, since}})
-       when verdict in [:gil_held, :stuck],
-       do: options.gil_held_limit != :infinity and now - since >= options.gil_held_limit
+  defp over?(held, now, %{options: %{gil_held_limit: limit}} = state) when held in [:gil_held, :stuck],
+    do: limit != :infinity and lasting(state, now) >= limit
 
-  defp over?(_verdict, _now, _state), do: false
+  defp over?(_state, _now, _server), do: false
 
-  @doc "A beat has been read."
-  @spec beat(state(), map()) :: state()
-  def beat(%{phase: :ready} = state, said) do
+  defp lasting(%{health: %{state: {_state, since}}}, now), do: now - since
+
+  @doc "A heartbeat has been read."
+  @spec heartbeat(State.t(), map()) :: State.t()
+  def heartbeat(%{phase: :ready, health: health} = state, said) do
     said = if said[:state] == :busy, do: :busy, else: :idle
-    state = %{state | liveness: Liveness.said(state.liveness, said)}
-    # One that was thought ill is well again, and not only from the next tick on.
+    state = update(state, liveness: Liveness.said(health.liveness, said))
+    # A Python that was thought ill is well again, and not only from the next tick on.
     if well?(state), do: state, else: state |> look() |> elem(1)
   end
 
-  def beat(state, _said), do: state
+  def heartbeat(state, _said), do: state
 
-  @spec look(state()) :: {Liveness.verdict(), state()}
-  def look(state) do
-    {verdict, liveness} = Liveness.judge(state.liveness, Probe.sample(state.pulse), now())
-    {verdict, note(%{state | liveness: liveness}, verdict)}
+  @doc "Probes Python now."
+  @spec look(State.t()) :: {Liveness.state(), State.t()}
+  def look(%{health: health} = state) do
+    {found, liveness} = Liveness.judge(health.liveness, Probe.sample(health.probe), now())
+    {found, note(update(state, liveness: liveness), found)}
   end
 
-  @spec well?(state()) :: boolean()
-  def well?(%{verdict: {verdict, _since}}), do: verdict in @well
+  @spec well?(State.t()) :: boolean()
+  def well?(%{health: %{state: {state, _since}}}), do: state in @well
 
-  @doc "For the metadata of events."
-  @spec about(state()) :: map()
-  def about(%{connection: connection, options: options}),
-    do: %{server: self(), name: options.name, os_pid: connection && connection.os_pid}
+  @doc "Any term that differs from the last one when something has been heard of Python since."
+  @spec heard(State.t()) :: term()
+  def heard(%{health: %{liveness: liveness}}), do: liveness.heard
 
-  # Being held and being stuck are the same illness with another face.
+  @doc "The status page as it is, nil where it cannot be read."
+  @spec page(State.t()) :: StatusPage.t() | nil
+  def page(%{health: %{probe: probe}}), do: Probe.page(probe)
+
+  @doc "The status page of a Python that was killed, as it leaves it."
+  @spec last_page(State.t()) :: StatusPage.t() | nil
+  def last_page(%{health: %{probe: probe}}), do: Probe.last_page(probe)
+
+  @doc "Tells telemetry of the server or of one of its requests."
+  @spec tell(State.t(), :server | :request, atom(), map(), map()) :: :ok
+  def tell(%{connection: connection, options: options}, of, event, measurements, metadata \\ %{}) do
+    about = %{server: self(), name: options.name, os_pid: connection && connection.os_pid}
+    Telemetry.execute([:py_port, of, event], measurements, Map.merge(about, metadata))
+  end
+
+  # Code that holds the interpreter computes or waits: one state may follow the other without an end in between.
   @held [:gil_held, :stuck]
 
-  defp note(%{verdict: {verdict, _since}} = state, verdict), do: state
+  defp note(%{health: %{state: {same, _since}}} = state, same), do: state
 
-  defp note(%{verdict: {previous, since}} = state, verdict) do
+  defp note(%{health: %{state: {previous, since}, liveness: liveness}} = state, found) do
     now = now()
-    silent_ms = Liveness.silent_ms(state.liveness, now)
-    pending = :ets.info(state.connection.table, :size)
-    Registry.put_fact(self(), :health, verdict)
 
-    Telemetry.execute(
-      [:py_port, :server, :verdict],
-      %{silent_ms: silent_ms, pending: pending},
-      Map.merge(about(state), %{verdict: verdict, previous: previous})
-    )
+    measurements = %{
+      silent_ms: Liveness.silent_ms(liveness, now),
+      pending: Connection.pending(state.connection)
+    }
 
-    say(state, previous, verdict, silent_ms)
-    %{state | verdict: {verdict, if(previous in @held and verdict in @held, do: since, else: now)}}
+    Registry.put_fact(self(), :health, found)
+    tell(state, :server, :health, measurements, %{state: found, previous: previous})
+    # The name of the event in version 0.1.
+    tell(state, :server, :verdict, measurements, %{verdict: found, previous: previous})
+    log(state, previous, found, measurements.silent_ms)
+    update(state, state: {found, if(previous in @held and found in @held, do: since, else: now)})
   end
 
-  # Whether it is idle or busy is no news.
-  defp say(_state, previous, verdict, _silent_ms) when previous in @well and verdict in @well, do: :ok
+  # A change between idle and busy is no news.
+  defp log(_state, previous, found, _silent_ms) when previous in @well and found in @well, do: :ok
 
-  defp say(state, previous, verdict, _silent_ms) when verdict in @well,
+  defp log(state, previous, found, _silent_ms) when found in @well,
     do: Logger.info("PyPort #{state.who}: Python is heard of again (it was #{inspect(previous)})")
 
-  defp say(state, _previous, :unreadable, _silent_ms) do
+  defp log(%{connection: %{os_pid: os_pid}, who: who}, _previous, :unreadable, _silent_ms) do
     Logger.warning(
-      "PyPort #{state.who}: Python (process #{state.connection.os_pid}) writes, but no frame arrives: its port is written to by " <>
+      "PyPort #{who}: Python (process #{os_pid}) writes, but no frame arrives: its port is written to by " <>
         "other code, or was replaced"
     )
   end
 
-  defp say(state, _previous, verdict, silent_ms) do
+  defp log(%{connection: %{os_pid: os_pid}, who: who}, _previous, found, silent_ms) do
     Logger.warning(
-      "PyPort #{state.who}: nothing heard of Python (process #{state.connection.os_pid}) for #{silent_ms} ms: #{words(verdict)}"
+      "PyPort #{who}: nothing heard of Python (process #{os_pid}) for #{silent_ms} ms: #{words(found)}"
     )
   end
 
   defp words(:gil_held), do: "something holds the interpreter and computes"
   defp words(:stuck), do: "something holds the interpreter and waits"
   defp words(:stopped), do: "the process is stopped"
-  defp words(:lost), do: "it has nothing to do, and does not say so"
+  defp words(:lost), do: "idle, but no heartbeat received"
   defp words(:unknown), do: "there is no /proc here to see why"
   defp words(:exited), do: "the process has ended"
 
-  defp now, do: System.monotonic_time(:millisecond)
+  defp update(%{health: health} = state, changes), do: %{state | health: struct!(health, changes)}
 end

@@ -75,7 +75,7 @@ defmodule PyPort.Server.Launch do
     %Connection{
       owner: self(),
       port: port,
-      table: RequestTable.new_table(heir, counter),
+      table: RequestTable.new(heir, counter),
       calls: calls(options.allow),
       counter: counter,
       os_pid: os_pid,

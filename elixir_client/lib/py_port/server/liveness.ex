@@ -1,8 +1,8 @@
 defmodule PyPort.Server.Liveness do
-  # Whether a Python is well, from what can be seen of it without asking it: samples in, verdict out. No process, no
+  # Whether a Python is well, from what can be seen of it without asking it: samples in, state out. No process, no
   # file, no clock: the time is an argument, in milliseconds of a monotonic clock.
   #
-  # | heard of | CPU, state of the process | verdict |
+  # | heard of | CPU, state of the process | state |
   # | --- | --- | --- |
   # | lately | any | `:idle` or `:busy`, as the beat says |
   # | not lately | rising | `:gil_held` |
@@ -13,10 +13,10 @@ defmodule PyPort.Server.Liveness do
   # | any | absent, or a zombie | `:exited` |
   # | no frame, but Python has written some beats | any | `:unreadable` |
   #
-  # What follows from a verdict is PyPort.Server.Health's business.
+  # What follows from a state is PyPort.Server.Health's business.
   @moduledoc false
 
-  @type verdict :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited
+  @type state :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited
 
   @typedoc """
   What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
@@ -87,16 +87,16 @@ defmodule PyPort.Server.Liveness do
   @spec silent_ms(t(), now :: integer()) :: non_neg_integer()
   def silent_ms(%{heard_at: heard_at}, now), do: max(now - heard_at, 0)
 
-  @spec judge(t(), sample(), now :: integer()) :: {verdict(), t()}
+  @spec judge(t(), sample(), now :: integer()) :: {state(), t()}
   def judge(liveness, sample, now) do
     liveness = liveness |> listen(sample, now) |> read(sample, now) |> measure(sample.process, now)
-    {verdict(liveness, sample, now), liveness}
+    {state(liveness, sample, now), liveness}
   end
 
-  defp verdict(_liveness, %{process: :absent}, _now), do: :exited
-  defp verdict(_liveness, %{process: {:alive, state, _cpu}}, _now) when state in [?Z, ?X], do: :exited
+  defp state(_liveness, %{process: :absent}, _now), do: :exited
+  defp state(_liveness, %{process: {:alive, state, _cpu}}, _now) when state in [?Z, ?X], do: :exited
 
-  defp verdict(liveness, sample, now) do
+  defp state(liveness, sample, now) do
     cond do
       unreadable?(liveness, sample, now) -> :unreadable
       fresh?(liveness, now) -> well(liveness, sample)

@@ -1,28 +1,39 @@
 defmodule PyPort.Server.Ownership do
-  # Carries out what PyPort.Server.OwnershipTable decides: monitors holders, and tells Python what to release. The first
-  # part runs in the server, the second in whoever has a handle.
+  # Who holds the objects and sessions of this Python. Carries out what PyPort.Server.OwnershipTable decides: monitors
+  # holders, and tells Python what to release. Runs in the server.
   @moduledoc false
 
   require Logger
 
   alias PyPort.{Connection, Error, Wire}
-  alias PyPort.Server.OwnershipTable
+  alias PyPort.Server.{OwnershipTable, State}
 
-  # --- in the server --------------------------------------------------------------------------
+  # `monitors` has that of each holder; `crowded` the owners of many objects that Logger names with the next heartbeat.
+  @enforce_keys [:table]
+  defstruct [:table, monitors: %{}, crowded: []]
 
-  @spec claim(map(), OwnershipTable.claim_key(), pid(), binary()) :: map()
-  def claim(state, key, reader, frame),
-    do: state.ownership |> OwnershipTable.claim(key, reader, frame) |> carry_out(state)
+  @type t :: %__MODULE__{
+          table: OwnershipTable.t(),
+          monitors: %{optional(pid()) => reference()},
+          crowded: [pid()]
+        }
 
-  @spec cast(map(), tuple()) :: map()
-  def cast(%{connection: nil} = state, _message), do: state
+  @spec new(options :: map()) :: t()
+  def new(options), do: %__MODULE__{table: OwnershipTable.new(options)}
 
-  def cast(state, message) do
-    table = state.ownership
+  @doc "A frame with objects is on its way to `reader`."
+  @spec claim(State.t(), PyPort.Ownership.claim(), pid(), binary()) :: State.t()
+  def claim(state, claim, reader, frame),
+    do: state.ownership.table |> OwnershipTable.claim(claim, reader, frame) |> carry_out(state)
 
-    case message do
-      {:take_over, key, ids, owner, heir} -> OwnershipTable.take_over(table, key, ids, owner, heir)
-      {:disclaim, key} -> OwnershipTable.disclaim(table, key)
+  @doc "What processes tell the server, by `PyPort.Ownership.tell/2`."
+  @spec cast(State.t(), tuple()) :: State.t()
+  def cast(%{connection: nil} = state, _change), do: state
+
+  def cast(%{ownership: %{table: table}} = state, change) do
+    case change do
+      {:take_over, claim, ids, owner, heir} -> OwnershipTable.take_over(table, claim, ids, owner, heir)
+      {:disclaim, claim} -> OwnershipTable.disclaim(table, claim)
       {:forget, ids} -> OwnershipTable.forget(table, ids)
       {:release, ids, holder} -> OwnershipTable.release(table, ids, holder)
       {:session_opened, name, opener} -> OwnershipTable.open_session(table, name, opener)
@@ -31,10 +42,11 @@ defmodule PyPort.Server.Ownership do
     |> carry_out(state)
   end
 
-  @spec transfer(map(), [pos_integer()], pid()) :: {:ok | {:error, [pos_integer()] | Error.t()}, map()}
-  def transfer(%{options: %{max_objects_per_owner: most}} = state, ids, owner) do
-    with :ok <- PyPort.Ownership.room(owner, OwnershipTable.owned(state.ownership, owner), length(ids), most),
-         {:ok, table, effects} <- OwnershipTable.transfer(state.ownership, ids, owner) do
+  @spec transfer(State.t(), [pos_integer()], pid()) ::
+          {:ok | {:error, [pos_integer()] | Error.t()}, State.t()}
+  def transfer(%{ownership: %{table: table}, options: %{max_objects_per_owner: most}} = state, ids, owner) do
+    with :ok <- PyPort.Ownership.room(owner, OwnershipTable.owned(table, owner), length(ids), most),
+         {:ok, table, effects} <- OwnershipTable.transfer(table, ids, owner) do
       {:ok, carry_out({table, effects}, state)}
     else
       {:error, error_or_unknown} -> {{:error, error_or_unknown}, state}
@@ -42,68 +54,90 @@ defmodule PyPort.Server.Ownership do
   end
 
   @doc "A process has ended that may have held something: its monitor tells."
-  @spec down(map(), reference(), pid()) :: map()
-  def down(state, monitor, pid) do
-    case state.monitors do
+  @spec down(State.t(), reference(), pid()) :: State.t()
+  def down(%{ownership: %{monitors: monitors} = part} = state, monitor, pid) do
+    case monitors do
       %{^pid => ^monitor} ->
-        state = %{state | monitors: Map.delete(state.monitors, pid)}
-        state.ownership |> OwnershipTable.ended(pid) |> carry_out(state)
+        state = %{state | ownership: %{part | monitors: Map.delete(monitors, pid)}}
+        part.table |> OwnershipTable.ended(pid) |> carry_out(state)
 
-      _nothing_held ->
+      _holds_nothing ->
         state
     end
   end
 
-  defp carry_out({table, effects}, state), do: Enum.reduce(effects, %{state | ownership: table}, &effect/2)
+  @doc "How many objects, sessions and claims there are."
+  @spec count(State.t()) :: non_neg_integer()
+  def count(state), do: OwnershipTable.count(state.ownership.table)
 
-  defp effect({:monitor, pid}, state),
-    do: %{state | monitors: Map.put(state.monitors, pid, Process.monitor(pid))}
+  @doc "Forgets all of it: its Python has ended."
+  @spec close(State.t()) :: State.t()
+  def close(state) do
+    for {_holder, monitor} <- state.ownership.monitors, do: Process.demonitor(monitor, [:flush])
+    %{state | ownership: new(state.options)}
+  end
 
-  defp effect({:demonitor, pid}, state) do
-    {monitor, monitors} = Map.pop(state.monitors, pid)
+  defp carry_out({table, effects}, state),
+    do: %{state | ownership: Enum.reduce(effects, %{state.ownership | table: table}, &effect(&1, &2, state))}
+
+  defp effect({:monitor, pid}, part, _state),
+    do: %{part | monitors: Map.put(part.monitors, pid, Process.monitor(pid))}
+
+  defp effect({:demonitor, pid}, part, _state) do
+    {monitor, monitors} = Map.pop(part.monitors, pid)
     # One that is down already has been taken out of the map.
     if monitor, do: Process.demonitor(monitor, [:flush])
-    %{state | monitors: monitors}
+    %{part | monitors: monitors}
   end
 
-  defp effect({:release, ids}, state) do
-    Connection.command(state.connection, Wire.release(ids))
-    state
-  end
-
-  defp effect({:release_in, frame}, state) do
-    release_in(state.connection, frame)
-    state
-  end
-
-  defp effect({:close_session, name}, state) do
-    Connection.command(state.connection, Wire.close_session(name))
-    state
-  end
-
-  # A row for each owner of many objects, which `room/3` reads in other processes. It goes when the owner has less than half
-  # of that, and the owner is named again when it comes back.
-  defp effect({:owns, owner, count}, %{connection: %{calls: table}, ownership: %{many: many}} = state) do
+  # A row for each owner of many objects, which `PyPort.Ownership` reads in other processes. It goes when the owner has
+  # less than half of that, and the owner is named again when it comes back.
+  defp effect({:owns, owner, count}, %{table: %{many: many}} = part, %{connection: %{calls: rows}}) do
     cond do
       count < div(many, 2) ->
-        :ets.delete(table, {:owns, owner})
-        state
+        :ets.delete(rows, {:owns, owner})
+        part
 
-      count >= many and :ets.insert_new(table, {{:owns, owner}, count}) ->
-        %{state | crowded: [owner | state.crowded]}
+      count >= many and :ets.insert_new(rows, {{:owns, owner}, count}) ->
+        %{part | crowded: [owner | part.crowded]}
 
       true ->
-        :ets.update_element(table, {:owns, owner}, {2, count})
-        state
+        :ets.update_element(rows, {:owns, owner}, {2, count})
+        part
     end
   end
 
-  @doc "Names the owners of many objects, with the type that Python says most of the latest objects have."
-  @spec warn(map(), String.t() | nil) :: map()
-  def warn(%{crowded: []} = state, _type), do: state
+  defp effect(to_python, part, %{connection: connection}) do
+    case to_python do
+      {:release, ids} -> Connection.command(connection, Wire.release(ids))
+      {:release_in, frame} -> release_in(connection, frame)
+      {:close_session, name} -> Connection.command(connection, Wire.close_session(name))
+    end
 
-  def warn(%{options: options} = state, type) do
-    for owner <- Enum.uniq(state.crowded), count = OwnershipTable.owned(state.ownership, owner), count > 0 do
+    part
+  end
+
+  @doc "Releases the objects of a frame that no process reads. Walking over a large frame takes its time, so a process does it."
+  @spec release_in(Connection.t(), binary()) :: :ok
+  def release_in(connection, frame) do
+    spawn(fn ->
+      case Wire.object_ids(frame) do
+        [] -> :ok
+        ids -> Connection.command(connection, Wire.release(ids))
+      end
+    end)
+
+    :ok
+  end
+
+  # --- warnings -------------------------------------------------------------------------------
+
+  @doc "Names the owners of many objects, with the type that Python says most of the latest objects have."
+  @spec warn(State.t(), String.t() | nil) :: State.t()
+  def warn(%{ownership: %{crowded: []}} = state, _type), do: state
+
+  def warn(%{ownership: part, options: options} = state, type) do
+    for owner <- Enum.uniq(part.crowded), count = OwnershipTable.owned(part.table, owner), count > 0 do
       Logger.warning(
         "PyPort #{state.who}: #{named(owner)} owns #{count} objects of this Python, of #{options.max_objects_per_owner} " <>
           "that one process may own (max_objects_per_owner) and #{options.max_objects} in all (max_objects)" <>
@@ -112,7 +146,7 @@ defmodule PyPort.Server.Ownership do
       )
     end
 
-    %{state | crowded: []}
+    %{state | ownership: %{part | crowded: []}}
   end
 
   defp named(owner) when node(owner) != node(), do: inspect(owner)
@@ -129,17 +163,4 @@ defmodule PyPort.Server.Ownership do
     do: " (#{Exception.format_mfa(module, function, arity)})"
 
   defp initial_call(_unknown), do: ""
-
-  @doc "Releases the objects of a frame that nobody reads. Walking over a large frame takes its time, so a process does it."
-  @spec release_in(Connection.t(), binary()) :: :ok
-  def release_in(connection, frame) do
-    spawn(fn ->
-      case Wire.object_ids(frame) do
-        [] -> :ok
-        ids -> Connection.command(connection, Wire.release(ids))
-      end
-    end)
-
-    :ok
-  end
 end

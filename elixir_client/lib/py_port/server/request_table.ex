@@ -9,8 +9,8 @@ defmodule PyPort.Server.RequestTable do
   alias PyPort.Connection
 
   @doc "Starts it, linked to the calling server."
-  @spec start_link() :: pid()
-  def start_link do
+  @spec start_heir() :: pid()
+  def start_heir do
     server = self()
 
     spawn_link(fn ->
@@ -23,18 +23,17 @@ defmodule PyPort.Server.RequestTable do
   end
 
   @doc "The table of requests of the calling server. `counter` is that of its `Handle`."
-  @spec new_table(pid(), :atomics.atomics_ref()) :: :ets.tid()
-  def new_table(heir, counter) do
+  @spec new(pid(), :atomics.atomics_ref()) :: :ets.tid()
+  def new(heir, counter) do
     :ets.new(:py_port_requests, [:set, :public, {:write_concurrency, true}, {:heir, heir, counter}])
   end
 
-  @doc "Makes another process the heir, after the end of the one before."
-  @spec replace(pid(), Connection.t() | nil) :: :ok
-  def replace(_heir, nil), do: :ok
-
-  def replace(heir, connection) do
-    :ets.setopts(connection.table, {:heir, heir, connection.counter})
-    :ok
+  @doc "Starts another heir, after the end of the one before."
+  @spec replace_heir(Connection.t() | nil) :: pid()
+  def replace_heir(connection) do
+    heir = start_heir()
+    if connection, do: :ets.setopts(connection.table, {:heir, heir, connection.counter})
+    heir
   end
 
   # A table comes before the signal of its owner's end. There is none where nobody had a request open.

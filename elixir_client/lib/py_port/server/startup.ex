@@ -1,175 +1,165 @@
 defmodule PyPort.Server.Startup do
-  # From the launch of a Python to its first words, and what is said and done where it does not get there: said once,
-  # tried again at growing intervals, and no reason for its server to end. Runs in the server.
+  # From the launch of a Python to its first words. A failure to start is logged once, tried again at growing intervals,
+  # and no reason for its server to end. Runs in the server.
   @moduledoc false
 
   require Logger
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Env, Error, Registry, Telemetry, Wire}
-  alias PyPort.Server.{AsyncDelivery, Health, Launch, OwnershipTable, Probe, RequestTable, Shutdown}
+  alias PyPort.{Env, Error, Reaper, Registry, Wire}
 
-  @type state :: map()
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Launch, Ownership, RequestTable, Requests}
+  alias PyPort.Server.{Shutdown, State, Stderr}
+
+  # The processes that wait for the server to be ready; the last failure to start, until the next try succeeds, and how many
+  # there were in a row; the timer of the try, or until the next; and whether its process was seen to have ended.
+  defstruct [:error, :timer, waiting: [], failures: 0, gone?: false]
+
+  @type t :: %__MODULE__{
+          waiting: [GenServer.from()],
+          error: Error.t() | nil,
+          failures: non_neg_integer(),
+          timer: reference() | nil,
+          gone?: boolean()
+        }
 
   @backoff_first_ms 500
   @backoff_most_ms 30_000
 
-  @spec state(options :: map()) :: state()
+  @spec state(options :: map()) :: State.t()
   def state(options) do
-    %{
+    %State{
       options: options,
       who: options.label || inspect(options.name || self()),
-      phase: :starting,
-      connection: nil,
-      # Who waits for the server to be ready: GenServer.from()
-      waiting: [],
-      # The last failure to start, while phase is :down or until the next try succeeds.
-      error: nil,
-      failures: 0,
-      stderr: nil,
-      timer: nil,
-      # When its Python was launched, or became ready; native monotonic time.
-      since: nil,
-      # When the server's next look after its house is due; monotonic ms.
-      due: nil,
-      pulse: nil,
-      # The signal by which it says that it was told to end.
-      told_to_end: nil,
-      # Whether it was seen to have ended before it was ready.
-      gone?: false,
-      liveness: nil,
-      # What was last thought of Python, and since when: {verdict, monotonic ms}
-      verdict: nil,
-      # Who is taking the stacks: {pid, reason, since, mark}; what was taken last; and why the end follows when they are taken.
-      dump: nil,
-      stack: nil,
-      doom: nil,
-      # Which request keeps those from ending that were cancelled: see Ladder.heard/2.
-      culprit: nil,
-      # id -> what a request has besides its row: %{writer: pid | nil, caller: monitor | :dead | nil, cancel:
-      # Ladder.entry() | nil}
-      attached: %{},
-      # worker -> the call that it serves, {request, call id}, or {:stopped, call id} if that is over
-      workers: %{},
-      mail: nil,
-      heir: RequestTable.start_link(),
-      ownership: OwnershipTable.new(options),
-      # Owners of many objects that Logger is to name with the next beat.
-      crowded: [],
-      # holder of objects or sessions -> the monitor on it
-      monitors: %{}
+      heir: RequestTable.start_heir(),
+      startup: %__MODULE__{},
+      requests: Requests.new(),
+      cancellation: Cancellation.new(),
+      ownership: Ownership.new(options),
+      health: Health.new(),
+      stderr: Stderr.new(),
+      shutdown: Shutdown.new()
     }
   end
 
-  @spec launch(state()) :: state()
+  @spec launch(State.t()) :: State.t()
   def launch(%{options: options, who: who} = state) do
     case Launch.open(options, state.heir) do
       {:ok, connection, stderr} ->
         if options.name, do: Registry.count_start(options.name)
         Logger.debug("PyPort #{who}: Python is starting (process #{connection.os_pid})")
+        delivery = AsyncDelivery.start_link(connection, who, options.logger)
+        state = begin(%{state | phase: :starting, connection: connection, delivery: delivery})
+        Health.tell(state, :server, :start, %{system_time: System.system_time()})
 
-        state = %{
-          state
-          | phase: :starting,
-            connection: connection,
-            stderr: stderr,
-            since: System.monotonic_time(),
-            verdict: nil,
-            gone?: false
-        }
-
-        tell(state, :start, %{system_time: System.system_time()})
-
-        %{
-          state
-          | timer: start_timer(options.init_timeout, :init_timeout),
-            mail: AsyncDelivery.start_link(connection, who, options.logger),
-            pulse: Probe.open(connection)
-        }
-        |> Shutdown.limit_stderr()
+        state
+        |> update(timer: start_timer(options.init_timeout, :init_timeout), gone?: false)
+        |> Health.open()
+        |> Stderr.open(stderr)
 
       {:error, error} ->
         failed(state, error)
     end
   end
 
-  @spec hello(binary(), state()) :: state()
+  defp begin(state), do: %{state | since: System.monotonic_time()}
+
+  @doc "A process waits for the server to be ready."
+  @spec await(State.t(), GenServer.from()) :: {:reply, term(), State.t()} | {:noreply, State.t()}
+  def await(%{phase: :ready, connection: connection} = state, _from), do: {:reply, {:ok, connection}, state}
+  def await(%{phase: :down, startup: %{error: error}} = state, _from), do: {:reply, {:error, error}, state}
+
+  def await(%{startup: %{waiting: waiting}} = state, from),
+    do: {:noreply, update(state, waiting: [from | waiting])}
+
+  @doc "A timer has run out."
+  @spec timeout(State.t(), reference(), :init_timeout | :retry) :: State.t()
+  def timeout(%{startup: %{timer: timer}, phase: :down} = state, timer, :retry), do: launch(state)
+
+  def timeout(%{startup: %{timer: timer}, phase: :starting} = state, timer, :init_timeout) do
+    ms = state.options.init_timeout
+    fail(state, "Python was not ready within #{ms} ms (see :init_timeout and :init_code); it was killed")
+  end
+
+  def timeout(state, _late, _what), do: state
+
+  @spec hello(binary(), State.t()) :: State.t()
   def hello(frame, %{phase: :starting} = state) do
     ours = Wire.protocol_version()
 
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> ready(%{state | pulse: Probe.hold_pipe(state.pulse, state.connection.os_pid, info)})
+          :ok -> state |> Health.hold_pipe(info) |> ready()
           {:error, error} -> failed(state, error)
         end
 
       {:ok, version, _info} ->
-        failed(
+        fail(
           state,
-          unavailable(
-            "the port_server in this environment speaks protocol #{inspect(version)}, this library speaks #{ours}: " <>
-              "install the version that belongs to it"
-          )
+          "the port_server in this environment speaks protocol #{inspect(version)}, this library speaks #{ours}: " <>
+            "install the version that belongs to it"
         )
 
       :error ->
-        failed(
+        fail(
           state,
-          unavailable(
-            "Python's hello could not be read: the port_server in this environment is of another version than this " <>
-              "library. Install the version that belongs to it"
-          )
+          "Python's hello could not be read: the port_server in this environment is of another version than this " <>
+            "library. Install the version that belongs to it"
         )
     end
   end
 
   def hello(_frame, state), do: state
 
-  defp ready(state) do
-    cancel_timer(state.timer)
+  defp ready(%{startup: %{failures: failures, timer: timer, waiting: waiting}, who: who} = state) do
+    cancel_timer(timer)
     connection = %{state.connection | ready: true}
     Registry.put(connection)
-    Enum.each(state.waiting, &GenServer.reply(&1, {:ok, connection}))
+    Enum.each(waiting, &GenServer.reply(&1, {:ok, connection}))
     duration = System.monotonic_time() - state.since
     ms = System.convert_time_unit(duration, :native, :millisecond)
 
-    if state.failures > 0,
-      do: Logger.info("PyPort #{state.who}: Python is running again"),
-      else: Logger.debug("PyPort #{state.who}: Python is ready after #{ms} ms (process #{connection.os_pid})")
+    if failures > 0,
+      do: Logger.info("PyPort #{who}: Python is running again"),
+      else: Logger.debug("PyPort #{who}: Python is ready after #{ms} ms (process #{connection.os_pid})")
 
-    tell(state, :ready, %{duration: duration})
-    state = %{state | phase: :ready, connection: connection, waiting: [], timer: nil, error: nil, failures: 0}
-    Shutdown.note_stderr(Health.begin(%{state | since: System.monotonic_time()}))
+    Health.tell(state, :server, :ready, %{duration: duration})
+
+    %{state | phase: :ready, connection: connection, startup: %__MODULE__{}}
+    |> begin()
+    |> Health.begin()
+    |> Stderr.note()
   end
 
-  @doc "Python says that it leaves: the exit status follows, or it is the end of a try to start."
-  @spec goodbye(binary(), state()) :: state()
-  def goodbye(frame, state) do
-    case {state.phase, Wire.decode(frame)} do
-      {:starting, {:ok, {:goodbye, %{} = description}}} ->
-        error = Error.from_wire(description)
-        failed(state, %{error | kind: :unavailable, message: message(error), begun: false})
+  @doc "Python leaves before it is ready, and says why."
+  @spec goodbye(State.t(), map()) :: State.t()
+  def goodbye(state, description) do
+    error = Error.from_wire(description)
 
-      {_ready, {:ok, {:goodbye, %{message: message}}}} ->
-        Logger.error("PyPort #{state.who}: Python is leaving: #{message}")
-        state
+    message =
+      if error.kind == :python,
+        do: "init_code failed:\n" <> Exception.message(error),
+        else: error.message
 
-      {_ready, {:ok, {:goodbye, signal}}} when signal in [:sigterm, :sigint] ->
-        %{state | told_to_end: signal |> Atom.to_string() |> String.upcase()}
-
-      # An orderly end.
-      _any ->
-        state
-    end
+    failed(state, %{error | kind: :unavailable, message: message, begun: false})
   end
 
-  defp message(%Error{kind: :python} = error), do: "init_code failed:\n" <> Exception.message(error)
-  defp message(%Error{message: message}), do: message
+  @doc """
+  Its process was seen to have ended. Its goodbye, which says why, may be still on its way, and its end behind it: they have
+  until the next look. A child that holds the pipe would keep the end from coming.
+  """
+  @spec gone(State.t()) :: {:wait | :ended, State.t()}
+  def gone(%{startup: %{gone?: true}} = state), do: {:ended, state}
+
+  def gone(state) do
+    Reaper.kill(self())
+    {:wait, update(state, gone?: true)}
+  end
 
   @doc "It has ended before it was ready."
-  @spec ended(state(), exit_status :: non_neg_integer() | nil) :: state()
+  @spec ended(State.t(), exit_status :: non_neg_integer() | nil) :: State.t()
   def ended(state, status) do
     report = Shutdown.report(state, status)
     message = "Python did not start: " <> report.message <> hint(report.stderr, state.options)
@@ -184,47 +174,38 @@ defmodule PyPort.Server.Startup do
     end
   end
 
-  @spec too_slow(state()) :: state()
-  def too_slow(%{options: %{init_timeout: ms}} = state) do
-    failed(
-      state,
-      unavailable("Python was not ready within #{ms} ms (see :init_timeout and :init_code); it was killed")
-    )
-  end
-
   @doc "Python has said hello, and it did not arrive; or something else came before it."
-  @spec unreadable(state()) :: state()
+  @spec unreadable(State.t()) :: State.t()
   def unreadable(state) do
-    failed(
+    fail(
       state,
-      unavailable(
-        "Python's first message could not be read: other bytes came before it, or instead of it. A sitecustomize.py, a .pth " <>
-          "file or the program of the option :python has written to the port, which is file descriptor 8 until then. Let it " <>
-          "write to stderr"
-      )
+      "Python's first message could not be read: other bytes came before it, or instead of it. A sitecustomize.py, a .pth " <>
+        "file or the program of the option :python has written to the port, which is file descriptor 8 until then. Let it " <>
+        "write to stderr"
     )
   end
 
-  defp failed(state, error) do
-    error = %{error | stderr: Shutdown.last_words(state)}
-    failures = state.failures + 1
+  defp fail(state, message), do: failed(state, unavailable(message))
+
+  defp failed(%{startup: startup} = state, error) do
+    error = %{error | stderr: Stderr.last_lines(state)}
+    failures = startup.failures + 1
     wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
-    tell(state, :boot_failure, %{failures: failures, retry_ms: wait}, %{error: error})
-    cancel_timer(state.timer)
+    Health.tell(state, :server, :boot_failure, %{failures: failures, retry_ms: wait}, %{error: error})
+    cancel_timer(startup.timer)
     state = Shutdown.close(state)
 
     # The same failure is not worth a second line.
-    if state.error == nil or state.error.message != error.message do
+    if startup.error == nil or startup.error.message != error.message do
       Logger.error("PyPort #{state.who}: #{Exception.message(error)}\nTrying again in #{wait} ms, and on.")
     end
 
-    Enum.each(state.waiting, &GenServer.reply(&1, {:error, error}))
-    %{state | phase: :down, error: error, waiting: [], failures: failures, timer: start_timer(wait, :retry)}
+    Enum.each(startup.waiting, &GenServer.reply(&1, {:error, error}))
+    startup = %__MODULE__{error: error, failures: failures, timer: start_timer(wait, :retry)}
+    %{state | phase: :down, startup: startup}
   end
 
-  defp tell(state, event, measurements, metadata \\ %{}) do
-    Telemetry.execute([:py_port, :server, event], measurements, Map.merge(Health.about(state), metadata))
-  end
+  defp update(%{startup: startup} = state, changes), do: %{state | startup: struct!(startup, changes)}
 
   defp start_timer(:infinity, _message), do: nil
   defp start_timer(after_ms, message), do: :erlang.start_timer(after_ms, self(), message)
