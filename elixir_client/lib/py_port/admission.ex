@@ -4,7 +4,7 @@ defmodule PyPort.Admission do
 
   alias PyPort.{Callbacks, Connection, Error}
 
-  @doc "Whether a frame is one that the server can ever take."
+  # Whether a frame is one that the server can ever take.
   @spec fits(Connection.t(), iodata()) :: :ok | {:error, Error.t()}
   def fits(%{max_frame_bytes: most}, frame) do
     case :erlang.iolist_size(frame) do
@@ -23,10 +23,8 @@ defmodule PyPort.Admission do
     end
   end
 
-  @doc """
-  Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
-  come together see each other. A request that is not sent leaves no row there.
-  """
+  # Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
+  # come together see each other. A request that is not sent leaves no row there.
   @spec send_request(Connection.t(), tuple(), Callbacks.context() | nil, iodata()) ::
           :ok | :not_sent | {:error, Error.t()}
   def send_request(connection, row, context, frame) do

@@ -33,7 +33,6 @@ defmodule PyPort.Application do
     end
   end
 
-  @doc false
   # After the environment `:default` has been built: the default pool starts in it, anew or, where the configuration has
   # kept it from starting before there is an environment, for the first time.
   @spec restart_default() :: :ok

@@ -13,20 +13,16 @@ defmodule PyPort.Callbacks do
 
   # --- for the caller and the server ----------------------------------------------------------
 
-  @typedoc """
-  The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
-  home}`; `home` is where the functions are called, if not here.
-  """
+  # The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
+  # home}`; `home` is where the functions are called, if not here.
   @type context :: {Wire.maybe_id(), tuple(), pid(), pid(), [pid()], map(), Remote.home() | nil}
 
-  @doc """
-  What calls of a request of `caller` have to know; its functions are in the order of their index, last first. For the
-  caller itself, or who stands in for it: what they start inherits from the caller.
-  """
+  # What calls of a request of `caller` have to know; its functions are in the order of their index, last first. For the
+  # caller itself, or who stands in for it: what they start inherits from the caller.
   @spec context(Wire.id(), [fun()], pid()) :: context()
   def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
 
-  @doc "Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet."
+  # Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet.
   @spec keep(Connection.t(), context()) :: boolean()
   def keep(connection, context) do
     :ets.insert(connection.calls, context)
@@ -34,7 +30,7 @@ defmodule PyPort.Callbacks do
     ArgumentError -> false
   end
 
-  @doc "Forgets what `keep/2` has kept; of a worker, that it serves a call."
+  # Forgets what `keep/2` has kept; of a worker, that it serves a call.
   @spec forget(Connection.t(), Wire.id() | pid()) :: true
   def forget(connection, id) do
     :ets.delete(connection.calls, id)
@@ -42,16 +38,16 @@ defmodule PyPort.Callbacks do
     ArgumentError -> true
   end
 
-  @doc "The requests whose functions are kept."
+  # The requests whose functions are kept.
   @spec kept(Connection.t()) :: [Wire.id()]
   def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
 
-  @doc "Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process."
+  # Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process.
   @spec start(Connection.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
   def start(connection, id, call_id, caller, frame),
     do: spawn_link(fn -> work(connection, id, call_id, caller, frame) end)
 
-  @doc "A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one."
+  # A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one.
   @spec ended(Connection.t(), pid(), Wire.id(), term()) :: :ok
   def ended(connection, worker, call_id, reason) do
     if :ets.take(connection.calls, worker) != [] or reason != :normal,
@@ -59,28 +55,26 @@ defmodule PyPort.Callbacks do
       else: :ok
   end
 
-  @doc "Ends a worker; nobody waits for its answer for ever."
+  # Ends a worker; nobody waits for its answer for ever.
   @spec stop(Connection.t(), pid(), Wire.id()) :: :ok
   def stop(connection, worker, call_id) do
     Process.exit(worker, :kill)
     answer(connection, call_id, {:error, request_over()})
   end
 
-  @doc "Whether handles are among the arguments: they are listed behind them."
+  # Whether handles are among the arguments: they are listed behind them.
   @spec objects?(binary()) :: boolean()
   def objects?(<<131, 104, arity, _rest::binary>>), do: arity > 5
 
-  @doc "The answer to a call of a request that is over."
+  # The answer to a call of a request that is over.
   @spec too_late(Wire.id()) :: iodata()
   def too_late(call_id), do: Wire.answer(call_id, {:error, request_over()})
 
-  @doc """
-  The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
-  that waits for the call.
-
-  This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
-  process of these kinds waits for this one in a `GenServer.call/3`.
-  """
+  # The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
+  # that waits for the call.
+  #
+  # This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
+  # process of these kinds waits for this one in a `GenServer.call/3`.
   @spec parent(Connection.t()) :: Wire.id() | nil
   # Each request asks, and few servers have a call that is being served.
   def parent(connection) do
@@ -126,10 +120,8 @@ defmodule PyPort.Callbacks do
     ArgumentError -> nil
   end
 
-  @doc """
-  A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
-  waiting for this request, in a way that `parent/1` does not see.
-  """
+  # A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
+  # waiting for this request, in a way that `parent/1` does not see.
   @spec deadlock(Connection.t()) :: String.t() | nil
   def deadlock(connection) do
     with true <- Connection.serving?(connection),
@@ -259,7 +251,6 @@ defmodule PyPort.Callbacks do
   defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
   defp argument(value, _funs), do: value
 
-  @doc false
   @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
   def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
 

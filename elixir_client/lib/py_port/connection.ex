@@ -37,20 +37,18 @@ defmodule PyPort.Connection do
           ready: boolean()
         }
 
-  @typedoc "What a request has beyond the plain one; nil there, since the plain one shall not pay for it."
+  # What a request has beyond the plain one; nil there, since the plain one shall not pay for it.
   @type extra :: nil | %{devices: PyPort.Output.devices(), functions?: boolean()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>
 
-  @doc """
-  Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has
-  its exit status.
-
-  As a message of the port's owner, and not by `Port.command/2`: where several write at once, or the port is just read,
-  that one waits until the port has taken the frame and has said so, to no one's benefit, and 64 callers on two cores
-  get a third fewer requests through.
-  """
+  # Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has
+  # its exit status.
+  #
+  # As a message of the port's owner, and not by `Port.command/2`: where several write at once, or the port is just read,
+  # that one waits until the port has taken the frame and has said so, to no one's benefit, and 64 callers on two cores
+  # get a third fewer requests through.
   @spec command(t(), iodata()) :: :ok
   def command(%__MODULE__{counter: counter} = connection, frame) do
     :atomics.add(counter, 3, :erlang.iolist_size(frame))
@@ -62,14 +60,12 @@ defmodule PyPort.Connection do
     :ok
   end
 
-  @doc """
-  Writes the frame of a request, unless more than `max_queued_bytes` wait before it: then it gives how many do. So one
-  frame of any size passes, and no more wait than that limit and one frame.
-
-  The bytes are counted before it is known whether they may be written, so of callers that come together each sees those
-  that came before it. The port is asked only when the count says that it may be full: a port may be busy, and makes
-  everybody wait who asks it.
-  """
+  # Writes the frame of a request, unless more than `max_queued_bytes` wait before it: then it gives how many do. So one
+  # frame of any size passes, and no more wait than that limit and one frame.
+  #
+  # The bytes are counted before it is known whether they may be written, so of callers that come together each sees those
+  # that came before it. The port is asked only when the count says that it may be full: a port may be busy, and makes
+  # everybody wait who asks it.
   @spec submit(t(), iodata()) :: :ok | {:full, non_neg_integer()}
   def submit(%__MODULE__{counter: counter, max_queued_bytes: most} = connection, frame) do
     bytes = :erlang.iolist_size(frame)
@@ -102,10 +98,8 @@ defmodule PyPort.Connection do
     end
   end
 
-  @doc """
-  Puts the row of a request into the table. Where it gives `false`, the server has ended, or takes nothing in any more:
-  then nothing may be sent to it.
-  """
+  # Puts the row of a request into the table. Where it gives `false`, the server has ended, or takes nothing in any more:
+  # then nothing may be sent to it.
   @spec insert(t(), tuple()) :: boolean()
   def insert(connection, row) do
     :ets.insert(connection.table, row)
@@ -115,7 +109,7 @@ defmodule PyPort.Connection do
     ArgumentError -> false
   end
 
-  @doc "Lets no request in any more, if there is none now."
+  # Lets no request in any more, if there is none now.
   @spec close_intake(t()) :: boolean()
   def close_intake(connection) do
     :atomics.put(connection.counter, 2, 1)
@@ -124,27 +118,27 @@ defmodule PyPort.Connection do
     empty?
   end
 
-  @doc "Lets no request in any more, whatever there is: its server is about to stop, or has ended."
+  # Lets no request in any more, whatever there is: its server is about to stop, or has ended.
   @spec refuse(t() | :atomics.atomics_ref()) :: :ok
   def refuse(%__MODULE__{counter: counter}), do: refuse(counter)
   def refuse(counter), do: :atomics.put(counter, 2, 1)
 
-  @doc "Whether it lets no request in."
+  # Whether it lets no request in.
   @spec refuses?(t()) :: boolean()
   def refuses?(%__MODULE__{counter: counter}), do: :atomics.get(counter, 2) == 1
 
-  @doc "A call into the BEAM is served from now on (1), or no more (-1)."
+  # A call into the BEAM is served from now on (1), or no more (-1).
   @spec count_call(t(), 1 | -1) :: :ok
   def count_call(connection, change), do: :atomics.add(connection.counter, 5, change)
 
   @spec serving?(t()) :: boolean()
   def serving?(connection), do: :atomics.get(connection.counter, 5) > 0
 
-  @doc "How many requests it was ever asked."
+  # How many requests it was ever asked.
   @spec requests(t()) :: non_neg_integer()
   def requests(connection), do: :atomics.get(connection.counter, 1)
 
-  @doc "The number of the oldest request that is open, if any is."
+  # The number of the oldest request that is open, if any is.
   @spec oldest(t()) :: pos_integer() | nil
   def oldest(connection) do
     # An atom is more than any number.
@@ -154,7 +148,7 @@ defmodule PyPort.Connection do
     if number != :none, do: number
   end
 
-  @doc "Takes back the row of a request that was not sent."
+  # Takes back the row of a request that was not sent.
   @spec withdraw(t(), PyPort.Wire.id()) :: true
   def withdraw(connection, id) do
     :ets.delete(connection.table, id)

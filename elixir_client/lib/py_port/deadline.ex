@@ -8,7 +8,7 @@ defmodule PyPort.Deadline do
   def deadline(:infinity), do: :infinity
   def deadline(timeout), do: now() + timeout
 
-  @doc "The time left until then, in ms."
+  # The time left until then, in ms.
   @spec remaining(t()) :: timeout()
   def remaining(:infinity), do: :infinity
   def remaining(deadline), do: max(deadline - now(), 0)

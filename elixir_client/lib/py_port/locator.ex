@@ -9,15 +9,13 @@ defmodule PyPort.Locator do
   alias PyPort.Pool.{Manager, Members}
 
   @type place :: GenServer.server() | Session.t() | Object.t()
-  @typedoc "The node where a server lives, and what to name there; nil where a session or an object leads the way."
+  # The node where a server lives, and what to name there; nil where a session or an object leads the way.
   @type remote :: {:remote, node(), GenServer.server() | nil}
 
-  @doc """
-  Where a request goes: to the server that was named, else to that of its session, of the object that is its target, or
-  of an object among its values, else to the default one.
-
-  Raises `ArgumentError` where a target lives elsewhere than the server or session that was named with it.
-  """
+  # Where a request goes: to the server that was named, else to that of its session, of the object that is its target, or
+  # of an object among its values, else to the default one.
+  #
+  # Raises `ArgumentError` where a target lives elsewhere than the server or session that was named with it.
   @spec place(map(), target :: Object.t() | nil, [Object.t()]) :: place()
   def place(%{server: nil, session: nil}, nil, []), do: PyPort.Default
   def place(%{server: nil, session: nil}, nil, objects), do: List.last(objects)
@@ -62,7 +60,7 @@ defmodule PyPort.Locator do
   defp remote?({_name, _node}), do: true
   defp remote?(pid), do: pid != nil and node(pid) != node()
 
-  @doc "The connection of a server that is ready; one that is still starting is waited for until the deadline."
+  # The connection of a server that is ready; one that is still starting is waited for until the deadline.
   @spec connection(place(), Deadline.t()) :: {:ok, Connection.t()} | {:error, Error.t()} | remote()
   def connection(%Session{server: owner} = session, deadline), do: of_carrier(owner, session, deadline)
 
@@ -159,10 +157,8 @@ defmodule PyPort.Locator do
   # How long a pool may take to hear that one of its servers has ended.
   @pause_ms 1
 
-  @doc """
-  Whether a request that a server has not taken may be asked again at the same place, after a moment: where that is a
-  pool, and there is time left.
-  """
+  # Whether a request that a server has not taken may be asked again at the same place, after a moment: where that is a
+  # pool, and there is time left.
   @spec again?(place(), Deadline.t()) :: boolean()
   def again?(%_session_or_object{}, _deadline), do: false
 
@@ -176,11 +172,11 @@ defmodule PyPort.Locator do
     end
   end
 
-  @doc "The error of a request that was not taken, and cannot be asked again."
+  # The error of a request that was not taken, and cannot be asked again.
   @spec not_taken(place()) :: {:error, Error.t()}
   def not_taken(place), do: gone({:error, Error.of_exit(:noproc)}, place)
 
-  @doc "The connections of a server, or of the servers of a pool, that has a Python now, ready or not, without waiting."
+  # The connections of a server, or of the servers of a pool, that has a Python now, ready or not, without waiting.
   @spec running(GenServer.server()) :: {:ok, [Connection.t()]} | {:error, Error.t()} | remote()
   def running(server) do
     case whereis(server) do
@@ -210,7 +206,7 @@ defmodule PyPort.Locator do
 
   defp gone(result, _place), do: result
 
-  @doc "Whether the objects among the values of a request are of the server that it goes to."
+  # Whether the objects among the values of a request are of the server that it goes to.
   @spec same_server([Object.t()], Connection.t()) :: :ok | {:error, Error.t()}
   def same_server([], _connection), do: :ok
 

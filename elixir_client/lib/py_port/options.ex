@@ -108,7 +108,7 @@ defmodule PyPort.Options do
   # and of all crash reports that print these.
   @secret [:env, :init_code]
 
-  @doc "The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about."
+  # The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about.
   @spec seal(term()) :: term()
   def seal(options), do: if(Keyword.keyword?(options), do: Enum.map(options, &sealed/1), else: options)
 
@@ -117,7 +117,7 @@ defmodule PyPort.Options do
 
   defp sealed(option), do: option
 
-  @doc "The value that a server was started with, or that the function gives which it was started with."
+  # The value that a server was started with, or that the function gives which it was started with.
   @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
   def unseal(name, fun) when is_function(fun) do
     value = fun.()
@@ -139,7 +139,7 @@ defmodule PyPort.Options do
 
   defp one_python!(options), do: options
 
-  @doc "Those of a pool, with those of its servers among them."
+  # Those of a pool, with those of its servers among them.
   @spec pool!(keyword()) :: map()
   def pool!(options) do
     valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!() |> Map.new(&sealed/1)

@@ -45,10 +45,8 @@ defmodule PyPort.Output do
     :ok
   end
 
-  @doc """
-  Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
-  where there is one.
-  """
+  # Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
+  # where there is one.
   @spec finish(pid(), reference()) :: :ok
   def finish(writer, ref) do
     send(writer, {:finish, ref})
@@ -58,14 +56,14 @@ defmodule PyPort.Output do
   # How long a device may still take for the output of a request that has its answer.
   @leave_ms 30_000
 
-  @doc "Lets the writer go on for a while without anybody who waits for it; it ends by then."
+  # Lets the writer go on for a while without anybody who waits for it; it ends by then.
   @spec leave(pid()) :: :ok
   def leave(writer) do
     Process.send_after(writer, :abandon, @leave_ms)
     :ok
   end
 
-  @doc "Ends the writer now, whatever its device is doing."
+  # Ends the writer now, whatever its device is doing.
   @spec abandon(pid()) :: :ok
   def abandon(writer) do
     send(writer, :abandon)
@@ -151,7 +149,7 @@ defmodule PyPort.Output do
 
   defp whereis(_no_device), do: nil
 
-  @doc "Where `caller` prints; where this process does, if that cannot be known any more."
+  # Where `caller` prints; where this process does, if that cannot be known any more.
   @spec group_leader(pid()) :: pid()
   def group_leader(caller) do
     case node(caller) == node() && Process.info(caller, :group_leader) do

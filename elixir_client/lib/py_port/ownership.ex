@@ -5,16 +5,14 @@ defmodule PyPort.Ownership do
 
   alias PyPort.{Error, Registry}
 
-  @typedoc "The reply to a request, or a call of Python's, in which objects arrived."
+  # The reply to a request, or a call of Python's, in which objects arrived.
   @type claim :: {:reply | :call, binary()}
-  @typedoc "An owner, and its heir, where a process of another node asks; nil where the default holds."
+  # An owner, and its heir, where a process of another node asks; nil where the default holds.
   @type owner :: pid() | {pid(), heir :: pid() | nil} | nil
   @type taken_over :: [{{server :: pid(), owner :: pid()}, [pos_integer()]}]
 
-  @doc """
-  Gives the objects of a reply to their owner, and after it to its heir. They are released where the owner would have too
-  many.
-  """
+  # Gives the objects of a reply to their owner, and after it to its heir. They are released where the owner would have too
+  # many.
   @spec take_over(pid(), claim(), [pos_integer()], owner()) :: :ok | {:error, Error.t()}
   # The node of the caller decides whether they are in scope.
   def take_over(server, claim, ids, {owner, heir}), do: take_over(server, claim, ids, owner, heir, true)
@@ -38,15 +36,16 @@ defmodule PyPort.Ownership do
     end
   end
 
-  @doc "A frame with objects is not going to be read: they are released."
+  # A frame with objects is not going to be read: they are released.
   @spec disclaim(pid(), claim()) :: :ok
   def disclaim(server, claim), do: tell(server, {:disclaim, claim})
 
-  @doc "Tells a server of a change of ownership, see `PyPort.Server.Ownership.cast/2`."
+  # Tells a server of a change of ownership, see `PyPort.Server.Ownership.cast/2`.
   @spec tell(pid(), tuple()) :: :ok
   def tell(server, change), do: GenServer.cast(server, {:ownership, change})
 
-  @doc "The owner by an option, and its heir: objects of a task belong to whom it works for, and to the task if that one ends first."
+  # The owner by an option, and its heir: objects of a task belong to whom it works for, and to the task if that one
+  # ends first.
   @spec pair(pid() | nil) :: {pid(), pid() | nil}
   def pair(nil) do
     case Process.get(:"$callers") do
@@ -68,7 +67,7 @@ defmodule PyPort.Ownership do
     end
   end
 
-  @doc "Whether `owner`, which owns `own` objects, may own `more`, of `most`."
+  # Whether `owner`, which owns `own` objects, may own `more`, of `most`.
   @spec room(pid(), non_neg_integer(), non_neg_integer(), pos_integer()) :: :ok | {:error, Error.t()}
   def room(_owner, own, more, most) when own + more <= most, do: :ok
 
@@ -120,7 +119,7 @@ defmodule PyPort.Ownership do
     end
   end
 
-  @doc "Runs `fun`, and gives the objects that were taken over meanwhile."
+  # Runs `fun`, and gives the objects that were taken over meanwhile.
   @spec collect((... -> result)) :: {result, taken_over()} when result: var
   def collect(fun) do
     Process.put(@scopes, [{nil, []}])

@@ -104,7 +104,7 @@ defmodule PyPort.Reaper do
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, [], name: __MODULE__)
 
-  @doc "Starts a server or a pool by the callbacks of `module`: neither runs without what the application has started."
+  # Starts a server or a pool by the callbacks of `module`: neither runs without what the application has started.
   @spec start_watched(GenServer | Supervisor, module(), map()) :: GenServer.on_start() | {:error, Error.t()}
   def start_watched(behaviour, module, %{name: name} = options) do
     if Process.whereis(__MODULE__),
@@ -112,24 +112,20 @@ defmodule PyPort.Reaper do
       else: {:error, Error.not_started()}
   end
 
-  @doc false
   # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.
   @spec watch(pid(), pos_integer(), non_neg_integer(), Path.t()) :: :ok
   def watch(owner, os_pid, start_time, dir) do
     GenServer.cast(__MODULE__, {:watch, owner, os_pid, start_time, dir})
   end
 
-  @doc false
   # From now on, when `owner` ends, `dir` is removed: its Python is just about to start.
   @spec watch(pid(), Path.t()) :: :ok
   def watch(owner, dir), do: watch(owner, 0, 0, dir)
 
-  @doc false
   # From now on, when `pool` ends, nothing is left of it in the registry.
   @spec watch_pool(pid()) :: :ok
   def watch_pool(pool), do: GenServer.cast(__MODULE__, {:watch_pool, pool})
 
-  @doc false
   # Ends the group of `owner` now; returns when the signal has been sent.
   @spec kill(pid()) :: :ok
   def kill(owner) do
@@ -139,12 +135,10 @@ defmodule PyPort.Reaper do
     :exit, _reason -> :ok
   end
 
-  @doc false
   # Has the Python of `owner` write its stacks to its stderr. Only for one that catches SIGUSR2: any other dies of it.
   @spec dump(pid()) :: :ok
   def dump(owner), do: GenServer.cast(__MODULE__, {:dump, owner})
 
-  @doc false
   @spec start_time(pos_integer()) :: non_neg_integer()
   def start_time(os_pid) do
     with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),

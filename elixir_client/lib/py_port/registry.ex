@@ -27,7 +27,7 @@ defmodule PyPort.Registry do
   @type fact :: :heartbeat | :health | :name | :pool | :trouble
   @type kind :: :server | :pool
 
-  @doc "`kinds` maps the initial call of a process to what the process is."
+  # `kinds` maps the initial call of a process to what the process is.
   @spec create(%{mfa() => kind()}) :: :ok
   def create(kinds) do
     :ets.new(@table, [:named_table, :public, :set, read_concurrency: true])
@@ -70,14 +70,12 @@ defmodule PyPort.Registry do
 
   # --- names ----------------------------------------------------------------------------------
 
-  @doc "What a process is; nil for one that is neither a server nor a pool, or has ended."
+  # What a process is; nil for one that is neither a server nor a pool, or has ended.
   @spec kind(pid()) :: kind() | nil
   def kind(pid), do: Map.get(value(:kinds) || %{}, :proc_lib.translate_initial_call(pid))
 
-  @doc """
-  The servers and pools that a name was registered for, by that name; not those of other registries. The processes
-  themselves are looked at: a server whose Python cannot be started has no row here.
-  """
+  # The servers and pools that a name was registered for, by that name; not those of other registries. The processes
+  # themselves are looked at: a server whose Python cannot be started has no row here.
   @spec named() :: [{atom(), pid()}]
   def named do
     for name <- Process.registered(),
@@ -87,7 +85,7 @@ defmodule PyPort.Registry do
         do: {name, pid}
   end
 
-  @doc "A sentence with the names of the servers and pools that run, for an error about the name of another one."
+  # A sentence with the names of the servers and pools that run, for an error about the name of another one.
   @spec running(term()) :: String.t()
   def running(name) do
     case named() |> Enum.map(&elem(&1, 0)) |> Enum.sort_by(&inspect/1) do
@@ -137,7 +135,7 @@ defmodule PyPort.Registry do
 
   # --- starts ---------------------------------------------------------------------------------
 
-  @doc "The calling server has started a Python; `name` is that of the server."
+  # The calling server has started a Python; `name` is that of the server.
   @spec count_start(term()) :: :ok
   def count_start(name) do
     put_row({self(), :name}, name)
@@ -145,7 +143,7 @@ defmodule PyPort.Registry do
     :ok
   end
 
-  @doc "The name of a server that has ended; it is forgotten with that."
+  # The name of a server that has ended; it is forgotten with that.
   @spec take_name(pid()) :: {:ok, term()} | :error
   def take_name(owner) do
     case :ets.take(@table, {owner, :name}) do
@@ -154,7 +152,7 @@ defmodule PyPort.Registry do
     end
   end
 
-  @doc "Forgets how often a server of that name was started, unless there is one."
+  # Forgets how often a server of that name was started, unless there is one.
   @spec forget_starts(term()) :: :ok
   def forget_starts(name) do
     if GenServer.whereis(name) == nil, do: delete_rows([{:starts, name}])
@@ -164,7 +162,7 @@ defmodule PyPort.Registry do
     _gone -> :ok
   end
 
-  @doc "How often a Python was started by that name, but for the first time."
+  # How often a Python was started by that name, but for the first time.
   @spec restarts(term()) :: non_neg_integer()
   def restarts(name), do: (value({:starts, name}) || 1) - 1
 

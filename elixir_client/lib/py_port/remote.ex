@@ -18,15 +18,13 @@ defmodule PyPort.Remote do
 
   @home {__MODULE__, :home}
 
-  @typedoc """
-  The caller, as the process that stands in for it needs to know it. `ref` is an alias of the caller's, which is told when the
-  request is being ended, see `late/1`.
-  """
+  # The caller, as the process that stands in for it needs to know it. `ref` is an alias of the caller's, which is told when the
+  # request is being ended, see `late/1`.
   @type home :: %{caller: pid(), callers: [pid()], logger_metadata: map(), ref: reference()}
 
   # --- on the caller's node -----------------------------------------------------------------------
 
-  @doc "Calls a function on `node`, in a process that stands in for the calling one: its value, or an error."
+  # Calls a function on `node`, in a process that stands in for the calling one: its value, or an error.
   @spec call(node(), module(), atom(), list(), Deadline.t()) :: {:ok, term()} | {:error, Error.t()}
   def call(node, module, function, args, deadline) do
     ref = :erlang.alias()
@@ -42,16 +40,16 @@ defmodule PyPort.Remote do
     )
   end
 
-  @doc "Calls a function on `node` for what is not a request: its value, or an error."
+  # Calls a function on `node` for what is not a request: its value, or an error.
   @spec errand(node(), module(), atom(), list()) :: {:ok, term()} | {:error, Error.t()}
   def errand(node, module, function, args),
     do: call(node, {module, function, args}, :erlang.alias(), deadline(@errand_ms - @way_ms))
 
-  @doc "Time that an answer of another node has beyond the timeout, in ms."
+  # Time that an answer of another node has beyond the timeout, in ms.
   @spec way_ms() :: pos_integer()
   def way_ms, do: @way_ms
 
-  @doc "The options of a request as `node` needs them: names of devices belong to the caller's node."
+  # The options of a request as `node` needs them: names of devices belong to the caller's node.
   @spec options(map(), GenServer.server() | nil, Deadline.t()) :: map()
   def options(options, server, deadline) do
     %{
@@ -153,7 +151,6 @@ defmodule PyPort.Remote do
 
   # --- on the other node ----------------------------------------------------------------------------
 
-  @doc false
   # Calls a function on behalf of a process of another node, `waiting`; with `home` this process stands in for it. The
   # group leader is the caller's from the start.
   @spec serve({module(), atom(), list()}, pid(), [pid()], map(), home() | nil) :: term()
@@ -189,27 +186,26 @@ defmodule PyPort.Remote do
     end)
   end
 
-  @doc "For whom a process stands in, if it does; `get` reads its dictionary."
+  # For whom a process stands in, if it does; `get` reads its dictionary.
   @spec home((term() -> term())) :: home() | nil
   def home(get), do: get.(@home)
 
-  @doc "Tells the caller at home, if this process stands in for one, that its time is up and its answer comes `ms` later at most."
+  # Tells the caller at home, if this process stands in for one, that its time is up and its answer comes `ms` later
+  # at most.
   @spec late(non_neg_integer()) :: :ok
   def late(ms) do
     with %{ref: ref} <- Process.get(@home), do: send(ref, {ref, {:late, ms}})
     :ok
   end
 
-  @doc "Whether this process stands in for one of another node: what it asks for is not sent on to a third."
+  # Whether this process stands in for one of another node: what it asks for is not sent on to a third.
   @spec stands_in?() :: boolean()
   def stands_in?, do: Process.get(@home) != nil
 
-  @doc """
-  Calls a function on the caller's node, for the worker that Python's call has here.
-
-  Among the `$callers` there this worker comes after the caller: so a request that the function makes is seen, here
-  again, to belong to Python's call.
-  """
+  # Calls a function on the caller's node, for the worker that Python's call has here.
+  #
+  # Among the `$callers` there this worker comes after the caller: so a request that the function makes is seen, here
+  # again, to belong to Python's call.
   @spec call_home(home(), module(), atom(), list()) :: term()
   def call_home(%{caller: caller, callers: callers, logger_metadata: metadata}, module, function, args) do
     waits = [{module, function, args}, self(), [caller, self() | callers], metadata, nil]

@@ -4,10 +4,8 @@ defmodule PyPort.Reply do
 
   alias PyPort.{Error, Wire}
 
-  @typedoc """
-  `:objects` for a value with handles inside, which have no owner yet; `:unread` for a frame that cannot be read and may
-  hold handles.
-  """
+  # `:objects` for a value with handles inside, which have no owner yet; `:unread` for a frame that cannot be read and may
+  # hold handles.
   @type outcome ::
           {:ok, term()}
           | {:error, Error.t()}

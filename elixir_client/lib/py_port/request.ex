@@ -35,9 +35,9 @@ defmodule PyPort.Request do
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
-  @typedoc "What the caller wrote."
+  # What the caller wrote.
   @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
-  @typedoc "What is known of a request before it has a server."
+  # What is known of a request before it has a server.
   @type draft :: %{
           verb: :eval | :call,
           # The options for Python, the first element, are filled in last.
@@ -47,7 +47,7 @@ defmodule PyPort.Request do
           found: Values.found()
         }
 
-  @doc "Asks for what the caller wrote, with options that are valid."
+  # Asks for what the caller wrote, with options that are valid.
   @spec ask(asked(), Options.request()) :: outcome()
   def ask(asked, options), do: ask(asked, options, deadline(options.timeout))
 
@@ -117,14 +117,13 @@ defmodule PyPort.Request do
     end
   end
 
-  @doc false
   # For a caller of another node, for which this process stands in.
   @spec serve(asked(), Options.request()) :: {outcome(), Ownership.taken_over()}
   def serve(asked, options), do: Ownership.collect(fn -> ask(asked, options) end)
 
   # --- sessions -------------------------------------------------------------------------------
 
-  @doc "Opens a session on the server of these options, for the process `:opener`, by default this one."
+  # Opens a session on the server of these options, for the process `:opener`, by default this one.
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
   def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
@@ -223,7 +222,7 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
-  @doc "What stands in the row of a request beyond what each has."
+  # What stands in the row of a request beyond what each has.
   @spec extra(map(), Callbacks.context() | nil) :: Connection.extra()
   def extra(%{stdout: nil, stderr: nil}, nil), do: nil
   def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
@@ -231,7 +230,7 @@ defmodule PyPort.Request do
   def extra(%{stdout: stdout, stderr: stderr}, context),
     do: %{devices: {stdout, stderr}, functions?: context != nil}
 
-  @doc "What calls of the functions among the values of a request have to know; nil where there are none."
+  # What calls of the functions among the values of a request have to know; nil where there are none.
   @spec context(Values.found(), Wire.id(), caller :: pid()) :: Callbacks.context() | nil
   def context(%{funs: []}, _id, _caller), do: nil
   def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
@@ -324,11 +323,11 @@ defmodule PyPort.Request do
 
   defp explained(outcome, _why), do: outcome
 
-  @doc "How long after its timeout a request has its answer at the latest, in ms."
+  # How long after its timeout a request has its answer at the latest, in ms.
   @spec patience(Connection.t()) :: pos_integer()
   def patience(connection), do: max(connection.patience, @least_patience_ms)
 
-  @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
+  # Has a request end: the server is told before Python, whose last word can be quicker than the one who says so.
   @spec cancel(Connection.t(), Wire.id(), :timeout | :stopped) :: :ok
   def cancel(connection, id, why) do
     GenServer.cast(connection.owner, {:cancel, id, why})

@@ -35,7 +35,7 @@ defmodule PyPort.StatusPage do
   @spec make(dir :: Path.t()) :: :ok | {:error, :file.posix()}
   def make(dir), do: File.write(path(dir), <<0::size(@bytes)-unit(8)>>, [:exclusive])
 
-  @doc "As it is now, for a process that has no file open on it."
+  # As it is now, for a process that has no file open on it.
   @spec read(dir :: Path.t()) :: t() | nil
   def read(dir) do
     # Raw, since all others go through one process of the VM.
@@ -49,7 +49,7 @@ defmodule PyPort.StatusPage do
     end
   end
 
-  @doc "nil for a page that Python has not mapped, or that is none."
+  # nil for a page that Python has not mapped, or that is none.
   @spec parse(binary()) :: t() | nil
   def parse(
         <<"PYP1", phase, elsewhere::16-little, sent::32-little, _head::binary-size(4), size,
@@ -68,19 +68,17 @@ defmodule PyPort.StatusPage do
 
   def parse(_other), do: nil
 
-  @doc """
-  Where a request without an answer stands.
-
-    * `:running` - the main lane runs it.
-    * `:waiting` - it has not begun: nothing is under way elsewhere, and what main runs, or ran last, was sent before it.
-    * `:passed` - main does not run it. It was sent no later than the one that main runs, or ran last, so it may have
-      ended, its reply not yet written, or lost.
-    * `:elsewhere` - it may be one of those that are under way elsewhere.
-    * `:unknown` - there is no page.
-
-  Ids are numbers in the order of sending, but for callers that were overtaken between drawing one and sending, which
-  takes a microsecond.
-  """
+  # Where a request without an answer stands.
+  #
+  #   * `:running` - the main lane runs it.
+  #   * `:waiting` - it has not begun: nothing is under way elsewhere, and what main runs, or ran last, was sent before it.
+  #   * `:passed` - main does not run it. It was sent no later than the one that main runs, or ran last, so it may have
+  #     ended, its reply not yet written, or lost.
+  #   * `:elsewhere` - it may be one of those that are under way elsewhere.
+  #   * `:unknown` - there is no page.
+  #
+  # Ids are numbers in the order of sending, but for callers that were overtaken between drawing one and sending, which
+  # takes a microsecond.
   @spec place(t() | nil, PyPort.Wire.id()) :: place()
   def place(nil, _id), do: :unknown
   def place(%{running: id}, id), do: :running
@@ -90,15 +88,13 @@ defmodule PyPort.StatusPage do
   def place(%{running: running}, id) when running != nil and id > running, do: :waiting
   def place(_page, _id), do: :passed
 
-  @doc """
-  The same page, of a process that may go on: a request that has not begun may begin at any time, so `begun/2` is `false`
-  for none.
-  """
+  # The same page, of a process that may go on: a request that has not begun may begin at any time, so `begun/2` is `false`
+  # for none.
   @spec alive(t() | nil) :: t() | nil
   def alive(nil), do: nil
   def alive(%{elsewhere: elsewhere} = page), do: %{page | elsewhere: max(elsewhere, 1)}
 
-  @doc "Whether a request of a dead process had begun, which has no answer: `nil` where that cannot be known."
+  # Whether a request of a dead process had begun, which has no answer: `nil` where that cannot be known.
   @spec begun(t() | nil, PyPort.Wire.id()) :: boolean() | nil
   def begun(page, id) do
     case place(page, id) do

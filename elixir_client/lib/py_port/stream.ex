@@ -22,10 +22,10 @@ defmodule PyPort.Stream do
     |> Elixir.Stream.map(&value/1)
   end
 
-  @typedoc "A stream that Python has been asked for, wherever its server lives."
+  # A stream that Python has been asked for, wherever its server lives.
   @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), patience: pos_integer()}
 
-  @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
+  # Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in.
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
   def open(draft, options, consumer) do
     place = Locator.place(options, draft.target, draft.found.objects)

@@ -35,7 +35,7 @@ defmodule PyPort.SyntaxCheck do
         }
   @type answer :: {:ok, names()} | {:error, problem()} | {:unknown, why :: String.t()}
 
-  @doc "What Python says of `source`."
+  # What Python says of `source`.
   @spec of(String.t()) :: answer()
   def of(source) do
     # Two who need it first both start it; one of them finds it started.
@@ -48,7 +48,7 @@ defmodule PyPort.SyntaxCheck do
     :exit, {reason, _call} when reason in [:normal, :noproc] -> of(source)
   end
 
-  @doc "The same for what stands in a file from `line` on: a syntax error is one of the file."
+  # The same for what stands in a file from `line` on: a syntax error is one of the file.
   @spec of!(String.t(), Path.t(), pos_integer()) :: {:ok, names()} | {:unknown, why :: String.t()}
   def of!(source, file, line) do
     case of(source) do

@@ -6,7 +6,7 @@ defmodule PyPort.Values do
 
   alias PyPort.{Callback, Object}
 
-  @typedoc "Functions in the order of their index, last first; handles in no order."
+  # Functions in the order of their index, last first; handles in no order.
   @type found :: %{funs: [fun()], objects: [Object.t()]}
 
   @none %{funs: [], objects: []}

@@ -107,7 +107,6 @@ defmodule PyPort.Wire do
   defp encode(body, true), do: [:erlang.term_to_binary(body)]
   defp encode(body, false), do: :erlang.term_to_iovec(body)
 
-  @doc false
   # Whether these are few values, and all of them plain: then `term_to_binary` is the faster one, and there is
   # no function and no handle to be found among them.
   @spec small?(list() | map()) :: boolean()
@@ -137,7 +136,7 @@ defmodule PyPort.Wire do
       min(items, @largest_count)::32>>
   end
 
-  @doc "For a request's output, or, with the id of no request, for log records and messages."
+  # For a request's output, or, with the id of no request, for log records and messages.
   @spec ack(maybe_id(), non_neg_integer()) :: binary()
   def ack("", bytes) do
     <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 0::32, @integer,
@@ -194,7 +193,6 @@ defmodule PyPort.Wire do
 
   # --- from Python ----------------------------------------------------------------------------
 
-  @doc false
   # The arity tells whether the ids of handles stand behind the value.
   @spec route(binary()) :: routed()
   def route(
@@ -245,7 +243,6 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 7, "goodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
 
-  @doc false
   # The ids of the handles in a frame that nobody is going to read (its reader has died, or could not read it):
   # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.
   @spec object_ids(binary()) :: [pos_integer()]
@@ -260,7 +257,6 @@ defmodule PyPort.Wire do
 
   def object_ids(_frame), do: []
 
-  @doc false
   # The request to which a log record belongs, which stands somewhere among its metadata.
   @spec log_request(binary()) :: id() | nil
   def log_request(<<@version, @small_tuple, 4, rest::binary>>) do
@@ -287,7 +283,6 @@ defmodule PyPort.Wire do
     end
   end
 
-  @doc false
   # The value of a reply or of an item where it is a scalar and nothing stands behind it, read by hand: that is a
   # quarter of what `binary_to_term` takes, and a binary, however large, stays where it is instead of being copied.
   @spec scalar(binary()) :: {:ok, nil | boolean() | number() | binary()} | :other
@@ -312,7 +307,6 @@ defmodule PyPort.Wire do
   defp read_scalar(<<@small_atom_utf8, 5, "false">>), do: {:ok, false}
   defp read_scalar(_value), do: :other
 
-  @doc false
   # `:safe` makes an atom that this VM has never met an error of this one reply instead of a leak;
   # `:used` shows bytes that stand behind the term.
   @spec decode(binary()) :: {:ok, term()} | {:error, String.t()}
@@ -325,7 +319,6 @@ defmodule PyPort.Wire do
     ArgumentError -> {:error, unreadable(frame)}
   end
 
-  @doc false
   @spec decode_hello(binary()) :: {:ok, version :: term(), info :: map()} | :error
   def decode_hello(frame) do
     case decode(frame) do
@@ -334,7 +327,6 @@ defmodule PyPort.Wire do
     end
   end
 
-  @doc false
   # The atoms that the server's own messages consist of: standing here, they are known to this VM, and
   # `:safe` lets them in.
   @spec vocabulary() :: [atom()]

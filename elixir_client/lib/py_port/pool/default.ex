@@ -6,7 +6,7 @@ defmodule PyPort.Pool.Default do
   # evaluates a line now and then pays for a Python on each core. Who wants more says so.
   @size 1
 
-  @doc "The options of the default pool, or nil where it is switched off."
+  # The options of the default pool, or nil where it is switched off.
   @spec options(keyword() | false) :: keyword() | nil
   def options(configured \\ Application.get_env(:py_port, :pool, [])) do
     case configured do

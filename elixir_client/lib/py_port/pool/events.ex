@@ -8,14 +8,14 @@ defmodule PyPort.Pool.Events do
 
   @type state :: map()
 
-  @doc "The server of a slot takes work from now on."
+  # The server of a slot takes work from now on.
   @spec taken_in(state(), pos_integer(), reason :: atom()) :: state()
   def taken_in(state, index, reason) do
     %Slot{connection: connection} = Map.fetch!(state.slots, index)
     tell(state, :server_in, %{servers: servers(state)}, about(connection, index, reason))
   end
 
-  @doc "The server that was in `slot` takes no new work any more, where it has taken any."
+  # The server that was in `slot` takes no new work any more, where it has taken any.
   @spec taken_out(state(), pos_integer(), Slot.t(), reason :: atom()) :: state()
   def taken_out(state, _index, %Slot{connection: nil}, _reason), do: state
 
@@ -26,7 +26,7 @@ defmodule PyPort.Pool.Events do
     tell(state, :server_out, measurements, about(connection, index, reason))
   end
 
-  @doc "The same of a server whose process has ended, for that reason."
+  # The same of a server whose process has ended, for that reason.
   @spec ended(state(), pos_integer(), Slot.t(), exit_reason :: term()) :: state()
   def ended(state, index, slot, {:shutdown, {:restart, _report}}), do: taken_out(state, index, slot, :restart)
   def ended(state, index, slot, _reason), do: taken_out(state, index, slot, :ended)

@@ -22,7 +22,7 @@ defmodule PyPort.Pool.Manager do
   @spec start_link({pid(), map()}) :: GenServer.on_start()
   def start_link({pool, options}), do: GenServer.start_link(__MODULE__, {pool, options})
 
-  @doc "Waits until a server may be ready, or says why none is going to be."
+  # Waits until a server may be ready, or says why none is going to be.
   @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
   def await(manager, timeout) do
     deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
@@ -32,7 +32,7 @@ defmodule PyPort.Pool.Manager do
     :exit, _reason -> :gone
   end
 
-  @doc "The servers of the pool, those that are being taken out included, and what each is doing in it."
+  # The servers of the pool, those that are being taken out included, and what each is doing in it.
   @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
   def overview(manager), do: GenServer.call(manager, :overview)
 

@@ -23,12 +23,10 @@ defmodule PyPort.Pool.Members do
   # gets nearly the best of all, and no caller pays for the size of the pool.
   @look_at_all 8
 
-  @doc """
-  The server for one more request, or nil where none is there.
-
-  Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
-  see the same loads, and would all take the first.
-  """
+  # The server for one more request, or nil where none is there.
+  #
+  # Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
+  # see the same loads, and would all take the first.
   @spec pick(t()) :: Connection.t() | nil
   # Whether it is alive shows when the request is put into its table.
   def pick(%{connections: {connection}}), do: connection
@@ -79,7 +77,7 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  @doc "The pools of that name on other nodes which have a server ready."
+  # The pools of that name on other nodes which have a server ready.
   @spec remote(atom()) :: [pid()]
   def remote(name) do
     for pool <- :pg.get_members(PyPort.Cluster, {__MODULE__, name}), node(pool) != node(), do: pool
@@ -88,7 +86,7 @@ defmodule PyPort.Pool.Members do
     ArgumentError -> []
   end
 
-  @doc "Lets other nodes know whether a pool has a server ready."
+  # Lets other nodes know whether a pool has a server ready.
   @spec announce(t(), boolean()) :: :ok
   def announce(%{cluster: nil}, _ready?), do: :ok
 
@@ -107,7 +105,7 @@ defmodule PyPort.Pool.Members do
     :exit, _reason -> :ok
   end
 
-  @doc "Whether a server would refuse one more request."
+  # Whether a server would refuse one more request.
   @spec full?(Connection.t()) :: boolean()
   def full?(connection), do: Connection.pending(connection) >= connection.max_pending
 end

@@ -21,7 +21,7 @@ defmodule PyPort.Pool.Policy do
   @backoff_first_ms 100
   @backoff_most_ms 30_000
 
-  @doc "Why a server should be replaced, or nil."
+  # Why a server should be replaced, or nil.
   @spec due(facts(), limits()) :: reason() | nil
   # In Elixir every number is smaller than an atom, so `:infinity` is never reached.
   def due(facts, limits) do
@@ -34,14 +34,14 @@ defmodule PyPort.Pool.Policy do
     end
   end
 
-  @doc "How many times in a row a server has ended, this one included; `lived_ms` is nil where it was never ready."
+  # How many times in a row a server has ended, this one included; `lived_ms` is nil where it was never ready.
   @spec crashes(before :: non_neg_integer(), lived_ms :: non_neg_integer() | nil) :: pos_integer()
   def crashes(before, lived_ms), do: if(settled?(lived_ms), do: 1, else: before + 1)
 
   @spec settled?(non_neg_integer() | nil) :: boolean()
   def settled?(lived_ms), do: lived_ms != nil and lived_ms >= @settled_ms
 
-  @doc "The wait before the next start: none after the first crash, then 100 ms, doubling up to 30 s."
+  # The wait before the next start: none after the first crash, then 100 ms, doubling up to 30 s.
   @spec backoff_ms(pos_integer()) :: non_neg_integer()
   def backoff_ms(1), do: 0
   def backoff_ms(crashes), do: min(@backoff_first_ms * 2 ** min(crashes - 2, 16), @backoff_most_ms)

@@ -33,35 +33,35 @@ defmodule PyPort.Pool.Slot do
   @spec ready(t(), Connection.t(), integer()) :: t()
   def ready(slot, connection, now), do: %{slot | connection: connection, ready_at: now, error: nil}
 
-  @doc "The successor is ready and takes over."
+  # The successor is ready and takes over.
   @spec succeeded(t(), Connection.t(), integer()) :: t()
   def succeeded(%{successor: pid} = slot, connection, now),
     do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, connection, now)
 
-  @doc "The successor is not going to be ready."
+  # The successor is not going to be ready.
   @spec keep_old(t(), integer()) :: t()
   def keep_old(slot, now), do: %{slot | successor: nil, why: nil, rest_until: now + @rest_ms}
 
-  @doc "The server has ended before its successor was ready."
+  # The server has ended before its successor was ready.
   @spec left_to_successor(t()) :: t()
   def left_to_successor(%{successor: pid} = slot), do: %{starting(slot, pid) | successor: nil, why: nil}
 
-  @doc "The server has ended in order to be started anew, which says nothing against the next."
+  # The server has ended in order to be started anew, which says nothing against the next.
   @spec left(t()) :: t()
   def left(slot), do: %{slot | pid: nil, connection: nil, ready_at: nil}
 
-  @doc "The server has ended by itself."
+  # The server has ended by itself.
   @spec crashed(t(), integer()) :: t()
   def crashed(slot, now) do
     %{left(slot) | crashes: Policy.crashes(slot.crashes, lived(slot, now))}
   end
 
-  @doc "What has worked for a while has recovered."
+  # What has worked for a while has recovered.
   @spec settle(t(), integer()) :: t()
   def settle(%{crashes: 0} = slot, _now), do: slot
   def settle(slot, now), do: if(Policy.settled?(lived(slot, now)), do: %{slot | crashes: 0}, else: slot)
 
-  @doc "Why the server should be replaced, or nil."
+  # Why the server should be replaced, or nil.
   @spec due(t(), Policy.limits(), integer()) :: Policy.reason() | nil
   def due(%{rest_until: rest_until}, _limits, now) when rest_until != nil and now < rest_until, do: nil
 

@@ -14,7 +14,8 @@ defmodule PyPort.Pool.Waiter do
   # Beyond the time that its Python is given, a server that is stopped has this long to see to the rest.
   @stop_ms 5_000
 
-  @doc "Sends the calling process `{:ready, server, connection}` once, and before it `{:not_ready, server, error}` for each failure."
+  # Sends the calling process `{:ready, server, connection}` once, and before it `{:not_ready, server, error}` for
+  # each failure.
   @spec announce(pid()) :: pid()
   def announce(server) do
     manager = self()
@@ -36,9 +37,7 @@ defmodule PyPort.Pool.Waiter do
     end
   end
 
-  @doc """
-  Stops a server, which gets no new work any more, when nothing of anybody's is left on it, or when the time is up.
-  """
+  # Stops a server, which gets no new work any more, when nothing of anybody's is left on it, or when the time is up.
   @spec drain(pid(), timeout(), shutdown_grace :: non_neg_integer(), who :: String.t()) :: pid()
   def drain(server, timeout, grace, who) do
     deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
@@ -71,7 +70,7 @@ defmodule PyPort.Pool.Waiter do
     :exit, _gone -> :retired
   end
 
-  @doc "Stops a server that has never taken work."
+  # Stops a server that has never taken work.
   @spec stop(pid(), shutdown_grace :: non_neg_integer()) :: pid()
   def stop(server, grace), do: spawn_link(fn -> stop_now(server, grace) end)
 

@@ -21,7 +21,7 @@ defmodule PyPort.Server.AsyncDelivery do
   @type letter ::
           {:log, binary(), caller :: pid() | nil} | {:send, binary()} | {:output, Wire.id(), binary()}
 
-  @doc "Starts it, linked to the calling server, for which `who` is the name."
+  # Starts it, linked to the calling server, for which `who` is the name.
   @spec start_link(Connection.t(), who :: String.t(), log? :: boolean()) :: pid()
   def start_link(connection, who, log?) do
     server = self()
@@ -35,7 +35,7 @@ defmodule PyPort.Server.AsyncDelivery do
   @spec window_bytes() :: pos_integer()
   def window_bytes, do: @window_bytes
 
-  @doc "Tells Python that all of it has been passed on, or is lost with the process that had it."
+  # Tells Python that all of it has been passed on, or is lost with the process that had it.
   @spec acknowledge_all(Connection.t()) :: :ok
   def acknowledge_all(connection), do: Connection.command(connection, Wire.ack("", @everything))
 

@@ -68,7 +68,7 @@ defmodule PyPort.Server.Cancellation do
   @spec new() :: t()
   def new, do: %__MODULE__{}
 
-  @doc "The request is to end; its `cancel` is on its way."
+  # The request is to end; its `cancel` is on its way.
   @spec cancel(State.t(), Wire.id(), why()) :: State.t()
   def cancel(%{phase: :ready, connection: connection, cancellation: %{entries: entries}} = state, id, why)
       when not is_map_key(entries, id) do
@@ -110,7 +110,8 @@ defmodule PyPort.Server.Cancellation do
 
   def cancel(state, _id, _why), do: state
 
-  @doc "The caller of a request has died. It may have told Python to end the request, or not; to be told twice does no harm."
+  # The caller of a request has died. It may have told Python to end the request, or not; to be told twice does no
+  # harm.
   @spec orphaned(State.t(), Wire.id()) :: State.t()
   def orphaned(state, id) do
     Connection.command(state.connection, Wire.cancel(id))
@@ -121,7 +122,7 @@ defmodule PyPort.Server.Cancellation do
     state
   end
 
-  @doc "Its caller waits no longer, whatever may come."
+  # Its caller waits no longer, whatever may come.
   @spec gave_up(State.t(), Wire.id()) :: State.t()
   def gave_up(state, id) do
     case entry(state, id) do
@@ -130,20 +131,20 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
-  @doc "Whether the caller of a request has its answer already: what still comes of it has no reader."
+  # Whether the caller of a request has its answer already: what still comes of it has no reader.
   @spec answered?(State.t(), Wire.id()) :: boolean()
   def answered?(state, id), do: match?(%{answered?: true}, entry(state, id))
 
-  @doc "The requests that are being cancelled."
+  # The requests that are being cancelled.
   @spec ids(State.t()) :: [Wire.id()]
   def ids(%{cancellation: %{entries: entries}}), do: Map.keys(entries)
 
-  @doc "Forgets a request that is over."
+  # Forgets a request that is over.
   @spec forget(State.t(), Wire.id()) :: State.t()
   def forget(%{cancellation: part} = state, id),
     do: %{state | cancellation: %{part | entries: Map.delete(part.entries, id)}}
 
-  @doc "Python's last word on a request, which may have been cancelled."
+  # Python's last word on a request, which may have been cancelled.
   @spec ended(State.t(), Wire.id(), frame :: binary()) :: State.t()
   def ended(%{cancellation: %{entries: entries}} = state, id, frame) when is_map_key(entries, id) do
     {kind, begun} = result(frame)
@@ -183,10 +184,8 @@ defmodule PyPort.Server.Cancellation do
 
   # --- pongs ----------------------------------------------------------------------------------
 
-  @doc """
-  Python's answer to a ping: whether the request is open and has begun, what it is importing, whether it is a stream that
-  waits for main, and which request keeps the event loop from running.
-  """
+  # Python's answer to a ping: whether the request is open and has begun, what it is importing, whether it is a stream that
+  # waits for main, and which request keeps the event loop from running.
   @spec pong(State.t(), Wire.id(), map()) :: State.t()
   def pong(state, id, said) do
     state = put_culprit(state, blocking(said[:blocking]))
@@ -248,7 +247,7 @@ defmodule PyPort.Server.Cancellation do
 
   # --- steps ----------------------------------------------------------------------------------
 
-  @doc "Time to look at the request again."
+  # Time to look at the request again.
   @spec next_step(State.t(), Wire.id()) :: State.next()
   def next_step(%{phase: :ready} = state, id) do
     case entry(state, id) do
@@ -400,10 +399,8 @@ defmodule PyPort.Server.Cancellation do
 
   # --- the kill -------------------------------------------------------------------------------
 
-  @doc """
-  Before its Python is killed: answers the requests that are known to be in the way, with their stack. Gives the culprit,
-  which a pong that is still on its way does not change.
-  """
+  # Before its Python is killed: answers the requests that are known to be in the way, with their stack. Gives the culprit,
+  # which a pong that is still on its way does not change.
   @spec before_kill(State.t()) :: {Error.culprit() | nil, State.t()}
   def before_kill(state) do
     page = Health.page(state)
@@ -412,7 +409,7 @@ defmodule PyPort.Server.Cancellation do
     {if(is_map(culprit), do: culprit), state}
   end
 
-  @doc "After it was killed, with its last page: answers the others. Gives their stack."
+  # After it was killed, with its last page: answers the others. Gives their stack.
   @spec after_kill(State.t(), Error.culprit() | nil, StatusPage.t() | nil) :: {String.t() | nil, State.t()}
   def after_kill(state, culprit, page) do
     state = state |> put_culprit(culprit) |> answer_stuck(page, fn _id -> true end)
@@ -431,7 +428,8 @@ defmodule PyPort.Server.Cancellation do
 
   defp last_stack(state), do: state
 
-  @doc "Has the stacks taken of a Python whose interpreter is held for too long; the kill follows, at once the second time."
+  # Has the stacks taken of a Python whose interpreter is held for too long; the kill follows, at once the second
+  # time.
   @spec dump_before_kill(State.t(), :gil_held | :stuck) :: State.next()
   def dump_before_kill(%{cancellation: %{doom: nil}} = state, why),
     do: {:ok, dump(put_in(state.cancellation.doom, why), why)}
@@ -454,7 +452,7 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
-  @doc "The stacks have been taken."
+  # The stacks have been taken.
   @spec dumped(State.t(), pid(), {:ok, String.t()} | {:error, Error.t()}) :: State.next()
   def dumped(%{cancellation: %{dump: {pid, reason, at, _mark}} = part} = state, pid, result) do
     stack =

@@ -30,23 +30,23 @@ defmodule PyPort.Server.Health do
   @spec new() :: t()
   def new, do: %__MODULE__{}
 
-  @doc "Schedules the next look."
+  # Schedules the next look.
   @spec schedule(State.t()) :: State.t()
   def schedule(%{options: %{heartbeat_interval: interval}} = state) do
     Process.send_after(self(), :tick, interval)
     update(state, due: now() + interval)
   end
 
-  @doc "A Python has been launched."
+  # A Python has been launched.
   @spec open(State.t()) :: State.t()
   def open(state), do: update(state, probe: Probe.open(state.connection), state: nil)
 
-  @doc "Its hello is here."
+  # Its hello is here.
   @spec hold_pipe(State.t(), map()) :: State.t()
   def hold_pipe(state, info),
     do: update(state, probe: Probe.hold_pipe(state.health.probe, state.connection.os_pid, info))
 
-  @doc "Python is ready: from now on it sends heartbeats."
+  # Python is ready: from now on it sends heartbeats.
   @spec begin(State.t()) :: State.t()
   def begin(%{options: %{heartbeat_interval: interval}} = state),
     do: update(state, liveness: Liveness.new(interval, now()), state: {:idle, now()})
@@ -57,7 +57,7 @@ defmodule PyPort.Server.Health do
     update(state, probe: nil)
   end
 
-  @doc "Looks after Python, and schedules the next look."
+  # Looks after Python, and schedules the next look.
   @spec tick(State.t()) :: State.next()
   def tick(%{health: %{due: due}} = state), do: state |> schedule() |> tick(due)
 
@@ -109,7 +109,7 @@ defmodule PyPort.Server.Health do
 
   defp lasting(%{health: %{state: {_state, since}}}, now), do: now - since
 
-  @doc "A heartbeat has been read."
+  # A heartbeat has been read.
   @spec heartbeat(State.t(), map()) :: State.t()
   def heartbeat(%{phase: :ready, health: health} = state, said) do
     said = if said[:state] == :busy, do: :busy, else: :idle
@@ -120,7 +120,7 @@ defmodule PyPort.Server.Health do
 
   def heartbeat(state, _said), do: state
 
-  @doc "Probes Python now."
+  # Probes Python now.
   @spec look(State.t()) :: {Liveness.state(), State.t()}
   def look(%{health: health} = state) do
     {found, liveness} = Liveness.judge(health.liveness, Probe.sample(health.probe), now())
@@ -130,19 +130,19 @@ defmodule PyPort.Server.Health do
   @spec well?(State.t()) :: boolean()
   def well?(%{health: %{state: {state, _since}}}), do: state in @well
 
-  @doc "Any term that differs from the last one when something has been heard of Python since."
+  # Any term that differs from the last one when something has been heard of Python since.
   @spec heard(State.t()) :: term()
   def heard(%{health: %{liveness: liveness}}), do: liveness.heard
 
-  @doc "The status page as it is, nil where it cannot be read."
+  # The status page as it is, nil where it cannot be read.
   @spec page(State.t()) :: StatusPage.t() | nil
   def page(%{health: %{probe: probe}}), do: Probe.page(probe)
 
-  @doc "The status page of a Python that was killed, as it leaves it."
+  # The status page of a Python that was killed, as it leaves it.
   @spec last_page(State.t()) :: StatusPage.t() | nil
   def last_page(%{health: %{probe: probe}}), do: Probe.last_page(probe)
 
-  @doc "Tells telemetry of the server or of one of its requests."
+  # Tells telemetry of the server or of one of its requests.
   @spec tell(State.t(), :server | :request, atom(), map(), map()) :: :ok
   def tell(%{connection: connection, options: options}, of, event, measurements, metadata \\ %{}) do
     about = %{server: self(), name: options.name, os_pid: connection && connection.os_pid}

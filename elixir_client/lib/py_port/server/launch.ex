@@ -34,7 +34,7 @@ defmodule PyPort.Server.Launch do
   # for it; what is left of one whose caller dies earlier is found when it has run for so long.
   @running_after_ms 5
 
-  @doc "Starts a Python whose owner is the calling process."
+  # Starts a Python whose owner is the calling process.
   @spec open(map(), heir :: pid()) :: {:ok, Connection.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
@@ -191,7 +191,7 @@ defmodule PyPort.Server.Launch do
   defp not_inherited(false), do: Map.keys(System.get_env())
   defp not_inherited(names), do: Map.keys(System.get_env()) -- names
 
-  @doc "The directories of PYTHONPATH, as its Python sees it."
+  # The directories of PYTHONPATH, as its Python sees it.
   @spec python_path(map()) :: [Path.t()]
   def python_path(options) do
     with {:ok, options} <- unseal(options) do

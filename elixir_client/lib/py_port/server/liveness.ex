@@ -18,11 +18,9 @@ defmodule PyPort.Server.Liveness do
 
   @type state :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited
 
-  @typedoc """
-  What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
-  `received` changes with every whole frame, `sent` is how many beats Python has written. `process` is what the system
-  says of it.
-  """
+  # What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
+  # `received` changes with every whole frame, `sent` is how many beats Python has written. `process` is what the system
+  # says of it.
   @type sample :: %{
           heard: term(),
           received: term(),
@@ -65,25 +63,23 @@ defmodule PyPort.Server.Liveness do
   @spec new(interval :: pos_integer(), now :: integer()) :: t()
   def new(interval, now), do: %__MODULE__{interval: interval, heard_at: now}
 
-  @doc "What the last beat said."
+  # What the last beat said.
   @spec said(t(), :idle | :busy) :: t()
   def said(liveness, state), do: %{liveness | said: state}
 
-  @doc """
-  The owner's own tick, which was `due` then and comes `now`. One that comes more than half a second late says that the
-  BEAM was paused: what Python sent meanwhile may not have been read, so one interval of grace follows.
-  """
+  # The owner's own tick, which was `due` then and comes `now`. One that comes more than half a second late says that the
+  # BEAM was paused: what Python sent meanwhile may not have been read, so one interval of grace follows.
   @spec tick(t(), due :: integer(), now :: integer()) :: t()
   def tick(liveness, due, now) when now - due > @late_ms,
     do: %{liveness | grace_until: now + liveness.interval}
 
   def tick(liveness, _due, _now), do: liveness
 
-  @doc "Silence longer than this is remarkable: two beats and a half, and a moment for a crowded machine."
+  # Silence longer than this is remarkable: two beats and a half, and a moment for a crowded machine.
   @spec stale_ms(t()) :: pos_integer()
   def stale_ms(%{interval: interval}), do: max(div(interval * 5, 2), interval + 300)
 
-  @doc "For how long nothing has been heard."
+  # For how long nothing has been heard.
   @spec silent_ms(t(), now :: integer()) :: non_neg_integer()
   def silent_ms(%{heard_at: heard_at}, now), do: max(now - heard_at, 0)
 

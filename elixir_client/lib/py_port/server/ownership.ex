@@ -21,12 +21,12 @@ defmodule PyPort.Server.Ownership do
   @spec new(options :: map()) :: t()
   def new(options), do: %__MODULE__{table: OwnershipTable.new(options)}
 
-  @doc "A frame with objects is on its way to `reader`."
+  # A frame with objects is on its way to `reader`.
   @spec claim(State.t(), PyPort.Ownership.claim(), pid(), binary()) :: State.t()
   def claim(state, claim, reader, frame),
     do: state.ownership.table |> OwnershipTable.claim(claim, reader, frame) |> carry_out(state)
 
-  @doc "What processes tell the server, by `PyPort.Ownership.tell/2`."
+  # What processes tell the server, by `PyPort.Ownership.tell/2`.
   @spec cast(State.t(), tuple()) :: State.t()
   def cast(%{connection: nil} = state, _change), do: state
 
@@ -53,7 +53,7 @@ defmodule PyPort.Server.Ownership do
     end
   end
 
-  @doc "A process has ended that may have held something: its monitor tells."
+  # A process has ended that may have held something: its monitor tells.
   @spec down(State.t(), reference(), pid()) :: State.t()
   def down(%{ownership: %{monitors: monitors} = part} = state, monitor, pid) do
     case monitors do
@@ -66,11 +66,11 @@ defmodule PyPort.Server.Ownership do
     end
   end
 
-  @doc "How many objects, sessions and claims there are."
+  # How many objects, sessions and claims there are.
   @spec count(State.t()) :: non_neg_integer()
   def count(state), do: OwnershipTable.count(state.ownership.table)
 
-  @doc "Forgets all of it: its Python has ended."
+  # Forgets all of it: its Python has ended.
   @spec close(State.t()) :: State.t()
   def close(state) do
     for {_holder, monitor} <- state.ownership.monitors, do: Process.demonitor(monitor, [:flush])
@@ -117,7 +117,8 @@ defmodule PyPort.Server.Ownership do
     part
   end
 
-  @doc "Releases the objects of a frame that no process reads. Walking over a large frame takes its time, so a process does it."
+  # Releases the objects of a frame that no process reads. Walking over a large frame takes its time, so a process
+  # does it.
   @spec release_in(Connection.t(), binary()) :: :ok
   def release_in(connection, frame) do
     spawn(fn ->
@@ -132,7 +133,7 @@ defmodule PyPort.Server.Ownership do
 
   # --- warnings -------------------------------------------------------------------------------
 
-  @doc "Names the owners of many objects, with the type that Python says most of the latest objects have."
+  # Names the owners of many objects, with the type that Python says most of the latest objects have.
   @spec warn(State.t(), String.t() | nil) :: State.t()
   def warn(%{ownership: %{crowded: []}} = state, _type), do: state
 

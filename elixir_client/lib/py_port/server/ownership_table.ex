@@ -12,7 +12,7 @@ defmodule PyPort.Server.OwnershipTable do
 
   @type object_id :: pos_integer()
   @type claim_key :: {:reply | :call, binary()}
-  @typedoc "The value of a session is nil, of an object its heir, of a claim the frames in the order they came."
+  # The value of a session is nil, of an object its heir, of a claim the frames in the order they came.
   @type thing :: {:object, object_id()} | {:session, String.t()} | {:claim, claim_key()}
   @type effect ::
           {:monitor, pid()}
@@ -36,12 +36,12 @@ defmodule PyPort.Server.OwnershipTable do
   @spec new() :: t()
   def new, do: %__MODULE__{}
 
-  @doc "With the limits of a server: a tenth of what one process may own are many."
+  # With the limits of a server: a tenth of what one process may own are many.
   @spec new(options :: map()) :: t()
   def new(%{max_objects: all, max_objects_per_owner: own}),
     do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
 
-  @doc "A frame with handles is on its way to `reader`."
+  # A frame with handles is on its way to `reader`.
   @spec claim(t(), claim_key(), pid(), binary()) :: {t(), [effect()]}
   def claim(table, key, reader, frame) do
     frames =
@@ -53,11 +53,9 @@ defmodule PyPort.Server.OwnershipTable do
     put(table, {:claim, key}, reader, :queue.in(frame, frames))
   end
 
-  @doc """
-  The oldest frame of a claim has been read: its objects belong to `owner`, and after it to `heir`.
-
-  Without a claim its reader was taken for dead, and the objects are gone already.
-  """
+  # The oldest frame of a claim has been read: its objects belong to `owner`, and after it to `heir`.
+  #
+  # Without a claim its reader was taken for dead, and the objects are gone already.
   @spec take_over(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
   def take_over(table, key, ids, owner, heir) do
     case pop_claim(table, key) do
@@ -66,7 +64,7 @@ defmodule PyPort.Server.OwnershipTable do
     end
   end
 
-  @doc "The oldest frame of a claim is not going to be read."
+  # The oldest frame of a claim is not going to be read.
   @spec disclaim(t(), claim_key()) :: {t(), [effect()]}
   def disclaim(table, key) do
     case pop_claim(table, key) do
@@ -75,7 +73,7 @@ defmodule PyPort.Server.OwnershipTable do
     end
   end
 
-  @doc "Objects that Python has been told to release."
+  # Objects that Python has been told to release.
   @spec forget(t(), [object_id()]) :: {t(), [effect()]}
   def forget(table, ids) do
     Enum.reduce(ids, {table, []}, fn id, {table, effects} ->
@@ -84,7 +82,7 @@ defmodule PyPort.Server.OwnershipTable do
     end)
   end
 
-  @doc "Releases those objects that are still the holder's own."
+  # Releases those objects that are still the holder's own.
   @spec release(t(), [object_id()], holder :: pid()) :: {t(), [effect()]}
   def release(table, ids, holder) do
     own = Enum.filter(ids, &match?(%{{:object, ^&1} => {^holder, _heir}}, table.things))
@@ -92,7 +90,7 @@ defmodule PyPort.Server.OwnershipTable do
     {table, release_effect(own) ++ effects}
   end
 
-  @doc "Gives objects to another owner, or says which of them have none (any more)."
+  # Gives objects to another owner, or says which of them have none (any more).
   @spec transfer(t(), [object_id()], pid()) :: {:ok, t(), [effect()]} | {:error, [object_id()]}
   def transfer(table, ids, owner) do
     case Enum.reject(ids, &is_map_key(table.things, {:object, &1})) do
@@ -114,7 +112,7 @@ defmodule PyPort.Server.OwnershipTable do
     {table, effects}
   end
 
-  @doc "A holder has ended: its objects go to their heirs, or are released; its sessions are closed."
+  # A holder has ended: its objects go to their heirs, or are released; its sessions are closed.
   @spec ended(t(), pid()) :: {t(), [effect()]}
   def ended(table, holder) do
     {things, holders} = Map.pop(table.holders, holder, %{})
@@ -144,11 +142,11 @@ defmodule PyPort.Server.OwnershipTable do
     {table, release_effect(released) ++ owned ++ effects}
   end
 
-  @doc "How many objects a process owns."
+  # How many objects a process owns.
   @spec owned(t(), pid()) :: non_neg_integer()
   def owned(table, owner), do: Map.get(table.owned, owner, 0)
 
-  @doc "How many objects, sessions and claims there are."
+  # How many objects, sessions and claims there are.
   @spec count(t()) :: non_neg_integer()
   def count(table), do: map_size(table.things)
 

@@ -28,7 +28,7 @@ defmodule PyPort.Server.Probe do
   # What /proc counts CPU time in, on every Linux there is.
   @ms_per_tick 10
 
-  @doc "Only the process that opened it may look."
+  # Only the process that opened it may look.
   @spec open(Connection.t()) :: t()
   def open(connection) do
     %__MODULE__{
@@ -40,10 +40,8 @@ defmodule PyPort.Server.Probe do
     }
   end
 
-  @doc """
-  Keeps the pipe to Python open for reading here as well, from its `hello` on. Nothing is ever read. A port that is
-  writing when the last reader ends dies of EPIPE, and the exit status is lost; so it stays to say how Python ended.
-  """
+  # Keeps the pipe to Python open for reading here as well, from its `hello` on. Nothing is ever read. A port that is
+  # writing when the last reader ends dies of EPIPE, and the exit status is lost; so it stays to say how Python ended.
   @spec hold_pipe(t(), os_pid :: pos_integer(), info :: map()) :: t()
   def hold_pipe(pulse, os_pid, %{os_pid: os_pid, port_fd: port_fd}) when is_integer(port_fd),
     do: %{pulse | pipe: open_file("/proc/#{os_pid}/fd/#{port_fd}")}
@@ -73,10 +71,8 @@ defmodule PyPort.Server.Probe do
   @death_ms 40
   @look_ms 1
 
-  @doc """
-  The page as a killed process leaves it. If the process is not seen to be dead within a moment, no request that the page
-  does not show is known not to have begun.
-  """
+  # The page as a killed process leaves it. If the process is not seen to be dead within a moment, no request that the page
+  # does not show is known not to have begun.
   @spec last_page(t() | nil) :: StatusPage.t() | nil
   def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))
 
@@ -131,7 +127,6 @@ defmodule PyPort.Server.Probe do
     end
   end
 
-  @doc false
   # Field 2 is a name that may hold anything, so fields are counted from behind its last parenthesis.
   @spec process(binary(), non_neg_integer()) :: {:alive, char(), non_neg_integer()} | :absent | :unknown
   def process(stat, start_time) do

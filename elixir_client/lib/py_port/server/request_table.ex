@@ -8,7 +8,7 @@ defmodule PyPort.Server.RequestTable do
 
   alias PyPort.Connection
 
-  @doc "Starts it, linked to the calling server."
+  # Starts it, linked to the calling server.
   @spec start_heir() :: pid()
   def start_heir do
     server = self()
@@ -22,13 +22,13 @@ defmodule PyPort.Server.RequestTable do
     end)
   end
 
-  @doc "The table of requests of the calling server. `counter` is that of its `Handle`."
+  # The table of requests of the calling server. `counter` is that of its `Handle`.
   @spec new(pid(), :atomics.atomics_ref()) :: :ets.tid()
   def new(heir, counter) do
     :ets.new(:py_port_requests, [:set, :public, {:write_concurrency, true}, {:heir, heir, counter}])
   end
 
-  @doc "Starts another heir, after the end of the one before."
+  # Starts another heir, after the end of the one before.
   @spec replace_heir(Connection.t() | nil) :: pid()
   def replace_heir(connection) do
     heir = start_heir()

@@ -19,11 +19,11 @@ defmodule PyPort.Server.Requests do
   @spec new() :: t()
   def new, do: %__MODULE__{}
 
-  @doc "The requests that have something here."
+  # The requests that have something here.
   @spec ids(State.t()) :: [Wire.id()]
   def ids(%{requests: %{attached: attached}}), do: Map.keys(attached)
 
-  @doc "Takes out what a request has that is over: its calls end, and its writer is given back."
+  # Takes out what a request has that is over: its calls end, and its writer is given back.
   @spec take(State.t(), Wire.id()) :: {writer :: pid() | nil, State.t()}
   def take(%{requests: %{attached: attached} = requests} = state, id) when is_map_key(attached, id) do
     {%{writer: writer, caller: caller}, attached} = Map.pop!(attached, id)
@@ -34,7 +34,7 @@ defmodule PyPort.Server.Requests do
 
   def take(state, _id), do: {nil, state}
 
-  @doc "The same for a request that no process waits for: what Python may still print of it is dropped."
+  # The same for a request that no process waits for: what Python may still print of it is dropped.
   @spec abandon(State.t(), Wire.id()) :: State.t()
   def abandon(state, id) do
     {writer, state} = take(state, id)
@@ -42,7 +42,7 @@ defmodule PyPort.Server.Requests do
     state
   end
 
-  @doc "Drops the output of a request whose caller has its answer, and ends its calls."
+  # Drops the output of a request whose caller has its answer, and ends its calls.
   @spec silence(State.t(), Wire.id()) :: State.t()
   def silence(state, id) do
     writer = writer(state, id)
@@ -56,7 +56,7 @@ defmodule PyPort.Server.Requests do
   @spec writer(State.t(), Wire.id()) :: pid() | nil
   def writer(%{requests: %{attached: attached}}, id), do: Map.get(attached, id, @none).writer
 
-  @doc "Starts the process that writes the output of a request."
+  # Starts the process that writes the output of a request.
   @spec start_writer(State.t(), Wire.id(), pid(), Output.devices()) :: {pid(), State.t()}
   def start_writer(state, id, caller, devices) do
     writer = Output.start(state.connection, id, caller, devices)
@@ -65,7 +65,7 @@ defmodule PyPort.Server.Requests do
 
   # --- callers --------------------------------------------------------------------------------
 
-  @doc "Watches a caller: from now on its death is known at once, and one that is dead already is known now."
+  # Watches a caller: from now on its death is known at once, and one that is dead already is known now.
   @spec watch_caller(State.t(), Wire.id(), pid()) :: State.t()
   def watch_caller(%{requests: %{attached: attached}} = state, id, caller) do
     if Map.get(attached, id, @none).caller,
@@ -73,7 +73,7 @@ defmodule PyPort.Server.Requests do
       else: attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))
   end
 
-  @doc "A watched caller has died: its request calls no function any more. Tells whether the request is still open."
+  # A watched caller has died: its request calls no function any more. Tells whether the request is still open.
   @spec caller_down(State.t(), Wire.id()) :: {:open | :over, State.t()}
   def caller_down(%{requests: %{attached: attached}} = state, id) when is_map_key(attached, id),
     do: {:open, state |> end_calls(id) |> attach(id, :caller, :dead)}
@@ -85,7 +85,7 @@ defmodule PyPort.Server.Requests do
 
   # --- calls ----------------------------------------------------------------------------------
 
-  @doc "Starts the process that serves a call into the BEAM."
+  # Starts the process that serves a call into the BEAM.
   @spec start_call(State.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: State.t()
   def start_call(%{connection: connection} = state, id, call_id, caller, frame) do
     # Before it can ask for anything.
@@ -94,10 +94,10 @@ defmodule PyPort.Server.Requests do
     put_in(state.requests.workers[worker], {id, call_id})
   end
 
-  @doc "Whether a process serves a call."
+  # Whether a process serves a call.
   defguard is_worker(state, pid) when is_map_key(state.requests.workers, pid)
 
-  @doc "A worker has ended. What it has not taken over of the objects of its call is given back, to be disclaimed."
+  # A worker has ended. What it has not taken over of the objects of its call is given back, to be disclaimed.
   @spec worker_ended(State.t(), pid(), term()) :: {disclaim :: Wire.id() | nil, State.t()}
   def worker_ended(%{connection: connection} = state, worker, reason) do
     Connection.count_call(connection, -1)
@@ -113,7 +113,7 @@ defmodule PyPort.Server.Requests do
     end
   end
 
-  @doc "Ends the calls of a request: no process waits for what comes of them."
+  # Ends the calls of a request: no process waits for what comes of them.
   @spec end_calls(State.t(), Wire.id()) :: State.t()
   def end_calls(state, id) do
     Callbacks.forget(state.connection, id)
@@ -125,7 +125,7 @@ defmodule PyPort.Server.Requests do
     end
   end
 
-  @doc "Ends all workers: their Python has ended."
+  # Ends all workers: their Python has ended.
   @spec close(State.t()) :: State.t()
   def close(%{requests: %{workers: workers}} = state) do
     for {worker, _call} <- workers do

@@ -23,7 +23,7 @@ defmodule PyPort.Server.Shutdown do
   @spec new() :: t()
   def new, do: %__MODULE__{}
 
-  @doc "A Python that runs says that it leaves: its exit status follows."
+  # A Python that runs says that it leaves: its exit status follows.
   @spec goodbye(State.t(), term()) :: State.t()
   def goodbye(state, %{message: message}) do
     Logger.error("PyPort #{state.who}: Python is leaving: #{message}")
@@ -36,7 +36,7 @@ defmodule PyPort.Server.Shutdown do
   # An orderly end.
   def goodbye(state, _any), do: state
 
-  @doc "The exit status that the port has for its owner, or has in a moment."
+  # The exit status that the port has for its owner, or has in a moment.
   @spec exit_status(port()) :: non_neg_integer() | nil
   def exit_status(port) do
     receive do
@@ -46,20 +46,16 @@ defmodule PyPort.Server.Shutdown do
     end
   end
 
-  @doc """
-  The process is gone, or a zombie; a child of it that holds its pipe open keeps the port from saying so. The whole
-  group is killed, then the port says it. The replies that it has written before are answers all the same.
-  """
+  # The process is gone, or a zombie; a child of it that holds its pipe open keeps the port from saying so. The whole
+  # group is killed, then the port says it. The replies that it has written before are answers all the same.
   @spec exited(State.t()) :: {non_neg_integer() | nil, State.t()}
   def exited(state) do
     Reaper.kill(self())
     await_exit(state, deadline(@exit_status_wait_ms))
   end
 
-  @doc """
-  The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it, with the last page, what each of its callers
-  is told.
-  """
+  # The reason with which a server ends: `PyPort.Error.of_exit/2` makes of it, with the last page, what each of its callers
+  # is told.
   @spec reason(State.t(), Error.t(), StatusPage.t() | nil) :: reason()
   def reason(state, report, page) do
     Logger.error("PyPort #{state.who}: #{report.message}; #{open(Connection.pending(state.connection))}")
@@ -67,7 +63,7 @@ defmodule PyPort.Server.Shutdown do
     {:shutdown, {:python_ended, report, page}}
   end
 
-  @doc "The reason where Python has ended by itself, or by a signal that PyPort has not sent."
+  # The reason where Python has ended by itself, or by a signal that PyPort has not sent.
   @spec died(State.t(), exit_status :: non_neg_integer() | nil) :: reason()
   def died(state, status) do
     # Its children are ended with it.
@@ -77,10 +73,8 @@ defmodule PyPort.Server.Shutdown do
     reason(state, report(state, status), page)
   end
 
-  @doc """
-  The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). Nothing has gone
-  wrong with it, so a pool starts the next at once, however often it comes.
-  """
+  # The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). Nothing has gone
+  # wrong with it, so a pool starts the next at once, however often it comes.
   @spec restart(State.t()) :: reason()
   def restart(state) do
     Logger.info(
@@ -112,7 +106,7 @@ defmodule PyPort.Server.Shutdown do
   defp open(1), do: "1 request was open"
   defp open(count), do: "#{count} requests were open"
 
-  @doc "What is known of an end that PyPort has not brought about."
+  # What is known of an end that PyPort has not brought about.
   @spec report(State.t(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(%{shutdown: %{signal: signal}} = state, status) do
     report = Error.death(status, Stderr.last_lines(state))
@@ -120,7 +114,7 @@ defmodule PyPort.Server.Shutdown do
     %{report | message: "#{report.message}#{told}", stack: Stderr.fatal_stack(state)}
   end
 
-  @doc "Kills the group now: the reason with which the server ends."
+  # Kills the group now: the reason with which the server ends.
   @spec kill(State.t(), why :: :request | :import | :gil_held | :stuck | :lost | :unreadable) ::
           {reason(), State.t()}
   def kill(state, why) do
@@ -190,7 +184,7 @@ defmodule PyPort.Server.Shutdown do
 
   # --- closing --------------------------------------------------------------------------------
 
-  @doc "An orderly end: Python finishes what it is doing, and replies go out, within the grace."
+  # An orderly end: Python finishes what it is doing, and replies go out, within the grace.
   @spec drain(State.t()) :: State.t()
   def drain(%{connection: connection, options: %{shutdown_grace: grace}} = state) do
     Connection.refuse(connection)
@@ -225,7 +219,7 @@ defmodule PyPort.Server.Shutdown do
     end
   end
 
-  @doc "Nothing of this Python is left."
+  # Nothing of this Python is left.
   @spec close(State.t()) :: State.t()
   def close(%{connection: nil} = state), do: state
 

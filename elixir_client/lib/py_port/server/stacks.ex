@@ -22,7 +22,7 @@ defmodule PyPort.Server.Stacks do
 
   @status_bytes 4_096
 
-  @doc "The stacks as Python tells them, within `answer_ms`."
+  # The stacks as Python tells them, within `answer_ms`.
   @spec take(Connection.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
   def take(connection, answer_ms \\ @answer_ms) do
     id = Connection.next_id(connection)
@@ -67,10 +67,8 @@ defmodule PyPort.Server.Stacks do
     ArgumentError -> :ok
   end
 
-  @doc """
-  The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
-  them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
-  """
+  # The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
+  # them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
   @spec take_before_kill(Connection.t(), answer_ms :: non_neg_integer()) ::
           {:ok, String.t()} | {:error, Error.t()}
   def take_before_kill(connection, 0), do: dump(connection)
@@ -95,7 +93,7 @@ defmodule PyPort.Server.Stacks do
     end
   end
 
-  @doc "Those of several Pythons, each under a heading; an error where none of them answers."
+  # Those of several Pythons, each under a heading; an error where none of them answers.
   @spec take_all([Connection.t()]) :: {:ok, String.t()} | {:error, Error.t()}
   def take_all([connection]), do: take(connection)
 
@@ -115,7 +113,7 @@ defmodule PyPort.Server.Stacks do
   defp text({:ok, text}), do: text
   defp text({:error, error}), do: Exception.message(error) <> "\n"
 
-  @doc "How much has been written to stderr, before a dump."
+  # How much has been written to stderr, before a dump.
   @spec mark(Connection.t()) :: non_neg_integer()
   def mark(connection) do
     case with_stderr(connection, &{:ok, size(&1)}) do
@@ -124,7 +122,7 @@ defmodule PyPort.Server.Stacks do
     end
   end
 
-  @doc "What has been written of a dump since then, whole or not."
+  # What has been written of a dump since then, whole or not.
   @spec since(Connection.t(), mark :: non_neg_integer()) :: String.t() | nil
   def since(connection, mark) do
     case with_stderr(connection, &(&1 |> read(mark, size(&1)) |> found())) do

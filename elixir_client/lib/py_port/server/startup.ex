@@ -65,7 +65,7 @@ defmodule PyPort.Server.Startup do
 
   defp begin(state), do: %{state | since: System.monotonic_time()}
 
-  @doc "A process waits for the server to be ready."
+  # A process waits for the server to be ready.
   @spec await(State.t(), GenServer.from()) :: {:reply, term(), State.t()} | {:noreply, State.t()}
   def await(%{phase: :ready, connection: connection} = state, _from), do: {:reply, {:ok, connection}, state}
   def await(%{phase: :down, startup: %{error: error}} = state, _from), do: {:reply, {:error, error}, state}
@@ -73,7 +73,7 @@ defmodule PyPort.Server.Startup do
   def await(%{startup: %{waiting: waiting}} = state, from),
     do: {:noreply, update(state, waiting: [from | waiting])}
 
-  @doc "A timer has run out."
+  # A timer has run out.
   @spec timeout(State.t(), reference(), :init_timeout | :retry) :: State.t()
   def timeout(%{startup: %{timer: timer}, phase: :down} = state, timer, :retry), do: launch(state)
 
@@ -133,7 +133,7 @@ defmodule PyPort.Server.Startup do
     |> Stderr.note()
   end
 
-  @doc "Python leaves before it is ready, and says why."
+  # Python leaves before it is ready, and says why.
   @spec goodbye(State.t(), map()) :: State.t()
   def goodbye(state, description) do
     error = Error.from_wire(description)
@@ -146,10 +146,8 @@ defmodule PyPort.Server.Startup do
     failed(state, %{error | kind: :unavailable, message: message, begun: false})
   end
 
-  @doc """
-  Its process was seen to have ended. Its goodbye, which says why, may be still on its way, and its end behind it: they have
-  until the next look. A child that holds the pipe would keep the end from coming.
-  """
+  # Its process was seen to have ended. Its goodbye, which says why, may be still on its way, and its end behind it: they have
+  # until the next look. A child that holds the pipe would keep the end from coming.
   @spec gone(State.t()) :: {:wait | :ended, State.t()}
   def gone(%{startup: %{gone?: true}} = state), do: {:ended, state}
 
@@ -158,7 +156,7 @@ defmodule PyPort.Server.Startup do
     {:wait, update(state, gone?: true)}
   end
 
-  @doc "It has ended before it was ready."
+  # It has ended before it was ready.
   @spec ended(State.t(), exit_status :: non_neg_integer() | nil) :: State.t()
   def ended(state, status) do
     report = Shutdown.report(state, status)
@@ -174,7 +172,7 @@ defmodule PyPort.Server.Startup do
     end
   end
 
-  @doc "Python has said hello, and it did not arrive; or something else came before it."
+  # Python has said hello, and it did not arrive; or something else came before it.
   @spec unreadable(State.t()) :: State.t()
   def unreadable(state) do
     fail(

@@ -42,6 +42,6 @@ defmodule PyPort.Server.State do
           shutdown: Shutdown.t()
         }
 
-  @typedoc "What follows for a server: it goes on, its Python has ended, or is to be killed."
+  # What follows for a server: it goes on, its Python has ended, or is to be killed.
   @type next :: {:ok, t()} | {:exited, t()} | {:kill, why :: atom(), t()}
 end

@@ -34,7 +34,7 @@ defmodule PyPort.Server.Stderr do
     put(state, nil)
   end
 
-  @doc "Keeps the file small, from the launch of a Python to its end: each look schedules the next."
+  # Keeps the file small, from the launch of a Python to its end: each look schedules the next.
   @spec limit(State.t()) :: State.t()
   def limit(%{stderr: %{file: nil}} = state), do: state
 
@@ -44,14 +44,14 @@ defmodule PyPort.Server.Stderr do
     put(state, file)
   end
 
-  @doc "Notes how much stands in the file now: it is older than the requests to come."
+  # Notes how much stands in the file now: it is older than the requests to come.
   @spec note(State.t()) :: State.t()
   def note(%{phase: :ready, connection: connection, stderr: %{file: file}} = state),
     do: put(state, StderrFile.note(file, Connection.requests(connection), Connection.oldest(connection)))
 
   def note(state), do: state
 
-  @doc "Brings new lines to Logger."
+  # Brings new lines to Logger.
   @spec log(State.t()) :: State.t()
   def log(%{stderr: %{file: nil}} = state), do: state
 
@@ -69,14 +69,14 @@ defmodule PyPort.Server.Stderr do
     put(state, file)
   end
 
-  @doc "The last lines from the time of the requests that are open, for a report."
+  # The last lines from the time of the requests that are open, for a report.
   @spec last_lines(State.t()) :: [String.t()]
   def last_lines(%{stderr: %{file: nil}}), do: []
 
   def last_lines(%{stderr: %{file: file}, connection: connection}),
     do: StderrFile.last_lines(file, @report_lines, Connection.oldest(connection))
 
-  @doc "The stack that faulthandler wrote when Python crashed, if it did."
+  # The stack that faulthandler wrote when Python crashed, if it did.
   @spec fatal_stack(State.t()) :: String.t() | nil
   def fatal_stack(%{stderr: %{file: file}, connection: connection}),
     do: file && StderrFile.fatal_stack(file, Connection.oldest(connection))

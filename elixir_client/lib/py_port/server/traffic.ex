@@ -6,7 +6,7 @@ defmodule PyPort.Server.Traffic do
   alias PyPort.{Callbacks, Connection, Output, Wire}
   alias PyPort.Server.{AsyncDelivery, Cancellation, Ownership, Requests, State}
 
-  @doc "Gives back frames that it does not know."
+  # Gives back frames that it does not know.
   @spec frame(Wire.routed(), binary(), State.t()) :: {:ok, State.t()} | :other
   def frame(route, frame, state) do
     case route do
@@ -24,7 +24,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  @doc "Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here."
+  # Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here.
   @spec sweep(State.t()) :: State.t()
   def sweep(%{phase: :ready, connection: %{table: table} = connection} = state) do
     rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_}), else: []
@@ -50,7 +50,7 @@ defmodule PyPort.Server.Traffic do
 
   def sweep(state), do: state
 
-  @doc "The watched caller of a request has died."
+  # The watched caller of a request has died.
   @spec caller_down(State.t(), Wire.id()) :: State.t()
   def caller_down(state, id) do
     case Requests.caller_down(state, id) do
@@ -59,7 +59,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  @doc "A process that served a call into the BEAM has ended."
+  # A process that served a call into the BEAM has ended.
   @spec worker_ended(State.t(), pid(), term()) :: State.t()
   def worker_ended(state, worker, reason) do
     case Requests.worker_ended(state, worker, reason) do

@@ -54,14 +54,14 @@ defmodule PyPort.Status.Table do
   def state(%{state: state, draining: nil}), do: "#{state}"
   def state(%{state: state, draining: why}), do: "#{state} (draining: #{why})"
 
-  @doc "Milliseconds in the unit in which a person would say it."
+  # Milliseconds in the unit in which a person would say it.
   @spec duration(non_neg_integer()) :: String.t()
   def duration(ms) when ms < 1_000, do: "#{ms} ms"
   def duration(ms) when ms < 60_000, do: "#{decimal(ms / 1_000)} s"
   def duration(ms) when ms < 3_600_000, do: "#{decimal(ms / 60_000)} min"
   def duration(ms), do: "#{decimal(ms / 3_600_000)} h"
 
-  @doc "A number of bytes, likewise."
+  # A number of bytes, likewise.
   @spec bytes(non_neg_integer()) :: String.t()
   def bytes(bytes) when bytes < 1_048_576, do: "#{decimal(bytes / 1_024)} KiB"
   def bytes(bytes) when bytes < 1_073_741_824, do: "#{decimal(bytes / 1_048_576)} MiB"

@@ -11,10 +11,8 @@ defmodule PyPort.Stream.Relay do
 
   @flush_ms 5_000
 
-  @typedoc """
-  `:not_sent` where the server had just ended or was taken out, an error where it takes no more for now; Python was told
-  nothing.
-  """
+  # `:not_sent` where the server had just ended or was taken out, an error where it takes no more for now; Python was told
+  # nothing.
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
@@ -23,7 +21,7 @@ defmodule PyPort.Stream.Relay do
           | :not_sent
           | {:error, PyPort.Error.t()}
 
-  @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
+  # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in.
   @spec start(
           Connection.t(),
           Wire.id(),
@@ -72,7 +70,7 @@ defmodule PyPort.Stream.Relay do
     end)
   end
 
-  @doc "The items that have come, one at least, or the last of them with how the stream ended."
+  # The items that have come, one at least, or the last of them with how the stream ended.
   @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
   def more(relay, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
@@ -98,7 +96,7 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  @doc "The consumer has waited long enough: how the stream ended when it was told to, where that is known in time."
+  # The consumer has waited long enough: how the stream ended when it was told to, where that is known in time.
   @spec give_up(pid(), timeout()) :: ending()
   def give_up(relay, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
@@ -118,10 +116,8 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  @doc """
-  Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
-  printed; unless Python is at another request, or `patience` has passed, in ms.
-  """
+  # Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
+  # printed; unless Python is at another request, or `patience` has passed, in ms.
   @spec stop(pid(), non_neg_integer()) :: :ok
   def stop(relay, patience) do
     ref = Process.monitor(relay)
