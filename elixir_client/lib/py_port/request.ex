@@ -3,7 +3,7 @@ defmodule PyPort.Request do
   # owner of the port sees a row of a table and forwards bytes.
   #
   # The alias is made and received on in this one module, each clause matching `^ref`, because only then does the BEAM skip
-  # what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
+  # older messages of the mailbox (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
   import PyPort.Deadline, only: [deadline: 1, remaining: 1]
@@ -23,7 +23,7 @@ defmodule PyPort.Request do
 
   alias PyPort.{Remote, Reply, Values, Wire}
 
-  # Time for the server to say what became of a request, however small its graces are.
+  # Time for the server to report the end of a request, however small its graces are.
   @least_patience_ms 50
 
   # How long an answer that comes at the last moment, or after it, waits for its output to be written. A device takes
@@ -35,9 +35,9 @@ defmodule PyPort.Request do
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
-  # What the caller wrote.
+  # A request as the caller wrote it.
   @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
-  # What is known of a request before it has a server.
+  # A request that has no server yet.
   @type draft :: %{
           verb: :eval | :call,
           # The options for Python, the first element, are filled in last.
@@ -47,7 +47,7 @@ defmodule PyPort.Request do
           found: Values.found()
         }
 
-  # Asks for what the caller wrote, with options that are valid.
+  # Sends a request with valid options, and waits for its outcome.
   @spec ask(asked(), Options.request()) :: outcome()
   def ask(asked, options), do: ask(asked, options, deadline(options.timeout))
 
@@ -66,8 +66,8 @@ defmodule PyPort.Request do
         {:ok, _value} = outcome ->
           outcome
 
-        # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
-        # therefore no repetition. A moment later the pool knows that it is gone.
+        # The server had just ended, or been taken out, so Python has not heard of the request; to ask another server of
+        # its pool is therefore no repetition. A moment later the pool knows that the server is gone.
         :not_sent ->
           if Locator.again?(place, deadline),
             do: ask(asked, options, deadline),
@@ -101,7 +101,7 @@ defmodule PyPort.Request do
     there = options |> Remote.options(server, deadline) |> Map.put(:owner, {owner, heir})
 
     case Remote.call(node, __MODULE__, :serve, [asked, there], deadline) do
-      # The pool that was to stand in has no server ready, either: it takes a moment for all nodes to know.
+      # The pool of the other node has no server ready, either: it takes a moment for all nodes to know.
       {:ok, {{:error, %Error{kind: :unavailable, begun: false}} = outcome, _none}}
       when is_pid(server) and server != place ->
         if Locator.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
@@ -222,7 +222,7 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
-  # What stands in the row of a request beyond what each has.
+  # The last element of the row of a request: nil for a plain one.
   @spec extra(map(), Callbacks.context() | nil) :: Connection.extra()
   def extra(%{stdout: nil, stderr: nil}, nil), do: nil
   def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
@@ -230,7 +230,7 @@ defmodule PyPort.Request do
   def extra(%{stdout: stdout, stderr: stderr}, context),
     do: %{devices: {stdout, stderr}, functions?: context != nil}
 
-  # What calls of the functions among the values of a request have to know; nil where there are none.
+  # The context for calls of the functions among the values of a request; nil without functions.
   @spec context(Values.found(), Wire.id(), caller :: pid()) :: Callbacks.context() | nil
   def context(%{funs: []}, _id, _caller), do: nil
   def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
@@ -261,7 +261,7 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         Reply.outcome(frame)
 
-      # It printed: the answer is whole, its output is on its way to a device.
+      # The request has printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
         printed(ref, frame, writer, later(deadline, deadline(@flush_ms)))
 
@@ -273,7 +273,7 @@ defmodule PyPort.Request do
         cond do
           remaining(deadline) == 0 -> timed_out(ref, connection, id, timeout)
           Process.alive?(connection.owner) -> await(ref, connection, id, deadline, timeout)
-          # The heir is just telling why; or was killed with the server, and tells no caller.
+          # The heir is just telling why; or it was killed with the server, and tells no caller.
           true -> await_end(ref, connection, id, timeout, deadline(@least_patience_ms), :killed)
         end
     end
@@ -282,7 +282,7 @@ defmodule PyPort.Request do
   defp later(:infinity, _deadline), do: :infinity
   defp later(one, other), do: max(one, other)
 
-  # The writer ends without a word where its server does: no other process knows any more who waits for it.
+  # The writer ends without `:flushed` if its server does.
   defp printed(ref, frame, writer, deadline) do
     monitor = Process.monitor(writer)
 
@@ -298,8 +298,8 @@ defmodule PyPort.Request do
     Reply.outcome(frame)
   end
 
-  # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
-  # need not be waited for. An answer that comes meanwhile is the answer.
+  # Python is told to end the request, and its row stays until it has. The server makes it end, and tells the caller if it
+  # need not wait for that. An answer that comes meanwhile is the answer.
   defp timed_out(ref, connection, id, timeout) do
     cancel(connection, id, :timeout)
     patience = patience(connection)
@@ -313,7 +313,7 @@ defmodule PyPort.Request do
     |> explained(deadlock)
   end
 
-  # What Python says of a request that it was told to end.
+  # Python's last word on a request that it was told to end.
   defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
   defp late(outcome, _timeout), do: outcome
 
@@ -327,7 +327,7 @@ defmodule PyPort.Request do
   @spec patience(Connection.t()) :: pos_integer()
   def patience(connection), do: max(connection.patience, @least_patience_ms)
 
-  # Has a request end: the server is told before Python, whose last word can be quicker than the one who says so.
+  # Cancels a request. The server is told before Python, whose last word may be quick.
   @spec cancel(Connection.t(), Wire.id(), :timeout | :stopped) :: :ok
   def cancel(connection, id, why) do
     GenServer.cast(connection.owner, {:cancel, id, why})
@@ -344,7 +344,7 @@ defmodule PyPort.Request do
       {^ref, frame, writer} ->
         printed(ref, frame, writer, deadline(@flush_ms))
 
-      # Where it is while it goes on; the answer is still to come.
+      # The request goes on; the answer is still to come.
       {^ref, {:so_far, begun, stack, culprit}} ->
         await_end(ref, connection, id, timeout, deadline, {begun, stack, culprit})
 
@@ -360,8 +360,8 @@ defmodule PyPort.Request do
     end
   end
 
-  # The server itself is held up, or was killed. Nothing is delivered under the reference from here on; an answer that was
-  # delivered is the answer.
+  # The server itself is held up, or was killed. No message is delivered under the reference from here on; an answer that was
+  # delivered before is the answer.
   defp give_up(ref, connection, id, timeout, so_far) do
     :erlang.unalias(ref)
 

@@ -20,6 +20,11 @@ defmodule PyPort.Wire do
   @small_integer 97
   @new_float 70
 
+  # Tags of frames, as SMALL_ATOM_UTF8, and what stands before an id, a BINARY of eight bytes.
+  @ok "w\x02ok"
+  @yield "w\x05yield"
+  @id "m\0\0\0\b"
+
   # From here on a copy costs more than the way around it.
   @small_bytes 1_024
 
@@ -124,38 +129,29 @@ defmodule PyPort.Wire do
   defp scalar?(value), do: is_number(value) or is_atom(value)
 
   @spec cancel(id()) :: binary()
-  def cancel(id),
-    do: <<@version, @small_tuple, 2, @small_atom_utf8, 6, "cancel", @binary, 8::32, id::binary-size(8)>>
+  def cancel(id), do: <<@version, @small_tuple, 2, "w\x06cancel", @id, id::binary-size(8)>>
 
   # An integer of the protocol is written in four bytes, which hold up to 2 GiB; more is as good as that.
   @largest_count 0x7FFFFFFF
 
   @spec credit(id(), pos_integer()) :: binary()
   def credit(id, items) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 6, "credit", @binary, 8::32, id::binary-size(8), @integer,
-      min(items, @largest_count)::32>>
+    count = min(items, @largest_count)
+    <<@version, @small_tuple, 3, "w\x06credit", @id, id::binary-size(8), @integer, count::32>>
   end
 
   # For a request's output, or, with the id of no request, for log records and messages.
   @spec ack(maybe_id(), non_neg_integer()) :: binary()
-  def ack("", bytes) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 0::32, @integer,
-      min(bytes, @largest_count)::32>>
-  end
-
   def ack(id, bytes) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 8::32, id::binary-size(8), @integer,
-      min(bytes, @largest_count)::32>>
+    count = min(bytes, @largest_count)
+    <<@version, @small_tuple, 3, "w\x03ack", @binary, byte_size(id)::32, id::binary, @integer, count::32>>
   end
 
   @spec answer(call_id :: id(), {:ok, term()} | {:error, map()}) :: iodata()
   def answer(call_id, outcome) do
     [<<@version, body::binary>> | tail] = :erlang.term_to_iovec(outcome)
 
-    [
-      <<@version, @small_tuple, 3, @small_atom_utf8, 6, "answer", @binary, 8::32, call_id::binary-size(8)>>,
-      body | tail
-    ]
+    [<<@version, @small_tuple, 3, "w\x06answer", @id, call_id::binary-size(8)>>, body | tail]
   end
 
   @spec open_session(id(), String.t()) :: iodata()
@@ -195,52 +191,33 @@ defmodule PyPort.Wire do
 
   # The arity tells whether the ids of handles stand behind the value.
   @spec route(binary()) :: routed()
-  def route(
-        <<@version, @small_tuple, arity, @small_atom_utf8, 2, "ok", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
+  def route(<<@version, @small_tuple, arity, @ok, @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
+
+  def route(<<@version, @small_tuple, arity, @yield, @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
+
+  def route(<<@version, @small_tuple, _arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
+    do: {:reply, id}
+
+  def route(<<@version, @small_tuple, _arity, "w\x06output", @id, id::binary-size(8), _::binary>>),
+    do: {:output, id}
 
   def route(
-        <<@version, @small_tuple, arity, @small_atom_utf8, 5, "yield", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 5, "error", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:reply, id}
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "output", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:output, id}
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "invoke", @binary, size::32,
-          id::binary-size(size), @binary, 8::32, call_id::binary-size(8), _::binary>>
+        <<@version, @small_tuple, _arity, "w\x06invoke", @binary, size::32, id::binary-size(size), @id,
+          call_id::binary-size(8), _::binary>>
       ),
       do: {:invoke, id, call_id}
 
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 4, "pong", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:pong, id}
+  def route(<<@version, @small_tuple, _arity, "w\x04pong", @id, id::binary-size(8), _::binary>>),
+    do: {:pong, id}
 
-  def route(
-        <<@version, @small_tuple, 2, @small_atom_utf8, 7, "running", @binary, 8::32, id::binary-size(8)>>
-      ),
-      do: {:running, id}
-
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 4, "send", _::binary>>), do: :send
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 9, "heartbeat", _::binary>>), do: :heartbeat
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 5, "hello", _::binary>>), do: :hello
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 7, "goodbye", _::binary>>), do: :goodbye
+  def route(<<@version, @small_tuple, 2, "w\arunning", @id, id::binary-size(8)>>), do: {:running, id}
+  def route(<<@version, @small_tuple, _arity, "w\x03log", _::binary>>), do: :log
+  def route(<<@version, @small_tuple, _arity, "w\x04send", _::binary>>), do: :send
+  def route(<<@version, @small_tuple, _arity, "w\theartbeat", _::binary>>), do: :heartbeat
+  def route(<<@version, @small_tuple, _arity, "w\x05hello", _::binary>>), do: :hello
+  def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
 
   # The ids of the handles in a frame that nobody is going to read (its reader has died, or could not read it):
@@ -286,16 +263,8 @@ defmodule PyPort.Wire do
   # The value of a reply or of an item where it is a scalar and nothing stands behind it, read by hand: that is a
   # quarter of what `binary_to_term` takes, and a binary, however large, stays where it is instead of being copied.
   @spec scalar(binary()) :: {:ok, nil | boolean() | number() | binary()} | :other
-  def scalar(
-        <<@version, @small_tuple, 3, @small_atom_utf8, 2, "ok", @binary, 8::32, _id::64, value::binary>>
-      ),
-      do: read_scalar(value)
-
-  def scalar(
-        <<@version, @small_tuple, 3, @small_atom_utf8, 5, "yield", @binary, 8::32, _id::64, value::binary>>
-      ),
-      do: read_scalar(value)
-
+  def scalar(<<@version, @small_tuple, 3, @ok, @id, _id::64, value::binary>>), do: read_scalar(value)
+  def scalar(<<@version, @small_tuple, 3, @yield, @id, _id::64, value::binary>>), do: read_scalar(value)
   def scalar(_frame), do: :other
 
   defp read_scalar(<<@small_integer, value>>), do: {:ok, value}

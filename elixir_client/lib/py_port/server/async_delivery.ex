@@ -1,6 +1,6 @@
 defmodule PyPort.Server.AsyncDelivery do
-  # What a Python sends that is no part of a reply: log records, messages to processes, output of requests that are
-  # over. One process per server takes it, in order, since these carry terms of any size, which the owner of the port
+  # Delivers messages of a Python that are no part of a reply: log records, messages to processes, output of requests that
+  # are over. One process per server takes them, in order, since these carry terms of any size, which the owner of the port
   # must not build, and since Logger may make its callers wait.
   @moduledoc false
 
@@ -8,10 +8,10 @@ defmodule PyPort.Server.AsyncDelivery do
 
   alias PyPort.{Connection, Error, Wire}
 
-  # How much may be unread. Code that logs or sends more waits until some has been passed on: Logger may make its callers
-  # wait, and no mailbox is to grow.
+  # How much may be unread. Code that logs or sends more waits until some of it has been passed on, so that the mailbox does
+  # not grow.
   @window_bytes 1_048_576
-  # Told in quarters, so that a record now and then costs no frame of its own.
+  # Acknowledged in quarters, so that a single record costs no frame.
   @ack_bytes div(@window_bytes, 4)
   # More than any window holds.
   @everything 0x7FFFFFFF
@@ -35,7 +35,7 @@ defmodule PyPort.Server.AsyncDelivery do
   @spec window_bytes() :: pos_integer()
   def window_bytes, do: @window_bytes
 
-  # Tells Python that all of it has been passed on, or is lost with the process that had it.
+  # Tells Python that all of it has been passed on, or is lost with the process that ended.
   @spec acknowledge_all(Connection.t()) :: :ok
   def acknowledge_all(connection), do: Connection.command(connection, Wire.ack("", @everything))
 
@@ -93,14 +93,14 @@ defmodule PyPort.Server.AsyncDelivery do
   # Names that came with the record stay text, unless they are atoms already: Logger takes atoms only.
   defp metadata(metadata) do
     {known, extra} = Enum.split_with(metadata, fn {name, _value} -> is_atom(name) end)
-    known = Enum.map(known, &elixirs_word/1)
+    known = Enum.map(known, &elixir_form/1)
     if extra == [], do: known, else: [{:extra, Map.new(extra)} | known]
   end
 
-  # As Elixir's own records have it: a file is a charlist. The id of a request is a counter.
-  defp elixirs_word({:file, file}) when is_binary(file), do: {:file, String.to_charlist(file)}
-  defp elixirs_word({:request, <<number::64>>}), do: {:request, number}
-  defp elixirs_word(other), do: other
+  # In the form of Elixir's own records: a file is a charlist. The id of a request is a counter.
+  defp elixir_form({:file, file}) when is_binary(file), do: {:file, String.to_charlist(file)}
+  defp elixir_form({:request, <<number::64>>}), do: {:request, number}
+  defp elixir_form(other), do: other
 
   # The caller waits for its answer, so its metadata is what it was when it asked.
   defp caller_metadata(nil), do: []
@@ -131,7 +131,7 @@ defmodule PyPort.Server.AsyncDelivery do
     end
   end
 
-  # Printed by a request that nobody waits for any more.
+  # Output of a request that no process waits for any more.
   defp output(state, id, frame) do
     with {:ok, {:output, _id, _stream, text}} when is_binary(text) <- Wire.decode(frame) do
       if state.log?,

@@ -32,9 +32,9 @@ defmodule PyPort.Server.Cancellation do
           # Since when it may be what is in the way; nil while another one was.
           blamed: integer() | nil,
           step: 1 | 2,
-          # What stood in the way when step 2 was reached: it must be the same for the kill.
+          # The obstacle when step 2 was reached: it must be the same for the kill.
           obstacle: StatusPage.place() | Wire.id() | nil,
-          # What had been heard of Python at the last look.
+          # As `Health.heard/1` gave it at the last look.
           heard: term(),
           # The module that its code is importing, as far as is known.
           importing: String.t() | nil,
@@ -62,7 +62,7 @@ defmodule PyPort.Server.Cancellation do
   @again_ms 100
   # How long Python has at the most to tell its stacks before the kill.
   @answer_ms 500
-  # What a stack shows in the midst of an import.
+  # A stack shows this frame in the midst of an import.
   @import_frame "<frozen importlib._bootstrap"
 
   @spec new() :: t()
@@ -122,7 +122,7 @@ defmodule PyPort.Server.Cancellation do
     state
   end
 
-  # Its caller waits no longer, whatever may come.
+  # The caller of a request waits no longer.
   @spec gave_up(State.t(), Wire.id()) :: State.t()
   def gave_up(state, id) do
     case entry(state, id) do
@@ -131,7 +131,7 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
-  # Whether the caller of a request has its answer already: what still comes of it has no reader.
+  # Whether the caller of a request has its answer already: later output and objects have no reader.
   @spec answered?(State.t(), Wire.id()) :: boolean()
   def answered?(state, id), do: match?(%{answered?: true}, entry(state, id))
 
@@ -206,7 +206,7 @@ defmodule PyPort.Server.Cancellation do
     end
   end
 
-  # It is in no one's way.
+  # It delays no other request.
   defp pong_of(state, id, entry, %{waiting: true}) do
     entry = %{entry | waits?: true}
     state |> answer(id, entry, true, nil) |> put(id, %{entry | answered?: true, blamed: nil, step: 1})
@@ -282,7 +282,7 @@ defmodule PyPort.Server.Cancellation do
   defp begun(%{begun?: true}, _page, _id), do: true
   defp begun(_entry, page, id), do: StatusPage.begun(page, id)
 
-  # A request that main is still at although it has been answered: what it left behind is being tidied up, for a moment.
+  # A request that main is still at although it has been answered: main tidies up after it, for a moment.
   defp left_over(state, %{running: running}) when running != nil do
     if :ets.member(state.connection.table, running), do: nil, else: running
   end
@@ -309,13 +309,13 @@ defmodule PyPort.Server.Cancellation do
   # Main is at an earlier one.
   defp blame(:waiting, %{running: running}, _left_over, _well?, _heard?) when running != nil, do: :other
 
-  # Main runs nothing. Its answer may be on the way; but if nothing is heard of Python, it takes no requests any more.
+  # Main is idle. Its answer may be on the way; but if Python is silent, it takes no requests any more.
   defp blame(:waiting, _page, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
   defp blame(:passed, %{running: nil}, _left_over, well?, _heard?), do: if(well?, do: :soon, else: :it)
   defp blame(:passed, _page, _left_over, _well?, _heard?), do: :soon
 
-  # Where the one in main holds the interpreter, this one can not even be told to end. A health state comes too late to
-  # tell.
+  # If the request in main holds the interpreter, this one cannot even be told to end. A health state comes too late to
+  # show it.
   defp blame(:elsewhere, %{running: running}, _left_over, _well?, heard?) when running != nil,
     do: if(heard?, do: :it, else: :soon)
 
@@ -331,7 +331,7 @@ defmodule PyPort.Server.Cancellation do
 
   defp place(_state, page, id), do: StatusPage.place(page, id)
 
-  # It is in no one's way.
+  # It delays no other request.
   defp leave(state, id, entry, begun) do
     state
     |> answer(id, entry, begun, nil)
@@ -355,7 +355,7 @@ defmodule PyPort.Server.Cancellation do
 
   defp proceed(%{options: options} = state, id, entry, obstacle, begun) do
     now = now()
-    # One that began although it was cancelled has its grace from then on.
+    # A request that began although it was cancelled has its grace from then on.
     blamed = entry.blamed || now
     left = blamed + if(entry.importing, do: options.import_grace, else: options.cancel_grace) - now
 
@@ -363,7 +363,7 @@ defmodule PyPort.Server.Cancellation do
       state = put(state, id, %{entry | blamed: blamed})
       {:ok, wait(state, id, if(entry.importing, do: min(left, @again_ms), else: left))}
     else
-      # In case that its time is up before the end is here, on a crowded machine.
+      # The caller's patience may be over before the kill, on a crowded machine.
       tell_caller(state, id, {:so_far, begun, nil, other_culprit(state, obstacle, id)})
       grace = options.kill_grace
       state = state |> put(id, %{entry | blamed: blamed, step: 2, obstacle: obstacle}) |> dump(:request)

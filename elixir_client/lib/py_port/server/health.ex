@@ -96,7 +96,7 @@ defmodule PyPort.Server.Health do
   defp over?(:unreadable, now, %{options: options} = state),
     do: lasting(state, now) >= options.heartbeat_interval
 
-  # One that was stopped, and goes on, has the time for a heartbeat first.
+  # A process that was stopped, and goes on, has the time for a heartbeat first.
   defp over?(:lost, now, %{options: options, health: health} = state) do
     Liveness.silent_ms(health.liveness, now) >= options.lost_after and
       lasting(state, now) >= options.heartbeat_interval
@@ -185,7 +185,7 @@ defmodule PyPort.Server.Health do
 
   defp log(%{connection: %{os_pid: os_pid}, who: who}, _previous, found, silent_ms) do
     Logger.warning(
-      "PyPort #{who}: nothing heard of Python (process #{os_pid}) for #{silent_ms} ms: #{words(found)}"
+      "PyPort #{who}: no heartbeat of Python (process #{os_pid}) for #{silent_ms} ms: #{words(found)}"
     )
   end
 

@@ -1,26 +1,25 @@
 defmodule PyPort.Server.Liveness do
-  # Whether a Python is well, from what can be seen of it without asking it: samples in, state out. No process, no
-  # file, no clock: the time is an argument, in milliseconds of a monotonic clock.
+  # The health state of a Python, from samples that are taken without asking it. No process, no file, no clock: the time is
+  # an argument, in milliseconds of a monotonic clock.
   #
   # | heard of | CPU, state of the process | state |
   # | --- | --- | --- |
-  # | lately | any | `:idle` or `:busy`, as the beat says |
+  # | lately | any | `:idle` or `:busy`, as the heartbeat says |
   # | not lately | rising | `:gil_held` |
   # | not lately | state T | `:stopped` |
   # | not lately | flat, a request open | `:stuck` |
   # | not lately | flat, none open | `:lost` |
   # | not lately | not to be seen (no /proc) | `:unknown` |
   # | any | absent, or a zombie | `:exited` |
-  # | no frame, but Python has written some beats | any | `:unreadable` |
+  # | no frame, but Python has written some heartbeats | any | `:unreadable` |
   #
-  # What follows from a state is PyPort.Server.Health's business.
+  # PyPort.Server.Health acts on a state.
   @moduledoc false
 
   @type state :: :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :exited
 
-  # What one look brings. `heard` is any term that differs from the last one when something has come from Python since;
-  # `received` changes with every whole frame, `sent` is how many beats Python has written. `process` is what the system
-  # says of it.
+  # One probe. `heard` is any term that differs from the last one when bytes have come from Python since; `received` changes
+  # with every whole frame, `sent` is how many heartbeats Python has written. `process` is the state of the process by /proc.
   @type sample :: %{
           heard: term(),
           received: term(),
@@ -34,7 +33,7 @@ defmodule PyPort.Server.Liveness do
           said: :idle | :busy | nil,
           heard: term(),
           heard_at: integer(),
-          # At the last whole frame: what was received, when, and how many beats had been sent.
+          # At the last whole frame: the term of the sample, the time, and how many heartbeats had been sent.
           frame: {received :: term(), at :: integer(), sent :: non_neg_integer()} | nil,
           grace_until: integer() | nil,
           cpu: {at :: integer(), cpu_ms :: non_neg_integer()} | nil,
@@ -47,39 +46,39 @@ defmodule PyPort.Server.Liveness do
   # A tick that comes later than this was not late: its BEAM was paused.
   @late_ms 500
 
-  # A process that waits for the interpreter wakes up now and then, which costs it a few percent; one that computes
-  # takes most of a core, on a crowded machine a fair part of one.
+  # A process that waits for the interpreter wakes up now and then, which takes a few percent of a core; a process that
+  # computes takes most of a core, on a crowded machine a fair part of it.
   @rising_percent 10
 
-  # So many beats are not on their way any more: each is written in one piece, and a port is read at once.
+  # So many heartbeats are not on their way any more: each is written in one piece, and a port is read at once.
   @lost_beats 3
 
   # And for so long at least, however short the interval is.
   @unreadable_ms 1_000
 
-  # The system counts CPU time in steps of 10 ms: over less than this it says nothing.
+  # The system counts CPU time in steps of 10 ms: a shorter interval has no meaning.
   @cpu_window_ms 150
 
   @spec new(interval :: pos_integer(), now :: integer()) :: t()
   def new(interval, now), do: %__MODULE__{interval: interval, heard_at: now}
 
-  # What the last beat said.
+  # The state that the last heartbeat reported.
   @spec said(t(), :idle | :busy) :: t()
   def said(liveness, state), do: %{liveness | said: state}
 
-  # The owner's own tick, which was `due` then and comes `now`. One that comes more than half a second late says that the
-  # BEAM was paused: what Python sent meanwhile may not have been read, so one interval of grace follows.
+  # The owner's own tick, which was `due` then and comes `now`. A tick that comes more than half a second late means that the
+  # BEAM was paused: frames that Python sent meanwhile may not have been read, so one interval of grace follows.
   @spec tick(t(), due :: integer(), now :: integer()) :: t()
   def tick(liveness, due, now) when now - due > @late_ms,
     do: %{liveness | grace_until: now + liveness.interval}
 
   def tick(liveness, _due, _now), do: liveness
 
-  # Silence longer than this is remarkable: two beats and a half, and a moment for a crowded machine.
+  # A longer silence counts: two heartbeats and a half, and a moment for a crowded machine.
   @spec stale_ms(t()) :: pos_integer()
   def stale_ms(%{interval: interval}), do: max(div(interval * 5, 2), interval + 300)
 
-  # For how long nothing has been heard.
+  # For how long no byte has been received.
   @spec silent_ms(t(), now :: integer()) :: non_neg_integer()
   def silent_ms(%{heard_at: heard_at}, now), do: max(now - heard_at, 0)
 
@@ -105,7 +104,7 @@ defmodule PyPort.Server.Liveness do
       not grace?(liveness, now)
   end
 
-  # Until the first beat its requests tell.
+  # Until the first heartbeat its requests decide.
   defp well(%{said: nil}, sample), do: if(sample.open?, do: :busy, else: :idle)
   defp well(%{said: said}, _sample), do: said
 
@@ -136,7 +135,7 @@ defmodule PyPort.Server.Liveness do
         rising? = (cpu_ms - before) * 100 >= (now - at) * @rising_percent
         %{liveness | cpu: {now, cpu_ms}, rising?: rising?}
 
-      # Too soon to tell: what was seen last holds.
+      # Too soon to tell: the last measurement holds.
       _recent ->
         liveness
     end

@@ -1,6 +1,6 @@
 defmodule PyPort.Server.Ownership do
-  # Who holds the objects and sessions of this Python. Carries out what PyPort.Server.OwnershipTable decides: monitors
-  # holders, and tells Python what to release. Runs in the server.
+  # The ownership of the objects and sessions of this Python. Carries out the effects of PyPort.Server.OwnershipTable:
+  # monitors holders, and tells Python which objects to release. Runs in the server.
   @moduledoc false
 
   require Logger
@@ -26,7 +26,7 @@ defmodule PyPort.Server.Ownership do
   def claim(state, claim, reader, frame),
     do: state.ownership.table |> OwnershipTable.claim(claim, reader, frame) |> carry_out(state)
 
-  # What processes tell the server, by `PyPort.Ownership.tell/2`.
+  # A change that a process has sent, by `PyPort.Ownership.tell/2`.
   @spec cast(State.t(), tuple()) :: State.t()
   def cast(%{connection: nil} = state, _change), do: state
 
@@ -85,7 +85,7 @@ defmodule PyPort.Server.Ownership do
 
   defp effect({:demonitor, pid}, part, _state) do
     {monitor, monitors} = Map.pop(part.monitors, pid)
-    # One that is down already has been taken out of the map.
+    # The monitor of a process that is down has been taken out of the map.
     if monitor, do: Process.demonitor(monitor, [:flush])
     %{part | monitors: monitors}
   end

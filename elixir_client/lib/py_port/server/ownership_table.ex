@@ -1,10 +1,9 @@
 defmodule PyPort.Server.OwnershipTable do
-  # Who holds what of one Python: objects and sessions have an owner and go with it. Pure: every function gives
-  # effects for PyPort.Server to carry out.
+  # The holders of the objects and sessions of one Python. Pure: every function gives effects for PyPort.Server.Ownership to
+  # carry out.
   #
-  # Between the moment at which a reply that holds handles passes the server and the moment at which its reader has
-  # said whose they are, there is a claim: it keeps the frame, so that the objects of a reader that dies in between
-  # are released and not lost.
+  # A claim stands from the moment at which a reply with handles passes the server until its reader has named their owner: it
+  # keeps the frame, so that the objects of a reader that dies in between are released.
   @moduledoc false
 
   # thing -> {holder, value}; holder -> its things; owner -> how many objects; and how many of one owner are many

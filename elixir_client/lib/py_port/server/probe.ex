@@ -1,8 +1,8 @@
 defmodule PyPort.Server.Probe do
   # Looks at a Python process from outside: /proc/PID/stat and the status page, each through a file that is kept open (8 µs
-  # and 2 µs a look), and what has come through its port. What it means is PyPort.Server.Liveness's to say.
+  # and 2 µs a look), and the bytes that have come through its port. PyPort.Server.Liveness interprets the samples.
   #
-  # Any frame counts as a beat, and is not noticed frame by frame: the port counts the bytes of whole frames.
+  # Any frame counts as a heartbeat. Frames are not counted one by one: the port counts the bytes of whole frames.
   @moduledoc false
 
   alias PyPort.{Connection, StatusPage}
@@ -25,7 +25,7 @@ defmodule PyPort.Server.Probe do
   # The name in it is at most 64 bytes long, and the numbers up to the 22nd field fit well.
   @stat_bytes 512
 
-  # What /proc counts CPU time in, on every Linux there is.
+  # The unit of CPU time in /proc, on every Linux.
   @ms_per_tick 10
 
   # Only the process that opened it may look.
@@ -40,13 +40,13 @@ defmodule PyPort.Server.Probe do
     }
   end
 
-  # Keeps the pipe to Python open for reading here as well, from its `hello` on. Nothing is ever read. A port that is
-  # writing when the last reader ends dies of EPIPE, and the exit status is lost; so it stays to say how Python ended.
+  # Keeps the pipe to Python open for reading here as well, from its `hello` on, and never reads. A port that is writing when
+  # the last reader ends dies of EPIPE, and the exit status would be lost.
   @spec hold_pipe(t(), os_pid :: pos_integer(), info :: map()) :: t()
   def hold_pipe(pulse, os_pid, %{os_pid: os_pid, port_fd: port_fd}) when is_integer(port_fd),
     do: %{pulse | pipe: open_file("/proc/#{os_pid}/fd/#{port_fd}")}
 
-  # A child of the process that was started: which process of this machine that is, is not known.
+  # A child of the process that was started: its pid on this machine is not known.
   def hold_pipe(pulse, _os_pid, _info), do: pulse
 
   @spec close(t() | nil) :: :ok
@@ -71,8 +71,8 @@ defmodule PyPort.Server.Probe do
   @death_ms 40
   @look_ms 1
 
-  # The page as a killed process leaves it. If the process is not seen to be dead within a moment, no request that the page
-  # does not show is known not to have begun.
+  # The page as a killed process leaves it. If the process is not seen to be dead within a moment, a request that the page
+  # does not show may have begun.
   @spec last_page(t() | nil) :: StatusPage.t() | nil
   def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))
 

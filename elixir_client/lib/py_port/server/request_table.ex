@@ -1,9 +1,9 @@
 defmodule PyPort.Server.RequestTable do
-  # Stands beside a server for those who have requests open there: when the server ends, by any way of ending, its table
-  # of requests comes here, and each of them is told why, in the words of a monitor.
+  # The table of a server's open requests, and its heir: a process that gets the table when the server ends, in whatever way,
+  # and tells each caller why, in the form of a monitor's message.
   #
-  # A monitor of each caller's own would be simpler, and was what stood here before: to set it and to take it away again
-  # are two signals to the server, which is woken for each of them, and half a microsecond of every request.
+  # Rejected: a monitor of each caller on the server. To set it and to take it away are two signals to the server, which is
+  # woken for each of them, and half a microsecond of every request.
   @moduledoc false
 
   alias PyPort.Connection
@@ -36,12 +36,12 @@ defmodule PyPort.Server.RequestTable do
     heir
   end
 
-  # A table comes before the signal of its owner's end. There is none where nobody had a request open.
+  # A table comes before the signal of its owner's end. Without open requests the server has deleted it.
   defp inherit(server, reason) do
     receive do
       {:"ETS-TRANSFER", table, ^server, counter} ->
         Connection.refuse(counter)
-        # Who comes later sees that, and goes away by itself.
+        # A caller that comes later sees that, and goes away by itself.
         for {_id, ref, _caller, _extra} <- :ets.tab2list(table),
             do: send(ref, {:DOWN, ref, :process, server, reason})
 

@@ -1,6 +1,6 @@
 defmodule PyPort.Server.Requests do
-  # What the open requests of a server have besides their rows: the process that writes their output, the monitor of
-  # their caller, and the processes that serve their calls into the BEAM.
+  # The processes of the open requests of a server: those that write their output, the monitors of their callers, and those
+  # that serve their calls into the BEAM.
   @moduledoc false
 
   alias PyPort.{Callbacks, Connection, Output, Wire}
@@ -23,7 +23,7 @@ defmodule PyPort.Server.Requests do
   @spec ids(State.t()) :: [Wire.id()]
   def ids(%{requests: %{attached: attached}}), do: Map.keys(attached)
 
-  # Takes out what a request has that is over: its calls end, and its writer is given back.
+  # A request is over: its calls end, and its writer is given back.
   @spec take(State.t(), Wire.id()) :: {writer :: pid() | nil, State.t()}
   def take(%{requests: %{attached: attached} = requests} = state, id) when is_map_key(attached, id) do
     {%{writer: writer, caller: caller}, attached} = Map.pop!(attached, id)
@@ -34,7 +34,7 @@ defmodule PyPort.Server.Requests do
 
   def take(state, _id), do: {nil, state}
 
-  # The same for a request that no process waits for: what Python may still print of it is dropped.
+  # The same for a request that no process waits for: its output is dropped.
   @spec abandon(State.t(), Wire.id()) :: State.t()
   def abandon(state, id) do
     {writer, state} = take(state, id)
@@ -97,7 +97,7 @@ defmodule PyPort.Server.Requests do
   # Whether a process serves a call.
   defguard is_worker(state, pid) when is_map_key(state.requests.workers, pid)
 
-  # A worker has ended. What it has not taken over of the objects of its call is given back, to be disclaimed.
+  # A worker has ended. Gives back its call if objects of that may be left, to be disclaimed.
   @spec worker_ended(State.t(), pid(), term()) :: {disclaim :: Wire.id() | nil, State.t()}
   def worker_ended(%{connection: connection} = state, worker, reason) do
     Connection.count_call(connection, -1)
@@ -113,7 +113,7 @@ defmodule PyPort.Server.Requests do
     end
   end
 
-  # Ends the calls of a request: no process waits for what comes of them.
+  # Ends the calls of a request: no process waits for their answers.
   @spec end_calls(State.t(), Wire.id()) :: State.t()
   def end_calls(state, id) do
     Callbacks.forget(state.connection, id)

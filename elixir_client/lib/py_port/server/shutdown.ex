@@ -66,15 +66,15 @@ defmodule PyPort.Server.Shutdown do
   # The reason where Python has ended by itself, or by a signal that PyPort has not sent.
   @spec died(State.t(), exit_status :: non_neg_integer() | nil) :: reason()
   def died(state, status) do
-    # Its children are ended with it.
+    # Its children end with it.
     Reaper.kill(self())
     # A port gives the status of a process that is dead.
     page = if status, do: Health.page(state), else: Health.last_page(state)
     reason(state, report(state, status), page)
   end
 
-  # The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). Nothing has gone
-  # wrong with it, so a pool starts the next at once, however often it comes.
+  # The same for a server that starts anew because a request was cancelled (`after_cancel: :restart`). That is no failure, so
+  # a pool starts the next server at once, however often it comes.
   @spec restart(State.t()) :: reason()
   def restart(state) do
     Logger.info(
@@ -90,7 +90,7 @@ defmodule PyPort.Server.Shutdown do
     }
 
     tell(state, report)
-    # Without the page: what is on it now may yet be finished.
+    # Without the page: the requests on it now may yet be finished.
     {:shutdown, {:restart, report}}
   end
 
@@ -106,7 +106,7 @@ defmodule PyPort.Server.Shutdown do
   defp open(1), do: "1 request was open"
   defp open(count), do: "#{count} requests were open"
 
-  # What is known of an end that PyPort has not brought about.
+  # The report of an end that PyPort has not brought about.
   @spec report(State.t(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(%{shutdown: %{signal: signal}} = state, status) do
     report = Error.death(status, Stderr.last_lines(state))
@@ -129,7 +129,7 @@ defmodule PyPort.Server.Shutdown do
     {culprit, state} = Cancellation.before_kill(state)
     Reaper.kill(self())
     page = last_page(state, why)
-    # What stands in the mailbox by now is answered.
+    # Replies that are in the mailbox by now are answers.
     {_status, state} = await_exit(state, deadline(0))
     {stack, state} = Cancellation.after_kill(state, culprit, page)
 
@@ -146,7 +146,7 @@ defmodule PyPort.Server.Shutdown do
     {reason(state, report, page), state}
   end
 
-  # Requests that the page does not show may have run: what they were answered did not arrive.
+  # Requests that the page does not show may have run: their answers did not arrive.
   defp last_page(state, :unreadable), do: StatusPage.alive(Health.page(state))
   defp last_page(state, _why), do: Health.last_page(state)
 
@@ -173,7 +173,7 @@ defmodule PyPort.Server.Shutdown do
     do: "an import went on for more than #{ms} ms after its request was cancelled (import_grace)"
 
   defp words(:lost, _culprit, %{lost_after: ms}),
-    do: "nothing was heard of it for #{ms} ms (lost_after), and it had nothing to do"
+    do: "it was idle, but no heartbeat was received for #{ms} ms (lost_after)"
 
   defp words(:unreadable, _culprit, _options),
     do:
@@ -219,7 +219,7 @@ defmodule PyPort.Server.Shutdown do
     end
   end
 
-  # Nothing of this Python is left.
+  # Removes all that is left of this Python.
   @spec close(State.t()) :: State.t()
   def close(%{connection: nil} = state), do: state
 

@@ -1,7 +1,7 @@
 defmodule PyPort.Server.Stacks do
-  # The stacks of all threads of a Python. Python's control thread writes them where it gets the interpreter. Where code
-  # in C holds that, SIGUSR2 makes faulthandler write them to the stderr file; faulthandler reads frames that may run, and
-  # can crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
+  # The stacks of all threads of a Python. Python's control thread writes them when it gets the interpreter. While code in C
+  # holds that, SIGUSR2 makes faulthandler write them to the stderr file; faulthandler reads frames that may run, and can
+  # crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
   @moduledoc false
 
   import PyPort.Error, only: [unavailable: 1]
@@ -68,7 +68,7 @@ defmodule PyPort.Server.Stacks do
   end
 
   # The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
-  # them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
+  # them. The process must catch SIGUSR2, or the signal would end it: a process that has just been started does not yet.
   @spec take_before_kill(Connection.t(), answer_ms :: non_neg_integer()) ::
           {:ok, String.t()} | {:error, Error.t()}
   def take_before_kill(connection, 0), do: dump(connection)
@@ -122,7 +122,7 @@ defmodule PyPort.Server.Stacks do
     end
   end
 
-  # What has been written of a dump since then, whole or not.
+  # The part of a dump that has been written since the mark.
   @spec since(Connection.t(), mark :: non_neg_integer()) :: String.t() | nil
   def since(connection, mark) do
     case with_stderr(connection, &(&1 |> read(mark, size(&1)) |> found())) do
@@ -181,7 +181,7 @@ defmodule PyPort.Server.Stacks do
 
   defp found(text), do: {:ok, text}
 
-  # Where there is no /proc, it is taken at its word: it is ready, so it listens.
+  # Without /proc a Python that is ready is taken to listen.
   defp catches?(os_pid) do
     with {:ok, file} <- :file.open("/proc/#{os_pid}/status", [:read, :raw, :binary]),
          result = :file.read(file, @status_bytes),

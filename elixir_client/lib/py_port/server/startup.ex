@@ -164,7 +164,7 @@ defmodule PyPort.Server.Startup do
     failed(state, %{report | kind: :unavailable, begun: false, message: message})
   end
 
-  # What a Python that cannot start says is seldom what a person should do about it.
+  # Advice for a Python that cannot start, since its own words seldom name the remedy.
   defp hint(stderr, options) do
     case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
       nil -> ""

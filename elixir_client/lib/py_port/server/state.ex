@@ -1,6 +1,6 @@
 defmodule PyPort.Server.State do
-  # The state of a server: what all of its modules read, and its parts. Each part is a struct that only the module of its
-  # name reads and writes; `test/py_port/layers_test.exs` checks that.
+  # The state of a server: fields that all of its modules read, and parts. Each part is a struct that only the module of its
+  # name reads and writes; `test/layers_test.exs` checks that.
   @moduledoc false
 
   alias PyPort.{Connection, Options}
@@ -42,6 +42,6 @@ defmodule PyPort.Server.State do
           shutdown: Shutdown.t()
         }
 
-  # What follows for a server: it goes on, its Python has ended, or is to be killed.
+  # The server goes on; its Python has ended; or its Python is to be killed.
   @type next :: {:ok, t()} | {:exited, t()} | {:kill, why :: atom(), t()}
 end

@@ -1,6 +1,6 @@
 defmodule PyPort.Server.Traffic do
-  # What the server does with the frames of a Python that runs: each goes, undecoded, to the process or the module that it
-  # is for. Every reply passes here.
+  # The frames of a Python that runs: each goes, undecoded, to the process or the module that it is for. Every reply passes
+  # here.
   @moduledoc false
 
   alias PyPort.{Callbacks, Connection, Output, Wire}
@@ -24,7 +24,7 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  # Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here.
+  # Cancels the requests of callers that have died, and forgets requests that are over.
   @spec sweep(State.t()) :: State.t()
   def sweep(%{phase: :ready, connection: %{table: table} = connection} = state) do
     rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_}), else: []

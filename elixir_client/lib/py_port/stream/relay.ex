@@ -11,8 +11,8 @@ defmodule PyPort.Stream.Relay do
 
   @flush_ms 5_000
 
-  # `:not_sent` where the server had just ended or was taken out, an error where it takes no more for now; Python was told
-  # nothing.
+  # `:not_sent` if the server had just ended or was taken out, an error if it takes no more for now: in both cases Python has
+  # not heard of the stream.
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
@@ -39,7 +39,8 @@ defmodule PyPort.Stream.Relay do
       if logger_metadata != :undefined, do: :logger.set_process_metadata(logger_metadata)
       Process.put(:"$callers", [consumer | callers])
 
-      # A stream lasts, so a monitor of its own costs nothing. The news of the server's end may come from its heir, too.
+      # A stream lasts, so the cost of a monitor does not count. The news of the server's end may come from the heir of its
+      # table, too.
       ref = :erlang.monitor(:process, connection.owner, alias: :demonitor)
 
       state = %{
@@ -73,9 +74,19 @@ defmodule PyPort.Stream.Relay do
   # The items that have come, one at least, or the last of them with how the stream ended.
   @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
   def more(relay, timeout) do
+    with {:down, reason} <- ask(relay, :more, timeout), do: {:last, [], {:down, reason}}
+  end
+
+  # The consumer has waited long enough: how the stream ended when it was told to, where that is known in time.
+  @spec give_up(pid(), timeout()) :: ending()
+  def give_up(relay, timeout) do
+    with :timeout <- ask(relay, :give_up, timeout), do: {:timed_out, nil, nil, nil}
+  end
+
+  defp ask(relay, question, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
     # A node that does not read must not hold up the consumer.
-    :erlang.send_nosuspend(relay, {:more, ref})
+    :erlang.send_nosuspend(relay, {question, ref})
 
     receive do
       {^ref, answer} ->
@@ -83,7 +94,7 @@ defmodule PyPort.Stream.Relay do
         answer
 
       {:DOWN, ^ref, :process, _relay, reason} ->
-        {:last, [], {:down, reason}}
+        {:down, reason}
     after
       timeout ->
         Process.demonitor(ref, [:flush])
@@ -93,26 +104,6 @@ defmodule PyPort.Stream.Relay do
         after
           0 -> :timeout
         end
-    end
-  end
-
-  # The consumer has waited long enough: how the stream ended when it was told to, where that is known in time.
-  @spec give_up(pid(), timeout()) :: ending()
-  def give_up(relay, timeout) do
-    ref = :erlang.monitor(:process, relay, alias: :demonitor)
-    :erlang.send_nosuspend(relay, {:give_up, ref})
-
-    receive do
-      {^ref, ending} ->
-        Process.demonitor(ref, [:flush])
-        ending
-
-      {:DOWN, ^ref, :process, _relay, reason} ->
-        {:down, reason}
-    after
-      timeout ->
-        Process.demonitor(ref, [:flush])
-        {:timed_out, nil, nil, nil}
     end
   end
 
@@ -132,7 +123,7 @@ defmodule PyPort.Stream.Relay do
     :ok
   end
 
-  # Nothing arrives here but what is matched: the rest is dropped by the aliases.
+  # Every message is matched: the aliases drop late answers.
   defp loop(%{ref: ref, consumer: consumer} = state) do
     receive do
       {^ref, items} when is_list(items) ->
@@ -141,8 +132,8 @@ defmodule PyPort.Stream.Relay do
       {^ref, frame} when is_binary(frame) ->
         ended(state, {:frame, frame})
 
-      # The final reply of a stream that printed: its output is written first. A device that hangs must not hold
-      # up the end for ever, and nobody has said how long is too long.
+      # The final reply of a stream that printed: its output is written first. A device that hangs must not hold up the end
+      # for ever.
       {^ref, frame, writer} ->
         Process.send_after(self(), :flushed_enough, @flush_ms)
         loop(%{state | final: {frame, writer}})
@@ -177,7 +168,7 @@ defmodule PyPort.Stream.Relay do
   defp keep(state, items),
     do: %{state | items: :lists.reverse(items, state.items), count: state.count + length(items)}
 
-  # Who asks for more has taken what it was given.
+  # A consumer that asks for more has taken the items before.
   defp taken(%{owed: owed, given: given, half: half} = state) when owed + given >= half do
     Connection.command(state.connection, Wire.credit(state.id, owed + given))
     %{state | owed: 0, given: 0}
@@ -234,8 +225,8 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  # Its row stays until the reply: what runs in `finally` belongs to this request, and may print. The server sees to that
-  # it ends; one that waits behind another request need not be waited for.
+  # Its row stays until the reply: code in `finally` belongs to this request, and may print. The server makes it end; a
+  # stream that waits behind another request need not be waited for.
   defp cancel(%{final: {frame, writer}}, _why) do
     Output.leave(writer)
     {:frame, frame}
