@@ -12,10 +12,10 @@ defmodule PyPort do
   A Python process is owned by a `PyPort.Server`; a `PyPort.Pool` has several behind one name. Without the option
   `:server` the default pool answers, which starts with the application `:py_port` (see `PyPort.Pool`).
 
-  ## What comes back
+  ## Results
 
-  `{:ok, value}`, or `{:error, %PyPort.Error{}}` for whatever the world does: Python raised, ended, took too
-  long. A programmer's error (an unknown option, globals that are no map) raises `ArgumentError`.
+  `{:ok, value}`, or `{:error, %PyPort.Error{}}` if Python raised, ended, or took too long. A programmer's error (an unknown
+  option, globals that are no map) raises `ArgumentError`.
 
   ## Options of a request
 
@@ -65,9 +65,9 @@ defmodule PyPort do
   statement gives `nil`. `return` at the top level works.
 
   `return: :globals` gives `{value, globals}`: a map of the names that the code has bound at its top level, by whatever
-  statement, with strings as keys. What has no counterpart in Elixir is a `PyPort.Object` there, as are the modules, functions
-  and classes that it imports and defines: passed to another request as globals they are what they were. Names that are only
-  read, deleted again, or brought by `import *` are not in it.
+  statement, with strings as keys. Values without a counterpart in Elixir are `PyPort.Object`s there, as are the modules,
+  functions and classes that the code imports and defines: passed to another request as globals they are the same objects.
+  Names that are only read, deleted again, or brought by `import *` are not in it.
 
   ## Examples
 
@@ -181,7 +181,7 @@ defmodule PyPort do
   def open_session(options \\ []), do: options |> Options.session!() |> Request.open_session()
 
   @doc """
-  Closes a session. One that is closed already, or whose server has ended, is closed just as well.
+  Closes a session. To close it again, or after its server has ended, does no harm.
 
   ## Examples
 
@@ -292,8 +292,8 @@ defmodule PyPort do
   Runs `fun`, and releases the objects that came in meanwhile: by requests of the calling process, and by those of its
   tasks that have brought them back before `fun` returns.
 
-  `transfer/2` keeps one; what it is that `fun` returns makes no difference. Objects that were given to a process by
-  its name, with the option `:owner`, are kept as well, if it is not the calling one.
+  `transfer/2` keeps an object; to return it from `fun` does not. Objects that were given to another process by its name,
+  with the option `:owner`, are kept as well.
 
   ## Examples
 
@@ -370,8 +370,8 @@ defmodule PyPort do
         dependencies = ["numpy"]
         ''')
 
-  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and
-  nothing happens where the server runs in it already. What uv says goes to the group leader. The options are those
+  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and a
+  default pool that runs in it already is left alone. The output of uv goes to the group leader. The options are those
   of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it: `python_env: :name`.
 
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
@@ -430,7 +430,8 @@ defmodule PyPort do
   defp check_object!(%Object{}), do: :ok
 
   defp check_object!(other),
-    do: raise(ArgumentError, "what is released is a PyPort.Object, or a list of them, got: #{inspect(other)}")
+    do:
+      raise(ArgumentError, "only a PyPort.Object, or a list of them, can be released, got: #{inspect(other)}")
 
   defp check_args!(args) do
     unless is_list(args) and not List.improper?(args) do

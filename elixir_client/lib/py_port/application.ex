@@ -1,5 +1,5 @@
 defmodule PyPort.Application do
-  # What runs once per VM: the table of servers, the reaper, and the default pool.
+  # Starts the processes that run once per VM: the table of servers, the reaper, and the default pool.
   @moduledoc false
   use Application
 
@@ -18,8 +18,8 @@ defmodule PyPort.Application do
     PyPort.Registry.create(@kinds)
     PyPort.Env.start()
 
-    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
-    # again itself, for ever and at growing intervals, so nothing of it is counted here.
+    # A few segfaults in a row must not end the host application: a pool starts its servers again itself, for ever and at
+    # growing intervals, so they count as no restarts of this supervisor.
     # Pools that span nodes find each other in a scope of :pg.
     cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
     children = [PyPort.Reaper, cluster | default_pool()]

@@ -1,14 +1,14 @@
 defmodule PyPort.Callbacks do
-  # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns, links to and keeps a note
-  # of (see PyPort.Server.Traffic). What a request's calls need to know of its caller, its functions first of all, stands
-  # in a row of the server's table, which the caller writes before it asks: so none of it passes through the server.
+  # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns and links to (see
+  # PyPort.Server.Requests). The context of a request's calls, its functions first of all, is a row of the server's table,
+  # which the caller writes before it asks: so it does not pass through the server.
   #
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
   alias PyPort.{Callback, Connection, Output, Ownership, Remote, StatusPage, Wire}
 
-  # How many processes are looked at on the way to the one that serves a call.
+  # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
 
   # --- for the caller and the server ----------------------------------------------------------
@@ -17,8 +17,8 @@ defmodule PyPort.Callbacks do
   # home}`; `home` is where the functions are called, if not here.
   @type context :: {Wire.maybe_id(), tuple(), pid(), pid(), [pid()], map(), Remote.home() | nil}
 
-  # What calls of a request of `caller` have to know; its functions are in the order of their index, last first. For the
-  # caller itself, or who stands in for it: what they start inherits from the caller.
+  # The context for calls of a request of `caller`; its functions are in the order of their index, last first. For the
+  # caller itself, or the process that stands in for it.
   @spec context(Wire.id(), [fun()], pid()) :: context()
   def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
 
@@ -47,7 +47,7 @@ defmodule PyPort.Callbacks do
   def start(connection, id, call_id, caller, frame),
     do: spawn_link(fn -> work(connection, id, call_id, caller, frame) end)
 
-  # A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one.
+  # A worker has ended: without an answer of it, Python is told why. It may have ended in good order without one.
   @spec ended(Connection.t(), pid(), Wire.id(), term()) :: :ok
   def ended(connection, worker, call_id, reason) do
     if :ets.take(connection.calls, worker) != [] or reason != :normal,
@@ -55,7 +55,7 @@ defmodule PyPort.Callbacks do
       else: :ok
   end
 
-  # Ends a worker; nobody waits for its answer for ever.
+  # Ends a worker, and answers its call.
   @spec stop(Connection.t(), pid(), Wire.id()) :: :ok
   def stop(connection, worker, call_id) do
     Process.exit(worker, :kill)
@@ -150,7 +150,7 @@ defmodule PyPort.Callbacks do
       [context] ->
         context
 
-      # A request without functions, whose code calls by name. The next call has it easier.
+      # A request without functions, whose code calls by name: kept for its next call.
       [] ->
         dictionary = dictionary(caller)
 
@@ -184,7 +184,7 @@ defmodule PyPort.Callbacks do
     Process.group_leader(self(), group_leader)
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
-    # Where it is still there when the worker has ended, there was no answer.
+    # The row goes with the answer: a worker that ends without one leaves it.
     :ets.insert(connection.calls, {self(), call_id, id})
     write_answer(connection, call_id, outcome(frame, call_id, connection, context))
     forget(connection, self())
@@ -284,7 +284,7 @@ defmodule PyPort.Callbacks do
       if is_function(fun, arity) do
         {:ok, fun}
       else
-        # What Elixir would say, raised where Elixir would raise it.
+        # The error that Elixir would raise here.
         raise BadArityError, function: fun, args: List.duplicate(:_, arity)
       end
     else
@@ -304,8 +304,8 @@ defmodule PyPort.Callbacks do
         name = "#{String.replace_prefix(module, "Elixir.", "")}.#{function}/#{arity}"
 
         {:refused,
-         "#{name} may not be called from Python. What may is said by the server's option :allow, such as " <>
-           "allow: [{Enum, :map, 2}, MyApp.Api]; this one's is: #{inspect(allow)}"}
+         "#{name} may not be called from Python. The server's option :allow lists the functions that may, such as " <>
+           "allow: [{Enum, :map, 2}, MyApp.Api]; this server's is: #{inspect(allow)}"}
     end
   end
 

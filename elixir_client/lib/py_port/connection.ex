@@ -1,5 +1,5 @@
 defmodule PyPort.Connection do
-  # What a caller needs to reach a server without asking its owner for anything.
+  # A server as its callers see it: they reach its Python without a message to its owner.
   @moduledoc false
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
@@ -18,9 +18,9 @@ defmodule PyPort.Connection do
           port: port(),
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
-          # What calls of this Python into the BEAM need. Rows {worker, call id, request}: the processes that serve one; those of
-          # PyPort.Callbacks, which begin with a request's id; {:allow, list}, what it may call by name; and
-          # {{:owns, owner}, count}, how many objects an owner has, if they are many. A connection is copied for each request, so what a request has no use for is not in it.
+          # Rows for calls of this Python into the BEAM: {worker, call id, request} of the processes that serve one; the contexts of
+          # PyPort.Callbacks, which begin with a request's id; {:allow, list}, the functions that it may call by name; and
+          # {{:owns, owner}, count} of the owners of many objects. They are not in the connection, which is copied for each request.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
           # and how many of these it is known to have written; how many calls into the BEAM are being served.
@@ -37,18 +37,17 @@ defmodule PyPort.Connection do
           ready: boolean()
         }
 
-  # What a request has beyond the plain one; nil there, since the plain one shall not pay for it.
+  # The last element of the row of a request: nil for a plain one, which must not pay for it.
   @type extra :: nil | %{devices: PyPort.Output.devices(), functions?: boolean()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>
 
-  # Writes a frame. A port that has died meanwhile is no news: whoever needs to know is told by the server's heir, or has
-  # its exit status.
+  # Writes a frame. A port that has died meanwhile is no error: the heir of the server's table tells the callers.
   #
-  # As a message of the port's owner, and not by `Port.command/2`: where several write at once, or the port is just read,
-  # that one waits until the port has taken the frame and has said so, to no one's benefit, and 64 callers on two cores
-  # get a third fewer requests through.
+  # As a message of the port's owner, and not by `Port.command/2`: if several processes write at once, or the port is just
+  # read, that function waits until the port has taken the frame, and 64 callers on two cores get a third fewer requests
+  # through.
   @spec command(t(), iodata()) :: :ok
   def command(%__MODULE__{counter: counter} = connection, frame) do
     :atomics.add(counter, 3, :erlang.iolist_size(frame))
@@ -73,7 +72,7 @@ defmodule PyPort.Connection do
     if :atomics.add_get(counter, 3, bytes) - bytes - :atomics.get(counter, 4) <= most do
       write(connection, frame)
     else
-      # Before anything is waited for: a caller that is killed there leaves nothing counted.
+      # Before the port is asked: a caller that is killed there must leave no bytes counted.
       :atomics.sub(counter, 3, bytes)
       waiting = waiting_bytes(connection)
       if waiting > most, do: {:full, waiting}, else: submit(connection, frame)
@@ -98,8 +97,8 @@ defmodule PyPort.Connection do
     end
   end
 
-  # Puts the row of a request into the table. Where it gives `false`, the server has ended, or takes nothing in any more:
-  # then nothing may be sent to it.
+  # Puts the row of a request into the table. `false` if the server has ended, or takes no request any more: then none may be
+  # sent to it.
   @spec insert(t(), tuple()) :: boolean()
   def insert(connection, row) do
     :ets.insert(connection.table, row)

@@ -5,7 +5,7 @@ defmodule PyPort.DidYouMean do
   # Names that look alike to a person, and few enough wrong guesses to be worth reading.
   @similar 0.8
 
-  # A question after the most similar of the known names, with a space before it; nothing if none is similar.
+  # A question after the most similar of the known names, with a space before it; "" if none is similar.
   @spec similar(term(), [atom()]) :: String.t()
   def similar(_name, []), do: ""
 

@@ -431,8 +431,8 @@ defmodule PyPort.Error do
   end
 
   @doc false
-  @spec death(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
-  def death(nil, stderr) do
+  @spec exited(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
+  def exited(nil, stderr) do
     %__MODULE__{
       kind: :exited,
       message: "the Python process ended; its exit status is not known",
@@ -441,7 +441,7 @@ defmodule PyPort.Error do
   end
 
   # The port reports a signal as 128 + its number.
-  def death(status, stderr) when status > 128 and status <= 192 do
+  def exited(status, stderr) when status > 128 and status <= 192 do
     signal = signal_name(status - 128)
 
     %__MODULE__{
@@ -452,7 +452,7 @@ defmodule PyPort.Error do
     }
   end
 
-  def death(status, stderr) do
+  def exited(status, stderr) do
     %__MODULE__{
       kind: :exited,
       exit_status: status,

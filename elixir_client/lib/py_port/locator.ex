@@ -12,7 +12,7 @@ defmodule PyPort.Locator do
   # The node where a server lives, and what to name there; nil where a session or an object leads the way.
   @type remote :: {:remote, node(), GenServer.server() | nil}
 
-  # Where a request goes: to the server that was named, else to that of its session, of the object that is its target, or
+  # The place of a request: the server that was named, else that of its session, of the object that is its target, or
   # of an object among its values, else to the default one.
   #
   # Raises `ArgumentError` where a target lives elsewhere than the server or session that was named with it.
@@ -60,7 +60,7 @@ defmodule PyPort.Locator do
   defp remote?({_name, _node}), do: true
   defp remote?(pid), do: pid != nil and node(pid) != node()
 
-  # The connection of a server that is ready; one that is still starting is waited for until the deadline.
+  # The connection of a server that is ready; a server that is still starting is waited for until the deadline.
   @spec connection(place(), Deadline.t()) :: {:ok, Connection.t()} | {:error, Error.t()} | remote()
   def connection(%Session{server: owner} = session, deadline), do: of_carrier(owner, session, deadline)
 
@@ -130,8 +130,8 @@ defmodule PyPort.Locator do
     %Error{kind: :timeout, begun: false, message: "no server of the pool was ready when the time was up"}
   end
 
-  # A server that is still starting is worth waiting for; one that could not start says why at once. Any other
-  # process would not understand the question, and might die of it.
+  # A server that is still starting is waited for; a server that could not start gives the reason at once. Any other process
+  # would not understand the question, and might crash.
   defp await_ready(owner, _deadline) when node(owner) != node(), do: {:remote, node(owner), owner}
 
   defp await_ready(owner, deadline) do
@@ -144,7 +144,7 @@ defmodule PyPort.Locator do
         {:error, Error.unavailable("the pool #{inspect(owner)} is being stopped")}
 
       nil ->
-        # Of a process that has just ended nothing is known any more.
+        # The kind of a process that has just ended is not known.
         if Process.alive?(owner) do
           raise ArgumentError,
                 "option :server must be a PyPort.Server or a PyPort.Pool, #{inspect(owner)} is none"

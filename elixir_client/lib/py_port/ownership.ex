@@ -1,6 +1,6 @@
 defmodule PyPort.Ownership do
-  # Who owns the objects of a reply, as its reader says: the option `:owner`, the process for which a task works, the
-  # caller; and the scopes of PyPort.with_objects/1. Runs in the reader; PyPort.Server.Ownership keeps the record.
+  # Gives the objects of a reply to an owner (the option `:owner`, the process for which a task works, or the caller), and
+  # keeps the scopes of PyPort.with_objects/1. Runs in the reader; PyPort.Server.Ownership keeps the record.
   @moduledoc false
 
   alias PyPort.{Error, Registry}

@@ -24,7 +24,7 @@ defmodule PyPort.Pool do
     * `:max_requests` - a server is replaced after this many requests. Default: `:infinity`.
     * `:max_age` - a server is replaced after this long, in ms. Default: `:infinity`.
     * `:max_rss` - a server is replaced when its process has this much memory resident, in bytes. Default: `:infinity`.
-      One that has been asked nothing yet is not replaced for it: the next would be as large.
+      A server without a request so far is not replaced for it: the next would be as large.
     * `:drain_timeout` - how long a server that is taken out may still work for those who have something on it, in ms,
       or `:infinity`. Default: 60_000.
     * `:cluster` - whether pools of the same name on other nodes stand in for this one, and this one for them. Default:
@@ -36,8 +36,8 @@ defmodule PyPort.Pool do
   ## Replacing servers
 
   Limits are looked at once a second, so they are exceeded a little. A server that is due goes on working until another
-  has started, its `:init_code` included, and has taken its place. Then it gets no new work, and is stopped when nothing
-  of anybody's is left on it: no request, no open session, no live object. Until then it shows in `PyPort.status/1`, with
+  has started, its `:init_code` included, and has taken its place. Then it gets no new work, and is stopped when it has no
+  request, no open session and no live object any more. Until then it shows in `PyPort.status/1`, with
   the reason under `draining` and with what is left under `pending`, `sessions` and `objects`. After `:drain_timeout` it is
   stopped all the same, and what lived there ends with it.
 
@@ -46,11 +46,11 @@ defmodule PyPort.Pool do
 
   ## When servers end
 
-  A server that ends takes its own requests with it, and nobody else's. Another is started at once; one that keeps
-  ending within 10 seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. When there is
-  nobody else to work, requests are told why. A pool never gives up, and never ends its supervisor.
+  A server that ends takes only its own requests with it. Another is started at once; a server that keeps ending within 10
+  seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. While no server works, requests get
+  the reason as their error. A pool never gives up, and never ends its supervisor.
 
-  Which servers come and go, and why, is told to `:telemetry` where the host application has it: see `PyPort.Telemetry`.
+  The pool tells `:telemetry`, if the host application has it, which servers come and go, and why: see `PyPort.Telemetry`.
 
   ## Pools that span nodes
 
@@ -64,7 +64,7 @@ defmodule PyPort.Pool do
   Without `:cluster`, `server: {Analytics, node}` names the pool (or server) of another node. Either way: output reaches
   the caller's device, functions among the values run on the caller's node, objects and sessions lead back to the node
   where they live, and `:timeout` holds. When the node goes down the answer is a `PyPort.Error` of kind `:unavailable`
-  whose `begun` is `nil`, since nobody knows. PyPort must run on that node, in the same version.
+  whose `begun` is `nil`. PyPort must run on that node, in the same version.
 
   ## The default pool
 
@@ -76,8 +76,7 @@ defmodule PyPort.Pool do
   modules keep their state, and an application pays for one Python. `config :py_port, pool: false` switches it off.
   """
 
-  # A supervisor over the servers' supervisor and the manager. What is decided here is only what ends with what: a manager
-  # that crashes leaves the servers running.
+  # A supervisor over the servers' supervisor and the manager: a manager that crashes leaves the servers running.
   use Supervisor
 
   alias PyPort.{Env, Error, Options, Reaper, Registry}
@@ -114,7 +113,8 @@ defmodule PyPort.Pool do
 
   @doc """
   Changes how many servers a pool has. Returns at once: new servers take work when they are ready, and those that are
-  too many get no new work and are stopped when nothing of anybody's is left on them (or after `:drain_timeout`).
+  too many get no new work and are stopped when they have no request, session or object any more (or after
+  `:drain_timeout`).
 
   ## Examples
 

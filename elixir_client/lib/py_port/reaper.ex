@@ -1,6 +1,6 @@
 defmodule PyPort.Reaper do
   # One per VM: ends a Python process and all of its group when their owner has ended, by any way of
-  # ending, and without Python's help. What is killed, and when, is decided elsewhere.
+  # ending, and without Python's help. Other modules decide what is killed, and when.
   #
   # It speaks to one `/bin/sh`, because killing is then a builtin (0.7 ms, no fork, and slim images have
   # no /bin/kill), and because that shell outlives the VM: when the VM is killed, its end of the pipe
@@ -18,14 +18,14 @@ defmodule PyPort.Reaper do
 
   @kill_timeout 5_000
 
-  # Before another shell is started: where none can live, it is not tried without a pause.
+  # The pause before another shell is started, in case that none can live.
   @pause_ms 20
 
-  # So long after its owner's death a directory is made for certain, if it is.
+  # By then a directory has been made that its owner was making when it died.
   @made_ms 1_000
 
-  # How long it is remembered how often a server was started that was not stopped in order: its supervisor may be just
-  # about to start it again.
+  # How long the number of starts is kept of a server that was not stopped in order: its supervisor may be about to start it
+  # again.
   @remember_ms 60_000
 
   # Field 22 of /proc/PID/stat, the start time, guards against a pid that has found a new user. The name
@@ -122,7 +122,7 @@ defmodule PyPort.Reaper do
   @spec watch(pid(), Path.t()) :: :ok
   def watch(owner, dir), do: watch(owner, 0, 0, dir)
 
-  # From now on, when `pool` ends, nothing is left of it in the registry.
+  # From now on, when `pool` ends, its rows in the registry are removed.
   @spec watch_pool(pid()) :: :ok
   def watch_pool(pool), do: GenServer.cast(__MODULE__, {:watch_pool, pool})
 
@@ -177,13 +177,13 @@ defmodule PyPort.Reaper do
 
   @impl true
   def handle_call({:kill, owner}, _from, state), do: {:reply, :ok, end_group(state, owner)}
-  # Too much hangs on this process for it to die of a stranger's question.
+  # An unknown call must not end this process.
   def handle_call(_unknown, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
   def handle_info({:DOWN, monitor, :process, owner, reason}, state) do
     case state do
-      # The owner has killed, or seen out, an earlier Python and opened another one since.
+      # The monitor of an owner's earlier Python has been replaced.
       %{watched: %{^owner => %{monitor: ^monitor}}} ->
         {:noreply, state |> end_group(owner) |> forget(owner, reason)}
 

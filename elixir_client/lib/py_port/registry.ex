@@ -70,7 +70,7 @@ defmodule PyPort.Registry do
 
   # --- names ----------------------------------------------------------------------------------
 
-  # What a process is; nil for one that is neither a server nor a pool, or has ended.
+  # The kind of a process; nil if it is neither a server nor a pool, or has ended.
   @spec kind(pid()) :: kind() | nil
   def kind(pid), do: Map.get(value(:kinds) || %{}, :proc_lib.translate_initial_call(pid))
 

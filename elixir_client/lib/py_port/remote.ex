@@ -198,7 +198,7 @@ defmodule PyPort.Remote do
     :ok
   end
 
-  # Whether this process stands in for one of another node: what it asks for is not sent on to a third.
+  # Whether this process stands in for one of another node: its requests are not sent on to a third.
   @spec stands_in?() :: boolean()
   def stands_in?, do: Process.get(@home) != nil
 

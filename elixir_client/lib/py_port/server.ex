@@ -8,16 +8,15 @@ defmodule PyPort.Server do
 
       PyPort.eval("1 + 1", %{}, server: Analytics)
 
-  The server starts its Python in the background: `start_link/1` returns at once, and the first
-  requests wait (within their own `:timeout`) until Python is there. A Python that cannot be started is
-  tried again, at growing intervals, and every request is told why meanwhile. When a Python that ran ends, for
-  whatever reason, its server ends with it, every waiting caller gets the report, and the supervisor starts
-  a new one.
+  The server starts its Python in the background: `start_link/1` returns at once, and the first requests wait (within their
+  own `:timeout`) until Python is ready. A Python that cannot be started is tried again, at growing intervals; meanwhile every
+  request gets the reason as its error. When a Python that ran ends, for whatever reason, its server ends with it, every
+  waiting caller gets the report, and the supervisor starts a new one.
 
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
-    * `:label` - what it is called in Logger. Default: its name, else its pid.
+    * `:label` - its name in Logger. Default: `:name`, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment `:default` of
       `config :py_port, :uv_init` (see `PyPort.Env`), else the environment variable `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
@@ -33,16 +32,16 @@ defmodule PyPort.Server do
       `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
-    * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
-      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: nothing. It guards against
-      accidents, not against attacks: Python is trusted code.
-    * `:logger` - whether what Python logs, and what it writes to stderr, goes to `Logger`. Default: `true`.
-    * `:heartbeat_interval` - how often Python tells how it is, and the server looks after its house (stderr,
-      requests of callers that have died), in ms. Default: 1_000.
-    * `:lost_after` - how long nothing may be heard of a Python that has nothing to do before it is killed, in ms, or
-      `:infinity`. Default: 10_000.
-    * `:gil_held_limit` - how long code may hold the interpreter, so that nothing is heard of Python, before it is
-      killed, in ms. Default: `:infinity`, since to be busy is no error: what limits a request is its own timeout.
+    * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
+      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: none. It guards against accidents, not
+      against attacks: Python is trusted code.
+    * `:logger` - whether Python's log records, and lines of its stderr, go to `Logger`. Default: `true`.
+    * `:heartbeat_interval` - the interval of Python's heartbeats, and of the server's own checks (stderr, requests of
+      callers that have died), in ms. Default: 1_000.
+    * `:lost_after` - how long an idle Python may send no heartbeat before it is killed, in ms, or `:infinity`.
+      Default: 10_000.
+    * `:gil_held_limit` - how long code may hold the interpreter, so that Python sends no heartbeat, before it is killed, in
+      ms. Default: `:infinity`, since to be busy is no error: a request is limited by its own timeout.
     * `:cancel_grace` - how long a request that was cancelled (its timeout has passed, its caller has died, its stream is
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
@@ -62,15 +61,14 @@ defmodule PyPort.Server do
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
-    * `:max_stderr_bytes` - how large the file may become that Python's stderr goes to, in bytes; then it is emptied, and
-      what was not read to Logger is lost. It is looked at ten times a second, and a hundred times while it grows.
+    * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
+      have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
-  What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
-  `PyPort.Telemetry`.
+  The events of a server go to `Logger` and, if the host application has it, to `:telemetry`: see `PyPort.Telemetry`.
   """
 
   # The owner of the port. Callers write to the port themselves and read their replies themselves; the owner forwards
@@ -179,7 +177,7 @@ defmodule PyPort.Server do
 
   @impl true
   def init(options) do
-    # A port that dies with data queued tells so by an exit signal and nothing else.
+    # A port that dies with data queued sends only an exit signal.
     Process.flag(:trap_exit, true)
     {:ok, Startup.state(options), {:continue, :open}}
   end
@@ -243,7 +241,7 @@ defmodule PyPort.Server do
   def handle_info({:EXIT, worker, reason}, state) when is_worker(state, worker),
     do: {:noreply, Traffic.worker_ended(state, worker, reason)}
 
-  # The process of async delivery does nothing that could end it; if it ends all the same, the next does its work.
+  # The process of async delivery should not end; if it does all the same, another one goes on.
   def handle_info({:EXIT, delivery, reason}, %{delivery: delivery} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
     delivery = AsyncDelivery.start_link(state.connection, state.who, state.options.logger)
@@ -251,7 +249,7 @@ defmodule PyPort.Server do
     {:noreply, %{state | delivery: delivery}}
   end
 
-  # Nor does the heir.
+  # The same for the heir.
   def handle_info({:EXIT, heir, reason}, %{heir: heir} = state) do
     Logger.error(
       "PyPort #{state.who}: the process of its open requests ended: #{Exception.format_exit(reason)}"

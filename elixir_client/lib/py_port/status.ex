@@ -6,7 +6,7 @@ defmodule PyPort.Status do
     * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
       that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - one of
-      * `:idle`, `:busy` - heard of lately; whether it runs anything;
+      * `:idle`, `:busy` - it sends heartbeats; whether it runs a request;
       * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
       * `:stuck` - silent, not computing, with requests open: code holds the interpreter and waits;
       * `:stopped` - the process is stopped (SIGSTOP, a debugger);
@@ -16,13 +16,12 @@ defmodule PyPort.Status do
         replaced it. It is killed at once;
       * `:starting`, `:down` - not running yet; not running, or Python could not be started.
     * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
-    * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
-      none.
+    * `running`, `running_ms` - the number of the request that the main thread is running, and since when; `nil` if none.
     * `queue` - how many requests wait in Python for their turn.
     * `pending` - how many requests have no final answer yet, as this side counts; the only number that is of now.
     * `requests` - how many were answered since the start of Python.
-    * `objects`, `sessions`, `tasks`, `calls` - how many live handles, open sessions, requests in the async lane and
-      calls into the BEAM there are.
+    * `objects`, `sessions`, `tasks`, `calls` - the numbers of live handles, open sessions, requests that await, and calls
+      into the BEAM.
     * `rss_bytes` - the memory that Python's process has resident.
     * `os_pid` - its process id, `nil` while there is none.
     * `beat_age_ms` - how old what Python says of itself is; `nil` where it has not said anything yet.
@@ -72,15 +71,13 @@ defmodule PyPort.Status do
           calls: non_neg_integer()
         }
 
-  @type beat :: {map(), integer()}
-
   alias PyPort.{Connection, Registry, Remote}
   alias PyPort.Pool.{Manager, Members}
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
 
   @doc """
-  Every server and every pool of this node, by its name, or its pid where it has none: what a dashboard shows.
+  Every server and every pool of this node, by its name, or its pid if it has none, for a dashboard.
 
   ## Examples
 
@@ -170,7 +167,7 @@ defmodule PyPort.Status do
 
   defp restarts(name), do: Registry.restarts(name)
 
-  # Until the first beat its requests tell whether it is busy.
+  # Until the first heartbeat its requests tell whether it is busy.
   defp heard(connection, nil) do
     pending = Connection.pending(connection)
     state = if pending == 0, do: :idle, else: :busy
@@ -193,10 +190,10 @@ defmodule PyPort.Status do
     )
   end
 
-  # Of one that is well its last beat says more than the server's last look at it.
-  defp judged(status, verdict) when verdict in [nil, :idle, :busy], do: status
+  # The last heartbeat of a Python that is well is newer than the server's last look at it.
+  defp judged(status, health) when health in [nil, :idle, :busy], do: status
   defp judged(status, :exited), do: %{status | state: :down}
-  defp judged(status, verdict), do: %{status | state: verdict}
+  defp judged(status, health), do: %{status | state: health}
 
   defp number(<<number::64>>), do: number
   defp number(_none), do: nil

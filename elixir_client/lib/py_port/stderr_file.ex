@@ -1,9 +1,8 @@
 defmodule PyPort.StderrFile do
-  # The file that a Python process has as its stderr: reading on from where one stopped, its last lines,
-  # and keeping it small. Python appends to it; whoever owns the server reads it. What the lines mean, and
-  # where they are shown, is decided elsewhere.
+  # The file that a Python process has as its stderr: reads on from the last position, gives its last lines, and keeps it
+  # small. Python appends to it; the server reads it.
   #
-  # A file and not a pipe: it can be read after any death, and nobody blocks who writes to it.
+  # A file and not a pipe: it can be read after any end of Python, and a writer never blocks.
   @moduledoc false
 
   @enforce_keys [:path, :device]
@@ -24,12 +23,12 @@ defmodule PyPort.StderrFile do
           mark: {non_neg_integer(), non_neg_integer()}
         }
 
-  # More than this is not worth keeping: it has been read to Logger by then.
+  # A larger file is emptied when all of it has been read to Logger.
   @max_bytes 1_048_576
   @read_bytes 65_536
   @tail_bytes 16_384
 
-  # Where it stands in the directory of a server.
+  # Its path in the directory of a server.
   @spec path(dir :: Path.t()) :: Path.t()
   def path(dir), do: Path.join(dir, "stderr")
 
@@ -82,7 +81,7 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  # What has been written since the last call, in whole lines; a last line without an end waits for it.
+  # The lines that have been written since the last call; a last line without an end is left for the next call.
   @spec read_lines(t()) :: {[String.t()], t()}
   def read_lines(file) do
     case :file.pread(file.device, file.offset, @read_bytes) do

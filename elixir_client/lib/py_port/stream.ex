@@ -1,6 +1,6 @@
 defmodule PyPort.Stream do
-  # A Python generator as a lazy enumerable, from its consumer's side. What arrives meanwhile is collected by a
-  # PyPort.Stream.Relay: the consumer's mailbox never holds items, and items are fetched many at a time.
+  # A Python generator as a lazy enumerable, from its consumer's side. A PyPort.Stream.Relay collects the items: the
+  # consumer's mailbox never holds any, and they are fetched many at a time.
   @moduledoc false
 
   import PyPort.Deadline, only: [deadline: 1]
@@ -75,7 +75,7 @@ defmodule PyPort.Stream do
       {:ok, _returned} ->
         {:halt, stream}
 
-      # What the generator returned has no place in an enumerable; the handles in it have no reader.
+      # The value that the generator returned has no place in an enumerable; the handles in it have no reader.
       _objects_or_unread ->
         Ownership.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
@@ -97,7 +97,7 @@ defmodule PyPort.Stream do
     end
   end
 
-  # One that has ended need not be waited for.
+  # A stream that has ended need not be waited for.
   defp stop(%{ended: nil} = stream), do: Relay.stop(stream.relay, stream.patience)
   defp stop(stream), do: Relay.stop(stream.relay, 0)
 
@@ -128,7 +128,8 @@ defmodule PyPort.Stream do
     end
   end
 
-  # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
+  # The generator was told to stop; the error has its place at that time. An exception that it raised instead is its own
+  # error.
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
     way = if node(stream.relay) == node(), do: 0, else: Remote.way_ms()
 

@@ -1,12 +1,12 @@
 defmodule PyPort.SyntaxCheck do
-  # What Python says of source code that stands in an Elixir file, before anything runs: whether it compiles, and which
-  # names it uses. Asked by the sigils while a module compiles, or a line of IEx is expanded.
+  # Checks Python source in an Elixir file before it runs: whether it compiles, and which names it uses. The sigils ask while
+  # a module compiles, or a line of IEx is expanded.
   #
   # It asks the interpreter in which the default pool would run, in a process of its own that imports the compiler of
-  # snippets and nothing else: one for a whole compilation, started by the first sigil and ended when nobody has asked
-  # for a while. Where no interpreter is at hand (the environment is not built yet) nobody can tell, and that is no error.
-  # Rejected: a tokenizer in Elixir (which names are bound is Python's grammar, and that grows with each version), and
-  # to ask a running server (there is none while a project compiles, and where there is one it may be busy).
+  # snippets only: one for a whole compilation, started by the first sigil and ended when it has been idle for a while. If
+  # no interpreter is at hand (the environment is not built yet), the source is not checked, and that is no error.
+  # Rejected: a tokenizer in Elixir (Python's grammar decides which names are bound, and that grows with each version), and
+  # to ask a running server (none runs while a project compiles, and otherwise it may be busy).
   @moduledoc false
   use GenServer
 
@@ -16,13 +16,13 @@ defmodule PyPort.SyntaxCheck do
   @boot "import sys; sys.path += sys.argv[1:]; from port_server import cli_survey; cli_survey.main(7, 8)"
 
   # Frames go over fds 7 and 8, as in PyPort.Server.Launch: a Python that prints while it starts does not disturb them.
-  # Tracebacks of a Python that cannot do this belong to nobody's compilation.
+  # Tracebacks of a Python that cannot do this are dropped.
   @shell ~S(exec "$@" 7<&0 8>&1 </dev/null >/dev/null 2>&1)
 
-  # Even a machine with a lot to do has answered by then; a compilation that waits for ever is worse than none checked.
+  # A crowded machine has answered by then; a compilation must not wait for ever.
   @answer_ms 10_000
 
-  # A compilation pauses no longer than this between two sigils, mostly; what it costs meanwhile is 12 MiB.
+  # A compilation seldom pauses for longer between two sigils; the idle process takes 12 MiB.
   @idle_ms 60_000
 
   @type names :: %{bound: [String.t()], deleted: [String.t()], read: [String.t()]}
@@ -35,7 +35,7 @@ defmodule PyPort.SyntaxCheck do
         }
   @type answer :: {:ok, names()} | {:error, problem()} | {:unknown, why :: String.t()}
 
-  # What Python says of `source`.
+  # Python's answer for `source`.
   @spec of(String.t()) :: answer()
   def of(source) do
     # Two who need it first both start it; one of them finds it started.
@@ -48,7 +48,7 @@ defmodule PyPort.SyntaxCheck do
     :exit, {reason, _call} when reason in [:normal, :noproc] -> of(source)
   end
 
-  # The same for what stands in a file from `line` on: a syntax error is one of the file.
+  # The same for the source from `line` of a file on: a syntax error is an error of the file.
   @spec of!(String.t(), Path.t(), pos_integer()) :: {:ok, names()} | {:unknown, why :: String.t()}
   def of!(source, file, line) do
     case of(source) do
@@ -86,7 +86,7 @@ defmodule PyPort.SyntaxCheck do
   def init(nil) do
     Process.flag(:trap_exit, true)
 
-    # pythons: path -> {port, version} | :none, those that were asked already; answers: source -> what was said.
+    # pythons: path -> {port, version} | :none, those that were asked already; answers: source -> answer.
     {:ok, %{pythons: %{}, answers: %{}}, @idle_ms}
   end
 
@@ -105,11 +105,11 @@ defmodule PyPort.SyntaxCheck do
   def handle_info(:timeout, state), do: {:stop, :normal, state}
   def handle_info(_of_a_port, state), do: {:noreply, state, @idle_ms}
 
-  # What nobody could tell may be told when there is an environment.
+  # An environment may be built later, so an unknown answer is not kept.
   defp remember(state, _source, {:unknown, _why}), do: state
   defp remember(state, source, answer), do: put_in(state.answers[source], answer)
 
-  # What the first cannot read may be meant for another environment's, which has a newer Python.
+  # Source that the first Python cannot read may be meant for another environment, with a newer Python.
   defp ask(_source, [], state, nil),
     do: {{:unknown, "no Python 3.11 or newer with PyPort's server was found"}, state}
 
@@ -196,8 +196,8 @@ defmodule PyPort.SyntaxCheck do
 
   defp read(_other, _version), do: :none
 
-  # Those in which the code may come to run, as far as that is known, with their variables: the default pool's first.
-  # Where there are environments, those of them that are built.
+  # The Pythons in which the code may run, with their variables: the default pool's first. With environments, those that are
+  # built.
   defp interpreters do
     pool = Default.options() || []
     environments = Enum.uniq(List.wrap(pool[:python_env]) ++ Enum.map(Env.configured(), & &1.name))
@@ -213,7 +213,7 @@ defmodule PyPort.SyntaxCheck do
       {python, _any} -> found(python) ++ built
     end
   rescue
-    # A configuration that cannot be understood is complained about where it is used.
+    # A configuration that cannot be understood is an error of its users.
     ArgumentError -> []
   end
 

@@ -1,6 +1,6 @@
 defmodule PyPort.Telemetry do
   @moduledoc """
-  What PyPort tells `:telemetry`, where the host application has that library. All durations are in native units of
+  The events that PyPort sends to `:telemetry`, if the host application has that library. All durations are in native units of
   `System.monotonic_time/0`, as `:telemetry` has it.
 
   ## Servers and requests
@@ -36,7 +36,7 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :pool, :server_out]` | `servers`; `duration` since it was taken in, `requests` that it was asked | `reason`: `:max_requests`, `:max_age`, `:max_rss`, `:resized`, `:ended` by itself, `:restart` (`after_cancel: :restart`) |
   | `[:py_port, :pool, :resize]` | `size`, and the `previous` one | |
 
-  Handlers run in the process that keeps the pool: one that takes long delays the replacement of servers, and no request.
+  Handlers run in the pool's manager: a slow handler delays the replacement of servers, and no request.
   """
 
   @doc false

@@ -29,7 +29,7 @@ defmodule PyPort.Wire do
   @small_bytes 1_024
 
   @type id :: <<_::64>>
-  # What an `invoke` outside any request has in the place of an id.
+  # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
           {:reply, id()}
@@ -52,7 +52,7 @@ defmodule PyPort.Wire do
 
   # --- to Python ------------------------------------------------------------------------------
 
-  # The options of nearly every request are a deadline and nothing else; but for the number they are the same bytes.
+  # The options of nearly every request are only a deadline; but for the number they are the same bytes.
   # Taken from the BEAM itself, since OTP 25 writes the key as ATOM_EXT, OTP 26 as SMALL_ATOM_UTF8.
   @least_integer 256
   @largest_integer 0x7FFFFFFF
@@ -64,7 +64,7 @@ defmodule PyPort.Wire do
   @eval <<@version, @small_tuple, 5, @small_atom_utf8, 4, "eval", @binary, 8::32>>
   @call <<@version, @small_tuple, 6, @small_atom_utf8, 4, "call", @binary, 8::32>>
 
-  # What is small is put together by hand, which takes half the time of one `term_to_binary` for all of it.
+  # A small request is put together by hand, which takes half the time of one `term_to_binary` for all of it.
   @spec request(:eval | :call, id(), tuple(), small? :: boolean()) :: iodata()
   def request(:eval, id, {opts, code, globals}, true) when is_binary(code) do
     opts = small(opts)
@@ -124,7 +124,7 @@ defmodule PyPort.Wire do
   def small?(_many), do: false
 
   defp scalar?(value) when is_binary(value), do: byte_size(value) <= @small_bytes
-  # What stands for a function.
+  # It stands for a function.
   defp scalar?(%PyPort.Callback{}), do: true
   defp scalar?(value), do: is_number(value) or is_atom(value)
 
@@ -220,7 +220,7 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
 
-  # The ids of the handles in a frame that nobody is going to read (its reader has died, or could not read it):
+  # The ids of the handles in a frame without a reader (which has died, or could not read it):
   # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.
   @spec object_ids(binary()) :: [pos_integer()]
   def object_ids(<<@version, @small_tuple, arity, rest::binary>>) when arity > 3 do
@@ -260,7 +260,7 @@ defmodule PyPort.Wire do
     end
   end
 
-  # The value of a reply or of an item where it is a scalar and nothing stands behind it, read by hand: that is a
+  # The value of a reply or of an item that is a scalar without handles behind it, read by hand: that is a
   # quarter of what `binary_to_term` takes, and a binary, however large, stays where it is instead of being copied.
   @spec scalar(binary()) :: {:ok, nil | boolean() | number() | binary()} | :other
   def scalar(<<@version, @small_tuple, 3, @ok, @id, _id::64, value::binary>>), do: read_scalar(value)
@@ -300,7 +300,7 @@ defmodule PyPort.Wire do
   # `:safe` lets them in.
   @spec vocabulary() :: [atom()]
   def vocabulary do
-    # What the codec makes of the floats that Erlang has not.
+    # The last three: floats that Erlang does not have.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm, :sigint] ++
       [:hello, :python, :implementation, :libc, :machine, :codec, :server_version, :features] ++
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++

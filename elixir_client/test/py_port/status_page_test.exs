@@ -10,11 +10,11 @@ defmodule PyPort.StatusPageTest do
     [
       Keyword.get(options, :magic, "PYP1"),
       Keyword.get(options, :phase, 1),
-      <<Keyword.get(options, :elsewhere, 0)::16-little>>,
+      <<Keyword.get(options, :off_main, 0)::16-little>>,
       <<Keyword.get(options, :sent, 0)::32-little, "m", 0::24>>,
       Keyword.get(options, :size, byte_size(id)),
       String.pad_trailing(Keyword.get(options, :last, id), 32, <<0>>),
-      <<Keyword.get(options, :beats, 0)::64-little, 0::64>>
+      <<Keyword.get(options, :heartbeats, 0)::64-little, 0::64>>
     ]
     |> IO.iodata_to_binary()
   end
@@ -24,16 +24,25 @@ defmodule PyPort.StatusPageTest do
   test "it is read as it is written" do
     id = <<7::64>>
 
-    assert page(phase: 2, elsewhere: 513, running: id, beats: 0x0102030405, sent: 0x01020304) == %StatusPage{
-             phase: :draining,
-             elsewhere: 513,
-             running: id,
-             last: id,
-             beats: 0x0102030405,
-             sent: 0x01020304
+    assert page(phase: 2, off_main: 513, running: id, heartbeats: 0x0102030405, sent: 0x01020304) ==
+             %StatusPage{
+               phase: :draining,
+               off_main: 513,
+               running: id,
+               last: id,
+               heartbeats: 0x0102030405,
+               sent: 0x01020304
+             }
+
+    assert page() == %StatusPage{
+             phase: :serving,
+             off_main: 0,
+             running: nil,
+             last: nil,
+             heartbeats: 0,
+             sent: 0
            }
 
-    assert page() == %StatusPage{phase: :serving, elsewhere: 0, running: nil, last: nil, beats: 0, sent: 0}
     assert %StatusPage{running: nil, last: ^id} = page(last: id)
     assert page(phase: 0).phase == :starting
     assert page(running: String.duplicate("x", 32)).running == String.duplicate("x", 32)
@@ -62,18 +71,18 @@ defmodule PyPort.StatusPageTest do
 
     for {page, id, place, begun} <- [
           {page(running: two), two, :running, true},
-          {page(running: two, elsewhere: 3), two, :running, true},
+          {page(running: two, off_main: 3), two, :running, true},
           {page(running: two), three, :waiting, false},
           # It may have ended, its answer not yet written.
           {page(running: two), one, :passed, nil},
           {page(), one, :waiting, false},
-          {page(elsewhere: 1), one, :elsewhere, nil},
+          {page(off_main: 1), one, :off_main, nil},
           # Main is done with the second: what was not sent after it may have run, its answer lost.
           {page(last: two), one, :passed, nil},
           {page(last: two), two, :passed, nil},
           {page(last: two), three, :waiting, false},
-          {page(last: two, elsewhere: 1), three, :elsewhere, nil},
-          {page(running: two, elsewhere: 1), three, :elsewhere, nil},
+          {page(last: two, off_main: 1), three, :off_main, nil},
+          {page(running: two, off_main: 1), three, :off_main, nil},
           {nil, one, :unknown, nil}
         ] do
       assert {StatusPage.place(page, id), StatusPage.begun(page, id)} == {place, begun}

@@ -1,6 +1,6 @@
 defmodule PyPort.Pool.Events do
-  # What a pool tells telemetry, in the words of PyPort.Telemetry. Called by PyPort.Pool.Manager with its state as it is
-  # after the change; changes nothing.
+  # The telemetry events of a pool, as PyPort.Telemetry documents them. PyPort.Pool.Manager calls it with its state after the
+  # change, and gets the same state back.
   @moduledoc false
 
   alias PyPort.{Connection, Telemetry}

@@ -1,12 +1,11 @@
 defmodule PyPort.Pool.Manager do
-  # The process that knows what a pool should be and makes it so: starts servers, publishes those that are ready,
-  # replaces those that are due and those that have ended, takes out what is too many. No request passes it, except
-  # one that finds nobody ready, which waits here.
+  # The process that manages a pool: starts servers, publishes those that are ready, replaces those that are due and those
+  # that have ended, and takes out surplus ones. Only a request that finds no server ready comes here, and waits.
   #
   # The servers are temporary children of a supervisor of their own: it ends them with the pool, and restarts none of
   # them, since a restart intensity can only give up, where a wait that grows goes on trying.
   #
-  # Above 400 lines, because it is one state machine: what it can be asked, told and has to do next belong together.
+  # Above 400 lines, because it is one state machine.
   @moduledoc false
   use GenServer
 
@@ -39,7 +38,7 @@ defmodule PyPort.Pool.Manager do
   @spec resize(pid(), non_neg_integer()) :: :ok
   def resize(manager, size), do: GenServer.call(manager, {:resize, size})
 
-  # --- birth ----------------------------------------------------------------------------------
+  # --- startup --------------------------------------------------------------------------------
 
   @impl true
   def init({pool, options}) do
@@ -54,7 +53,7 @@ defmodule PyPort.Pool.Manager do
       slots: %{},
       # server -> %{slot: index, why: reason}
       draining: %{},
-      # {GenServer.from(), deadline} of requests that found nobody
+      # {GenServer.from(), deadline} of requests that found no server ready
       waiting: [],
       members: %Members{
         pool: pool,
@@ -77,14 +76,14 @@ defmodule PyPort.Pool.Manager do
     {_id, supervisor, _type, _modules} =
       state.pool |> Supervisor.which_children() |> List.keyfind(:servers, 0)
 
-    state = adopt(%{state | supervisor: supervisor})
+    state = take_over(%{state | supervisor: supervisor})
     missing = max(state.options.size - map_size(state.slots), 0)
     {:noreply, state |> add_slots(missing) |> publish()}
   end
 
-  # Servers that are there already are those of a manager that crashed. Which it was taking out nobody knows any more;
-  # so those that are ready stay, up to the size.
-  defp adopt(state) do
+  # Servers that run already are those of a manager that crashed. It is not known which of them were being taken out, so those
+  # that are ready stay, up to the size.
+  defp take_over(state) do
     servers =
       for {_id, pid, _type, _modules} <- DynamicSupervisor.which_children(state.supervisor),
           is_pid(pid),
@@ -120,7 +119,7 @@ defmodule PyPort.Pool.Manager do
   defp start_in(slot, index, state) do
     case start_server(index, state) do
       {:ok, pid} -> {Slot.starting(slot, pid), state}
-      # Not a server that fails, which it does later: the application is on its way out.
+      # The application is being stopped: a server that fails to start does so later.
       {:error, error} -> {%{slot | pid: nil, error: error_of(error), retry: retry(index, @tick_ms)}, state}
     end
   end
@@ -179,7 +178,7 @@ defmodule PyPort.Pool.Manager do
     {:reply, :ok, publish(state)}
   end
 
-  # Why there is no point in waiting: every server has tried to start, and could not. One that is about to be started
+  # The error if waiting is pointless: every server has tried to start, and could not. A server that is about to be started
   # again after a crash is waited for.
   defp hopeless(%{slots: slots}) when slots == %{},
     do: unavailable("the pool has no server of its own (its size is 0)")
@@ -261,13 +260,13 @@ defmodule PyPort.Pool.Manager do
 
   def handle_info(:tick, state) do
     Process.send_after(self(), :tick, @tick_ms)
-    # A scope of :pg that was restarted knows nobody.
+    # A scope of :pg that was restarted has no members.
     Members.announce(state.members, state.members.connections != {})
     {:noreply, state |> settle() |> forget_late() |> recycle()}
   end
 
-  # An attendant that ends for any other reason has left something undone. The next manager finds what there is.
-  def handle_info({:EXIT, _attendant, reason}, state) do
+  # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
+  def handle_info({:EXIT, _waiter, reason}, state) do
     if reason == :normal, do: {:noreply, state}, else: {:stop, reason, state}
   end
 
@@ -364,8 +363,8 @@ defmodule PyPort.Pool.Manager do
     %{state | waiting: Enum.filter(state.waiting, fn {_from, deadline} -> deadline > now end)}
   end
 
-  # One at a time: a pool whose servers were all born in the same second must not lose them in the same second. And
-  # none whose predecessor is not gone yet, so that there are never more than twice as many as wanted.
+  # One at a time: a pool whose servers were all started in the same second must not lose them in the same second. And none
+  # whose predecessor still runs, so that a pool never has more than twice its size.
   defp recycle(state) do
     busy = Enum.any?(state.slots, fn {_index, slot} -> slot.successor != nil or slot.connection == nil end)
 
@@ -427,7 +426,7 @@ defmodule PyPort.Pool.Manager do
     %{state | waiting: []}
   end
 
-  # --- death ---------------------------------------------------------------------------------------
+  # --- shutdown ------------------------------------------------------------------------------------
 
   # After a crash of this process the servers go on, and requests to them; the next manager publishes anew.
   @impl true

@@ -12,18 +12,18 @@ defmodule PyPort.Pool.Members do
   @type t :: %__MODULE__{
           pool: pid(),
           manager: pid(),
-          # Counts the picks: what is equally good is taken in turn.
+          # Counts the picks: equal servers take turns.
           turn: :atomics.atomics_ref(),
           # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
           cluster: atom() | nil,
           connections: tuple()
         }
 
-  # Up to here the loads of all are looked at (75 ns each). Beyond it two random ones: whoever takes the better of two
-  # gets nearly the best of all, and no caller pays for the size of the pool.
+  # Up to here the loads of all are read (75 ns each). Beyond it those of two random ones: the better of two is nearly the
+  # best of all, and no caller pays for the size of the pool.
   @look_at_all 8
 
-  # The server for one more request, or nil where none is there.
+  # The server for one more request, or nil for a pool without one.
   #
   # Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
   # see the same loads, and would all take the first.
@@ -61,7 +61,7 @@ defmodule PyPort.Pool.Members do
 
     case load(connection) do
       nil -> least(connections, size, next, left - 1, best, best_load)
-      # Nothing is less than nothing.
+      # No load is less than 0.
       0 -> connection
       # A number is less than nil.
       load when load < best_load -> least(connections, size, next, left - 1, connection, load)

@@ -1,6 +1,6 @@
 defmodule PyPort.Pool.Policy do
-  # When a server of a pool is due to be replaced, and how long to wait before one that keeps ending is started again.
-  # Pure: facts and times are arguments.
+  # Decides when a server of a pool is due to be replaced, and how long to wait before a server that keeps ending is started
+  # again. Pure: facts and times are arguments.
   @moduledoc false
 
   @type limits :: %{
@@ -15,7 +15,7 @@ defmodule PyPort.Pool.Policy do
         }
   @type reason :: :max_requests | :max_age | :max_rss
 
-  # A crash after this long is a first one again: what happens twice a minute needs no waiting, and no explanation.
+  # A crash after this long counts as the first one again.
   @settled_ms 10_000
 
   @backoff_first_ms 100
@@ -28,7 +28,7 @@ defmodule PyPort.Pool.Policy do
     cond do
       facts.requests >= limits.max_requests -> :max_requests
       facts.age_ms >= limits.max_age -> :max_age
-      # One that has done nothing yet was born that large, and so will be the next.
+      # A server without a request so far was started that large, and so will be the next.
       facts.requests > 0 and facts.rss_bytes != nil and facts.rss_bytes >= limits.max_rss -> :max_rss
       true -> nil
     end

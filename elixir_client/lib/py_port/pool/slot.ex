@@ -1,6 +1,6 @@
 defmodule PyPort.Pool.Slot do
-  # One place for a server in a pool: who is in it, who is to come, and what has happened there. Times are monotonic ms
-  # and arguments; nothing is started or stopped here.
+  # One place for a server in a pool: the server in it, its successor, and its history. Times are monotonic ms and arguments.
+  # Pure, but for a look into the registry.
   @moduledoc false
 
   alias PyPort.{Connection, Error, Registry}
@@ -46,7 +46,7 @@ defmodule PyPort.Pool.Slot do
   @spec left_to_successor(t()) :: t()
   def left_to_successor(%{successor: pid} = slot), do: %{starting(slot, pid) | successor: nil, why: nil}
 
-  # The server has ended in order to be started anew, which says nothing against the next.
+  # The server has ended in order to be started anew, which does not count as a crash.
   @spec left(t()) :: t()
   def left(slot), do: %{slot | pid: nil, connection: nil, ready_at: nil}
 
@@ -56,7 +56,7 @@ defmodule PyPort.Pool.Slot do
     %{left(slot) | crashes: Policy.crashes(slot.crashes, lived(slot, now))}
   end
 
-  # What has worked for a while has recovered.
+  # A server that has worked for a while has recovered.
   @spec settle(t(), integer()) :: t()
   def settle(%{crashes: 0} = slot, _now), do: slot
   def settle(slot, now), do: if(Policy.settled?(lived(slot, now)), do: %{slot | crashes: 0}, else: slot)

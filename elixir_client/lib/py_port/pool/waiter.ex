@@ -1,6 +1,6 @@
 defmodule PyPort.Pool.Waiter do
-  # What a pool has to wait for, each time in a process of its own so that its manager never waits: a server that starts,
-  # and one that is taken out. What follows from it is PyPort.Pool.Manager's to decide.
+  # Waits for a server of a pool, in a process of its own so that the manager never waits: until the server is ready, or
+  # until it can be taken out. PyPort.Pool.Manager decides when.
   @moduledoc false
 
   require Logger
@@ -11,7 +11,7 @@ defmodule PyPort.Pool.Waiter do
   @ask_again_ms 250
   # How often a server that is taken out is asked whether it has anything left.
   @drain_poll_ms 50
-  # Beyond the time that its Python is given, a server that is stopped has this long to see to the rest.
+  # Beyond the grace of its Python, a server that is stopped has this long to tidy up.
   @stop_ms 5_000
 
   # Sends the calling process `{:ready, server, connection}` once, and before it `{:not_ready, server, error}` for
@@ -28,7 +28,7 @@ defmodule PyPort.Pool.Waiter do
         send(manager, {:ready, server, connection})
 
       {:error, error} ->
-        # That it has ended the manager knows from its monitor.
+        # The manager's monitor reports the end of the server.
         if Process.alive?(server) do
           send(manager, {:not_ready, server, error})
           Process.sleep(@ask_again_ms)
@@ -37,7 +37,7 @@ defmodule PyPort.Pool.Waiter do
     end
   end
 
-  # Stops a server, which gets no new work any more, when nothing of anybody's is left on it, or when the time is up.
+  # Stops a server that gets no new work any more, when it has no request, session or object, or when the time is up.
   @spec drain(pid(), timeout(), shutdown_grace :: non_neg_integer(), who :: String.t()) :: pid()
   def drain(server, timeout, grace, who) do
     deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
@@ -74,7 +74,7 @@ defmodule PyPort.Pool.Waiter do
   @spec stop(pid(), shutdown_grace :: non_neg_integer()) :: pid()
   def stop(server, grace), do: spawn_link(fn -> stop_now(server, grace) end)
 
-  # By the server's own stop and not by its supervisor's, which would start nothing while it waits.
+  # By the server's own stop and not by its supervisor's, which could start no server while it waits.
   defp stop_now(server, grace) do
     GenServer.stop(server, :shutdown, @stop_ms + grace)
   catch

@@ -18,7 +18,7 @@ defmodule PyPort.Server.AsyncDelivery do
 
   @levels [:debug, :info, :warning, :error, :critical]
 
-  @type letter ::
+  @type message ::
           {:log, binary(), caller :: pid() | nil} | {:send, binary()} | {:output, Wire.id(), binary()}
 
   # Starts it, linked to the calling server, for which `who` is the name.
@@ -39,9 +39,9 @@ defmodule PyPort.Server.AsyncDelivery do
   @spec acknowledge_all(Connection.t()) :: :ok
   def acknowledge_all(connection), do: Connection.command(connection, Wire.ack("", @everything))
 
-  @spec post(pid(), letter()) :: :ok
-  def post(mail, letter) do
-    send(mail, letter)
+  @spec post(pid(), message()) :: :ok
+  def post(delivery, message) do
+    send(delivery, message)
     :ok
   end
 

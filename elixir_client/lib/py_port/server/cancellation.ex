@@ -267,7 +267,7 @@ defmodule PyPort.Server.Cancellation do
     heard? = entry.heard not in [nil, Health.heard(state)]
     entry = %{entry | heard: Health.heard(state)}
     state = state |> put(id, entry) |> sound_out(id, place)
-    place = if place == :elsewhere and entry.waits?, do: :waiting, else: place
+    place = if place == :off_main and entry.waits?, do: :waiting, else: place
 
     begun = begun(entry, StatusPage.alive(page), id)
 
@@ -291,10 +291,10 @@ defmodule PyPort.Server.Cancellation do
 
   # Whether main, which may be at another request, lets other code run meanwhile: then this is answered by the next
   # look, with the request that keeps the event loop from running, if one does, and with the module that it is importing.
-  defp sound_out(state, id, place) when place in [:running, :elsewhere] do
+  defp sound_out(state, id, place) when place in [:running, :off_main] do
     ping(state, id)
     culprit = state.cancellation.culprit
-    if place == :elsewhere and culprit == nil, do: put_culprit(state, :unheard), else: state
+    if place == :off_main and culprit == nil, do: put_culprit(state, :unheard), else: state
   end
 
   defp sound_out(state, _id, _place), do: state
@@ -316,11 +316,11 @@ defmodule PyPort.Server.Cancellation do
 
   # If the request in main holds the interpreter, this one cannot even be told to end. A health state comes too late to
   # show it.
-  defp blame(:elsewhere, %{running: running}, _left_over, _well?, heard?) when running != nil,
+  defp blame(:off_main, %{running: running}, _left_over, _well?, heard?) when running != nil,
     do: if(heard?, do: :it, else: :soon)
 
   # It goes on although it was told to end, or blocks the loop, so that it cannot be told.
-  defp blame(:elsewhere, _page, _left_over, _well?, _heard?), do: :it
+  defp blame(:off_main, _page, _left_over, _well?, _heard?), do: :it
   defp blame(:unknown, _page, _left_over, _well?, _heard?), do: :soon
 
   # Without a page the oldest request is taken for the one that runs.
@@ -382,9 +382,9 @@ defmodule PyPort.Server.Cancellation do
   # --- culprits -------------------------------------------------------------------------------
 
   # The culprit as the errors of all requests name it; nil where there is none.
-  defp culprit(%{} = blocking, :elsewhere, _id), do: blocking
-  defp culprit(:unheard, :elsewhere, _id), do: %{request: nil, code: nil}
-  defp culprit(_none, place, id) when place in [:running, :elsewhere], do: %{request: number(id), code: nil}
+  defp culprit(%{} = blocking, :off_main, _id), do: blocking
+  defp culprit(:unheard, :off_main, _id), do: %{request: nil, code: nil}
+  defp culprit(_none, place, id) when place in [:running, :off_main], do: %{request: number(id), code: nil}
   defp culprit(_any, left_over, _id) when is_binary(left_over), do: %{request: number(left_over), code: nil}
   defp culprit(_any, _waiting, _id), do: nil
 

@@ -10,9 +10,8 @@ defmodule PyPort.Server.OwnershipTable do
   defstruct things: %{}, holders: %{}, owned: %{}, many: :infinity
 
   @type object_id :: pos_integer()
-  @type claim_key :: {:reply | :call, binary()}
   # The value of a session is nil, of an object its heir, of a claim the frames in the order they came.
-  @type thing :: {:object, object_id()} | {:session, String.t()} | {:claim, claim_key()}
+  @type thing :: {:object, object_id()} | {:session, String.t()} | {:claim, PyPort.Ownership.claim()}
   @type effect ::
           {:monitor, pid()}
           | {:demonitor, pid()}
@@ -41,7 +40,7 @@ defmodule PyPort.Server.OwnershipTable do
     do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
 
   # A frame with handles is on its way to `reader`.
-  @spec claim(t(), claim_key(), pid(), binary()) :: {t(), [effect()]}
+  @spec claim(t(), PyPort.Ownership.claim(), pid(), binary()) :: {t(), [effect()]}
   def claim(table, key, reader, frame) do
     frames =
       case table.things do
@@ -55,7 +54,8 @@ defmodule PyPort.Server.OwnershipTable do
   # The oldest frame of a claim has been read: its objects belong to `owner`, and after it to `heir`.
   #
   # Without a claim its reader was taken for dead, and the objects are gone already.
-  @spec take_over(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
+  @spec take_over(t(), PyPort.Ownership.claim(), [object_id()], owner :: pid(), heir :: pid() | nil) ::
+          {t(), [effect()]}
   def take_over(table, key, ids, owner, heir) do
     case pop_claim(table, key) do
       {:ok, _frame, table, effects} -> put_objects(table, ids, owner, heir, effects)
@@ -64,7 +64,7 @@ defmodule PyPort.Server.OwnershipTable do
   end
 
   # The oldest frame of a claim is not going to be read.
-  @spec disclaim(t(), claim_key()) :: {t(), [effect()]}
+  @spec disclaim(t(), PyPort.Ownership.claim()) :: {t(), [effect()]}
   def disclaim(table, key) do
     case pop_claim(table, key) do
       {:ok, frame, table, effects} -> {table, [{:release_in, frame} | effects]}
@@ -182,7 +182,7 @@ defmodule PyPort.Server.OwnershipTable do
       %{^thing => {^holder, _old}} ->
         {put_in(table.things[thing], {holder, value}), []}
 
-      _elsewhere ->
+      _other_holder ->
         {_old, table, effects} = take(table, thing)
         monitor = if is_map_key(table.holders, holder), do: [], else: [{:monitor, holder}]
         things = table.holders |> Map.get(holder, %{}) |> Map.put(thing, true)

@@ -43,17 +43,17 @@ defmodule PyPort.Server.Probe do
   # Keeps the pipe to Python open for reading here as well, from its `hello` on, and never reads. A port that is writing when
   # the last reader ends dies of EPIPE, and the exit status would be lost.
   @spec hold_pipe(t(), os_pid :: pos_integer(), info :: map()) :: t()
-  def hold_pipe(pulse, os_pid, %{os_pid: os_pid, port_fd: port_fd}) when is_integer(port_fd),
-    do: %{pulse | pipe: open_file("/proc/#{os_pid}/fd/#{port_fd}")}
+  def hold_pipe(probe, os_pid, %{os_pid: os_pid, port_fd: port_fd}) when is_integer(port_fd),
+    do: %{probe | pipe: open_file("/proc/#{os_pid}/fd/#{port_fd}")}
 
   # A child of the process that was started: its pid on this machine is not known.
-  def hold_pipe(pulse, _os_pid, _info), do: pulse
+  def hold_pipe(probe, _os_pid, _info), do: probe
 
   @spec close(t() | nil) :: :ok
   def close(nil), do: :ok
 
-  def close(pulse) do
-    for fd when fd != nil <- [pulse.stat, pulse.page, pulse.pipe], do: :file.close(fd)
+  def close(probe) do
+    for fd when fd != nil <- [probe.stat, probe.page, probe.pipe], do: :file.close(fd)
     :ok
   end
 
@@ -74,21 +74,21 @@ defmodule PyPort.Server.Probe do
   # The page as a killed process leaves it. If the process is not seen to be dead within a moment, a request that the page
   # does not show may have begun.
   @spec last_page(t() | nil) :: StatusPage.t() | nil
-  def last_page(pulse), do: last_page(pulse, div(@death_ms, @look_ms))
+  def last_page(probe), do: last_page(probe, div(@death_ms, @look_ms))
 
   defp last_page(nil, _looks), do: nil
 
-  defp last_page(pulse, looks) do
+  defp last_page(probe, looks) do
     cond do
-      dead?(process(pulse)) ->
-        page(pulse)
+      dead?(process(probe)) ->
+        page(probe)
 
       looks == 0 ->
-        StatusPage.alive(page(pulse))
+        StatusPage.alive(page(probe))
 
       true ->
         Process.sleep(@look_ms)
-        last_page(pulse, looks - 1)
+        last_page(probe, looks - 1)
     end
   end
 
@@ -96,16 +96,16 @@ defmodule PyPort.Server.Probe do
   defp dead?(process), do: process == :absent
 
   @spec sample(t()) :: Liveness.sample()
-  def sample(pulse) do
-    page = page(pulse)
-    received = received(pulse.port)
+  def sample(probe) do
+    page = page(probe)
+    received = received(probe.port)
 
     %{
-      heard: {received, page && page.beats},
+      heard: {received, page && page.heartbeats},
       received: received,
       sent: if(page, do: page.sent, else: 0),
-      process: process(pulse),
-      open?: :ets.info(pulse.table, :size) > 0
+      process: process(probe),
+      open?: :ets.info(probe.table, :size) > 0
     }
   end
 

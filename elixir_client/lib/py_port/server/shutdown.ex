@@ -109,7 +109,7 @@ defmodule PyPort.Server.Shutdown do
   # The report of an end that PyPort has not brought about.
   @spec report(State.t(), exit_status :: non_neg_integer() | nil) :: Error.t()
   def report(%{shutdown: %{signal: signal}} = state, status) do
-    report = Error.death(status, Stderr.last_lines(state))
+    report = Error.exited(status, Stderr.last_lines(state))
     told = if signal, do: ": it was told to end by #{signal}, which PyPort has not sent"
     %{report | message: "#{report.message}#{told}", stack: Stderr.fatal_stack(state)}
   end

@@ -168,7 +168,7 @@ defmodule PyPort.Server.Startup do
   defp hint(stderr, options) do
     case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
       nil -> ""
-      advice -> ". " <> advice
+      hint -> ". " <> hint
     end
   end
 

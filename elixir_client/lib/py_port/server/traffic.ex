@@ -235,8 +235,8 @@ defmodule PyPort.Server.Traffic do
     deliver(state, {:log, frame, caller})
   end
 
-  defp deliver(state, letter) do
-    AsyncDelivery.post(state.delivery, letter)
+  defp deliver(state, message) do
+    AsyncDelivery.post(state.delivery, message)
     state
   end
 end

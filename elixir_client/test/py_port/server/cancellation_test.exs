@@ -132,12 +132,12 @@ defmodule PyPort.Server.CancellationTest do
 
     # Beats go on: the interpreter is free.
     code = """
-    page(elsewhere=1)
+    page(off_main=1)
     def blocked():
         beats = 0
         while True:
             beats += 1
-            page(elsewhere=1, beats=beats)
+            page(off_main=1, beats=beats)
             time.sleep(0.05)
     blocked()
     """
@@ -153,7 +153,7 @@ defmodule PyPort.Server.CancellationTest do
     os_pid = Server.os_pid(server)
     gate = new_gate()
     holds = wait_for(gate) <> "page()\nsend(A('ok'), id, 'whole')"
-    task = begin_eval(server, dir, "page(id, elsewhere=1)", holds, timeout: :infinity)
+    task = begin_eval(server, dir, "page(id, off_main=1)", holds, timeout: :infinity)
     assert eventually(fn -> match?([%{state: :stuck}], PyPort.status(server)) end)
 
     assert {{:error, %Error{kind: :timeout, begun: nil, stack: nil}}, ms} =

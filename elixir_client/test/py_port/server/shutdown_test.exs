@@ -26,7 +26,7 @@ defmodule PyPort.Server.ShutdownTest do
   test "with others under way elsewhere nobody can tell of those that are not on the page", %{tmp_dir: dir} do
     server = start_fake(dir)
     gate = new_gate()
-    first = begin_eval(server, "page(id, elsewhere=1)\n" <> wait_for(gate) <> "os._exit(7)", timeout: 60_000)
+    first = begin_eval(server, "page(id, off_main=1)\n" <> wait_for(gate) <> "os._exit(7)", timeout: 60_000)
     behind = spawn_eval(server, "", timeout: 60_000)
     assert open?(server, 2)
     open_gate(gate)
