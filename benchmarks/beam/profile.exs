@@ -7,7 +7,7 @@ defmodule Bench.Profile do
   #   * single steps of the BEAM's side in a tight loop, where everything is in the cache.
 
   alias Bench.{Echo, Measure, Subjects}
-  alias PyPort.{Connection, Locator, Options, Request, Wire}
+  alias PyPort.{Admission, Connection, Deadline, Locator, Options, Reply, Wire}
 
   def run(%{rounds: rounds, out: out} = settings) do
     ladder(settings)
@@ -75,11 +75,11 @@ defmodule Bench.Profile do
     steps = [
       {"an empty function", fn -> :ok end},
       {"options: Options.request!", fn -> Options.request!(server: server) end},
-      {"connection: Locator.ready", fn -> Locator.ready(server) end},
+      {"connection: Locator.connection", fn -> Locator.connection(server, :infinity) end},
       {"id: Connection.next_id", fn -> Connection.next_id(connection) end},
-      {"deadline: monotonic_time", fn -> Locator.deadline(5000) end},
+      {"deadline: monotonic_time", fn -> Deadline.deadline(5000) end},
       {"encode: Wire.request", fn -> Wire.request(:eval, id, body, true) end},
-      {"size: Locator.fits", fn -> Locator.fits(connection, frame) end},
+      {"size: Admission.fits", fn -> Admission.fits(connection, frame) end},
       {"room: Connection.pending", fn -> Connection.pending(connection) end},
       {"alias, unalias", fn -> :erlang.unalias(:erlang.alias()) end},
       {"row: ETS insert, take",
@@ -88,14 +88,14 @@ defmodule Bench.Profile do
          :ets.take(table, id)
        end},
       {"route: Wire.route", fn -> Wire.route(reply) end},
-      {"decode: Request.outcome", fn -> Request.outcome(reply) end},
+      {"decode: Reply.outcome", fn -> Reply.outcome(reply) end},
       {"a message to another process and back", fn -> hop(relay, reply) end}
     ]
 
     for {_name, fun} <- steps, do: Measure.mean(fun, 10_000)
     steps = for {name, fun} <- steps, do: {"step/#{name}", fn -> Measure.mean(fun, 20_000) end}
     Measure.rounds(steps, rounds, out)
-    Measure.write(out, "step/Port.command into a pipe that nobody reads", 1, command(frame))
+    Measure.write(out, "step/Port.command into a pipe without a reader", 1, command(frame))
     send(relay, :stop)
     Subjects.stop(server)
   end
@@ -148,18 +148,18 @@ defmodule Bench.Profile do
   # CLOCK_MONOTONIC, as the marks of plain.c; System.monotonic_time counts from elsewhere.
   defp now, do: :os.perf_counter(:nanosecond)
 
-  # PyPort.Request.eval/3 step by step, by the same functions.
+  # PyPort.Request.ask/2 step by step, by the same functions.
   defp traced(server) do
     t0 = now()
     options = Options.request!(server: server)
-    Locator.deadline(options.timeout)
+    Deadline.deadline(options.timeout)
     t1 = now()
-    connection = Locator.ready(options.server)
+    {:ok, connection} = Locator.connection(options.server, :infinity)
     id = Connection.next_id(connection)
     t2 = now()
     frame = Wire.request(:eval, id, {%{deadline_ms: options.timeout}, "1 + 1", %{}}, true)
     t3 = now()
-    :ok = Locator.fits(connection, frame)
+    :ok = Admission.fits(connection, frame)
     t4 = now()
     ref = :erlang.alias()
     t5 = now()
@@ -172,7 +172,7 @@ defmodule Bench.Profile do
     t8 = now()
     :erlang.unalias(ref)
     t9 = now()
-    {:ok, 2} = Request.outcome(reply)
+    {:ok, 2} = Reply.outcome(reply)
     [t0, t1, t2, t3, t4, t5, t6, t7, t8, t9, now()]
   end
 end
