@@ -113,7 +113,7 @@ defmodule PyPort.Reaper do
   end
 
   # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.
-  @spec watch(pid(), pos_integer(), non_neg_integer(), Path.t()) :: :ok
+  @spec watch(pid(), non_neg_integer(), non_neg_integer(), Path.t()) :: :ok
   def watch(owner, os_pid, start_time, dir) do
     GenServer.cast(__MODULE__, {:watch, owner, os_pid, start_time, dir})
   end
