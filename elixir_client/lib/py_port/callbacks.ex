@@ -51,7 +51,7 @@ defmodule PyPort.Callbacks do
   @spec ended(Connection.t(), pid(), Wire.id(), term()) :: :ok
   def ended(connection, worker, call_id, reason) do
     if :ets.take(connection.calls, worker) != [] or reason != :normal,
-      do: answer(connection, call_id, {:error, died(reason)}),
+      do: answer(connection, call_id, died(reason)),
       else: :ok
   end
 
@@ -59,7 +59,7 @@ defmodule PyPort.Callbacks do
   @spec stop(Connection.t(), pid(), Wire.id()) :: :ok
   def stop(connection, worker, call_id) do
     Process.exit(worker, :kill)
-    answer(connection, call_id, {:error, request_over()})
+    answer(connection, call_id, request_over())
   end
 
   # Whether handles are among the arguments: they are listed behind them.
@@ -68,7 +68,7 @@ defmodule PyPort.Callbacks do
 
   # The answer to a call of a request that is over.
   @spec too_late(Wire.id()) :: iodata()
-  def too_late(call_id), do: Wire.answer(call_id, {:error, request_over()})
+  def too_late(call_id), do: Wire.answer(call_id, request_over())
 
   # The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
   # that waits for the call.
@@ -200,7 +200,7 @@ defmodule PyPort.Callbacks do
       message =
         "the result takes #{bytes} bytes, the limit is #{connection.max_frame_bytes} (max_frame_bytes)"
 
-      answer(connection, call_id, {:error, description(:error, "PyPort.Error", message, "")})
+      answer(connection, call_id, error(message))
     else
       Connection.command(connection, frame)
     end
@@ -217,11 +217,11 @@ defmodule PyPort.Callbacks do
         run(function, args, connection, context)
 
       {:ok, _other} ->
-        {:error, description(:error, "PyPort.Error", "a call of an unknown shape", "")}
+        error("a call of an unknown shape")
 
       {:error, why} ->
         if objects?(frame), do: Ownership.disclaim(connection.owner, {:call, call_id})
-        {:error, description(:error, "PyPort.Error", "the arguments cannot be read: #{why}", "")}
+        error("the arguments cannot be read: #{why}")
     end
   end
 
@@ -238,14 +238,13 @@ defmodule PyPort.Callbacks do
           {:ok, apply(fun, args)}
 
         {:refused, message} ->
-          {:error, description(:refused, "PyPort.Error", message, "")}
+          error(:refused, message)
       end
     end)
   end
 
-  defp run(_function, args, _connection, _context) do
-    {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
-  end
+  defp run(_function, args, _connection, _context),
+    do: error("the arguments must be a list, got: #{inspect(args)}")
 
   # One of the functions that the request was given is itself again.
   defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
@@ -258,23 +257,11 @@ defmodule PyPort.Callbacks do
   defp attempt(call) do
     call.()
   rescue
-    exception ->
-      {
-        :error,
-        # The message of a PyPort.Error is Python's own report: so both ends of a nested failure are told.
-        description(
-          :error,
-          inspect(exception.__struct__),
-          Exception.message(exception),
-          stacktrace(__STACKTRACE__)
-        )
-      }
+    # The message of a PyPort.Error is Python's own report: so both ends of a nested failure are told.
+    exception -> raised(:error, inspect(exception.__struct__), Exception.message(exception), __STACKTRACE__)
   catch
-    :exit, reason ->
-      {:error, description(:exit, "exit", Exception.format_exit(reason), stacktrace(__STACKTRACE__))}
-
-    :throw, value ->
-      {:error, description(:throw, "throw", inspect(value), stacktrace(__STACKTRACE__))}
+    :exit, reason -> raised(:exit, "exit", Exception.format_exit(reason), __STACKTRACE__)
+    :throw, value -> raised(:throw, "throw", inspect(value), __STACKTRACE__)
   end
 
   defp resolve(index, arity, funs, _connection) when is_integer(index) do
@@ -335,26 +322,17 @@ defmodule PyPort.Callbacks do
 
   # --- what went wrong ------------------------------------------------------------------------
 
-  defp description(kind, type, message, stacktrace),
-    do: %{kind: kind, type: type, message: message, stacktrace: stacktrace}
+  defp error(kind \\ :error, message), do: raised(kind, "PyPort.Error", message, [])
 
-  defp died(reason) do
-    description(
-      :exit,
-      "exit",
-      "the process that served the call ended: #{Exception.format_exit(reason)}",
-      ""
-    )
+  # As Python gets it, without the frames of this module, which every call has.
+  defp raised(kind, type, message, stacktrace) do
+    own = Enum.take_while(stacktrace, fn entry -> elem(entry, 0) != __MODULE__ end)
+    text = if own == [], do: "", else: Exception.format_stacktrace(own)
+    {:error, %{kind: kind, type: type, message: message, stacktrace: text}}
   end
 
-  defp request_over do
-    description(:noproc, "PyPort.Error", "the request that this call belongs to is over", "")
-  end
+  defp died(reason),
+    do: raised(:exit, "exit", "the process that served the call ended: #{Exception.format_exit(reason)}", [])
 
-  # Without the frames of ours that every call has.
-  defp stacktrace(stacktrace) do
-    stacktrace
-    |> Enum.take_while(fn entry -> elem(entry, 0) != __MODULE__ end)
-    |> Exception.format_stacktrace()
-  end
+  defp request_over, do: error(:noproc, "the request that this call belongs to is over")
 end

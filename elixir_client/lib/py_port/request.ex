@@ -55,14 +55,8 @@ defmodule PyPort.Request do
     draft = draft(asked)
     place = Locator.place(options, draft.target, draft.found.objects)
 
-    with {:ok, connection} <- Locator.connection(place, deadline),
-         :ok <- Locator.same_server(draft.found.objects, connection),
-         id = Connection.next_id(connection),
-         frame = frame(draft, connection, id, options),
-         :ok <- Admission.fits(connection, frame) do
-      context = context(draft.found, id, self())
-
-      case exchange(connection, id, frame, deadline, options.timeout, extra(options, context), context) do
+    with {:ok, connection, id, frame, extra, context} <- prepare(draft, options, place, deadline, self()) do
+      case exchange(connection, id, frame, deadline, options.timeout, extra, context) do
         {:ok, _value} = outcome ->
           outcome
 
@@ -200,9 +194,21 @@ defmodule PyPort.Request do
   defp target_object({%Object{} = object, _attribute}), do: object
   defp target_object(_name), do: nil
 
-  @spec frame(draft(), Connection.t(), Wire.id(), map()) :: iodata()
-  def frame(%{verb: verb, body: body, small?: small?}, connection, id, options) do
-    Wire.request(verb, id, put_elem(body, 0, wire_options(options, Callbacks.parent(connection))), small?)
+  # A request of `caller` for the server of its place, ready to be sent.
+  @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid()) ::
+          {:ok, Connection.t(), Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+          | {:error, Error.t()}
+          | Locator.remote()
+  def prepare(%{verb: verb, body: body, small?: small?, found: found}, options, place, deadline, caller) do
+    with {:ok, connection} <- Locator.connection(place, deadline),
+         :ok <- Locator.same_server(found.objects, connection),
+         id = Connection.next_id(connection),
+         body = put_elem(body, 0, wire_options(options, Callbacks.parent(connection))),
+         frame = Wire.request(verb, id, body, small?),
+         :ok <- Admission.fits(connection, frame) do
+      context = if found.funs != [], do: Callbacks.context(id, found.funs, caller)
+      {:ok, connection, id, frame, extra(options, context), context}
+    end
   end
 
   # The plain request first, which has at most these two.
@@ -223,17 +229,11 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
   # The last element of the row of a request: nil for a plain one.
-  @spec extra(map(), Callbacks.context() | nil) :: Connection.extra()
-  def extra(%{stdout: nil, stderr: nil}, nil), do: nil
-  def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
+  defp extra(%{stdout: nil, stderr: nil}, nil), do: nil
+  defp extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
 
-  def extra(%{stdout: stdout, stderr: stderr}, context),
+  defp extra(%{stdout: stdout, stderr: stderr}, context),
     do: %{devices: {stdout, stderr}, functions?: context != nil}
-
-  # The context for calls of the functions among the values of a request; nil without functions.
-  @spec context(Values.found(), Wire.id(), caller :: pid()) :: Callbacks.context() | nil
-  def context(%{funs: []}, _id, _caller), do: nil
-  def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
 
   # --- sending and waiting --------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ defmodule PyPort.Stream do
 
   import PyPort.Deadline, only: [deadline: 1]
 
-  alias PyPort.{Admission, Connection, Error, Locator, Options, Ownership, Remote, Reply, Request}
+  alias PyPort.{Error, Locator, Options, Ownership, Remote, Reply, Request}
   alias PyPort.Stream.Relay
 
   @spec new(Request.asked(), keyword()) :: Enumerable.t()
@@ -31,16 +31,11 @@ defmodule PyPort.Stream do
     place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
-    with {:ok, connection} <- Locator.connection(place, deadline),
-         :ok <- Locator.same_server(draft.found.objects, connection),
-         id = Connection.next_id(connection),
-         frame = Request.frame(draft, connection, id, options),
-         :ok <- Admission.fits(connection, frame) do
-      context = Request.context(draft.found, id, consumer)
-      extra = Request.extra(options, context)
-      relay = Relay.start(connection, id, frame, {extra, context}, options.credit, consumer)
-      {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
-    else
+    case Request.prepare(draft, options, place, deadline, consumer) do
+      {:ok, connection, id, frame, extra, context} ->
+        relay = Relay.start(connection, {id, frame, extra, context}, options.credit, consumer)
+        {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
+
       {:remote, node, server} ->
         # Each item has the whole timeout for itself.
         there = %{Remote.options(options, server, deadline) | timeout: options.timeout}

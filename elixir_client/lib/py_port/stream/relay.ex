@@ -22,15 +22,9 @@ defmodule PyPort.Stream.Relay do
           | {:error, PyPort.Error.t()}
 
   # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in.
-  @spec start(
-          Connection.t(),
-          Wire.id(),
-          iodata(),
-          {Connection.extra(), Callbacks.context() | nil},
-          pos_integer(),
-          consumer :: pid()
-        ) :: pid()
-  def start(connection, id, frame, {extra, context}, credit, consumer) do
+  @type request :: {Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+  @spec start(Connection.t(), request(), credit :: pos_integer(), consumer :: pid()) :: pid()
+  def start(connection, {id, frame, extra, context}, credit, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
