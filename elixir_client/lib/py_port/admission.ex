@@ -9,14 +9,11 @@ defmodule PyPort.Admission do
   def fits(%{max_frame_bytes: most}, frame) do
     case :erlang.iolist_size(frame) do
       bytes when bytes > most ->
-        {:error,
-         %Error{
-           kind: :encode,
-           begun: false,
-           message:
-             "the request takes #{bytes} bytes, the limit is #{most}: send less at once, or start the server with a " <>
-               "larger max_frame_bytes"
-         }}
+        message =
+          "the request takes #{bytes} bytes, the limit is #{most}: send less at once, or start the server with a " <>
+            "larger max_frame_bytes"
+
+        {:error, Error.new(:encode, message, begun: false)}
 
       _bytes ->
         :ok
@@ -59,13 +56,10 @@ defmodule PyPort.Admission do
     Connection.withdraw(connection, id)
     Callbacks.forget(connection, id)
 
-    {:error,
-     %Error{
-       kind: :overloaded,
-       begun: false,
-       message:
-         "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>
-           "with more servers"
-     }}
+    message =
+      "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>
+        "with more servers"
+
+    {:error, Error.new(:overloaded, message, begun: false)}
   end
 end

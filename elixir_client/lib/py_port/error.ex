@@ -242,12 +242,11 @@ defmodule PyPort.Error do
   end
 
   def from_wire(other) do
-    %__MODULE__{
-      kind: :protocol,
-      message:
-        "Python reported an error of an unknown shape: #{inspect(other)}. Is the port_server in its environment the one " <>
-          "that belongs to this library? mix py_port.doctor tells"
-    }
+    new(
+      :protocol,
+      "Python reported an error of an unknown shape: #{inspect(other)}. Does the port_server in its environment belong to " <>
+        "this library? mix py_port.doctor tells"
+    )
   end
 
   # Python raises it in a request that is to end; the code may make another exception of it.
@@ -272,6 +271,10 @@ defmodule PyPort.Error do
   defp text(_value), do: nil
 
   @doc false
+  @spec new(kind(), String.t(), keyword()) :: t()
+  def new(kind, message, fields \\ []), do: struct!(__MODULE__, [kind: kind, message: message] ++ fields)
+
+  @doc false
   @spec not_started() :: t()
   def not_started,
     do:
@@ -282,25 +285,17 @@ defmodule PyPort.Error do
   @doc false
   # For a request that was not sent.
   @spec unavailable(String.t()) :: t()
-  def unavailable(message), do: %__MODULE__{kind: :unavailable, message: message, begun: false}
+  def unavailable(message), do: new(:unavailable, message, begun: false)
 
   @doc false
   @spec released(PyPort.Object.t()) :: t()
-  def released(object) do
-    %__MODULE__{
-      kind: :unavailable,
-      begun: false,
-      message: "#{inspect(object)} has been released, or has ended with its owner or its server"
-    }
-  end
+  def released(object),
+    do: unavailable("#{inspect(object)} has been released, or has ended with its owner or its server")
 
   @doc false
   @spec no_word_of(PyPort.Object.t()) :: t()
   def no_word_of(object) do
-    %__MODULE__{
-      kind: :timeout,
-      message: "the server of #{inspect(object)} did not answer; whether it has a new owner is not known"
-    }
+    new(:timeout, "the server of #{inspect(object)} did not answer; whether it has a new owner is not known")
   end
 
   @doc false
@@ -314,19 +309,18 @@ defmodule PyPort.Error do
   def timeout(timeout, begun, where, culprit \\ nil)
 
   def timeout(timeout, begun, {:importing, name}, _culprit) do
-    %__MODULE__{
-      kind: :timeout,
-      begun: begun,
-      message:
-        "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
-          "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
-          "the request more time with the option :timeout"
-    }
+    new(
+      :timeout,
+      "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
+        "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
+        "the request more time with the option :timeout",
+      begun: begun
+    )
   end
 
   def timeout(timeout, begun, stack, culprit) do
     message = if culprit, do: blocked(timeout, culprit), else: timeout_message(timeout, begun, stack)
-    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: message, culprit: culprit}
+    new(:timeout, message, begun: begun, stack: stack, culprit: culprit)
   end
 
   defp blocked(timeout, %{request: nil}),
@@ -402,63 +396,39 @@ defmodule PyPort.Error do
   def of_exit({:shutdown, {:restart, %__MODULE__{} = error}}, _id), do: error
   def of_exit(reason, _id), do: of_owner(reason)
 
-  defp of_owner(:noconnection) do
-    %__MODULE__{
-      kind: :unavailable,
-      message: "the node of the server went down, or cannot be reached any more, before there was an answer"
-    }
-  end
+  defp of_owner(:noconnection),
+    do:
+      new(
+        :unavailable,
+        "the node of the server went down, or cannot be reached any more, before there was an answer"
+      )
 
-  defp of_owner(:noproc) do
-    %__MODULE__{
-      kind: :unavailable,
-      begun: false,
-      message: "the server is not running, or is just being restarted"
-    }
-  end
+  defp of_owner(:noproc), do: unavailable("the server is not running, or is just being restarted")
 
-  defp of_owner(reason) when reason in [:normal, :shutdown] do
-    %__MODULE__{kind: :exited, message: "the server was stopped before it answered; ask again when it runs"}
-  end
+  defp of_owner(reason) when reason in [:normal, :shutdown],
+    do: new(:exited, "the server was stopped before it answered; ask again when it runs")
 
   defp of_owner({:shutdown, _reason}), do: of_owner(:shutdown)
 
-  defp of_owner(reason) do
-    %__MODULE__{
-      kind: :exited,
-      message: "the process that owns the port ended: #{Exception.format_exit(reason)}"
-    }
-  end
+  defp of_owner(reason),
+    do: new(:exited, "the process that owns the port ended: #{Exception.format_exit(reason)}")
 
   @doc false
+  # The report of a Python that has ended.
   @spec exited(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
-  def exited(nil, stderr) do
-    %__MODULE__{
-      kind: :exited,
-      message: "the Python process ended; its exit status is not known",
-      stderr: stderr
-    }
-  end
+  def exited(nil, stderr),
+    do: new(:exited, "the Python process ended; its exit status is not known", stderr: stderr)
 
   # The port reports a signal as 128 + its number.
   def exited(status, stderr) when status > 128 and status <= 192 do
     signal = signal_name(status - 128)
-
-    %__MODULE__{
-      kind: :killed,
-      signal: signal,
-      message: "the Python process was ended by #{signal}" <> meaning(signal),
-      stderr: stderr
-    }
+    message = "the Python process was ended by #{signal}" <> meaning(signal)
+    new(:killed, message, signal: signal, stderr: stderr)
   end
 
   def exited(status, stderr) do
-    %__MODULE__{
-      kind: :exited,
-      exit_status: status,
-      message: "the Python process ended with exit status #{status}",
-      stderr: stderr
-    }
+    message = "the Python process ended with exit status #{status}"
+    new(:exited, message, exit_status: status, stderr: stderr)
   end
 
   defp meaning(signal) when signal in ["SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT"],

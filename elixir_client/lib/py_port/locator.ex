@@ -126,9 +126,8 @@ defmodule PyPort.Locator do
     end
   end
 
-  defp still_starting do
-    %Error{kind: :timeout, begun: false, message: "no server of the pool was ready when the time was up"}
-  end
+  defp still_starting,
+    do: Error.new(:timeout, "no server of the pool was ready when the time was up", begun: false)
 
   # A server that is still starting is waited for; a server that could not start gives the reason at once. Any other process
   # would not understand the question, and might crash.
@@ -216,11 +215,11 @@ defmodule PyPort.Locator do
         :ok
 
       object ->
-        {:error,
-         Error.unavailable(
-           "#{inspect(object)} belongs to another server (#{inspect(object.server)}) than the one that this " <>
-             "request goes to (#{inspect(owner)}); objects cannot move, send their values instead"
-         )}
+        message =
+          "#{inspect(object)} belongs to another server (#{inspect(object.server)}) than the one that this " <>
+            "request goes to (#{inspect(owner)}); objects cannot move, send their values instead"
+
+        {:error, Error.unavailable(message)}
     end
   end
 

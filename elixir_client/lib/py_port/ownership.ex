@@ -72,16 +72,13 @@ defmodule PyPort.Ownership do
   def room(_owner, own, more, most) when own + more <= most, do: :ok
 
   def room(owner, own, more, most) do
-    {:error,
-     %Error{
-       kind: :encode,
-       begun: true,
-       message:
-         "#{inspect(owner)} owns #{own} objects of this server, and would own #{more} more, of #{most} that one " <>
-           "process may own (max_objects_per_owner). Release objects that are no longer used (PyPort.release/1, " <>
-           "PyPort.with_objects/1), return plain values, name another owner with the option :owner, or start the " <>
-           "server with a larger max_objects_per_owner"
-     }}
+    message =
+      "#{inspect(owner)} owns #{own} objects of this server, and would own #{more} more, of #{most} that one " <>
+        "process may own (max_objects_per_owner). Release objects that are no longer used (PyPort.release/1, " <>
+        "PyPort.with_objects/1), return plain values, name another owner with the option :owner, or start the " <>
+        "server with a larger max_objects_per_owner"
+
+    {:error, Error.new(:encode, message, begun: true)}
   end
 
   # The table has the owners of many objects only; and a server that has just ended has taken it along.

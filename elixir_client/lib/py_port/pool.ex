@@ -163,13 +163,8 @@ defmodule PyPort.Pool do
     end
   end
 
-  defp not_running(pool) do
-    %Error{
-      kind: :unavailable,
-      begun: false,
-      message: "no PyPort.Pool is running as #{inspect(pool)}. #{Registry.running(pool)}"
-    }
-  end
+  defp not_running(pool),
+    do: Error.unavailable("no PyPort.Pool is running as #{inspect(pool)}. #{Registry.running(pool)}")
 
   @impl true
   def init(options) do

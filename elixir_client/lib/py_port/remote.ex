@@ -78,7 +78,7 @@ defmodule PyPort.Remote do
 
       :timeout ->
         Process.exit(sender, :kill)
-        {:error, %Error{kind: :timeout, message: "no answer from the node #{node} within #{timeout} ms"}}
+        {:error, Error.new(:timeout, "no answer from the node #{node} within #{timeout} ms")}
 
       outcome ->
         outcome
@@ -126,11 +126,7 @@ defmodule PyPort.Remote do
       {:raise, error, stacktrace}
 
     _kind, reason ->
-      {:error,
-       %Error{
-         kind: :exited,
-         message: "the request ended on the node #{node}: #{Exception.format_exit(reason)}"
-       }}
+      {:error, Error.new(:exited, "the request ended on the node #{node}: #{Exception.format_exit(reason)}")}
   end
 
   defp unreachable(node) when node() == :nonode@nohost do
@@ -142,11 +138,10 @@ defmodule PyPort.Remote do
 
   # A node that has never been there, and one that has just gone, look the same.
   defp unreachable(node) do
-    %Error{
-      kind: :unavailable,
-      message:
-        "the node #{node} cannot be reached, or went down before it answered; whether the request had begun is not known"
-    }
+    Error.new(
+      :unavailable,
+      "the node #{node} cannot be reached, or went down before it answered; whether the request had begun is not known"
+    )
   end
 
   # --- on the other node ----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ defmodule PyPort.Reply do
   defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
 
   defp outcome_of({:ok, other}),
-    do: {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
+    do: {:error, Error.new(:protocol, "an answer of an unknown shape: #{inspect(other)}")}
 
-  defp outcome_of({:error, why}), do: {:unread, %Error{kind: :decode, message: why, begun: true}}
+  defp outcome_of({:error, why}), do: {:unread, Error.new(:decode, why, begun: true)}
 end

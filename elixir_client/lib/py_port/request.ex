@@ -166,24 +166,24 @@ defmodule PyPort.Request do
 
   @spec draft(asked()) :: draft()
   def draft({:eval, code, globals}) do
-    if Wire.small?(globals) do
-      %{verb: :eval, body: {nil, code(code), globals}, small?: true, target: nil, found: Values.none()}
-    else
-      {globals, found} = Values.scan(globals, Values.none())
-      small? = Wire.small?(globals)
-      %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
-    end
+    {globals, small?, found} = scan(globals, Values.none())
+    %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
   end
 
   def draft({:call, target, args, kwargs}) do
-    object = target_object(target)
+    {args, small?, found} = scan(args, Values.none())
+    {kwargs, small_too?, found} = scan(kwargs, found)
+    body = {nil, target, args, kwargs}
+    %{verb: :call, body: body, small?: small? and small_too?, target: target_object(target), found: found}
+  end
 
-    if Wire.small?(args) and Wire.small?(kwargs) do
-      %{verb: :call, body: {nil, target, args, kwargs}, small?: true, target: object, found: Values.none()}
+  # Small values have no function and no handle among them.
+  defp scan(values, found) do
+    if Wire.small?(values) do
+      {values, true, found}
     else
-      {args, found} = Values.scan(args, Values.none())
-      {kwargs, found} = Values.scan(kwargs, found)
-      %{verb: :call, body: {nil, target, args, kwargs}, small?: false, target: object, found: found}
+      {values, found} = Values.scan(values, found)
+      {values, false, found}
     end
   end
 

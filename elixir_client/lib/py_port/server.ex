@@ -166,8 +166,7 @@ defmodule PyPort.Server do
     GenServer.call(owner, :await_ready, timeout)
   catch
     :exit, {:timeout, _call} ->
-      {:error,
-       %Error{kind: :timeout, begun: false, message: "Python was still starting when the time was up"}}
+      {:error, Error.new(:timeout, "Python was still starting when the time was up", begun: false)}
 
     :exit, {reason, _call} ->
       {:error, %{Error.of_exit(reason) | kind: :unavailable, begun: false}}

@@ -124,8 +124,6 @@ defmodule PyPort.Wire do
   def small?(_many), do: false
 
   defp scalar?(value) when is_binary(value), do: byte_size(value) <= @small_bytes
-  # It stands for a function.
-  defp scalar?(%PyPort.Callback{}), do: true
   defp scalar?(value), do: is_number(value) or is_atom(value)
 
   @spec cancel(id()) :: binary()

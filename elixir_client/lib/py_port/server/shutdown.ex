@@ -84,11 +84,8 @@ defmodule PyPort.Server.Shutdown do
     # No new request comes; those that are here have the grace of a shutdown.
     Registry.delete(self())
 
-    report = %Error{
-      kind: :exited,
-      message: "the server was started anew after a request was cancelled (after_cancel: :restart)"
-    }
-
+    message = "the server was started anew after a request was cancelled (after_cancel: :restart)"
+    report = Error.new(:exited, message)
     tell(state, report)
     # Without the page: the requests on it now may yet be finished.
     {:shutdown, {:restart, report}}
