@@ -27,7 +27,7 @@ defmodule PyPort.DocumentationTest do
         do: {{kind, name, arity}, doc}
   end
 
-  test "every module says what it is, or that it is nobody's business" do
+  test "every module says what it is, or that it is internal" do
     for module <- @modules, function_exported?(module, :module_info, 0) do
       {doc, _docs} = docs(module)
       assert {module, doc} != {module, :none}

@@ -9,7 +9,7 @@ defmodule PyPort.Faults.UnreadableTest do
 
   @moduletag :tmp_dir
 
-  # Three beats, and the look after them.
+  # Three heartbeats, and the look after them.
   @within 3_000
 
   # A stray byte makes a frame that never ends, an empty frame, or one that is no term.
@@ -56,7 +56,7 @@ defmodule PyPort.Faults.UnreadableTest do
     end
   end
 
-  test "a Python that is killed before its lost answers are noticed: nobody is told that the request had not begun",
+  test "a Python that is killed before its lost answers are noticed: no caller gets begun: false",
        %{
          tmp_dir: dir
        } do
@@ -98,7 +98,7 @@ defmodule PyPort.Faults.UnreadableTest do
     assert report.server == :replaced
   end
 
-  test "a large answer that takes longer than three beats is an answer" do
+  test "a large answer that takes longer than three heartbeats is an answer" do
     report =
       fault("a large answer", [within: 20_000, quiet: true, heartbeat_interval: 20], fn server ->
         size = 200 * 1_048_576

@@ -246,7 +246,7 @@ defmodule PyPort.Callbacks do
   defp run(_function, args, _connection, _context),
     do: error("the arguments must be a list, got: #{inspect(args)}")
 
-  # One of the functions that the request was given is itself again.
+  # A function of the request that Python passes back is the same function again.
   defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
   defp argument(value, _funs), do: value
 

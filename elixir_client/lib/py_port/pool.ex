@@ -58,7 +58,7 @@ defmodule PyPort.Pool do
 
   Pools of one name with `cluster: true` find each other (by `:pg`) when their nodes are connected. A request goes to
   another node when none of the pool's own servers is ready, or when they are full (`:max_pending`); local servers always
-  come first, since the way to another node and back costs some 50 µs and a copy of all values. Where no pool of that
+  come first, since the way to another node and back costs some 50 µs and a copy of all values. If no pool of that
   name runs on a node, and the name is an atom, its requests go to another node, too.
 
   Without `:cluster`, `server: {Analytics, node}` names the pool (or server) of another node. Either way: output reaches

@@ -29,8 +29,8 @@ defmodule PyPort.Reaper do
   @remember_ms 60_000
 
   # Field 22 of /proc/PID/stat, the start time, guards against a pid that has found a new user. The name
-  # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Where there is
-  # no leader any more the group's number is still taken by its members, or by nobody.
+  # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Without a leader
+  # the group's number is still taken by its members, or free.
   # dash refuses `kill -KILL -- -PGID`.
   #
   # When the VM has ended, Pythons that are idle end by themselves, with their `atexit` functions, and remove what they

@@ -27,7 +27,7 @@ defmodule PyPort.Server do
       but `RELEASE_COOKIE`, `false` for none, or a list of names. Default: `true`. See "What Python can see and do" in
       docs/reliability.md.
     * `:init_code` - Python source run once at start, or a function that gives it; the names it defines are seen by every
-      request. It runs in the main thread. Where it has a top-level `await` it runs on the event loop of later requests, in the
+      request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
       thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
       `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,

@@ -147,7 +147,7 @@ defmodule PyPort.ConnectionTest do
     refute_received {:EXIT, _port, :badsig}
   end
 
-  test "who writes need not be who owns the port" do
+  test "a writer need not be the owner of the port" do
     connection = connection("exec cat", 1_000_000)
     port = connection.port
     Task.await(Task.async(fn -> Connection.command(connection, ["one", " frame"]) end))

@@ -164,7 +164,7 @@ defmodule PyPort.OutputTest do
     Process.exit(device, :kill)
   end
 
-  test "what a request prints that nobody waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
+  test "output of a request that no process waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
     log =
       capture_log(fn ->
         server = start_fake(dir, heartbeat_interval: 50)

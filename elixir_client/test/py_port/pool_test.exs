@@ -109,7 +109,7 @@ defmodule PyPort.PoolTest do
       assert PyPort.eval("ready", %{}, server: pool) == {:ok, true}
     end
 
-    test "who waits for a server no longer than its timeout is told so" do
+    test "a request that finds no server within its timeout has an error" do
       {:ok, pool} = Pool.start_link(size: 1, init_code: "import time; time.sleep(20)", shutdown_grace: 0)
 
       assert {:error, %Error{kind: :timeout, begun: false}} =

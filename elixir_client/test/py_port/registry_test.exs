@@ -90,7 +90,7 @@ defmodule PyPort.RegistryTest do
     end)
   end
 
-  test "how often a server was started is remembered until it is stopped, or nobody starts it again" do
+  test "how often a server was started is remembered until it is stopped, or not started again for a while" do
     {:ok, supervisor} = Supervisor.start_link([{Server, name: RegistryTestServer}], strategy: :one_for_one)
     assert PyPort.eval("1", %{}, server: RegistryTestServer) == {:ok, 1}
     Process.exit(Process.whereis(RegistryTestServer), :kill)

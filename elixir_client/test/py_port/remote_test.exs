@@ -251,7 +251,7 @@ defmodule PyPort.RemoteTest do
       held = fn -> on(there, do: PyPort.Pool.servers(Far) |> hd() |> PyPort.Test.Servers.held()) end
       assert eventually(fn -> held.() == 1 end, 200)
 
-      # Whoever made the next one ends at once.
+      # The caller of the next one ends at once.
       on(here, far, do: PyPort.eval!("object()", %{}, server: far))
       assert eventually(fn -> held.() == 1 end, 200)
 
@@ -318,7 +318,7 @@ defmodule PyPort.RemoteTest do
   end
 
   describe "nodes that are not what one hopes" do
-    test "one that goes down is told to those who wait, and nobody else is the worse for it" do
+    test "one that goes down is an error for the callers that wait, and for no other" do
       {here, there, far} = pair(size: 2)
       other = start_node(config: [pool: false])
       connect(here, other)
@@ -478,7 +478,7 @@ defmodule PyPort.RemoteTest do
       assert Enum.uniq(for _ <- 1..10, do: where(three)) == [{:ok, of_two}]
     end
 
-    test "serves a node that has no pool of its own, and nobody once the last is gone" do
+    test "serves a node that has no pool of its own, and none once the last is gone" do
       [one, two] = cluster(2, [[size: 1], nil])
       assert knows(two, 1)
       assert where(two) == {:ok, hd(os_pids(one))}

@@ -68,7 +68,7 @@ defmodule PyPort.SessionTest do
       Process.exit(pid, :kill)
     end
 
-    # Rows of the dead are swept on the next beat.
+    # Rows of the dead are swept on the next heartbeat.
     assert nothing_left?(server)
   end
 

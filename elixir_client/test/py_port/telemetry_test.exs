@@ -144,7 +144,7 @@ defmodule PyPort.TelemetryTest do
       assert first != second
     end
 
-    test "that it is resized, and who goes" do
+    test "that it is resized, and which server goes" do
       name = start_pool(size: 1)
       pool = Process.whereis(name)
       assert_receive {:event, [:py_port, :pool, :server_in], _, _}, 20_000

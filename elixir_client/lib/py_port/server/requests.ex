@@ -23,23 +23,22 @@ defmodule PyPort.Server.Requests do
   @spec ids(State.t()) :: [Wire.id()]
   def ids(%{requests: %{attached: attached}}), do: Map.keys(attached)
 
-  # A request is over: its calls end, and its writer is given back.
-  @spec take(State.t(), Wire.id()) :: {writer :: pid() | nil, State.t()}
-  def take(%{requests: %{attached: attached} = requests} = state, id) when is_map_key(attached, id) do
-    {%{writer: writer, caller: caller}, attached} = Map.pop!(attached, id)
+  # A request is over: its calls end.
+  @spec forget(State.t(), Wire.id()) :: State.t()
+  def forget(%{requests: %{attached: attached} = requests} = state, id) when is_map_key(attached, id) do
+    {%{caller: caller}, attached} = Map.pop!(attached, id)
     if is_reference(caller), do: Process.demonitor(caller, [:flush])
     state = %{state | requests: %{requests | attached: attached}}
-    {writer, if(caller, do: end_calls(state, id), else: state)}
+    if caller, do: end_calls(state, id), else: state
   end
 
-  def take(state, _id), do: {nil, state}
+  def forget(state, _id), do: state
 
   # The same for a request that no process waits for: its output is dropped.
   @spec abandon(State.t(), Wire.id()) :: State.t()
   def abandon(state, id) do
-    {writer, state} = take(state, id)
-    if writer, do: Output.abandon(writer)
-    state
+    if writer = writer(state, id), do: Output.abandon(writer)
+    forget(state, id)
   end
 
   # Drops the output of a request whose caller has its answer, and ends its calls.

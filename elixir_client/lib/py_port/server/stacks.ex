@@ -47,7 +47,7 @@ defmodule PyPort.Server.Stacks do
         {:error,
          unavailable(
            "Python (process #{connection.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
-             "process is stopped (PyPort.status/1 tells which). Where a request is stuck, the `stack` of its " <>
+             "process is stopped (PyPort.status/1 tells which). If a request is stuck, the `stack` of its " <>
              "error shows it when its timeout has passed"
          )}
     end

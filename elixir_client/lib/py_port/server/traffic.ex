@@ -86,17 +86,17 @@ defmodule PyPort.Server.Traffic do
         if extra != nil and extra.functions?, do: Callbacks.forget(state.connection, id)
         state = if objects?, do: objects(state, id, reader, frame), else: state
 
-        case state |> Cancellation.ended(id, frame) |> Requests.take(id) do
-          # An alias that is not listened to any more drops it.
-          {nil, state} ->
-            send(ref, {ref, frame})
-            state
+        state = Cancellation.ended(state, id, frame)
 
-          {writer, state} ->
-            send(ref, {ref, frame, writer})
-            Output.finish(writer, ref)
-            state
+        # An alias that is not listened to any more drops it.
+        if writer = Requests.writer(state, id) do
+          send(ref, {ref, frame, writer})
+          Output.finish(writer, ref)
+        else
+          send(ref, {ref, frame})
         end
+
+        Requests.forget(state, id)
 
       # No process has asked.
       [] ->

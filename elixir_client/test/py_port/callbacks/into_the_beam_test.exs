@@ -318,7 +318,7 @@ defmodule PyPort.Callbacks.IntoTheBeamTest do
     refute_received _anything
   end
 
-  test "a message to a process that has ended, or is a server, harms nobody", %{server: server} do
+  test "a message to a process that has ended, or is a server, does no harm", %{server: server} do
     other = start_server()
     {dead, monitor} = spawn_monitor(fn -> :ok end)
     assert_receive {:DOWN, ^monitor, :process, ^dead, :normal}

@@ -96,7 +96,7 @@ defmodule PyPort.Output.LimitTest do
     assert {:error, %Error{kind: :timeout}} =
              PyPort.eval(code, %{}, server: server, stdout: hung, timeout: 300)
 
-    # The request goes on, is not held up by a device that nobody waits for, and the next is answered.
+    # The request goes on, is not held up by a device that no process waits for, and the next is answered.
     assert PyPort.eval("1", %{}, server: server, timeout: 20_000) == {:ok, 1}
     assert nothing_left?(server)
   end

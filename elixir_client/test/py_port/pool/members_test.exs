@@ -69,7 +69,7 @@ defmodule PyPort.Pool.MembersTest do
            ]
   end
 
-  test "where nobody is there is nobody to be had" do
+  test "a pool without servers gives none" do
     assert Members.pick(members([])) == nil
     assert Members.pick(members([:ended, :ended])) == nil
   end

@@ -8,7 +8,7 @@ defmodule PyPort.Request.TimeoutTest do
 
   @moduletag capture_log: true
 
-  # On time is before the second rung, at 1_700 ms: the graces are 1 s each. On an idle machine it takes some ms.
+  # On time is before the second step, at 1_700 ms: the graces are 1 s each. On an idle machine it takes some ms.
   describe "with the interpreter free a timeout is on time, and the server goes on" do
     for {what, code, where} <- [
           {"a loop", "def spin():\n    while True: pass\nspin()", "in spin"},
@@ -184,7 +184,7 @@ defmodule PyPort.Request.TimeoutTest do
       assert nothing_left?(server)
     end
 
-    test "and tells nobody of one that ends in time", %{server: server} do
+    test "and tells no process of one that ends in time", %{server: server} do
       for _ <- 1..3, do: assert({{:ok, nil}, _ms} = timed_eval(server, "time.sleep(0.02)"))
       assert nothing_left?(server)
       refute_received _anything

@@ -1,5 +1,5 @@
 defmodule PyPort.Server.AsyncDeliveryTest do
-  # The client's half of log records, messages and beats, against a Python that is told what to send.
+  # The client's half of log records, messages and heartbeats, against a Python that is told what to send.
   use ExUnit.Case, async: false
 
   import ExUnit.CaptureLog
@@ -93,7 +93,7 @@ defmodule PyPort.Server.AsyncDeliveryTest do
           Task.async(fn -> PyPort.eval(unquote(code), %{to: self()}, server: server, timeout: 30_000) end)
 
         assert eventually(fn -> queued(delivery) > 1_000_000 end)
-        # As long as nobody takes any, no more come.
+        # While none is taken, no more come.
         for _ <- 1..10, do: Process.sleep(10) && assert(queued(delivery) < 1_500_000)
         assert Task.yield(task, 0) == nil
         :erlang.resume_process(delivery)
@@ -120,16 +120,16 @@ defmodule PyPort.Server.AsyncDeliveryTest do
     for letter <- letters, reduce: 0, do: (bytes -> bytes + byte_size(elem(letter, 1)))
   end
 
-  test "status/1 tells what the last beat said, and what is known without one", %{tmp_dir: dir} do
+  test "status/1 tells what the last heartbeat said, and what is known without one", %{tmp_dir: dir} do
     server = start_fake(dir)
     owner = Process.whereis(server)
     assert [%Status{server: ^owner, state: :idle, beat_age_ms: nil, pending: 0}] = PyPort.status(server)
 
     code = """
-    beat = {A("sequence"): 1, A("monotonic_ms"): 5, A("state"): A("busy"), A("running"): id, A("running_ms"): 3,
+    heartbeat = {A("sequence"): 1, A("monotonic_ms"): 5, A("state"): A("busy"), A("running"): id, A("running_ms"): 3,
             A("queue"): 2, A("rss_bytes"): 9_000_000, A("requests"): 4, A("objects"): 5, A("sessions"): 6,
             A("tasks"): 7, A("calls"): 8}
-    send(A("heartbeat"), beat)
+    send(A("heartbeat"), heartbeat)
     recv()
     send(A("ok"), id, None)
     """

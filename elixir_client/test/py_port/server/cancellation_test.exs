@@ -67,7 +67,7 @@ defmodule PyPort.Server.CancellationTest do
   end
 
   # It may begin yet: that it has not is for Python to say, which is silent here.
-  test "a request that waits behind another has its timeout at once, and nobody is signalled", %{
+  test "a request that waits behind another has its timeout at once, and no process is signalled", %{
     tmp_dir: dir
   } do
     server = start_fake(dir, cancel_grace: 2_000, kill_grace: 500)
@@ -134,10 +134,10 @@ defmodule PyPort.Server.CancellationTest do
     code = """
     page(off_main=1)
     def blocked():
-        beats = 0
+        heartbeats = 0
         while True:
-            beats += 1
-            page(off_main=1, beats=beats)
+            heartbeats += 1
+            page(off_main=1, heartbeats=heartbeats)
             time.sleep(0.05)
     blocked()
     """
@@ -361,7 +361,7 @@ defmodule PyPort.Server.CancellationTest do
   test "an owner that is held up costs a caller its graces, and no more", %{tmp_dir: dir} do
     server = start_fake(dir, cancel_grace: 200, kill_grace: 200)
     owner = Process.whereis(server)
-    # Held up before the request is made, which needs nobody's leave.
+    # Held up before the request is made.
     :sys.suspend(owner)
     code = "while recv()[0] != 'cancel': pass\ncancelled()"
     assert {{:error, %Error{kind: :timeout, begun: nil}}, ms} = eval(server, code, timeout: 300)

@@ -25,7 +25,7 @@ defmodule PyPort.Server.HealthTest do
       capture_log(fn ->
         task = spawn_eval(server, "def heavy():\n    return #{@hold}\nheavy()", timeout: 3_000)
         assert eventually(fn -> state(server) == :gil_held end)
-        # Stacks that nobody can take without a risk for the process are not taken.
+        # Stacks that cannot be taken without a risk for the process are not taken.
         assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.stacks(server)
         assert message =~ "holds the interpreter"
         # It goes on all the while.
@@ -69,10 +69,10 @@ defmodule PyPort.Server.HealthTest do
   end
 
   @tag :tmp_dir
-  test "one that was stopped for longer than lost_after has the time for a beat when it goes on", %{
+  test "one that was stopped for longer than lost_after has the time for a heartbeat when it goes on", %{
     tmp_dir: dir
   } do
-    # This one never beats.
+    # This one sends no heartbeat.
     server = start_fake(dir, heartbeat_interval: 500, lost_after: 1_300)
     os_pid = Server.os_pid(server)
     signal(os_pid, "STOP")
@@ -85,7 +85,7 @@ defmodule PyPort.Server.HealthTest do
     assert gone?(os_pid)
   end
 
-  test "code that holds the interpreter is not ended for another request, which nobody could tell to end" do
+  test "code that holds the interpreter is not ended for another request, which could not be told to end" do
     server = start_server(cancel_grace: 300, kill_grace: 300)
     os_pid = Server.os_pid(server)
     # What is under way elsewhere has no name on the status page: the other request might be that.
@@ -193,7 +193,7 @@ defmodule PyPort.Server.HealthTest do
     assert Server.os_pid(server) == os_pid
   end
 
-  test "stacks of code that is busy show where it is, and harm nobody" do
+  test "stacks of code that is busy show where it is, and harm no request" do
     server = start_server()
     os_pid = Server.os_pid(server)
 

@@ -1,5 +1,5 @@
 defmodule PyPort.Server.LivenessTest do
-  # The table of verdicts, row by row; time is a number here.
+  # The table of states, row by row; time is a number here.
   use ExUnit.Case, async: true
 
   alias PyPort.Server.Liveness
@@ -10,22 +10,22 @@ defmodule PyPort.Server.LivenessTest do
     Map.merge(%{heard: 0, received: 0, sent: 0, process: {:alive, ?S, 0}, open?: false}, Map.new(fields))
   end
 
-  # Judged once a second from 0 on with these samples; the last verdict counts.
-  defp verdicts(liveness \\ Liveness.new(@interval, 0), samples) do
-    {verdicts, liveness} =
+  # Judged once a second from 0 on with these samples; the last state counts.
+  defp states(liveness \\ Liveness.new(@interval, 0), samples) do
+    {states, liveness} =
       samples
       |> Enum.with_index()
       |> Enum.map_reduce(liveness, fn {sample, second}, liveness ->
         Liveness.judge(liveness, sample, second * 1_000)
       end)
 
-    {verdicts, liveness}
+    {states, liveness}
   end
 
-  defp last(samples), do: samples |> verdicts() |> elem(0) |> List.last()
+  defp last(samples), do: samples |> states() |> elem(0) |> List.last()
 
   describe "heard of lately" do
-    test "it is what the beat says, whatever its CPU and state" do
+    test "it is what the heartbeat says, whatever its CPU and state" do
       for said <- [:idle, :busy],
           state <- [?R, ?S, ?D, ?T, ?t, ?I],
           cpu <- [0, 10_000],
@@ -37,41 +37,41 @@ defmodule PyPort.Server.LivenessTest do
       end
     end
 
-    test "before the first beat its requests tell" do
+    test "before the first heartbeat its requests tell" do
       liveness = Liveness.new(@interval, 0)
       assert {:idle, _} = Liveness.judge(liveness, sample(open?: false), 10)
       assert {:busy, _} = Liveness.judge(liveness, sample(open?: true), 10)
     end
 
-    test "without /proc it is what the beat says, too" do
+    test "without /proc it is what the heartbeat says, too" do
       liveness = @interval |> Liveness.new(0) |> Liveness.said(:busy)
       assert {:busy, _} = Liveness.judge(liveness, sample(heard: 1, process: :unknown), 5_000)
     end
   end
 
   describe "heard of, but no frame arrives" do
-    test "three beats that were sent and never came: unreadable, whatever else is seen" do
+    test "three heartbeats that were sent and never came: unreadable, whatever else is seen" do
       for state <- [?R, ?S], open? <- [true, false] do
         samples = for n <- 0..3, do: sample(heard: n, sent: n, process: {:alive, state, n}, open?: open?)
-        {verdicts, _} = verdicts(samples)
-        assert verdicts |> Enum.drop(-1) |> Enum.all?(&(&1 in [:idle, :busy]))
-        assert List.last(verdicts) == :unreadable
+        {states, _} = states(samples)
+        assert states |> Enum.drop(-1) |> Enum.all?(&(&1 in [:idle, :busy]))
+        assert List.last(states) == :unreadable
       end
     end
 
-    test "a frame that takes long is not: meanwhile no beat is sent" do
+    test "a frame that takes long is not: meanwhile no heartbeat is sent" do
       assert last(for n <- 0..30, do: sample(heard: n, sent: 0)) == :idle
     end
 
-    test "frames that arrive are read, however many beats there were" do
+    test "frames that arrive are read, however many heartbeats there were" do
       assert last(for n <- 0..30, do: sample(heard: n, received: n, sent: 10 * n)) == :idle
     end
 
-    test "beats in quick succession may all be on their way" do
+    test "heartbeats in quick succession may all be on their way" do
       liveness = Liveness.new(20, 0)
       {_, liveness} = Liveness.judge(liveness, sample(heard: 0), 0)
-      {verdict, liveness} = Liveness.judge(liveness, sample(heard: 1, sent: 10), 200)
-      assert verdict == :idle
+      {state, liveness} = Liveness.judge(liveness, sample(heard: 1, sent: 10), 200)
+      assert state == :idle
       assert {:unreadable, _} = Liveness.judge(liveness, sample(heard: 2, sent: 50), 1_000)
     end
 
@@ -104,7 +104,7 @@ defmodule PyPort.Server.LivenessTest do
       assert last(for second <- 0..4, do: sample(process: {:alive, ?S, second * 40}, open?: true)) == :stuck
     end
 
-    test "state T: stopped, whatever its CPU did and whoever waits" do
+    test "state T: stopped, whatever its CPU did and whether requests wait" do
       for state <- [?T, ?t], open? <- [true, false], cpu <- [0, 900] do
         samples = for second <- 0..4, do: sample(process: {:alive, state, second * cpu}, open?: open?)
         assert last(samples) == :stopped
@@ -119,15 +119,15 @@ defmodule PyPort.Server.LivenessTest do
       assert last(List.duplicate(sample(open?: false), 5)) == :lost
     end
 
-    test "no /proc: nobody can tell" do
+    test "no /proc: unknown" do
       for open? <- [true, false] do
         assert last(List.duplicate(sample(process: :unknown, open?: open?), 5)) == :unknown
       end
     end
 
     test "it changes with what is seen: stopped, then going on, then heard of again" do
-      {verdicts, _} =
-        verdicts([
+      {states, _} =
+        states([
           sample(heard: 1),
           sample(heard: 2),
           sample(heard: 2),
@@ -137,7 +137,7 @@ defmodule PyPort.Server.LivenessTest do
           sample(heard: 3, process: {:alive, ?R, 1_800})
         ])
 
-      assert verdicts == [:idle, :idle, :idle, :idle, :stopped, :gil_held, :idle]
+      assert states == [:idle, :idle, :idle, :idle, :stopped, :gil_held, :idle]
     end
   end
 
@@ -156,7 +156,7 @@ defmodule PyPort.Server.LivenessTest do
   end
 
   describe "time" do
-    test "silence counts from two beats and a half on, and for short intervals from 300 ms beyond one" do
+    test "silence counts from two heartbeats and a half on, and for short intervals from 300 ms beyond one" do
       for {interval, stale} <- [{1_000, 2_500}, {10_000, 25_000}, {100, 400}, {1, 301}] do
         liveness = interval |> Liveness.new(0) |> Liveness.said(:idle)
         assert Liveness.stale_ms(liveness) == stale
@@ -193,7 +193,7 @@ defmodule PyPort.Server.LivenessTest do
 
     test "a look right after another one keeps what was known of the CPU" do
       samples = for second <- 0..4, do: sample(process: {:alive, ?R, second * 900}, open?: true)
-      {_verdicts, liveness} = verdicts(samples)
+      {_states, liveness} = states(samples)
       # 10 ms later the system's clock of 10 ms has not moved.
       assert {:gil_held, liveness} =
                Liveness.judge(liveness, sample(process: {:alive, ?R, 3_600}, open?: true), 4_010)
@@ -207,7 +207,7 @@ defmodule PyPort.Server.LivenessTest do
       {:busy, liveness} = Liveness.judge(liveness, sample(heard: {10, 1}), 2_000)
       {:busy, liveness} = Liveness.judge(liveness, sample(heard: {10, 1}), 4_000)
       assert Liveness.silent_ms(liveness, 4_400) == 2_400
-      # A beat in the page, and no frame: heard of.
+      # A heartbeat in the page, and no frame: heard of.
       {:busy, liveness} = Liveness.judge(liveness, sample(heard: {10, 2}), 4_400)
       assert Liveness.silent_ms(liveness, 4_400) == 0
     end

@@ -15,7 +15,7 @@ defmodule PyPort.Server.OwnershipTableTest do
     assert OwnershipTable.count(table) == 0
   end
 
-  test "objects that were taken_over go with their owner, and with nobody else" do
+  test "objects that were taken over go with their owner, and with no other process" do
     {table, _} = OwnershipTable.claim(OwnershipTable.new(), @key, @reader, "frame")
 
     assert {table, [{:demonitor, @reader}, {:monitor, @owner}]} =
@@ -96,7 +96,7 @@ defmodule PyPort.Server.OwnershipTableTest do
     assert OwnershipTable.count(table) == 1
   end
 
-  test "sessions are closed with who opened them, and not when they were closed before" do
+  test "sessions are closed with their opener, unless they were closed before" do
     {table, [{:monitor, @owner}]} = OwnershipTable.open_session(OwnershipTable.new(), "a", @owner)
     {table, []} = OwnershipTable.open_session(table, "b", @owner)
     {table, []} = OwnershipTable.close_session(table, "a")

@@ -1,5 +1,5 @@
 defmodule PyPort.Server.RequestTableTest do
-  # Whoever has a request open at a server that ends is told so, by any way of ending, once, and soon.
+  # Each caller with a request open at a server that ends gets an error, in whatever way it ends, once, and soon.
   use ExUnit.Case, async: true
 
   import PyPort.Test.{Processes, Servers}
@@ -23,7 +23,7 @@ defmodule PyPort.Server.RequestTableTest do
 
   defp heir(server), do: :sys.get_state(server).heir
 
-  test "all who wait at a server that is killed are told, once" do
+  test "all callers of a server that is killed get an error, once" do
     server = start_server()
     owner = Process.whereis(server)
     heir = heir(server)
@@ -40,7 +40,7 @@ defmodule PyPort.Server.RequestTableTest do
     assert eventually(fn -> not Process.alive?(heir) end)
   end
 
-  test "all who wait at a server that is stopped are told" do
+  test "all callers of a server that is stopped get an error" do
     server = start_server(shutdown_grace: 0)
     heir = heir(server)
     tasks = spawn_evals(server, 10, "import time; time.sleep(60)")
@@ -50,7 +50,7 @@ defmodule PyPort.Server.RequestTableTest do
     assert eventually(fn -> not Process.alive?(heir) end)
   end
 
-  test "the heir of a server at which nobody waits ends with it" do
+  test "the heir of a server without requests ends with it" do
     server = start_server()
     heir = heir(server)
     GenServer.stop(server)
@@ -69,7 +69,7 @@ defmodule PyPort.Server.RequestTableTest do
     assert {{:error, %Error{kind: :exited}}, {:message_queue_len, 0}} = Task.await(task)
   end
 
-  test "where server and heir are killed at once, who waits finds out" do
+  test "a caller finds out that server and heir were killed at once" do
     server = start_server()
     owner = Process.whereis(server)
     heir = heir(server)
@@ -81,7 +81,7 @@ defmodule PyPort.Server.RequestTableTest do
     assert {{:error, %Error{kind: :exited}}, {:message_queue_len, 0}} = Task.await(task)
   end
 
-  test "of many who ask while their server is killed, each is told one thing" do
+  test "each of many callers whose server is killed has one outcome" do
     for round <- 1..5 do
       server = start_server()
       owner = Process.whereis(server)

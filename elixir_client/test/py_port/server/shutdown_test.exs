@@ -23,7 +23,7 @@ defmodule PyPort.Server.ShutdownTest do
         do: assert({:error, %Error{kind: :killed, begun: false}} = outcome)
   end
 
-  test "with others under way elsewhere nobody can tell of those that are not on the page", %{tmp_dir: dir} do
+  test "with others that run off main it is unknown of those that are not on the page", %{tmp_dir: dir} do
     server = start_fake(dir)
     gate = new_gate()
     first = begin_eval(server, "page(id, off_main=1)\n" <> wait_for(gate) <> "os._exit(7)", timeout: 60_000)
@@ -69,8 +69,8 @@ defmodule PyPort.Server.ShutdownTest do
       server = start_server(heartbeat_interval: 50)
       assert {:ok, _} = PyPort.eval("import os; os.write(2, b'an old line\\n')", %{}, server: server)
       # Two looks: what was written before is no news of what follows.
-      beats = beats(server)
-      assert eventually(fn -> beats(server) >= beats + 2 end)
+      heartbeats = heartbeats(server)
+      assert eventually(fn -> heartbeats(server) >= heartbeats + 2 end)
       code = "import os, time; time.sleep(0.2); os.write(2, b'a new line\\n'); " <> unquote(code)
       first = begin_eval(server, code, timeout: 60_000)
       data = PyPort.bytes(:binary.copy(<<0>>, 25_000_000))
@@ -85,9 +85,9 @@ defmodule PyPort.Server.ShutdownTest do
     end
   end
 
-  defp beats(server) do
+  defp heartbeats(server) do
     {:ok, page} = :sys.get_state(server).connection.dir |> PyPort.StatusPage.path() |> File.read()
-    PyPort.StatusPage.parse(page).beats
+    PyPort.StatusPage.parse(page).heartbeats
   end
 
   test "an exit in peace has no stack" do

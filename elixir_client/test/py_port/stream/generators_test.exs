@@ -1,5 +1,5 @@
 defmodule PyPort.Stream.GeneratorsTest do
-  # Streams, end to end: real generators. What they cost stands in costs_test.exs.
+  # Streams, end to end: real generators. Their costs stand in costs_test.exs.
   use ExUnit.Case, async: true
 
   import PyPort.Test.{Processes, Requests, Servers}
@@ -190,7 +190,7 @@ defmodule PyPort.Stream.GeneratorsTest do
     assert nothing_left?(server)
   end
 
-  test "objects are items like any other, and those that nobody takes are released", %{server: server} do
+  test "objects are items like any other, and those that are not taken are released", %{server: server} do
     stream = PyPort.stream("while True: yield object()", %{}, server: server)
     [one, two] = Enum.take(stream, 2)
     assert PyPort.call!("builtins:len", [[one, two]], %{}, server: server) == 2

@@ -27,7 +27,7 @@ defmodule PyPort.Wire.RawPortTest do
   defp hear(port) do
     assert_receive {^port, {:data, frame}}, 10_000
 
-    # A beat comes whenever a second has passed.
+    # A heartbeat comes whenever a second has passed.
     with {:heartbeat, %{}} <- :erlang.binary_to_term(frame), do: hear(port)
   end
 

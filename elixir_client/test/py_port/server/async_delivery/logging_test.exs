@@ -75,7 +75,7 @@ defmodule PyPort.Server.AsyncDelivery.LoggingTest do
     {:ok, stderr} = StringIO.open("")
     code = "import logging\nlogging.getLogger('my.app').error('not here')"
     assert {:ok, _} = PyPort.eval(code, %{}, server: server, stderr: stderr)
-    # Python's own way with records that nobody handles.
+    # Python's own way with records without a handler.
     assert StringIO.contents(stderr) == {"", "not here\n"}
     assert delivered?(server)
     refute_received {:logged, %{msg: {:string, "not here"}}}

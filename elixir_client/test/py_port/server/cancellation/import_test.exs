@@ -136,7 +136,7 @@ defmodule PyPort.Server.Cancellation.ImportTest do
     assert nothing_left?(server)
   end
 
-  test "a request that waits behind an import is dropped on time, and harms nobody", context do
+  test "a request that waits behind an import is dropped on time, and harms no other", context do
     server = start(context.directory)
     os_pid = Server.os_pid(server)
     first = in_import(context.begun, fn -> PyPort.eval("import half; half.value()", %{}, server: server) end)

@@ -35,7 +35,7 @@ defmodule PyPort.Server.Cancellation.LostRowTest do
     assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
   end
 
-  test "nobody is killed for it, whatever else is under way" do
+  test "no process is killed for it, whatever else is under way" do
     server = start_server(heartbeat_interval: 100, cancel_grace: 100, kill_grace: 100)
     os_pid = Server.os_pid(server)
     gate = new_gate()
