@@ -64,7 +64,7 @@ defmodule Bench.Profile do
 
   defp steps(rounds, out) do
     server = Subjects.server()
-    {:ok, connection} = Locator.connection(server, :infinity)
+    {_found, connection} = Locator.connection(server, :infinity)
     table = :ets.new(:steps, [:set, :public, write_concurrency: true])
     id = <<1::64>>
     body = {%{deadline_ms: 5000}, "1 + 1", %{}}
@@ -154,7 +154,7 @@ defmodule Bench.Profile do
     options = Options.request!(server: server)
     Deadline.deadline(options.timeout)
     t1 = now()
-    {:ok, connection} = Locator.connection(options.server, :infinity)
+    {_found, connection} = Locator.connection(options.server, :infinity)
     id = Connection.next_id(connection)
     t2 = now()
     frame = Wire.request(:eval, id, {%{deadline_ms: options.timeout}, "1 + 1", %{}}, true)

@@ -60,8 +60,9 @@ defmodule PyPort.Locator do
   defp remote?({_name, _node}), do: true
   defp remote?(pid), do: pid != nil and node(pid) != node()
 
-  # The connection of a server that is ready; a server that is still starting is waited for until the deadline.
-  @spec connection(place(), Deadline.t()) :: {:ok, Connection.t()} | {:error, Error.t()} | remote()
+  # The connection of a server that is ready, and whether it was waited for: a server that is still starting is, until the
+  # deadline.
+  @spec connection(place(), Deadline.t()) :: {:ok | :waited, Connection.t()} | {:error, Error.t()} | remote()
   def connection(%Session{server: owner} = session, deadline), do: of_carrier(owner, session, deadline)
 
   def connection(%Object{} = object, deadline),
@@ -119,7 +120,7 @@ defmodule PyPort.Locator do
 
   defp await_member(%{pool: pool, manager: manager}, deadline) do
     case Manager.await(manager, remaining(deadline)) do
-      :ok -> of_owner(pool, deadline)
+      :ok -> with {:ok, connection} <- of_owner(pool, deadline), do: {:waited, connection}
       {:error, error} -> {:error, error}
       :timeout -> {:error, Registry.fact(pool, :trouble) || still_starting()}
       :gone -> {:error, Error.unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
@@ -136,7 +137,7 @@ defmodule PyPort.Locator do
   defp await_ready(owner, deadline) do
     case Registry.kind(owner) do
       :server ->
-        Server.await_ready(owner, remaining(deadline))
+        with {:ok, connection} <- Server.await_ready(owner, remaining(deadline)), do: {:waited, connection}
 
       # The registry has it from its start to its end.
       :pool ->

@@ -32,7 +32,7 @@ defmodule PyPort.Stream do
     deadline = deadline(options.timeout)
 
     case Request.prepare(draft, options, place, deadline, consumer) do
-      {:ok, connection, id, frame, extra, context} ->
+      {how, connection, id, frame, extra, context} when how in [:ok, :waited] ->
         relay = Relay.start(connection, {id, frame, extra, context}, options.credit, consumer)
         {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
 
