@@ -2,8 +2,8 @@ defmodule PyPort.Uv.DownloadTest do
   # A package index of our own, on this machine; sets variables of the environment.
   use ExUnit.Case, async: false
 
-  alias PyPort.Uv
   alias PyPort.Env.{Config, Platform}
+  alias PyPort.Uv
   alias PyPort.Uv.Download
 
   @moduletag :tmp_dir

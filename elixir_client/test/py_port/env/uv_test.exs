@@ -2,9 +2,9 @@ defmodule PyPort.UvTest do
   # Changes PATH.
   use ExUnit.Case, async: false
 
-  alias PyPort.Uv
   alias PyPort.Env.Config
   alias PyPort.Test.{FakeUv, Processes}
+  alias PyPort.Uv
   alias PyPort.Uv.Download
 
   @moduletag :tmp_dir
