@@ -11,6 +11,7 @@ defmodule PyPort.Pool.Manager do
 
   require Logger
 
+  import PyPort.Deadline, only: [deadline: 1, now: 0]
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
@@ -24,8 +25,7 @@ defmodule PyPort.Pool.Manager do
   # Waits until a server may be ready, or says why none is going to be.
   @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
   def await(manager, timeout) do
-    deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
-    GenServer.call(manager, {:await, deadline}, timeout)
+    GenServer.call(manager, {:await, deadline(timeout)}, timeout)
   catch
     :exit, {:timeout, _call} -> :timeout
     :exit, _reason -> :gone
@@ -112,15 +112,14 @@ defmodule PyPort.Pool.Manager do
 
   defp add_slots(state, count) do
     index = Enum.find(1..(map_size(state.slots) + 1), &(not is_map_key(state.slots, &1)))
-    {slot, state} = start_in(%Slot{}, index, state)
-    add_slots(put_in(state.slots[index], slot), count - 1)
+    add_slots(put_in(state.slots[index], start_in(%Slot{}, index, state)), count - 1)
   end
 
   defp start_in(slot, index, state) do
     case start_server(index, state) do
-      {:ok, pid} -> {Slot.starting(slot, pid), state}
+      {:ok, pid} -> Slot.starting(slot, pid)
       # The application is being stopped: a server that fails to start does so later.
-      {:error, error} -> {%{slot | pid: nil, error: error_of(error), retry: retry(index, @tick_ms)}, state}
+      {:error, error} -> %{slot | pid: nil, error: error_of(error), retry: retry(index, @tick_ms)}
     end
   end
 
@@ -250,8 +249,7 @@ defmodule PyPort.Pool.Manager do
   def handle_info({:timeout, timer, {:retry, index}}, state) do
     case state.slots do
       %{^index => %{retry: ^timer} = slot} ->
-        {slot, state} = start_in(slot, index, state)
-        {:noreply, put_in(state.slots[index], slot)}
+        {:noreply, put_in(state.slots[index], start_in(slot, index, state))}
 
       _not_wanted ->
         {:noreply, state}
@@ -285,18 +283,15 @@ defmodule PyPort.Pool.Manager do
     do: put_in(state.slots[index], Slot.left_to_successor(slot))
 
   # By after_cancel: :restart.
-  defp ended(index, slot, {:shutdown, {:restart, _report}}, state) do
-    {slot, state} = slot |> Slot.left() |> start_in(index, state)
-    put_in(state.slots[index], slot)
-  end
+  defp ended(index, slot, {:shutdown, {:restart, _report}}, state),
+    do: put_in(state.slots[index], slot |> Slot.left() |> start_in(index, state))
 
   defp ended(index, slot, reason, state) do
     %{crashes: crashes} = slot = Slot.crashed(slot, now())
 
     case Policy.backoff_ms(crashes) do
       0 ->
-        {slot, state} = start_in(slot, index, state)
-        put_in(state.slots[index], slot)
+        put_in(state.slots[index], start_in(slot, index, state))
 
       wait ->
         error = Error.of_exit(reason)
@@ -431,12 +426,7 @@ defmodule PyPort.Pool.Manager do
   # After a crash of this process the servers go on, and requests to them; the next manager publishes anew.
   @impl true
   def terminate(reason, state) do
-    case reason do
-      stopped when stopped in [:normal, :shutdown, :killed] -> Registry.delete_pool(state.pool)
-      {:shutdown, _why} -> Registry.delete_pool(state.pool)
-      _crash -> :ok
-    end
+    if reason in [:normal, :shutdown, :killed] or match?({:shutdown, _why}, reason),
+      do: Registry.delete_pool(state.pool)
   end
-
-  defp now, do: System.monotonic_time(:millisecond)
 end

@@ -5,6 +5,8 @@ defmodule PyPort.Pool.Waiter do
 
   require Logger
 
+  import PyPort.Deadline, only: [deadline: 1, remaining: 1]
+
   alias PyPort.Server
 
   # How soon a server that could not start is asked again; it tries on its own, at intervals of its own.
@@ -40,7 +42,7 @@ defmodule PyPort.Pool.Waiter do
   # Stops a server that gets no new work any more, when it has no request, session or object, or when the time is up.
   @spec drain(pid(), timeout(), shutdown_grace :: non_neg_integer(), who :: String.t()) :: pid()
   def drain(server, timeout, grace, who) do
-    deadline = if timeout == :infinity, do: :infinity, else: now() + timeout
+    deadline = deadline(timeout)
     spawn_link(fn -> drain_until(server, deadline, grace, who) end)
   end
 
@@ -49,7 +51,7 @@ defmodule PyPort.Pool.Waiter do
       ask_to_retire(server) == :retired ->
         stop_now(server, grace)
 
-      now() >= deadline ->
+      remaining(deadline) == 0 ->
         Logger.warning(
           "PyPort pool #{who}: a server (#{inspect(server)}) still had requests, sessions or objects when its " <>
             "drain_timeout was over; it is stopped, and they end with it"
@@ -81,6 +83,4 @@ defmodule PyPort.Pool.Waiter do
     :exit, {:timeout, _call} -> Process.exit(server, :kill)
     :exit, _gone -> :ok
   end
-
-  defp now, do: System.monotonic_time(:millisecond)
 end

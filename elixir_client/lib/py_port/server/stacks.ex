@@ -4,6 +4,7 @@ defmodule PyPort.Server.Stacks do
   # crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
   @moduledoc false
 
+  import PyPort.Deadline, only: [deadline: 1, now: 0]
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Error, Reaper, Reply, StderrFile, Wire}
@@ -82,7 +83,7 @@ defmodule PyPort.Server.Stacks do
       with_stderr(connection, fn file ->
         before = size(file)
         Reaper.dump(connection.owner)
-        file |> await(before, before, now(), deadline()) |> found()
+        file |> await(before, before, now(), deadline(@most_ms)) |> found()
       end)
     else
       {:error,
@@ -193,7 +194,4 @@ defmodule PyPort.Server.Stacks do
       _no_proc -> not File.exists?("/proc/self")
     end
   end
-
-  defp deadline, do: now() + @most_ms
-  defp now, do: System.monotonic_time(:millisecond)
 end
