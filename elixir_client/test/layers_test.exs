@@ -1,7 +1,7 @@
 defmodule PyPort.LayersTest do
   # How the client's modules hang together: calls point down, the parts of a server's state have one module each, and a
   # module's test is found by its path. The arrows stand in docs/contributing.md, too.
-  use ExUnit.Case, async: true
+  use ExUnit.Case, async: false
 
   import ExUnit.CaptureIO
 
@@ -111,6 +111,7 @@ defmodule PyPort.LayersTest do
     "py_port/pool/manager" => "py_port/pool",
     "py_port/pool/slot" => "py_port/pool",
     "py_port/pool/waiter" => "py_port/pool",
+    "py_port/server/events" => "py_port/telemetry",
     "py_port/server/launch" => "py_port/server/startup",
     "py_port/server/ownership" => "py_port/object",
     "py_port/server/requests" => "py_port/callbacks/into_the_beam",

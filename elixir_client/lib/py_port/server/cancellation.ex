@@ -18,7 +18,7 @@ defmodule PyPort.Server.Cancellation do
   import PyPort.Deadline, only: [now: 0]
 
   alias PyPort.{Connection, Error, Registry, StatusPage, Wire}
-  alias PyPort.Server.{Health, Ownership, Requests, Stacks, State}
+  alias PyPort.Server.{Events, Health, Ownership, Requests, Stacks, State}
 
   # Besides the entries: the process that takes the stacks, with its reason, start and mark; the stacks that were taken
   # last; why the kill follows when they are taken; and which request keeps those from ending that were cancelled, see
@@ -74,7 +74,7 @@ defmodule PyPort.Server.Cancellation do
       when not is_map_key(entries, id) do
     if :ets.member(connection.table, id) do
       pending = Connection.pending(connection)
-      Health.tell(state, :request, :cancel, %{pending: pending}, %{request: number(id), reason: why})
+      Events.tell(state, :request, :cancel, %{pending: pending}, %{request: number(id), reason: why})
       now = now()
 
       entry = %{
@@ -162,7 +162,7 @@ defmodule PyPort.Server.Cancellation do
 
   defp tell_ended(state, id, entry, result) do
     duration = System.convert_time_unit(now() - entry.since, :millisecond, :native)
-    Health.tell(state, :request, :cancelled, %{duration: duration}, %{request: number(id), result: result})
+    Events.tell(state, :request, :cancelled, %{duration: duration}, %{request: number(id), result: result})
   end
 
   defp result(<<131, 104, _arity, 119, 5, "error", _rest::binary>> = frame) do
@@ -466,7 +466,7 @@ defmodule PyPort.Server.Cancellation do
       end
 
     duration = System.monotonic_time() - at
-    Health.tell(state, :server, :dump, %{duration: duration}, %{reason: reason, stack: stack})
+    Events.tell(state, :server, :dump, %{duration: duration}, %{reason: reason, stack: stack})
     state = %{state | cancellation: %{part | dump: if(stack == nil, do: part.dump), stack: stack}}
     state |> tell_stack(stack) |> doomed()
   end

@@ -8,8 +8,8 @@ defmodule PyPort.Server.Health do
 
   import PyPort.Deadline, only: [now: 0]
 
-  alias PyPort.{Connection, Registry, StatusPage, Telemetry}
-  alias PyPort.Server.{Liveness, Probe, State}
+  alias PyPort.{Connection, Registry, StatusPage}
+  alias PyPort.Server.{Events, Liveness, Probe, State}
 
   # When the server's next look is due; nil parts while no Python is running. `state` is the last health state, and since
   # when it holds, in monotonic ms.
@@ -142,13 +142,6 @@ defmodule PyPort.Server.Health do
   @spec last_page(State.t()) :: StatusPage.t() | nil
   def last_page(%{health: %{probe: probe}}), do: Probe.last_page(probe)
 
-  # Tells telemetry of the server or of one of its requests.
-  @spec tell(State.t(), :server | :request, atom(), map(), map()) :: :ok
-  def tell(%{connection: connection, options: options}, of, event, measurements, metadata \\ %{}) do
-    about = %{server: self(), name: options.name, os_pid: connection && connection.os_pid}
-    Telemetry.execute([:py_port, of, event], measurements, Map.merge(about, metadata))
-  end
-
   # Code that holds the interpreter computes or waits: one state may follow the other without an end in between.
   @held [:gil_held, :stuck]
 
@@ -163,9 +156,9 @@ defmodule PyPort.Server.Health do
     }
 
     Registry.put_fact(self(), :health, found)
-    tell(state, :server, :health, measurements, %{state: found, previous: previous})
+    Events.tell(state, :server, :health, measurements, %{state: found, previous: previous})
     # The name of the event in version 0.1.
-    tell(state, :server, :verdict, measurements, %{verdict: found, previous: previous})
+    Events.tell(state, :server, :verdict, measurements, %{verdict: found, previous: previous})
     log(state, previous, found, measurements.silent_ms)
     update(state, state: {found, if(previous in @held and found in @held, do: since, else: now)})
   end

@@ -8,7 +8,7 @@ defmodule PyPort.Server.Shutdown do
   import PyPort.Server.Requests, only: [is_worker: 2]
 
   alias PyPort.{Connection, Deadline, Error, Reaper, Registry, StatusPage, Wire}
-  alias PyPort.Server.{Cancellation, Health, Ownership, Requests, State, Stderr, Traffic}
+  alias PyPort.Server.{Cancellation, Events, Health, Ownership, Requests, State, Stderr, Traffic}
 
   # The signal by which Python says that it was told to end.
   defstruct [:signal]
@@ -97,7 +97,7 @@ defmodule PyPort.Server.Shutdown do
       pending: Connection.pending(state.connection)
     }
 
-    Health.tell(state, :server, :exit, measurements, %{error: report})
+    Events.tell(state, :server, :exit, measurements, %{error: report})
   end
 
   defp open(1), do: "1 request was open"
@@ -116,7 +116,7 @@ defmodule PyPort.Server.Shutdown do
           {reason(), State.t()}
   def kill(state, why) do
     pending = Connection.pending(state.connection)
-    Health.tell(state, :server, :kill, %{pending: pending}, %{reason: why})
+    Events.tell(state, :server, :kill, %{pending: pending}, %{reason: why})
 
     # No new request comes; and a caller that is told so may ask for the next Python at once.
     Registry.delete(self())

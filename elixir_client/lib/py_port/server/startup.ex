@@ -9,8 +9,8 @@ defmodule PyPort.Server.Startup do
 
   alias PyPort.{Env, Error, Reaper, Registry, Wire}
 
-  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Launch, Ownership, RequestTable, Requests}
-  alias PyPort.Server.{Shutdown, State, Stderr}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Events, Health, Launch, Ownership, RequestTable}
+  alias PyPort.Server.{Requests, Shutdown, State, Stderr}
 
   # The processes that wait for the server to be ready; the last failure to start, until the next try succeeds, and how many
   # there were in a row; the timer of the try, or until the next; and whether its process was seen to have ended.
@@ -51,7 +51,7 @@ defmodule PyPort.Server.Startup do
         Logger.debug("PyPort #{who}: Python is starting (process #{connection.os_pid})")
         delivery = AsyncDelivery.start_link(connection, who, options.logger)
         state = begin(%{state | phase: :starting, connection: connection, delivery: delivery})
-        Health.tell(state, :server, :start, %{system_time: System.system_time()})
+        Events.tell(state, :server, :start, %{system_time: System.system_time()})
 
         state
         |> update(timer: start_timer(options.init_timeout, :init_timeout), gone?: false)
@@ -125,7 +125,7 @@ defmodule PyPort.Server.Startup do
       do: Logger.info("PyPort #{who}: Python is running again"),
       else: Logger.debug("PyPort #{who}: Python is ready after #{ms} ms (process #{connection.os_pid})")
 
-    Health.tell(state, :server, :ready, %{duration: duration})
+    Events.tell(state, :server, :ready, %{duration: duration})
 
     %{state | phase: :ready, connection: connection, startup: %__MODULE__{}}
     |> begin()
@@ -189,7 +189,7 @@ defmodule PyPort.Server.Startup do
     error = %{error | stderr: Stderr.last_lines(state)}
     failures = startup.failures + 1
     wait = min(@backoff_first_ms * 2 ** min(failures - 1, 10), @backoff_most_ms)
-    Health.tell(state, :server, :boot_failure, %{failures: failures, retry_ms: wait}, %{error: error})
+    Events.tell(state, :server, :boot_failure, %{failures: failures, retry_ms: wait}, %{error: error})
     cancel_timer(startup.timer)
     state = Shutdown.close(state)
 
