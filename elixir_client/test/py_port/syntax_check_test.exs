@@ -102,7 +102,7 @@ defmodule PyPort.SyntaxCheckTest do
     Application.put_env(:py_port, :pool, python: "/no/such/python")
 
     assert_raise CompileError,
-                 ~r/only Python can tell, and no Python 3.11 .* name one: config :py_port/,
+                 ~r/only Python can tell which names this code binds, and no Python 3.11 .* name one: config :py_port/,
                  fn ->
                    Code.eval_string("import PyPort.Interactive; ~P[x = 1]")
                  end
