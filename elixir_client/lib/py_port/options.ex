@@ -101,7 +101,7 @@ defmodule PyPort.Options do
     |> one_server!()
   end
 
-  @spec server!(keyword()) :: map()
+  @spec server!(keyword()) :: server()
   def server!(options) do
     options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!() |> Map.new(&sealed/1)
   end
@@ -142,7 +142,7 @@ defmodule PyPort.Options do
   defp one_python!(options), do: options
 
   # Those of a pool, with those of its servers among them.
-  @spec pool!(keyword()) :: map()
+  @spec pool!(keyword()) :: server()
   def pool!(options) do
     valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!() |> Map.new(&sealed/1)
 

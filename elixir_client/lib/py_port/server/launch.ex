@@ -35,7 +35,7 @@ defmodule PyPort.Server.Launch do
   @running_after_ms 5
 
   # Starts a Python whose owner is the calling process.
-  @spec open(map(), heir :: pid()) :: {:ok, Connection.t(), StderrFile.t()} | {:error, Error.t()}
+  @spec open(Options.server(), heir :: pid()) :: {:ok, Connection.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
     # From here on the directory is removed when this process ends, in whatever way.

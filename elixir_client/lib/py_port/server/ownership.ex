@@ -18,7 +18,7 @@ defmodule PyPort.Server.Ownership do
           crowded: [pid()]
         }
 
-  @spec new(options :: map()) :: t()
+  @spec new(PyPort.Options.server()) :: t()
   def new(options), do: %__MODULE__{table: OwnershipTable.new(options)}
 
   # A frame with objects is on its way to `reader`.

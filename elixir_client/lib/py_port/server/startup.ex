@@ -27,7 +27,7 @@ defmodule PyPort.Server.Startup do
   @backoff_first_ms 500
   @backoff_most_ms 30_000
 
-  @spec state(options :: map()) :: State.t()
+  @spec state(PyPort.Options.server()) :: State.t()
   def state(options) do
     %State{
       options: options,
