@@ -89,6 +89,11 @@ defmodule PyPort.Options.SecretsTest do
           pid = if who == :manager, do: members.manager, else: elem(members.connections, 0).owner
           crash.(pid)
           assert eventually(fn -> not Process.alive?(pid) end, 1_000)
+          # A pool keeps the members that a manager has published until the next one publishes its own.
+          assert eventually(fn ->
+                   not match?({:ok, %{manager: ^pid}}, Registry.fetch(Process.whereis(__MODULE__)))
+                 end)
+
           assert eventually(fn -> PyPort.eval("token", %{}, server: __MODULE__) == {:ok, @secret} end, 1_000)
         end
 
