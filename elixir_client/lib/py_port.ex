@@ -371,8 +371,13 @@ defmodule PyPort do
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
   """
   @spec uv_init(String.t(), keyword()) :: :ok | {:error, Error.t()}
-  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml),
-    do: PyPort.Env.init(pyproject_toml, options)
+  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml) do
+    case PyPort.Env.init(pyproject_toml, options) do
+      {:ok, :default, true} -> PyPort.Application.restart_default()
+      {:ok, _name, _changed?} -> :ok
+      {:error, words} -> {:error, Error.unavailable(words)}
+    end
+  end
 
   @doc """
   The OS variables that tell PyPort on another machine where the environments of this node are, once

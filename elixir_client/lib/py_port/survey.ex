@@ -204,8 +204,8 @@ defmodule PyPort.Survey do
 
     built =
       for name <- environments,
-          {:ok, stamp, dir} <- [Env.fetch(name)],
-          do: {Path.join(dir, stamp.python.executable), Env.variables()}
+          {:ok, manifest, dir} <- [Env.fetch(name)],
+          do: {Path.join(dir, manifest.python.executable), Env.variables(name)}
 
     case {pool[:python], environments} do
       {nil, []} -> found(System.get_env("PYPORT_PYTHON") || "python3")

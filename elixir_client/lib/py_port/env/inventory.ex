@@ -1,11 +1,14 @@
 defmodule PyPort.Env.Inventory do
-  # What is in an environment: its packages, and what their binaries ask of the system. Reads files only.
+  # The packages of an environment, and the glibc that their binaries need. Reads files only.
   @moduledoc false
 
-  alias PyPort.Env.{Config, Elf}
+  alias PyPort.Env.{Config, Manifest, Platform}
+
+  # A larger binary without a manylinux tag is not searched: reading it takes too long.
+  @searched_bytes 16_777_216
 
   @doc "The installed packages: name, version and a fingerprint of the list of their files."
-  @spec packages(Path.t()) :: [%{name: String.t(), version: String.t(), record: String.t()}]
+  @spec packages(Path.t()) :: [Manifest.package()]
   def packages(purelib) do
     for dir <- purelib |> Path.join("*.dist-info") |> Path.wildcard() |> Enum.sort() do
       [name, version] = dir |> Path.basename(".dist-info") |> String.split("-", parts: 2)
@@ -13,7 +16,8 @@ defmodule PyPort.Env.Inventory do
     end
   end
 
-  @doc false
+  @doc "The fingerprint of a package's list of files, \"\" without one."
+  @spec record(Path.t()) :: String.t()
   def record(dist_info) do
     case File.read(Path.join(dist_info, "RECORD")) do
       {:ok, text} -> Config.fingerprint(text)
@@ -21,38 +25,40 @@ defmodule PyPort.Env.Inventory do
     end
   end
 
-  @doc "Every shared library and extension of a directory, read."
-  @spec binaries(Path.t()) :: [{Path.t(), Elf.t()}]
-  def binaries(dir) do
-    for path <- Path.wildcard(Path.join(dir, "**/*.so*")), {:ok, elf} <- [Elf.read(path)] do
-      {Path.relative_to(path, dir), elf}
+  @doc "The oldest glibc on which the packages run, nil for any."
+  @spec glibc(Path.t()) :: String.t() | nil
+  def glibc(purelib) do
+    purelib
+    |> Path.join("*.dist-info")
+    |> Path.wildcard()
+    |> Enum.flat_map(&needed(&1, purelib))
+    |> Enum.max_by(&Platform.numbers/1, fn -> nil end)
+  end
+
+  # A wheel from an index states it in its tag (PEP 600). The tag of one that was compiled here says `linux` alone, but
+  # its binaries contain the names of the symbol versions that they need.
+  defp needed(dist_info, purelib) do
+    with {:ok, wheel} <- File.read(Path.join(dist_info, "WHEEL")),
+         [] <- scan(~r/^Tag: .*-manylinux_(\d+)_(\d+)_/m, wheel),
+         true <- wheel =~ ~r/^Tag: .*-linux_/m do
+      for path <- binaries(dist_info, purelib),
+          version <- scan(~r/\0GLIBC_(\d+)\.(\d+)/, File.read!(path)),
+          do: version
+    else
+      [_ | _] = versions -> [Enum.min_by(versions, &Platform.numbers/1)]
+      _pure_or_unknown -> []
     end
   end
 
-  @doc "What binaries need of a system: the oldest glibc, and the libraries that none of them brings."
-  @spec needs([{Path.t(), Elf.t()}]) :: %{glibc: String.t() | nil, libraries: [{String.t(), String.t()}]}
-  def needs(binaries) do
-    own = MapSet.new(binaries, fn {path, _elf} -> Path.basename(path) end)
+  defp scan(pattern, text),
+    do: for([_, major, minor] <- Regex.scan(pattern, text), uniq: true, do: "#{major}.#{minor}")
 
-    libraries =
-      for {path, elf} <- binaries,
-          soname <- elf.needed,
-          not MapSet.member?(own, soname),
-          not (soname =~ libc()),
-          uniq: true do
-        {soname, path |> Path.split() |> hd()}
-      end
-
-    glibc = for({_path, %{glibc: version}} when is_binary(version) <- binaries, do: version)
-
-    %{
-      glibc: Enum.max_by(glibc, &Elf.numbers/1, fn -> nil end),
-      libraries: Enum.uniq_by(libraries, &elem(&1, 0))
-    }
-  end
-
-  # These are libc itself, under its several names.
-  defp libc do
-    ~r/^(ld-linux|ld64|ld-musl|libc\.|libm\.so|libpthread|libdl\.so|librt\.so|libutil\.so|libresolv|libnsl)/
+  defp binaries(dist_info, purelib) do
+    for line <- dist_info |> Path.join("RECORD") |> File.stream!(),
+        [file | _hash] = String.split(line, ","),
+        file =~ ~r/\.so(\.|$)/,
+        path = Path.join(purelib, file),
+        match?({:ok, %{size: size}} when size <= @searched_bytes, File.stat(path)),
+        do: path
   end
 end

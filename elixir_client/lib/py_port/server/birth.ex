@@ -102,7 +102,7 @@ defmodule PyPort.Server.Birth do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
           :ok -> ready(%{state | pulse: Pulse.hold_pipe(state.pulse, state.handle.os_pid, info)})
-          {:error, error} -> failed(state, error)
+          {:error, words} -> failed(state, unavailable(words))
         end
 
       {:ok, version, _info} ->
@@ -178,7 +178,7 @@ defmodule PyPort.Server.Birth do
 
   # What a Python that cannot start says is seldom what a person should do about it.
   defp hint(stderr, options) do
-    case Env.Advice.python(stderr) || Env.Advice.hidden(stderr, Launch.python_path(options)) do
+    case Env.Hints.python(stderr) || Env.Hints.hidden(stderr, Launch.python_path(options)) do
       nil -> ""
       advice -> ". " <> advice
     end

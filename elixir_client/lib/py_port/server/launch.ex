@@ -202,17 +202,18 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp variables(%{python_env: nil, env: env}), do: env
-
   # What the server's own options say is meant.
-  defp variables(%{env: env}) do
-    Enum.reject(Env.variables(), fn {name, _value} -> List.keymember?(env, name, 0) end) ++ env
+  defp variables(%{python_env: name, env: env}) do
+    Enum.reject(Env.variables(name), fn {name, _value} -> List.keymember?(env, name, 0) end) ++ env
   end
 
   defp variable({name, value}) when value in [nil, false], do: {String.to_charlist(name), false}
   defp variable({name, value}), do: {String.to_charlist(name), String.to_charlist(value)}
 
-  defp find_python(%{python_env: name}) when name != nil, do: Env.interpreter(name)
+  defp find_python(%{python_env: name}) when name != nil do
+    with {:error, words} <- Env.interpreter(name), do: {:error, unavailable(words)}
+  end
+
   defp find_python(%{python: python}), do: find_python(python)
 
   defp find_python(nil) do

@@ -1,7 +1,7 @@
-defmodule PyPort.Env.AdviceTest do
+defmodule PyPort.Env.HintsTest do
   use ExUnit.Case, async: true
 
-  alias PyPort.Env.Advice
+  alias PyPort.Env.Hints
 
   # What uv and loaders really print, cut.
   for {said, advice} <- [
@@ -23,7 +23,7 @@ defmodule PyPort.Env.AdviceTest do
         {"error: command 'gcc' failed: No such file or directory", "had to be compiled"}
       ] do
     test "of uv's #{inspect(String.slice(said, 0, 60))}" do
-      assert Advice.uv(unquote(said)) =~ unquote(advice)
+      assert Hints.uv(unquote(said)) =~ unquote(advice)
     end
   end
 
@@ -40,12 +40,12 @@ defmodule PyPort.Env.AdviceTest do
         {"unknown option -P", "older than Python 3.11"}
       ] do
     test "of a Python's #{inspect(String.slice(said, 0, 60))}" do
-      assert Advice.python([unquote(said)]) =~ unquote(advice)
+      assert Hints.python([unquote(said)]) =~ unquote(advice)
     end
   end
 
   test "there is none for what it does not know" do
-    assert Advice.uv("all is well") == nil
-    assert Advice.python([]) == nil
+    assert Hints.uv("all is well") == nil
+    assert Hints.python([]) == nil
   end
 end
