@@ -45,7 +45,7 @@ def _note(module: str) -> str:
         return f"{note}. {found}: start the server or pool with python_env: {others[0]}"
     if own:
         note += (
-            ". To add a package: name it in the pyproject.toml, run mix py_port.lock and compile"
+            ". To add a package: name it in pyproject.toml, run mix py_port.lock and mix compile"
         )
     return note
 

@@ -288,9 +288,7 @@ class Router:
 
         One in main's queue is not looked for: who wants to know has cancelled it before.
         """
-        return (
-            self._has_begun(id_term) or id_term in self._async.jobs or id_term in self.turns.jobs
-        )
+        return self._has_begun(id_term) or id_term in self._async.jobs or id_term in self.turns.jobs
 
     def _has_begun(self, id_term: bytes) -> bool:
         """Tell whether the code of a request is known to have begun, and to have no answer yet."""
