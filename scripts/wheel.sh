@@ -26,7 +26,7 @@ python - "$wheel" <<'CHECK' || die "the wheel has no binary in it: install gcc a
 import sys, zipfile
 sys.exit(not any(name.endswith(".so") for name in zipfile.ZipFile(sys.argv[1]).namelist()))
 CHECK
-directory=$wheels/$(cd elixir_client && mix run --no-start -e 'IO.puts(PyPort.Env.Package.wheel_dir())' | tail -n 1)
+directory=$wheels/$(cd elixir_client && mix run --no-start -e 'IO.puts(PyPort.Env.Package.directory())' | tail -n 1)
 rm -rf "$wheels"
 mkdir -p "$directory"
 mv "$wheel" "$directory/"

@@ -18,10 +18,8 @@ defmodule PyPort.Env do
         \"\"\"
 
   `mix compile` then has [uv](https://docs.astral.sh/uv/) resolve, lock and install; `PyPort.eval/3` runs in that
-  environment, and a release carries it (`PyPort.Release`). What uv says is shown while it works. The lock stands in
-  `priv/py_port/default/uv.lock`: commit it. A build that fails is a warning of the compiler, and requests get
-  `{:error, %PyPort.Error{kind: :unavailable}}` with the reason; with `frozen: true` it fails the compilation.
-
+  environment, and a release carries it (`PyPort.Release`). Commit the lock, `priv/py_port/default/uv.lock`. A build that
+  fails is a warning of the compiler, and requests get `{:error, %PyPort.Error{kind: :unavailable}}` with the reason.
   Without the line in mix.exs, and under `Mix.install/2`, the environment is built when the application `:py_port`
   starts for the first time. Scripts and notebooks may also call `PyPort.uv_init/2`.
 
@@ -114,11 +112,11 @@ defmodule PyPort.Env do
   def variables(name) do
     own = if name, do: [{"PYTHONPATH", nil}, {"PYTHONHOME", nil}, {"PYTHONNOUSERSITE", "1"}], else: []
 
-    case for {name, _base, manifest, dir} <- known(),
-             do: "#{name}=#{Path.join(dir, manifest.python.packages_dir)}" do
-      [] -> own
-      packages -> [{@packages, Enum.join(packages, ":")} | own]
-    end
+    known =
+      for {name, _base, manifest, dir} <- known(),
+          do: "#{name}=#{Path.join(dir, manifest.python.packages_dir)}"
+
+    if known == [], do: own, else: [{@packages, Enum.join(known, ":")} | own]
   end
 
   @doc false

@@ -119,12 +119,12 @@ defmodule PyPort.Release do
     File.cp_r!(prefix, carried)
     # Its own packages, with their programs, and parts that no release needs.
     for path <- [library, "include", "share", "lib/pkgconfig"], do: File.rm_rf!(Path.join(carried, path))
-    for name <- File.ls!(bin), not (name =~ ~r/^python[\d.]*$/), do: File.rm!(Path.join(bin, name))
+    for name <- File.ls!(bin), not (name =~ ~r/^python[\d.]*$/), do: File.rm_rf!(Path.join(bin, name))
     File.cp_r!(Path.join([source, "venv", library]), Path.join(carried, library))
 
     for name <- File.ls!(Path.join(source, "venv/bin")),
         not (name =~ ~r/^(python|activate|deactivate)|\.bat$/),
-        do: File.cp!(Path.join([source, "venv/bin", name]), Path.join(bin, name))
+        do: File.cp_r!(Path.join([source, "venv/bin", name]), Path.join(bin, name))
 
     moved = Path.join("python/bin", Path.basename(executable))
     # Scripts of packages call it so.

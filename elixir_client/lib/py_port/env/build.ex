@@ -31,20 +31,18 @@ defmodule PyPort.Env.Build do
   @spec current?(Path.t(), Config.t()) :: boolean()
   def current?(base, config) do
     with {:ok, manifest, dir} <- Manifest.read(base, config.name) do
-      %{libc: libc, machine: machine} = Platform.here()
-
-      manifest.config == Config.digest(config) and manifest.lock == lock_digest(config) and
-        manifest.source == Package.digest() and manifest.machine == machine and manifest.libc == libc and
-        Check.interpreter(manifest, dir) == nil
+      wanted = wanted(config)
+      Map.take(manifest, Map.keys(wanted)) == wanted and Check.interpreter(manifest, dir) == nil
     else
       :error -> false
     end
   end
 
-  defp lock_digest(config) do
-    with {:ok, text} <- File.read(Config.lock_path(config)),
-         do: Config.fingerprint(text),
-         else: (_none -> nil)
+  defp wanted(config) do
+    lock =
+      with {:ok, text} <- File.read(Config.lock_path(config)), do: Config.fingerprint(text), else: (_ -> nil)
+
+    Map.merge(Platform.here(), %{config: Config.digest(config), lock: lock, source: Package.digest()})
   end
 
   @doc "Builds an environment unless it is built. An error is uv's own words, and what to do about them."
@@ -68,36 +66,35 @@ defmodule PyPort.Env.Build do
     alone(config, base, print, fn ->
       with {:ok, uv} <- Uv.find(config, print) do
         in_new_dir(config, base, fn dir ->
+          project = project!(config, dir)
           upgrade = if options[:upgrade], do: ["--upgrade"], else: []
 
-          with :ok <- make_lock(uv, config, project!(config, dir), upgrade, print),
+          with {:ok, _said} <- make_lock(uv, config, project, upgrade, cd: project, print: print),
                do: {:ok, Config.lock_path(config)}
         end)
       end
     end)
   end
 
+  # OTP's words differ from uv's, which the hints are for.
+  @reasons %{enospc: "No space left on device", erofs: "Read-only file system", eacces: "Permission denied"}
+
   defp alone(config, base, print, fun) do
     waiting = fn words -> print.("==> PyPort: #{words}\n") end
 
     with {:error, said} <- BuildLock.run(Path.join(base, "#{config.name}.lock"), waiting, fun),
-         do: {:error, explain(said, config)}
+         do: explain(said, config)
   rescue
     # A disk that is full or read-only; ErlangError is a program that cannot be started.
     error in [File.Error, File.CopyError, File.RenameError, ErlangError] ->
-      # OTP's words differ from uv's, which the hints are for.
-      reasons = %{
-        enospc: "No space left on device",
-        erofs: "Read-only file system",
-        eacces: "Permission denied"
-      }
-
-      {:error, explain("#{Exception.message(error)}\n#{reasons[Map.get(error, :reason)]}", config)}
+      explain("#{Exception.message(error)}\n#{@reasons[Map.get(error, :reason)]}", config)
   end
 
   defp explain(said, config) do
-    hint = if hint = Hints.uv(said), do: "\n\n" <> hint, else: ""
-    "The Python environment #{inspect(config.name)} could not be built.\n#{String.trim_trailing(said)}#{hint}"
+    words =
+      "The Python environment #{inspect(config.name)} could not be built.\n#{String.trim_trailing(said)}"
+
+    {:error, if(hint = Hints.uv(said), do: "#{words}\n\n#{hint}", else: words)}
   end
 
   # --- directories --------------------------------------------------------------------------------
@@ -123,12 +120,10 @@ defmodule PyPort.Env.Build do
     :ok
   end
 
-  defp in_use?(dir),
-    do: dir |> Path.join("#{@users}/*") |> Path.wildcard() |> Enum.any?(&alive?(Path.basename(&1)))
-
-  defp alive?(pid) do
-    File.exists?("/proc/#{pid}") or
-      match?({_said, 0}, System.cmd("/bin/sh", ["-c", "kill -0 #{pid}"], stderr_to_stdout: true))
+  defp in_use?(dir) do
+    pids = dir |> Path.join("#{@users}/*") |> Path.wildcard() |> Enum.map_join(" ", &Path.basename/1)
+    alive = "for pid in #{pids}; do kill -0 $pid 2>/dev/null || [ -e /proc/$pid ] && exit; done; exit 1"
+    match?({_said, 0}, System.cmd("/bin/sh", ["-c", alive]))
   end
 
   # The remains of killed builds, and environments that no VM uses any more.
@@ -164,46 +159,35 @@ defmodule PyPort.Env.Build do
   defp fill(uv, config, dir, earlier, print) do
     project = project!(config, dir)
     venv = Path.join(dir, "venv")
-    python = Path.join(venv, "bin/python")
+    options = [cd: project, print: print, env: [{"UV_PROJECT_ENVIRONMENT", venv}]]
 
-    with :ok <- ensure_lock(uv, config, project, print),
-         :ok <- make_venv(uv, config, project, venv, earlier, print),
-         :ok <- sync(uv, config, project, venv, print),
-         {:ok, [version, base_executable, base_prefix, purelib]} <- facts(python),
-         {:ok, codec} <- Package.install(uv, config, python, purelib, dir, print) do
+    with {:ok, _said} <- ensure_lock(uv, config, project, options),
+         {:ok, _said} <- make_venv(uv, config, venv, earlier, options),
+         {:ok, _said} <- sync(uv, config, project, venv, options),
+         {:ok, python, purelib} <- facts(venv),
+         {:ok, codec} <- Package.install(uv, config, Path.join(venv, "bin/python"), purelib, print) do
       print.("==> PyPort: compiling bytecode\n")
       # A file that is not Python of this version stays uncompiled, and nothing is lost.
-      System.cmd(python, ["-I", "-c", @bytecode, purelib], stderr_to_stdout: true)
-      for name <- ~w(port-server wheel), do: File.rm_rf(Path.join(dir, name))
-      %{os: os, machine: machine, libc: libc} = Platform.here()
+      run(venv, [@bytecode, purelib])
+      python = Map.put(python, :packages_dir, Path.relative_to(purelib, dir))
 
-      python = %{
-        version: version,
-        executable: "venv/bin/python",
-        base_executable: base_executable,
-        base_prefix: base_prefix,
-        packages_dir: Path.relative_to(purelib, dir)
+      built = %{
+        name: config.name,
+        kind: :venv,
+        dir: Path.basename(dir),
+        uv: uv.version,
+        codec: codec,
+        python: python,
+        glibc: Inventory.glibc(purelib),
+        packages: Inventory.packages(purelib)
       }
 
-      {:ok,
-       %{
-         name: config.name,
-         kind: :venv,
-         dir: Path.basename(dir),
-         config: Config.digest(config),
-         lock: lock_digest(config),
-         source: Package.digest(),
-         uv: uv.version,
-         os: os,
-         machine: machine,
-         libc: libc,
-         glibc: Inventory.glibc(purelib),
-         codec: codec,
-         python: python,
-         packages: Inventory.packages(purelib)
-       }}
+      {:ok, Map.merge(wanted(config), built)}
     end
   end
+
+  defp run(venv, code),
+    do: System.cmd(Path.join(venv, "bin/python"), ["-I", "-c" | code], stderr_to_stdout: true)
 
   # A project that is given as text gets a directory, in which relative paths would mean nothing: those need `project:`.
   defp project!(%Config{project: nil} = config, dir) do
@@ -217,7 +201,7 @@ defmodule PyPort.Env.Build do
 
   defp project!(%Config{project: project}, _dir), do: project
 
-  defp ensure_lock(uv, config, project, print) do
+  defp ensure_lock(uv, config, project, options) do
     lock = Config.lock_path(config)
 
     cond do
@@ -225,42 +209,38 @@ defmodule PyPort.Env.Build do
         {:error, "there is no pyproject.toml in #{project} (the option project:)"}
 
       File.exists?(lock) ->
-        :ok
+        {:ok, "it is there"}
 
       config.frozen ->
         {:error,
          "frozen: true needs the lock #{lock}, and there is none: run `mix py_port.lock` and commit it"}
 
       true ->
-        make_lock(uv, config, project, [], print)
+        make_lock(uv, config, project, [], options)
     end
   end
 
-  defp make_lock(uv, config, project, more, print) do
+  defp make_lock(uv, config, project, more, options) do
     args = ["lock"] ++ more ++ python_args(config) ++ Config.index_args(config)
 
-    with {:ok, _said} <- Uv.run(uv, config, args, cd: project, print: print) do
-      if config.project == nil,
-        do: Manifest.replace!(Config.lock_path(config), File.read!(Path.join(project, "uv.lock")))
-
-      :ok
+    with {:ok, said} <- Uv.run(uv, config, args, options) do
+      # In a project of its own it is there already.
+      Manifest.replace!(Config.lock_path(config), File.read!(Path.join(project, "uv.lock")))
+      {:ok, said}
     end
   end
 
   # The packages of the earlier environment are linked, so that uv adds and removes only what differs.
-  defp make_venv(uv, config, project, venv, earlier, print) do
-    with true <- not config.force and reusable?(uv, config, project, earlier),
+  defp make_venv(uv, config, venv, earlier, options) do
+    with true <- not config.force and reusable?(uv, config, earlier, options),
          {:ok, _manifest, dir} = earlier,
-         {_said, 0} <- System.cmd("cp", [copy_flags(), Path.join(dir, "venv"), venv], stderr_to_stdout: true) do
-      :ok
+         {said, 0} <- System.cmd("cp", [copy_flags(), Path.join(dir, "venv"), venv], stderr_to_stdout: true) do
+      {:ok, said}
     else
       _no_earlier_one ->
         File.rm_rf!(venv)
         args = ["venv", "--quiet", "--relocatable", "--prompt", to_string(config.name)]
-
-        with {:ok, _said} <-
-               Uv.run(uv, config, args ++ python_args(config) ++ [venv], cd: project, print: print),
-             do: :ok
+        Uv.run(uv, config, args ++ python_args(config) ++ [venv], options)
     end
   end
 
@@ -268,29 +248,26 @@ defmodule PyPort.Env.Build do
   defp copy_flags, do: if(match?({:unix, :darwin}, :os.type()), do: "-RPpc", else: "-RPpl")
 
   # Whole, and with the Python that uv would take for a new one.
-  defp reusable?(uv, config, project, {:ok, %{kind: :venv} = manifest, dir}) do
+  defp reusable?(uv, config, {:ok, manifest, dir}, options) do
     args = ["python", "find", "--system"] ++ Enum.drop(python_args(config), 1)
 
     with nil <- Check.problem(manifest, dir, Platform.here()),
-         {:ok, said} <- Uv.run(uv, config, args, cd: project) do
+         {:ok, said} <- Uv.run(uv, config, args, Keyword.delete(options, :print)) do
       inode(String.trim(said)) == inode(manifest.python.base_executable)
     else
       _problem -> false
     end
   end
 
-  defp reusable?(_uv, _config, _project, _none), do: false
+  defp reusable?(_uv, _config, :error, _options), do: false
 
   defp inode(path), do: with({:ok, stat} <- File.stat(path), do: {stat.major_device, stat.inode})
 
-  defp sync(uv, config, project, venv, print) do
+  defp sync(uv, config, project, venv, options) do
     # Without --python uv replaces an environment whose Python is not the one it would choose.
-    args =
-      ["sync", "--locked", "--no-dev", "--no-editable", "--python", Path.join(venv, "bin/python")] ++
-        own_packages(config, project) ++ Config.index_args(config) ++ config.extra_args
-
-    env = [{"UV_PROJECT_ENVIRONMENT", venv}]
-    with {:ok, _said} <- Uv.run(uv, config, args, cd: project, env: env, print: print), do: :ok
+    args = ["sync", "--locked", "--no-dev", "--no-editable", "--python", Path.join(venv, "bin/python")]
+    more = own_packages(config, project) ++ Config.index_args(config) ++ config.extra_args
+    Uv.run(uv, config, args ++ more, options)
   end
 
   # uv keeps the wheel of a directory until its pyproject.toml changes; another file in it may be why we are here.
@@ -306,10 +283,22 @@ defmodule PyPort.Env.Build do
   defp python_args(%Config{python: nil}), do: []
   defp python_args(%Config{python: python}), do: ["--python", python]
 
-  defp facts(python) do
-    case System.cmd(python, ["-I", "-c", @facts], stderr_to_stdout: true) do
-      {said, 0} -> {:ok, String.split(said, "\n", trim: true)}
-      {said, _status} -> {:error, said}
+  defp facts(venv) do
+    case run(venv, [@facts]) do
+      {said, 0} ->
+        [version, executable, prefix, purelib] = String.split(said, "\n", trim: true)
+
+        python = %{
+          executable: "venv/bin/python",
+          version: version,
+          base_executable: executable,
+          base_prefix: prefix
+        }
+
+        {:ok, python, purelib}
+
+      {said, _status} ->
+        {:error, said}
     end
   end
 end

@@ -11,7 +11,7 @@ defmodule PyPort.Env.BuildLock do
   lock -n || { echo wait; lock; }
   echo "$2" >"$1"
   echo run
-  exec cat >/dev/null
+  read -r _
   """
 
   @doc """
@@ -30,7 +30,16 @@ defmodule PyPort.Env.BuildLock do
     try do
       fun.()
     after
-      if Port.info(port), do: Port.close(port)
+      # The next caller finds it free.
+      if Port.info(port), do: release(port)
+    end
+  end
+
+  defp release(port) do
+    Port.command(port, "\n")
+
+    receive do
+      {^port, {:exit_status, _status}} -> :ok
     end
   end
 

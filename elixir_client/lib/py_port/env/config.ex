@@ -6,23 +6,8 @@ defmodule PyPort.Env.Config do
   defstruct [:name, :pyproject_toml, :project, :python, :uv, :uv_version, :cache_dir, :host_dir] ++
               [native_tls: false, offline: false, frozen: false, force: false, index: [], extra_args: []]
 
-  @type index :: String.t() | {:extra, String.t()}
-  @type t :: %__MODULE__{
-          name: atom(),
-          pyproject_toml: String.t() | nil,
-          project: Path.t() | nil,
-          python: String.t() | nil,
-          uv: Path.t() | nil,
-          uv_version: String.t() | nil,
-          cache_dir: Path.t() | nil,
-          host_dir: Path.t(),
-          native_tls: boolean(),
-          offline: boolean(),
-          frozen: boolean(),
-          force: boolean(),
-          index: [index()],
-          extra_args: [String.t()]
-        }
+  @typedoc "The options of `PyPort.Env`, and the name and the application's directory."
+  @type t :: %__MODULE__{name: atom(), host_dir: Path.t()}
 
   @sources [:pyproject_toml, :project]
   @flags [:native_tls, :offline, :frozen, :force]
@@ -50,9 +35,7 @@ defmodule PyPort.Env.Config do
     known!(config, @sources ++ @shared ++ [:environments], ":uv_init")
     {named, top} = Keyword.pop(config, :environments, [])
 
-    unless Keyword.keyword?(named),
-      do: raise(ArgumentError, ":environments must be a keyword list, got: #{inspect(named)}")
-
+    keyword!(named, ":environments")
     default = if Enum.any?(@sources, &top[&1]), do: [default: top], else: []
 
     if default != [] and Keyword.has_key?(named, :default),
@@ -102,13 +85,17 @@ defmodule PyPort.Env.Config do
     %{config | project: project, cache_dir: cache, index: List.wrap(config.index)}
   end
 
-  defp known!(options, known, what) do
-    unless Keyword.keyword?(options),
-      do: raise(ArgumentError, "#{what} must be a keyword list, got: #{inspect(options)}")
+  defp keyword!(options, what),
+    do:
+      Keyword.keyword?(options) ||
+        raise(ArgumentError, "#{what} must be a keyword list, got: #{inspect(options)}")
 
-    for {option, _value} <- options, option not in known do
-      raise ArgumentError,
-            "unknown option #{inspect(option)} for #{what}. Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
+  defp known!(options, known, what) do
+    keyword!(options, what)
+
+    with [{option, _value} | _] <- Keyword.drop(options, known) do
+      known = Enum.map_join(known, ", ", &inspect/1)
+      raise ArgumentError, "unknown option #{inspect(option)} for #{what}. Known options: #{known}"
     end
   end
 

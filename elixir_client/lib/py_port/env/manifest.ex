@@ -7,22 +7,16 @@ defmodule PyPort.Env.Manifest do
   @format 2
 
   @type package :: %{name: String.t(), version: String.t(), record: String.t()}
+  @typedoc "See `PyPort.Env.Build`, which makes it. `glibc` is what its packages need, `libc` what it was built on."
   @type t :: %{
-          required(:name) => atom(),
-          required(:kind) => :venv | :carried,
-          required(:dir) => Path.t(),
-          required(:config) => String.t(),
-          required(:lock) => String.t() | nil,
-          required(:source) => String.t(),
-          required(:uv) => String.t(),
-          required(:os) => String.t(),
-          required(:machine) => String.t(),
-          required(:libc) => PyPort.Env.Platform.libc(),
-          required(:glibc) => String.t() | nil,
-          required(:codec) => String.t(),
-          required(:python) => %{atom() => String.t()},
-          required(:packages) => [package()],
-          optional(:format) => pos_integer()
+          :name => atom(),
+          :kind => :venv | :carried,
+          :dir => Path.t(),
+          :python => %{atom() => String.t()},
+          :packages => [package()],
+          :libc => PyPort.Env.Platform.libc(),
+          :glibc => String.t() | nil,
+          atom() => term()
         }
 
   @spec path(base :: Path.t(), name :: atom()) :: Path.t()
@@ -52,16 +46,12 @@ defmodule PyPort.Env.Manifest do
   @doc "Writes a file so that readers see the old content or the new one; an unchanged file is not touched."
   @spec replace!(Path.t(), binary()) :: :ok
   def replace!(path, content) do
+    aside = "#{path}.#{System.pid()}-#{System.unique_integer([:positive])}"
+
     unless File.read(path) == {:ok, content} do
       File.mkdir_p!(Path.dirname(path))
-      aside = "#{path}.#{System.pid()}-#{System.unique_integer([:positive])}"
-
-      try do
-        File.write!(aside, content)
-        File.rename!(aside, path)
-      after
-        File.rm(aside)
-      end
+      File.write!(aside, content)
+      File.rename!(aside, path)
     end
 
     :ok

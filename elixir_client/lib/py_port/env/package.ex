@@ -1,16 +1,13 @@
 defmodule PyPort.Env.Package do
-  # Installs the port server into an environment: from a wheel that fits, else from one that is built here. Without
-  # either it runs from the source that this library carries, on the codec in Python. The two packages that it needs
-  # come at the versions and hashes that this library was released with.
+  # Installs the port server into an environment: from a wheel that `make wheel` has put into priv, else from the source
+  # that this library carries; if neither can be installed it runs from that source, on the codec in Python. The two
+  # packages that it needs come at the versions and hashes that this library was released with.
   #
   # None of them is part of the application's lock, which must not change because this library does. Versions that the
   # application's own lock has brought stay.
   @moduledoc false
 
   alias PyPort.Env.{Config, Inventory, Platform, Uv}
-
-  # Part of a wheel, and no reason to build one.
-  @prose ~w(README.md LICENSE)
 
   @codec "import sys; sys.path += sys.argv[1:]; from port_server.etf import codec_name; print(codec_name)"
 
@@ -24,7 +21,9 @@ defmodule PyPort.Env.Package do
   @doc "A fingerprint of the source: an environment with another one holds an earlier port server."
   @spec digest() :: String.t()
   def digest do
-    files = for {name, path} <- sources(), name not in @prose, do: [name, 0, File.read!(path), 0]
+    files =
+      for {name, path} <- sources(), name not in ~w(README.md LICENSE), do: [name, 0, File.read!(path), 0]
+
     Config.fingerprint([files, requirements_text()])
   end
 
@@ -39,37 +38,54 @@ defmodule PyPort.Env.Package do
     Enum.sort(for(path <- code, do: {Path.relative_to(path, root), path}) ++ build)
   end
 
-  @doc """
-  The directory name of wheels of this source for this machine. The kind of libc stands in it, because the tag of a
-  wheel that was built here (`linux_x86_64`) does not tell it.
-  """
-  @spec wheel_dir() :: String.t()
-  def wheel_dir do
-    %{os: os, machine: machine, libc: libc} = Platform.here()
-    Enum.join([digest(), os, machine] ++ if(libc == :unknown, do: [], else: [elem(libc, 0)]), "-")
-  end
+  @doc "The name of the directory for this source on this platform. The tag of a wheel does not tell the kind of libc."
+  @spec directory() :: String.t()
+  def directory, do: "#{digest()}-#{Platform.kind()}"
 
   @doc "Installs the server and gives the codec that it runs on."
-  @spec install(Uv.t(), Config.t(), python :: Path.t(), purelib :: Path.t(), scratch :: Path.t(), Uv.print()) ::
+  @spec install(Uv.t(), Config.t(), python :: Path.t(), purelib :: Path.t(), Uv.print()) ::
           {:ok, codec :: String.t()} | {:error, String.t()}
-  def install(uv, config, python, purelib, scratch, print) do
-    kept = Path.join([Config.cache_dir(config), "wheels", wheel_dir()])
-    # A wheel for another glibc or Python installs, and does not load.
-    native? = fn dir -> wheel(uv, config, python, dir) == :ok and codec(python) == {:ok, "native"} end
+  def install(uv, config, python, purelib, print) do
+    source = source!(config)
+    args = ~w(pip install --no-deps --python #{python})
 
-    with :ok <- requirements(uv, config, python, purelib, print) do
-      unless Enum.any?([Path.join([priv(), "wheels", wheel_dir()]), kept], native?),
-        do: build(uv, config, python, kept, scratch, print)
+    run = fn more, options ->
+      Uv.run(uv, config, args ++ more ++ Config.index_args(config), [cd: source] ++ options)
+    end
+
+    with {:ok, _said} <- requirements(purelib, source, &run.(&1, print: print)) do
+      wheels = Path.wildcard(Path.join([priv(), "wheels", directory(), "*.whl"]))
+
+      # uv keeps what it has built: for another libc, or before there was a compiler. Then it builds once more.
+      tries = for(wheel <- wheels, do: [wheel]) ++ [[source], ["--reinstall-package=port-server", source]]
+
+      Enum.reduce_while(tries, nil, fn what, _last ->
+        if what == [source], do: print.("==> PyPort: building the port server for this Python\n")
+        result = run.(["--quiet" | what], [])
+        if codec(python) == {:ok, "native"}, do: {:halt, nil}, else: {:cont, result}
+      end)
+      |> complain(print)
 
       codec(python)
     end
   end
 
-  defp wheel(uv, config, python, dir) do
-    args =
-      ~w(pip install --quiet --no-deps --no-index --reinstall --find-links #{dir} --python #{python} port-server)
+  # At one path for each version, because uv caches what it builds by the path.
+  defp source!(config) do
+    dir = Path.join([Config.cache_dir(config), "port-server", directory()])
+    aside = "#{dir}.#{System.pid()}-#{System.unique_integer([:positive])}"
 
-    with [_ | _] <- Path.wildcard(Path.join(dir, "*.whl")), {:ok, _said} <- Uv.run(uv, config, args), do: :ok
+    unless File.dir?(dir) do
+      for {name, path} <- sources() do
+        File.mkdir_p!(Path.dirname(Path.join(aside, name)))
+        File.cp!(path, Path.join(aside, name))
+      end
+
+      # Another process may have been faster.
+      with {:error, _exists} <- File.rename(aside, dir), do: File.rm_rf(aside)
+    end
+
+    dir
   end
 
   defp codec(python) do
@@ -79,58 +95,31 @@ defmodule PyPort.Env.Package do
     end
   end
 
-  defp requirements(uv, config, python, purelib, print) do
+  defp requirements(purelib, scratch, install) do
     installed = for %{name: name} <- Inventory.packages(purelib), do: normal(name)
     # `name==1.2 \` and its hashes on the lines that follow.
     entries = requirements_text() |> String.split(~r/\n(?=\w)/, trim: true)
     missing = Enum.reject(entries, &((&1 |> String.split("==") |> hd() |> normal()) in installed))
-    file = Path.join(Path.dirname(purelib), "port-server-requirements.txt")
-
-    args =
-      ~w(pip install --no-deps --require-hashes --python #{python} -r #{file}) ++ Config.index_args(config)
-
-    if missing == [] do
-      :ok
-    else
-      File.write!(file, Enum.intersperse(missing, "\n"))
-      result = Uv.run(uv, config, args, print: print)
-      File.rm(file)
-      with {:ok, _said} <- result, do: :ok
-    end
+    file = Path.join(scratch, "requirements-#{System.pid()}.txt")
+    File.write!(file, Enum.intersperse(missing, "\n"))
+    result = if missing == [], do: {:ok, ""}, else: install.(["--require-hashes", "-r", file])
+    File.rm(file)
+    result
   end
 
   defp requirements_text, do: File.read!(Path.join(package_dir(), "requirements.txt"))
 
   defp normal(name), do: name |> String.downcase() |> String.replace(~r/[-_.]+/, "-")
 
-  defp build(uv, config, python, kept, scratch, print) do
-    print.("==> PyPort: building the port server for this Python\n")
-    source = Path.join(scratch, "port-server")
+  defp complain(nil, _print), do: :ok
 
-    for {name, path} <- sources() do
-      File.mkdir_p!(Path.dirname(Path.join(source, name)))
-      File.cp!(path, Path.join(source, name))
-    end
+  defp complain(result, print) do
+    {why, said} = with {:ok, _said} <- result, do: {"no C compiler or no Python headers", ""}
 
-    out = Path.join(scratch, "wheel")
-    args = ~w(build --wheel --quiet --no-config --python #{python} --out-dir #{out} #{source})
-
-    with {:ok, _said} <- Uv.run(uv, config, args ++ Config.index_args(config), cd: scratch),
-         :ok <- wheel(uv, config, python, out) do
-      # A wheel without the binary is not kept: a compiler may come. A cache that cannot be written costs time only.
-      if codec(python) == {:ok, "native"},
-        do: with(:ok <- File.mkdir_p(kept), do: File.cp_r(out, kept)),
-        else: complain("no C compiler or no Python headers", "", print)
-    else
-      {:error, said} -> complain("it could not be built", said, print)
-      [] -> complain("the build has left no wheel", "", print)
-    end
-  end
-
-  defp complain(why, said, print) do
     print.(
-      "==> PyPort: note: the native codec is missing (#{why}), so the slower one in Python answers. Debian: apt-get " <>
-        "install gcc libc6-dev python3-dev; Alpine: apk add gcc musl-dev python3-dev; then mix py_port.sync --force\n"
+      "==> PyPort: note: the native codec is missing (#{if why == :error, do: "the build failed", else: why}), so the slower " <>
+        "one in Python answers. Debian: apt-get install gcc libc6-dev python3-dev; Alpine: apk add gcc musl-dev " <>
+        "python3-dev; then mix py_port.sync --force\n"
     )
 
     print.(for line <- said |> String.split("\n", trim: true) |> Enum.take(-5), do: ["    ", line, "\n"])

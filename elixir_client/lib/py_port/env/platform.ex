@@ -42,6 +42,13 @@ defmodule PyPort.Env.Platform do
     end
   end
 
+  @doc "Names the kinds of binaries that run here: `linux-x86_64-glibc`."
+  @spec kind() :: String.t()
+  def kind do
+    %{os: os, machine: machine, libc: libc} = here()
+    Enum.join([os, machine] ++ if(libc == :unknown, do: [], else: [elem(libc, 0)]), "-")
+  end
+
   @doc "A dotted version as numbers, for comparison."
   @spec numbers(String.t()) :: [non_neg_integer()]
   def numbers(version),

@@ -13,9 +13,6 @@ defmodule PyPort.Env.Uv do
   # Dependency groups (`--no-dev`), relocatable environments and the lock as it is now.
   @oldest "0.5.0"
 
-  # From here on the flag has this name; the earlier one still works there, with a warning.
-  @system_certs_since "0.11.0"
-
   # uv would take these as orders about another project, or against our own flags.
   @unset ~w(VIRTUAL_ENV CONDA_PREFIX PYTHONHOME PYTHONPATH UV_FROZEN UV_LOCKED UV_PROJECT UV_WORKING_DIR UV_ACTIVE) ++
            ~w(UV_REQUIRE_HASHES)
@@ -38,9 +35,8 @@ defmodule PyPort.Env.Uv do
 
   @doc "The uv to use; one of the version `uv_version:` is fetched where there is none."
   @spec find(Config.t(), print()) :: {:ok, t()} | {:error, String.t()}
-  def find(config, print) do
-    with {:fetch, version} <- look(config), do: fetch(config, version, print)
-  end
+  def find(config, print),
+    do: with({:fetch, version} <- look(config), do: fetch(config, version, print))
 
   @doc "The same without fetching: `uv:`, else the one on the PATH, else the one in our cache."
   @spec look(Config.t()) :: {:ok, t()} | {:fetch, version :: String.t()} | {:error, String.t()}
@@ -51,23 +47,20 @@ defmodule PyPort.Env.Uv do
     end
   end
 
-  def look(%Config{uv_version: nil}) do
-    with {:error, words} <- on_path(), do: {:error, "#{words}. #{@install}, or set uv_version:"}
-  end
+  def look(%Config{uv_version: nil}),
+    do: with({:error, words} <- on_path(), do: {:error, "#{words}. #{@install}, or set uv_version:"})
 
   def look(%Config{uv_version: version} = config) do
-    cached = probe(Path.join(cached(config, version), "bin/uv"))
+    cached = cached(config, version)
 
-    case Enum.find([on_path(), cached], &match?({:ok, %{version: ^version}}, &1)) do
-      {:ok, uv} -> {:ok, uv}
-      nil when config.offline -> {:error, offline(config, version)}
-      nil -> {:fetch, version}
+    case Enum.find([on_path(), probe(cached)], &match?({:ok, %{version: ^version}}, &1)) do
+      nil when config.offline ->
+        {:error,
+         "uv #{version} is neither on the PATH nor #{cached}, and offline: true forbids to fetch it. #{@install}"}
+
+      found ->
+        found || {:fetch, version}
     end
-  end
-
-  defp offline(config, version) do
-    "uv #{version} is neither on the PATH nor in #{Config.cache_dir(config)}, and offline: true forbids to fetch it. " <>
-      "Build once with the network, or install it"
   end
 
   defp on_path do
@@ -81,7 +74,7 @@ defmodule PyPort.Env.Uv do
   defp probe(path) do
     with {said, 0} <- System.cmd(path, ["--version"], stderr_to_stdout: true),
          [_, version] <- Regex.run(~r/^uv (\d+\.\d+\.\d+)/, said) do
-      if older?(version, @oldest),
+      if Platform.numbers(version) < Platform.numbers(@oldest),
         do: {:error, "#{path} is uv #{version}; it has to be #{@oldest} or newer"},
         else: {:ok, %__MODULE__{path: path, version: version}}
     else
@@ -93,91 +86,62 @@ defmodule PyPort.Env.Uv do
   end
 
   # A cache may be shared between machines, or stages of an image, of different kinds.
-  defp cached(config, version) do
-    %{os: os, machine: machine, libc: libc} = Platform.here()
-    kind = if libc == :unknown, do: os, else: elem(libc, 0)
-    Path.join([Config.cache_dir(config), "uv-bin", "#{version}-#{kind}-#{machine}"])
-  end
+  defp cached(config, version),
+    do: Path.join([Config.cache_dir(config), "uv-bin", "#{version}-#{Platform.kind()}", "bin/uv"])
 
   # A uv of another version fetches this one, else pip does. Both compare the SHA-256 with the index's.
   defp fetch(config, version, print) do
-    target = cached(config, version)
-    aside = "#{target}.#{System.pid()}-#{System.unique_integer([:positive])}"
-    print.("==> PyPort: fetching uv #{version} into #{target}\n")
-
-    try do
-      with {:ok, _said} <- fetch_with(config, ["--no-deps", "--target", aside, "uv==#{version}"], print) do
-        File.mkdir_p!(Path.dirname(target))
-        # Fails if another process was faster.
-        File.rename(aside, target)
-        probe(Path.join(target, "bin/uv"))
-      end
-    after
-      File.rm_rf(aside)
-    end
-  end
-
-  defp fetch_with(config, what, print) do
+    path = cached(config, version)
+    print.("==> PyPort: fetching uv #{version} into #{Path.dirname(path)}\n")
+    target = path |> Path.dirname() |> Path.dirname()
+    what = ["install", "--no-deps", "--upgrade", "--target", target, "uv==#{version}"]
     python = System.find_executable("python3")
 
-    case on_path() do
-      {:ok, uv} ->
-        run(uv, config, ["pip", "install"] ++ what ++ Config.index_args(config), print: print)
+    fetched =
+      case on_path() do
+        {:ok, uv} ->
+          run(uv, config, ["pip" | what] ++ Config.index_args(config), print: print)
 
-      {:error, words} when python == nil ->
-        {:error, "#{words}, and there is no python3 with pip to fetch it with. #{@install}"}
+        {:error, words} ->
+          index = for url when is_binary(url) <- Enum.take(config.index, 1), do: "--index-url=#{url}"
+          pip = ["-m", "pip"] ++ what ++ ["--quiet", "--only-binary=:all:"] ++ index
+          result = if python, do: run(%{path: python}, config, pip), else: {:error, "there is no python3"}
 
-      {:error, words} ->
-        index = for url when is_binary(url) <- Enum.take(config.index, 1), do: "--index-url=#{url}"
-        pip = [python, "-m", "pip", "install", "--quiet", "--only-binary=:all:"] ++ index ++ what
+          with {:error, said} <- result,
+               do: {:error, "#{words}, and pip could not fetch it: #{String.trim(said)}. #{@install}"}
+      end
 
-        case stream(pip, print: print) do
-          {said, 0} ->
-            {:ok, said}
-
-          {said, _} ->
-            {:error, "#{words}, and python3 -m pip could not fetch it: #{String.trim(said)}. #{@install}"}
-        end
-    end
+    with {:ok, _said} <- fetched, do: probe(path)
   end
-
-  @doc "The flags that every command gets."
-  @spec global_args(t(), Config.t()) :: [String.t()]
-  def global_args(uv, config) do
-    tls = if older?(uv.version, @system_certs_since), do: "--native-tls", else: "--system-certs"
-    if(config.offline, do: ["--offline"], else: []) ++ if(config.native_tls, do: [tls], else: [])
-  end
-
-  defp older?(version, than), do: Platform.numbers(version) < Platform.numbers(than)
 
   @doc """
   Runs uv, passes its output on as it comes, and gives all of it at the end.
 
   Options: `:cd`, `:env` (more variables), `:print`.
   """
-  @spec run(t(), Config.t(), [String.t()], keyword()) :: {:ok, String.t()} | {:error, String.t()}
+  @spec run(%{path: Path.t()}, Config.t(), [String.t()], keyword()) ::
+          {:ok, String.t()} | {:error, String.t()}
   def run(uv, config, args, options \\ []) do
     cache =
       for dir when is_binary(dir) <- [config.cache_dir], do: {"UV_CACHE_DIR", Path.join(dir, "uv-cache")}
 
-    env = Keyword.get(options, :env, []) ++ cache ++ Enum.map(@unset, &{&1, nil})
+    # uv has renamed the second one.
+    tls = for name <- ~w(UV_SYSTEM_CERTS UV_NATIVE_TLS), config.native_tls, do: {name, "1"}
+    offline = if config.offline, do: [{"UV_OFFLINE", "1"}], else: []
 
-    case stream([uv.path | args] ++ global_args(uv, config), Keyword.put(options, :env, env)) do
+    set =
+      for {name, value} <- (options[:env] || []) ++ cache ++ tls ++ offline,
+          do: {to_charlist(name), to_charlist(value)}
+
+    env = set ++ for name <- @unset, do: {to_charlist(name), false}
+    settings = [:binary, :exit_status, :hide, args: ["-c", @shell, "sh", uv.path | args], env: env]
+    port = Port.open({:spawn_executable, "/bin/sh"}, settings ++ Keyword.take(options, [:cd]))
+
+    case collect(port, options[:print] || fn _data -> :ok end, []) do
       {output, 0} -> {:ok, output}
-      {"", status} -> {:error, "uv ended with status #{status}"}
+      {"", status} -> {:error, "#{Path.basename(uv.path)} ended with status #{status}"}
       {output, _status} -> {:error, output}
     end
-  end
-
-  # Runs a program that ends with us.
-  defp stream(command, options) do
-    env =
-      for {name, value} <- options[:env] || [],
-          do: {to_charlist(name), if(value, do: to_charlist(value), else: false)}
-
-    settings = [:binary, :exit_status, :hide, args: ["-c", @shell, "sh" | command], env: env]
-    port = Port.open({:spawn_executable, "/bin/sh"}, settings ++ Keyword.take(options, [:cd]))
-    collect(port, options[:print] || fn _data -> :ok end, [])
   end
 
   defp collect(port, print, said) do

@@ -111,14 +111,12 @@ defmodule PyPort.Env.CheckTest do
     assert refused(stamp, dir, @here) =~ "built for another kind of machine"
   end
 
-  # Tags of real wheels, and a binary that was compiled without one.
+  # Tags of real wheels.
   describe "the glibc that packages need" do
-    defp package(dir, name, tags, files \\ []) do
+    defp package(dir, name, tags) do
       info = Path.join(dir, "#{name}-1.0.dist-info")
       File.mkdir_p!(info)
       File.write!(Path.join(info, "WHEEL"), Enum.map(tags, &"Tag: #{&1}\n"))
-      File.write!(Path.join(info, "RECORD"), Enum.map(files, fn {file, _} -> "#{file},sha256=x,1\n" end))
-      for {file, content} <- files, do: File.write!(Path.join(dir, file), content)
     end
 
     test "is the newest that a tag names, of several tags of a wheel the oldest", %{tmp_dir: dir} do
@@ -128,13 +126,6 @@ defmodule PyPort.Env.CheckTest do
       package(purelib, "old", ["cp312-cp312-manylinux_2_5_x86_64", "cp312-cp312-manylinux1_x86_64"])
       package(purelib, "new", ["cp312-cp312-manylinux_2_28_x86_64", "cp312-cp312-manylinux_2_27_x86_64"])
       assert Inventory.glibc(purelib) == "2.27"
-    end
-
-    test "is that of its symbols for a binary that was compiled here", %{tmp_dir: dir} do
-      purelib = Path.join(dir, "site")
-      symbols = "\x7fELF\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_PRIVATE\0"
-      package(purelib, "own", ["cp312-cp312-linux_x86_64"], [{"own.so", symbols}, {"own.py", "\0GLIBC_2.99"}])
-      assert Inventory.glibc(purelib) == "2.34"
     end
   end
 

@@ -88,7 +88,7 @@ defmodule PyPort.Env.UvTest do
     assert words =~ "No module named pip" and words =~ "Install uv"
     File.rm!(python)
     assert {:error, words} = Uv.find(%{config | uv_version: "0.8.2"}, &silent/1)
-    assert words =~ "no python3 with pip"
+    assert words =~ "there is no python3"
     assert Path.wildcard(Path.join(config.cache_dir, "uv-bin/0.8.2*")) == []
   end
 
@@ -106,12 +106,19 @@ defmodule PyPort.Env.UvTest do
     assert words =~ "pip install uv"
   end
 
-  test "the system's certificates have had two names" do
-    uv = %Uv{path: "uv", version: "0.10.12"}
-    assert Uv.global_args(uv, %Config{native_tls: true}) == ["--native-tls"]
-    uv = %Uv{path: "uv", version: "0.12.1"}
-    assert Uv.global_args(uv, %Config{native_tls: true, offline: true}) == ["--offline", "--system-certs"]
-    assert Uv.global_args(uv, %Config{}) == []
+  test "offline: and native_tls: hold for every command, the second under both of its names", %{
+    dir: dir,
+    config: config
+  } do
+    uv = FakeUv.write(dir, %{"sync" => ~S(echo "$UV_OFFLINE,$UV_SYSTEM_CERTS,$UV_NATIVE_TLS")})
+
+    said = fn options ->
+      Uv.run(%Uv{path: uv, version: "0.9.9"}, Map.merge(config, Map.new(options)), ["sync"])
+    end
+
+    assert said.(native_tls: true, offline: true) == {:ok, "1,1,1\n"}
+    assert said.(offline: true) == {:ok, "1,,\n"}
+    assert said.([]) == {:ok, ",,\n"}
   end
 
   test "what it says is handed on while it works, both streams in order", %{dir: dir, config: config} do
