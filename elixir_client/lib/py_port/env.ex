@@ -40,7 +40,7 @@ defmodule PyPort.Env do
     * `:force` - build even where nothing has changed. Default: `false`.
     * `:index` - the URL of a package index instead of PyPI, or a list of it and of `{:extra, "URL"}`.
     * `:native_tls` - trust the certificates that this system trusts, for proxies that inspect TLS. Default: `false`.
-    * `:cache_dir` - where caches live: ours (a private uv, wheels of the port server) and uv's. Default: ours in the
+    * `:cache_dir` - where caches live: ours (a private uv, the source of the port server) and uv's. Default: ours in the
       user's cache directory, uv's where uv has it.
     * `:extra_args` - more words for `uv sync`, such as `["--extra", "gpu"]`.
   """
@@ -63,7 +63,8 @@ defmodule PyPort.Env do
   def interpreter(name) do
     # After a failed build an earlier environment is not the one that is asked for.
     with nil <- failure(name), {:ok, manifest, dir} <- fetch(name) do
-      Build.use_dir(dir)
+      # What a release carries is never built again, and may be read-only.
+      unless release?() and Path.dirname(dir) == base(), do: Build.use_dir(dir)
       # The interpreter can go away under a running VM; the rest is checked once.
       words = Check.interpreter(manifest, dir) || once(manifest, dir)
       if words, do: {:error, words}, else: {:ok, Path.join(dir, manifest.python.executable)}

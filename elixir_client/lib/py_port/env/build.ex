@@ -115,7 +115,6 @@ defmodule PyPort.Env.Build do
   @spec use_dir(Path.t()) :: :ok
   def use_dir(dir) do
     users = Path.join(dir, @users)
-    # A release may be read-only, and is never built again.
     with :ok <- File.mkdir_p(users), do: File.touch(Path.join(users, System.pid()))
     :ok
   end

@@ -125,7 +125,7 @@ defmodule PyPort.Env.Config do
     end)
   end
 
-  @doc "Our own cache: uv, wheels of the port server, environments of scripts."
+  @doc "Our own cache: uv, the source of the port server, environments of scripts."
   @spec cache_dir(t()) :: Path.t()
   def cache_dir(%__MODULE__{cache_dir: dir}) when is_binary(dir), do: dir
 

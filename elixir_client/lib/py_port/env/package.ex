@@ -114,14 +114,16 @@ defmodule PyPort.Env.Package do
   defp complain(nil, _print), do: :ok
 
   defp complain(result, print) do
-    {why, said} = with {:ok, _said} <- result, do: {"no C compiler or no Python headers", ""}
+    said = with {:ok, _said} <- result, do: {:error, ""}
 
     print.(
-      "==> PyPort: note: the native codec is missing (#{if why == :error, do: "the build failed", else: why}), so the slower " <>
-        "one in Python answers. Debian: apt-get install gcc libc6-dev python3-dev; Alpine: apk add gcc musl-dev " <>
-        "python3-dev; then mix py_port.sync --force\n"
+      "==> PyPort: note: the native codec is missing (no C compiler or no Python headers), so the slower one in Python " <>
+        "answers. Debian: apt-get install gcc libc6-dev python3-dev; Alpine: apk add gcc musl-dev python3-dev; then mix " <>
+        "py_port.sync --force\n"
     )
 
-    print.(for line <- said |> String.split("\n", trim: true) |> Enum.take(-5), do: ["    ", line, "\n"])
+    print.(
+      for line <- said |> elem(1) |> String.split("\n", trim: true) |> Enum.take(-5), do: ["    ", line, "\n"]
+    )
   end
 end

@@ -16,16 +16,9 @@ defmodule PyPort.Env.Platform do
     end
   end
 
-  @doc "The machine as `uname -m` names it, of the BEAM: a 64-bit kernel may run a 32-bit one."
+  @doc "The machine of the BEAM: a 64-bit kernel may run a 32-bit one."
   @spec machine() :: String.t()
-  def machine do
-    case architecture() |> String.split("-") |> hd() do
-      "amd64" -> "x86_64"
-      "arm64" -> "aarch64"
-      "arm" <> _version -> "armv7l"
-      machine -> machine
-    end
-  end
+  def machine, do: architecture() |> String.split("-") |> hd()
 
   # Named after the C library that the BEAM was compiled for: x86_64-pc-linux-gnu, x86_64-alpine-linux-musl.
   defp architecture, do: to_string(:erlang.system_info(:system_architecture))

@@ -81,7 +81,7 @@ defmodule PyPort.Env.BuildTest do
       {:ok, %{dir: second}, _dir} = Manifest.read(base, :default)
       assert second != first
       assert entries(base) == Enum.sort(["default.term", first, second])
-      # One build later nobody does any more.
+      # One build later no VM does.
       build(%{config | force: true}, base)
       refute first in entries(base)
     end

@@ -110,6 +110,11 @@ defmodule PyPort.Env.UvTest do
     dir: dir,
     config: config
   } do
+    for name <- ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"], was = System.get_env(name) do
+      System.delete_env(name)
+      on_exit(fn -> System.put_env(name, was) end)
+    end
+
     uv = FakeUv.write(dir, %{"sync" => ~S(echo "$UV_OFFLINE,$UV_SYSTEM_CERTS,$UV_NATIVE_TLS")})
 
     said = fn options ->
