@@ -213,7 +213,8 @@ defmodule PyPort.ErrorsReadWellTest do
       {~r/^ *<no Python frame>\n/m, ""},
       {~r/#PID<[\d.]+>/, "#PID<...>"},
       {~r/\(process \d+\)/, "(process ...)"},
-      {~r/This is Python [\w.+]+ \([^)]*\)( in no environment of config :py_port, :uv_init)?/, "This is Python ... (...)"},
+      {~r/This is Python [\w.+]+ \([^)]*\)( in no environment of config :py_port, :uv_init)?/,
+       "This is Python ... (...)"},
       {~r/0x[0-9a-f]{6,}/, "0x..."},
       {~r/(File ")\/[^"]*\/([^"\/]+", line )\d+/, "\\1.../\\2..."},
       # Marks below a line differ between versions of Python.

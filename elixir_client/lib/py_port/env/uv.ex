@@ -8,6 +8,8 @@ defmodule PyPort.Env.Uv do
   defstruct [:path, :version]
 
   @type t :: %__MODULE__{path: Path.t(), version: String.t()}
+  @typedoc "uv, or another program that is run like it."
+  @type program :: %{:path => Path.t(), optional(atom()) => term()}
   @type print :: (iodata() -> term())
 
   # Dependency groups (`--no-dev`), relocatable environments and the lock as it is now.
@@ -119,8 +121,7 @@ defmodule PyPort.Env.Uv do
 
   Options: `:cd`, `:env` (more variables), `:print`.
   """
-  @spec run(%{path: Path.t()}, Config.t(), [String.t()], keyword()) ::
-          {:ok, String.t()} | {:error, String.t()}
+  @spec run(program(), Config.t(), [String.t()], keyword()) :: {:ok, String.t()} | {:error, String.t()}
   def run(uv, config, args, options \\ []) do
     cache =
       for dir when is_binary(dir) <- [config.cache_dir], do: {"UV_CACHE_DIR", Path.join(dir, "uv-cache")}
