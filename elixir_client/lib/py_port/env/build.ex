@@ -248,7 +248,9 @@ defmodule PyPort.Env.Build do
 
   # Whole, and with the Python that uv would take for a new one.
   defp reusable?(uv, config, {:ok, manifest, dir}, options) do
-    args = ["python", "find", "--system"] ++ Enum.drop(python_args(config), 1)
+    # `uv python find` is the one command that does not read UV_PYTHON.
+    asked = Enum.find([config.python, System.get_env("UV_PYTHON")], &(&1 not in [nil, ""]))
+    args = ["python", "find", "--system"] ++ List.wrap(asked)
 
     with nil <- Check.problem(manifest, dir, Platform.here()),
          {:ok, said} <- Uv.run(uv, config, args, Keyword.delete(options, :print)) do

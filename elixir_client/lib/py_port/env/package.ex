@@ -9,6 +9,9 @@ defmodule PyPort.Env.Package do
 
   alias PyPort.Env.{Config, Inventory, Platform, Uv}
 
+  # uv builds a directory that is named by a command each time, and one that a file names once.
+  @from_source "from-source.txt"
+
   @codec "import sys; sys.path += sys.argv[1:]; from port_server.etf import codec_name; print(codec_name)"
 
   @doc "The directory with the source, for the path of a Python."
@@ -57,10 +60,11 @@ defmodule PyPort.Env.Package do
       wheels = Path.wildcard(Path.join([priv(), "wheels", directory(), "*.whl"]))
 
       # uv keeps what it has built: for another libc, or before there was a compiler. Then it builds once more.
-      tries = for(wheel <- wheels, do: [wheel]) ++ [[source], ["--reinstall-package=port-server", source]]
+      own = ["-r", Path.join(source, @from_source)]
+      tries = for(wheel <- wheels, do: [wheel]) ++ [own, ["--reinstall-package=port-server" | own]]
 
       Enum.reduce_while(tries, nil, fn what, _last ->
-        if what == [source], do: print.("==> PyPort: building the port server for this Python\n")
+        if what == own, do: print.("==> PyPort: building the port server for this Python\n")
         result = run.(["--quiet" | what], [])
         if codec(python) == {:ok, "native"}, do: {:halt, nil}, else: {:cont, result}
       end)
@@ -81,6 +85,7 @@ defmodule PyPort.Env.Package do
         File.cp!(path, Path.join(aside, name))
       end
 
+      File.write!(Path.join(aside, @from_source), "port-server @ file://#{URI.encode(dir)}\n")
       # Another process may have been faster.
       with {:error, _exists} <- File.rename(aside, dir), do: File.rm_rf(aside)
     end

@@ -140,6 +140,21 @@ defmodule PyPort.EnvTest do
     assert other != prefix
   end
 
+  test "another Python by UV_PYTHON builds from nothing", %{name: name, options: options, tmp_dir: dir} do
+    code = ~s([ -z "$4" ] && { #{FakeUv.python_found()}; exit; }; echo "$4")
+    FakeUv.write(Path.join(dir, "uv"), %{"python" => code})
+    made = fn -> Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "venv")) end
+    outdated = fn -> change(name, &%{&1 | source: "an earlier port server"}) end
+    :ok = uv_init(options)
+    outdated.()
+    :ok = uv_init(options)
+    assert made.() == 1
+    put_env("UV_PYTHON", "/bin/sh")
+    outdated.()
+    :ok = uv_init(options)
+    assert made.() == 2
+  end
+
   test "servers start in the earlier environment until the new one is whole", %{
     name: name,
     options: options,
