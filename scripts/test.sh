@@ -29,7 +29,7 @@ fi
 if [ -z "${MIX_TEST_ARGS:-}" ]; then
     say "ExUnit, with threads"
     cd "$project/elixir_client"
-    features="callbacks into_the_beam stream session object ownership output logging globals timeout"
+    features="callbacks callbacks/into_the_beam stream session object output server/async_delivery/logging request/globals request/timeout"
     # shellcheck disable=SC2046,SC2086  # several words are meant
     MIX_ENV="test" mix test --exclude main_thread:true $(printf "test/py_port/%s_test.exs " $features) </dev/null ||
         failed="$failed ExUnit-with-threads"

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds the wheel of the port server for this platform into elixir_client/priv/wheels, where the client looks for one
-# that fits when it installs the server into an environment. One binary serves CPython 3.11 and every later one.
+# when it installs the server into an environment. One binary serves CPython 3.11 and every later one. The name of its
+# directory is the client's: the source that it was built from, and the platform.
 # An argument names another directory than that.
 set -eu
 # shellcheck source=scripts/lib.sh
@@ -25,7 +26,8 @@ python - "$wheel" <<'CHECK' || die "the wheel has no binary in it: install gcc a
 import sys, zipfile
 sys.exit(not any(name.endswith(".so") for name in zipfile.ZipFile(sys.argv[1]).namelist()))
 CHECK
-mkdir -p "$wheels"
-rm -f "$wheels"/*.whl
-mv "$wheel" "$wheels/"
-say "$wheels/$(basename "$wheel")"
+directory=$wheels/$(cd elixir_client && mix run --no-start -e 'IO.puts(PyPort.Env.Package.directory())' | tail -n 1)
+rm -rf "$wheels"
+mkdir -p "$directory"
+mv "$wheel" "$directory/"
+say "$directory/$(basename "$wheel")"

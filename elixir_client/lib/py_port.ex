@@ -12,10 +12,10 @@ defmodule PyPort do
   A Python process is owned by a `PyPort.Server`; a `PyPort.Pool` has several behind one name. Without the option
   `:server` the default pool answers, which starts with the application `:py_port` (see `PyPort.Pool`).
 
-  ## What comes back
+  ## Results
 
-  `{:ok, value}`, or `{:error, %PyPort.Error{}}` for whatever the world does: Python raised, ended, took too
-  long. A programmer's error (an unknown option, globals that are no map) raises `ArgumentError`.
+  `{:ok, value}`, or `{:error, %PyPort.Error{}}` if Python raised, ended, or took too long. A programmer's error (an unknown
+  option, globals that are no map) raises `ArgumentError`.
 
   ## Options of a request
 
@@ -40,8 +40,8 @@ defmodule PyPort do
       {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Error, Object, Options, Reach, Remote, Request, Session, Status}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{Code, Connection, Error, Locator, Object, Options, Ownership, Registry, Remote, Request}
+  alias PyPort.{Session, Status}
 
   @type code :: String.t() | Code.t()
   @type globals :: %{optional(atom() | String.t()) => term()}
@@ -65,9 +65,9 @@ defmodule PyPort do
   statement gives `nil`. `return` at the top level works.
 
   `return: :globals` gives `{value, globals}`: a map of the names that the code has bound at its top level, by whatever
-  statement, with strings as keys. What has no counterpart in Elixir is a `PyPort.Object` there, as are the modules, functions
-  and classes that it imports and defines: passed to another request as globals they are what they were. Names that are only
-  read, deleted again, or brought by `import *` are not in it.
+  statement, with strings as keys. Values without a counterpart in Elixir are `PyPort.Object`s there, as are the modules,
+  functions and classes that the code imports and defines: passed to another request as globals they are the same objects.
+  Names that are only read, deleted again, or brought by `import *` are not in it.
 
   ## Examples
 
@@ -86,7 +86,7 @@ defmodule PyPort do
   def eval(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    Request.eval(code, globals, options)
+    Request.ask({:eval, code, globals}, Options.request!(options))
   end
 
   @doc """
@@ -123,7 +123,7 @@ defmodule PyPort do
   def call(target, args \\ [], kwargs \\ %{}, options \\ []) do
     check_target!(target)
     check_args!(args)
-    Request.call(target, args, check_kwargs!(kwargs), options)
+    Request.ask({:call, target, args, check_kwargs!(kwargs)}, Options.call!(options))
   end
 
   @doc """
@@ -159,7 +159,7 @@ defmodule PyPort do
   def stream(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    code |> Request.draft_eval(globals) |> PyPort.Stream.new(options)
+    PyPort.Stream.new({:eval, code, globals}, options)
   end
 
   @doc """
@@ -181,7 +181,7 @@ defmodule PyPort do
   def open_session(options \\ []), do: options |> Options.session!() |> Request.open_session()
 
   @doc """
-  Closes a session. One that is closed already, or whose server has ended, is closed just as well.
+  Closes a session. To close it again, or after its server has ended, does no harm.
 
   ## Examples
 
@@ -191,12 +191,13 @@ defmodule PyPort do
   """
   @spec close_session(Session.t()) :: :ok
   def close_session(%Session{server: server} = session) when node(server) != node() do
-    Remote.errand(node(server), :close_session, [session])
+    Remote.errand(node(server), __MODULE__, :close_session, [session])
     :ok
   end
 
   def close_session(%Session{server: server, name: name}) do
-    with {:ok, handle} <- PyPort.Registry.fetch(server), do: Request.close_session(server, handle, name)
+    with {:ok, connection} <- Registry.fetch(server), do: Request.close_session(connection, name)
+
     :ok
   end
 
@@ -248,13 +249,13 @@ defmodule PyPort do
 
   # Waited for, so that it comes before what the caller asks for next; or written from here, for the same reason.
   defp release(server, objects) when node(server) != node(),
-    do: Remote.errand(node(server), :release, [objects])
+    do: Remote.errand(node(server), __MODULE__, :release, [objects])
 
   defp release(server, objects) do
-    with {:ok, handle} <- PyPort.Registry.fetch(server) do
+    with {:ok, connection} <- Registry.fetch(server) do
       ids = Enum.map(objects, & &1.id)
-      Handle.command(handle, PyPort.Wire.release(ids))
-      GenServer.cast(server, {:property, {:forget, ids}})
+      Connection.command(connection, PyPort.Wire.release(ids))
+      Ownership.tell(server, {:forget, ids})
     end
   end
 
@@ -270,7 +271,7 @@ defmodule PyPort do
   """
   @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
   def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
-    case Reach.handle(object, :infinity) do
+    case Locator.connection(object, :infinity) do
       {:error, error} ->
         {:error, error}
 
@@ -291,8 +292,8 @@ defmodule PyPort do
   Runs `fun`, and releases the objects that came in meanwhile: by requests of the calling process, and by those of its
   tasks that have brought them back before `fun` returns.
 
-  `transfer/2` keeps one; what it is that `fun` returns makes no difference. Objects that were given to a process by
-  its name, with the option `:owner`, are kept as well, if it is not the calling one.
+  `transfer/2` keeps an object; to return it from `fun` does not. Objects that were given to another process by its name,
+  with the option `:owner`, are kept as well.
 
   ## Examples
 
@@ -303,7 +304,7 @@ defmodule PyPort do
       {:ok, 2}
   """
   @spec with_objects((... -> result)) :: result when result: var
-  def with_objects(fun) when is_function(fun, 0), do: Property.with_scope(fun)
+  def with_objects(fun) when is_function(fun, 0), do: Ownership.with_scope(fun)
 
   @doc """
   How a server is, from what is known without asking Python: a list of `PyPort.Status`, one for each Python.
@@ -332,10 +333,15 @@ defmodule PyPort do
   """
   @spec stacks(GenServer.server()) :: {:ok, String.t()} | {:error, Error.t()}
   def stacks(server \\ PyPort.Default) do
-    case Reach.running(server) do
-      {:ok, handles} -> PyPort.Server.Stacks.take_all(handles)
-      {:elsewhere, node, there} -> with {:ok, stacks} <- Remote.errand(node, :stacks, [there]), do: stacks
-      {:error, error} -> {:error, error}
+    case Locator.running(server) do
+      {:ok, connections} ->
+        PyPort.Server.Stacks.take_all(connections)
+
+      {:remote, node, there} ->
+        with {:ok, stacks} <- Remote.errand(node, __MODULE__, :stacks, [there]), do: stacks
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
@@ -364,15 +370,20 @@ defmodule PyPort do
         dependencies = ["numpy"]
         ''')
 
-  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and
-  nothing happens where the server runs in it already. What uv says goes to the group leader. The options are those
+  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and a
+  default pool that runs in it already is left alone. The output of uv goes to the group leader. The options are those
   of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it: `python_env: :name`.
 
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
   """
   @spec uv_init(String.t(), keyword()) :: :ok | {:error, Error.t()}
-  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml),
-    do: PyPort.Env.init(pyproject_toml, options)
+  def uv_init(pyproject_toml, options \\ []) when is_binary(pyproject_toml) do
+    case PyPort.Env.init(pyproject_toml, options) do
+      {:ok, :default, true} -> PyPort.Application.restart_default()
+      {:ok, _name, _changed?} -> :ok
+      {:error, words} -> {:error, Error.unavailable(words)}
+    end
+  end
 
   @doc """
   The OS variables that tell PyPort on another machine where the environments of this node are, once
@@ -418,7 +429,8 @@ defmodule PyPort do
   defp check_object!(%Object{}), do: :ok
 
   defp check_object!(other),
-    do: raise(ArgumentError, "what is released is a PyPort.Object, or a list of them, got: #{inspect(other)}")
+    do:
+      raise(ArgumentError, "only a PyPort.Object, or a list of them, can be released, got: #{inspect(other)}")
 
   defp check_args!(args) do
     unless is_list(args) and not List.improper?(args) do

@@ -23,7 +23,7 @@ defmodule PyPort.DocumentsTest do
       capture_log(fn ->
         capture_io(fn -> path |> blocks(["elixir"]) |> run(path) end)
         # Its records are to be captured, too.
-        Enum.each(PyPort.Pool.servers(PyPort.Default), &PyPort.Test.Servers.mail_read?/1)
+        Enum.each(PyPort.Pool.servers(PyPort.Default), &PyPort.Test.Servers.delivered?/1)
       end)
     end
   end

@@ -237,7 +237,7 @@ defmodule PyPortTest do
       assert PyPort.eval("print('x'); 1", %{}, stdout: dead) == {:ok, 1}
     end
 
-    test "input() says that a server has no stdin" do
+    test "input() is an error" do
       assert {:error, %Error{kind: :python, message: message}} = PyPort.eval("input('name? ')")
       assert message =~ "stdin" or message =~ "input"
     end

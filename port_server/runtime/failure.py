@@ -12,7 +12,7 @@ import sys
 
 from port_server.etf import Atom, EtfError
 
-from . import shadows, sources
+from . import environment, shadows, sources
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
 def _add_hint(error: BaseException) -> None:
     """Add a note to an exception whose message alone does not say what to do."""
     shadows.explain(error)
+    environment.explain(error)
     if type_name(error) == "bdb.BdbQuit" and not getattr(error, "__notes__", ()):
         error.add_note(_DEBUGGER)
 

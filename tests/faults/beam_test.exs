@@ -141,14 +141,14 @@ defmodule PyPort.Faults.BeamTest do
     |> Task.await_many(60_000)
     """)
 
-    # Longer than beats are missed, and than any grace lasts.
+    # Longer than heartbeats are missed, and than any grace lasts.
     assert eventually(fn -> state(groups[:held]) == "R" end)
     signal(os_pid, "STOP")
     Process.sleep(3_000)
     for {_name, group} <- groups, do: assert(members(group) == [group])
     {ms, outcomes} = timed(fn -> signal(os_pid, "CONT") && await(beam) end)
 
-    # The pause is nobody's fault: nothing is killed for it, and every answer is there.
+    # The pause is no fault: no process is killed for it, and every answer is there.
     assert outcomes == [ok: "slept", ok: "computed"]
 
     for {name, group} <- groups do

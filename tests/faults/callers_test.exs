@@ -109,15 +109,15 @@ defmodule PyPort.Faults.CallersTest do
 
       report =
         fault(unquote(name), options, fn server ->
-          mail = :sys.get_state(server).mail
-          :erlang.suspend_process(mail)
+          delivery = :sys.get_state(server).delivery
+          :erlang.suspend_process(delivery)
           nobody = spawn(fn -> :ok end)
           before = memory()
           ask = fn -> PyPort.eval(unquote(code), %{to: nobody}, server: server, timeout: 20_000) end
           task = Task.async(ask)
           for _ <- 1..20, do: Process.sleep(20) && assert(memory() - before < 20_000_000)
           assert Task.yield(task, 0) == nil
-          :erlang.resume_process(mail)
+          :erlang.resume_process(delivery)
           Task.await(task, 20_000)
         end)
 

@@ -1,5 +1,5 @@
 defmodule PyPort.Faults.NodesTest do
-  # The node of a server is stopped. Other tests of nodes stand in test/py_port/nodes_test.exs.
+  # The node of a server is stopped. Other tests of nodes stand in test/py_port/remote_test.exs.
   use ExUnit.Case, async: false
 
   import PyPort.Test.{Faults, Nodes}

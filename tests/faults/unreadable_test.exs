@@ -5,12 +5,11 @@ defmodule PyPort.Faults.UnreadableTest do
   import PyPort.Test.{Faults, Processes}
   import PyPort.Test.Requests, only: [spawn_eval: 3]
 
-  alias PyPort.{Error, Server}
-  alias PyPort.Server.Page
+  alias PyPort.{Error, Server, StatusPage}
 
   @moduletag :tmp_dir
 
-  # Three beats, and the look after them.
+  # Three heartbeats, and the look after them.
   @within 3_000
 
   # A stray byte makes a frame that never ends, an empty frame, or one that is no term.
@@ -57,7 +56,7 @@ defmodule PyPort.Faults.UnreadableTest do
     end
   end
 
-  test "a Python that is killed before its lost answers are noticed: nobody is told that the request had not begun",
+  test "a Python that is killed before its lost answers are noticed: no caller gets begun: false",
        %{
          tmp_dir: dir
        } do
@@ -73,7 +72,7 @@ defmodule PyPort.Faults.UnreadableTest do
         {:ok, %{dir: page_dir}} = server |> Process.whereis() |> PyPort.Registry.fetch()
 
         assert eventually(fn ->
-                 match?(%{running: nil}, page_dir |> Page.path() |> File.read!() |> Page.parse())
+                 match?(%{running: nil}, page_dir |> StatusPage.path() |> File.read!() |> StatusPage.parse())
                end)
 
         signal(Server.os_pid(server), "KILL")
@@ -99,7 +98,7 @@ defmodule PyPort.Faults.UnreadableTest do
     assert report.server == :replaced
   end
 
-  test "a large answer that takes longer than three beats is an answer" do
+  test "a large answer that takes longer than three heartbeats is an answer" do
     report =
       fault("a large answer", [within: 20_000, quiet: true, heartbeat_interval: 20], fn server ->
         size = 200 * 1_048_576

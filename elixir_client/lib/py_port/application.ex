@@ -1,5 +1,5 @@
 defmodule PyPort.Application do
-  # What runs once per VM: the table of servers, the reaper, and the default pool.
+  # Starts the processes that run once per VM: the table of servers, the reaper, and the default pool.
   @moduledoc false
   use Application
 
@@ -8,16 +8,18 @@ defmodule PyPort.Application do
   @struct_modules [MapSet, Range, Date, Time, NaiveDateTime, DateTime, Calendar.ISO, Decimal, PyPort.Bytes] ++
                     [PyPort.Object, PyPort.Callback]
 
+  @kinds %{{PyPort.Server, :init, 1} => :server, {:supervisor, PyPort.Pool, 1} => :pool}
+
   @impl true
   def start(_type, _args) do
     Enum.each(@struct_modules, &Code.ensure_loaded/1)
     PyPort.Telemetry.load()
     # The process that runs this function lives as long as the application, and so does its table.
-    PyPort.Registry.create()
+    PyPort.Registry.create(@kinds)
     PyPort.Env.start()
 
-    # Callers' own bad luck (a few segfaults in a row) must not end their whole application: a pool starts its servers
-    # again itself, for ever and at growing intervals, so nothing of it is counted here.
+    # A few segfaults in a row must not end the host application: a pool starts its servers again itself, for ever and at
+    # growing intervals, so they count as no restarts of this supervisor.
     # Pools that span nodes find each other in a scope of :pg.
     cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
     children = [PyPort.Reaper, cluster | default_pool()]
@@ -31,17 +33,6 @@ defmodule PyPort.Application do
     end
   end
 
-  @doc false
-  # A server or a pool, of `behaviour` and by the callbacks of `module`: neither can do without what is started above.
-  @spec start_link(GenServer | Supervisor, module(), map()) ::
-          GenServer.on_start() | {:error, PyPort.Error.t()}
-  def start_link(behaviour, module, %{name: name} = options) do
-    if Process.whereis(PyPort.Reaper),
-      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
-      else: {:error, PyPort.Error.not_started()}
-  end
-
-  @doc false
   # After the environment `:default` has been built: the default pool starts in it, anew or, where the configuration has
   # kept it from starting before there is an environment, for the first time.
   @spec restart_default() :: :ok

@@ -1,6 +1,6 @@
 defmodule PyPort.Callback do
-  # What stands on the wire where a function stood among the top-level values of globals, args or kwargs:
-  # its place in the list that PyPort.Callbacks keeps for the request. The function itself never leaves the BEAM.
+  # A function among the top-level values of globals, args or kwargs, as it goes over the wire: its place in the list that
+  # PyPort.Callbacks keeps for the request. The function itself never leaves the BEAM.
   @moduledoc false
 
   @enforce_keys [:index, :arity]

@@ -1,92 +1,85 @@
 defmodule PyPort.Callbacks do
-  # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns, links to and keeps a note
-  # of (see PyPort.Server.Traffic). What a request's calls need to know of its caller, its functions first of all, stands
-  # in a row of the server's table, which the caller writes before it asks: so none of it passes through the server.
+  # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns and links to (see
+  # PyPort.Server.Requests). The context of a request's calls, its functions first of all, is a row of the server's table,
+  # which the caller writes before it asks: so it does not pass through the server.
   #
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Callback, Output, Remote, Wire}
-  alias PyPort.Server.{Handle, Page, Property}
+  alias PyPort.{Callback, Connection, Output, Ownership, Remote, StatusPage, Wire}
 
-  # How many processes are looked at on the way to the one that serves a call.
+  # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
 
   # --- for the caller and the server ----------------------------------------------------------
 
-  @typedoc """
-  The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
-  home}`; `home` is where the functions are called, if not here.
-  """
+  # The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
+  # home}`; `home` is where the functions are called, if not here.
   @type context :: {Wire.maybe_id(), tuple(), pid(), pid(), [pid()], map(), Remote.home() | nil}
 
-  @doc """
-  What calls of a request of `caller` have to know; its functions are in the order of their index, last first. For the
-  caller itself, or who stands in for it: what they start inherits from the caller.
-  """
+  # The context for calls of a request of `caller`; its functions are in the order of their index, last first. For the
+  # caller itself, or the process that stands in for it.
   @spec context(Wire.id(), [fun()], pid()) :: context()
   def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
 
-  @doc "Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet."
-  @spec keep(Handle.t(), context()) :: boolean()
-  def keep(handle, context) do
-    :ets.insert(handle.calls, context)
+  # Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet.
+  @spec keep(Connection.t(), context()) :: boolean()
+  def keep(connection, context) do
+    :ets.insert(connection.calls, context)
   rescue
     ArgumentError -> false
   end
 
-  @doc "Forgets what `keep/2` has kept; of a worker, that it serves a call."
-  @spec forget(Handle.t(), Wire.id() | pid()) :: true
-  def forget(handle, id) do
-    :ets.delete(handle.calls, id)
+  # Forgets what `keep/2` has kept; of a worker, that it serves a call.
+  @spec forget(Connection.t(), Wire.id() | pid()) :: true
+  def forget(connection, id) do
+    :ets.delete(connection.calls, id)
   rescue
     ArgumentError -> true
   end
 
-  @doc "The requests whose functions are kept."
-  @spec kept(Handle.t()) :: [Wire.id()]
+  # The requests whose functions are kept.
+  @spec kept(Connection.t()) :: [Wire.id()]
   def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
 
-  @doc "Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process."
-  @spec start(Handle.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
-  def start(handle, id, call_id, caller, frame),
-    do: spawn_link(fn -> work(handle, id, call_id, caller, frame) end)
+  # Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process.
+  @spec start(Connection.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
+  def start(connection, id, call_id, caller, frame),
+    do: spawn_link(fn -> work(connection, id, call_id, caller, frame) end)
 
-  @doc "A worker has ended: where it left no answer, Python is told why. It may have ended in good order without one."
-  @spec ended(Handle.t(), pid(), Wire.id(), term()) :: :ok
-  def ended(handle, worker, call_id, reason) do
-    if :ets.take(handle.calls, worker) != [] or reason != :normal,
-      do: answer(handle, call_id, {:error, died(reason)}),
+  # A worker has ended: without an answer of it, Python is told why. It may have ended in good order without one.
+  @spec ended(Connection.t(), pid(), Wire.id(), term()) :: :ok
+  def ended(connection, worker, call_id, reason) do
+    if :ets.take(connection.calls, worker) != [] or reason != :normal,
+      do: answer(connection, call_id, died(reason)),
       else: :ok
   end
 
-  @doc "Ends a worker; nobody waits for its answer for ever."
-  @spec stop(Handle.t(), pid(), Wire.id()) :: :ok
-  def stop(handle, worker, call_id) do
+  # Ends a worker, and answers its call.
+  @spec stop(Connection.t(), pid(), Wire.id()) :: :ok
+  def stop(connection, worker, call_id) do
     Process.exit(worker, :kill)
-    answer(handle, call_id, {:error, request_over()})
+    answer(connection, call_id, request_over())
   end
 
-  @doc "Whether handles are among the arguments: they are listed behind them."
+  # Whether handles are among the arguments: they are listed behind them.
   @spec objects?(binary()) :: boolean()
   def objects?(<<131, 104, arity, _rest::binary>>), do: arity > 5
 
-  @doc "The answer to a call of a request that is over."
+  # The answer to a call of a request that is over.
   @spec too_late(Wire.id()) :: iodata()
-  def too_late(call_id), do: Wire.answer(call_id, {:error, request_over()})
+  def too_late(call_id), do: Wire.answer(call_id, request_over())
 
-  @doc """
-  The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
-  that waits for the call.
-
-  This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
-  process of these kinds waits for this one in a `GenServer.call/3`.
-  """
-  @spec parent(Handle.t()) :: Wire.id() | nil
+  # The call on whose behalf this process works, if it is one of this server's. Python runs such a request on top of the one
+  # that waits for the call.
+  #
+  # This process serves the call itself; or its `$callers`, or the process that has spawned it, lead to one that does; or a
+  # process of these kinds waits for this one in a `GenServer.call/3`.
+  @spec parent(Connection.t()) :: Wire.id() | nil
   # Each request asks, and few servers have a call that is being served.
-  def parent(handle) do
-    if Handle.serving?(handle) do
-      calls = handle.calls
+  def parent(connection) do
+    if Connection.serving?(connection) do
+      calls = connection.calls
       callers = [self() | List.wrap(Process.get(:"$callers"))]
       first_call(callers, calls) || call_behind(self(), calls, @most_steps)
     end
@@ -127,15 +120,13 @@ defmodule PyPort.Callbacks do
     ArgumentError -> nil
   end
 
-  @doc """
-  A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
-  waiting for this request, in a way that `parent/1` does not see.
-  """
-  @spec deadlock(Handle.t()) :: String.t() | nil
-  def deadlock(handle) do
-    with true <- Handle.serving?(handle),
-         %{running: running} when running != nil <- Page.read(handle.dir),
-         [worker | _more] <- :ets.select(handle.calls, [{{:"$1", :_, running}, [], [:"$1"]}]) do
+  # A sentence about the callback that may keep a request waiting: one of the request that Python runs, which may in turn be
+  # waiting for this request, in a way that `parent/1` does not see.
+  @spec deadlock(Connection.t()) :: String.t() | nil
+  def deadlock(connection) do
+    with true <- Connection.serving?(connection),
+         %{running: running} when running != nil <- StatusPage.read(connection.dir),
+         [worker | _more] <- :ets.select(connection.calls, [{{:"$1", :_, running}, [], [:"$1"]}]) do
       <<number::64>> = running
 
       "This server is waiting for a callback of request #{number} (#{inspect(worker)}). If that one waits for this request, " <>
@@ -154,12 +145,12 @@ defmodule PyPort.Callbacks do
      get.(:"$logger_metadata$") || %{}, Remote.home(get)}
   end
 
-  defp context_of(handle, id, caller) do
-    case :ets.lookup(handle.calls, id) do
+  defp context_of(connection, id, caller) do
+    case :ets.lookup(connection.calls, id) do
       [context] ->
         context
 
-      # A request without functions, whose code calls by name. The next call has it easier.
+      # A request without functions, whose code calls by name: kept for its next call.
       [] ->
         dictionary = dictionary(caller)
 
@@ -172,7 +163,7 @@ defmodule PyPort.Callbacks do
             &(dictionary |> List.keyfind(&1, 0, {nil, nil}) |> elem(1))
           )
 
-        keep(handle, context)
+        keep(connection, context)
         context
     end
   end
@@ -186,103 +177,101 @@ defmodule PyPort.Callbacks do
 
   # --- the worker -----------------------------------------------------------------------------
 
-  defp work(handle, id, call_id, caller, frame) do
-    {_id, _funs, caller, group_leader, callers, metadata, _home} = context = context_of(handle, id, caller)
+  defp work(connection, id, call_id, caller, frame) do
+    {_id, _funs, caller, group_leader, callers, metadata, _home} =
+      context = context_of(connection, id, caller)
+
     Process.group_leader(self(), group_leader)
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
-    # Where it is still there when the worker has ended, there was no answer.
-    :ets.insert(handle.calls, {self(), call_id, id})
-    write_answer(handle, call_id, outcome(frame, call_id, handle, context))
-    forget(handle, self())
+    # The row goes with the answer: a worker that ends without one leaves it.
+    :ets.insert(connection.calls, {self(), call_id, id})
+    write_answer(connection, call_id, outcome(frame, call_id, connection, context))
+    forget(connection, self())
   end
 
-  defp answer(handle, call_id, outcome), do: Handle.command(handle, Wire.answer(call_id, outcome))
+  defp answer(connection, call_id, outcome), do: Connection.command(connection, Wire.answer(call_id, outcome))
 
-  defp write_answer(handle, call_id, outcome) do
+  defp write_answer(connection, call_id, outcome) do
     frame = Wire.answer(call_id, outcome)
     bytes = :erlang.iolist_size(frame)
 
-    if bytes > handle.max_frame_bytes do
-      message = "the result takes #{bytes} bytes, the limit is #{handle.max_frame_bytes} (max_frame_bytes)"
-      answer(handle, call_id, {:error, description(:error, "PyPort.Error", message, "")})
+    if bytes > connection.max_frame_bytes do
+      message =
+        "the result takes #{bytes} bytes, the limit is #{connection.max_frame_bytes} (max_frame_bytes)"
+
+      answer(connection, call_id, error(message))
     else
-      Handle.command(handle, frame)
+      Connection.command(connection, frame)
     end
   end
 
-  defp outcome(frame, call_id, handle, context) do
+  defp outcome(frame, call_id, connection, context) do
     case Wire.decode(frame) do
       {:ok, {:invoke, _id, _call_id, function, args}} ->
-        run(function, args, handle, context)
+        run(function, args, connection, context)
 
       {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
         # They live as long as the call: a process that is called a million times must not collect them.
-        Property.adopt(handle.owner, {:call, call_id}, object_ids, self())
-        run(function, args, handle, context)
+        Ownership.take_over(connection.owner, {:call, call_id}, object_ids, self())
+        run(function, args, connection, context)
 
       {:ok, _other} ->
-        {:error, description(:error, "PyPort.Error", "a call of an unknown shape", "")}
+        error("a call of an unknown shape")
 
       {:error, why} ->
-        if objects?(frame), do: Property.disclaim(handle.owner, {:call, call_id})
-        {:error, description(:error, "PyPort.Error", "the arguments cannot be read: #{why}", "")}
+        if objects?(frame), do: Ownership.disclaim(connection.owner, {:call, call_id})
+        error("the arguments cannot be read: #{why}")
     end
   end
 
-  defp run(function, args, handle, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
+  defp run(function, args, connection, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
        when is_list(args) do
     attempt(fn ->
       args = Enum.map(args, &argument(&1, funs))
 
-      case resolve(function, length(args), funs, handle) do
-        {:ok, fun} when home != nil and is_integer(function) -> Remote.call_home(home, fun, args)
-        {:ok, fun} -> {:ok, apply(fun, args)}
-        {:refused, message} -> {:error, description(:refused, "PyPort.Error", message, "")}
+      case resolve(function, length(args), funs, connection) do
+        {:ok, fun} when home != nil and is_integer(function) ->
+          Remote.call_home(home, __MODULE__, :apply_at_home, [fun, args])
+
+        {:ok, fun} ->
+          {:ok, apply(fun, args)}
+
+        {:refused, message} ->
+          error(:refused, message)
       end
     end)
   end
 
-  defp run(_function, args, _handle, _context) do
-    {:error, description(:error, "PyPort.Error", "the arguments must be a list, got: #{inspect(args)}", "")}
-  end
+  defp run(_function, args, _connection, _context),
+    do: error("the arguments must be a list, got: #{inspect(args)}")
 
-  # One of the functions that the request was given is itself again.
+  # A function of the request that Python passes back is the same function again.
   defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
   defp argument(value, _funs), do: value
 
-  @doc "The outcome of `call`, or what went wrong in it, as Python is told."
-  @spec attempt((... -> {:ok, term()} | {:error, map()})) :: {:ok, term()} | {:error, map()}
-  def attempt(call) do
+  @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
+  def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
+
+  # The outcome of `call`, or what went wrong in it, as Python is told.
+  defp attempt(call) do
     call.()
   rescue
-    exception ->
-      {
-        :error,
-        # The message of a PyPort.Error is Python's own report: so both ends of a nested failure are told.
-        description(
-          :error,
-          inspect(exception.__struct__),
-          Exception.message(exception),
-          stacktrace(__STACKTRACE__)
-        )
-      }
+    # The message of a PyPort.Error is Python's own report: so both ends of a nested failure are told.
+    exception -> raised(:error, inspect(exception.__struct__), Exception.message(exception), __STACKTRACE__)
   catch
-    :exit, reason ->
-      {:error, description(:exit, "exit", Exception.format_exit(reason), stacktrace(__STACKTRACE__))}
-
-    :throw, value ->
-      {:error, description(:throw, "throw", inspect(value), stacktrace(__STACKTRACE__))}
+    :exit, reason -> raised(:exit, "exit", Exception.format_exit(reason), __STACKTRACE__)
+    :throw, value -> raised(:throw, "throw", inspect(value), __STACKTRACE__)
   end
 
-  defp resolve(index, arity, funs, _handle) when is_integer(index) do
+  defp resolve(index, arity, funs, _connection) when is_integer(index) do
     if index >= 0 and index < tuple_size(funs) do
       fun = elem(funs, index)
 
       if is_function(fun, arity) do
         {:ok, fun}
       else
-        # What Elixir would say, raised where Elixir would raise it.
+        # The error that Elixir would raise here.
         raise BadArityError, function: fun, args: List.duplicate(:_, arity)
       end
     else
@@ -290,8 +279,8 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve({module, function}, arity, _funs, handle) when is_binary(module) and is_binary(function) do
-    [{:allow, allow}] = :ets.lookup(handle.calls, :allow)
+  defp resolve({module, function}, arity, _funs, connection) when is_binary(module) and is_binary(function) do
+    [{:allow, allow}] = :ets.lookup(connection.calls, :allow)
 
     with {:ok, module} <- existing_module(module),
          {:ok, function} <- existing_atom(function),
@@ -302,12 +291,12 @@ defmodule PyPort.Callbacks do
         name = "#{String.replace_prefix(module, "Elixir.", "")}.#{function}/#{arity}"
 
         {:refused,
-         "#{name} may not be called from Python. What may is said by the server's option :allow, such as " <>
-           "allow: [{Enum, :map, 2}, MyApp.Api]; this one's is: #{inspect(allow)}"}
+         "#{name} may not be called from Python. The server's option :allow lists the functions that may, such as " <>
+           "allow: [{Enum, :map, 2}, MyApp.Api]; this server's is: #{inspect(allow)}"}
     end
   end
 
-  defp resolve(other, _arity, _funs, _handle), do: {:refused, "this is no function: #{inspect(other)}"}
+  defp resolve(other, _arity, _funs, _connection), do: {:refused, "this is no function: #{inspect(other)}"}
 
   # "Enum" for Enum, "lists" for :lists.
   defp existing_module(<<first, _::binary>> = name) when first in ?A..?Z do
@@ -333,26 +322,17 @@ defmodule PyPort.Callbacks do
 
   # --- what went wrong ------------------------------------------------------------------------
 
-  defp description(kind, type, message, stacktrace),
-    do: %{kind: kind, type: type, message: message, stacktrace: stacktrace}
+  defp error(kind \\ :error, message), do: raised(kind, "PyPort.Error", message, [])
 
-  defp died(reason) do
-    description(
-      :exit,
-      "exit",
-      "the process that served the call ended: #{Exception.format_exit(reason)}",
-      ""
-    )
+  # As Python gets it, without the frames of this module, which every call has.
+  defp raised(kind, type, message, stacktrace) do
+    own = Enum.take_while(stacktrace, fn entry -> elem(entry, 0) != __MODULE__ end)
+    text = if own == [], do: "", else: Exception.format_stacktrace(own)
+    {:error, %{kind: kind, type: type, message: message, stacktrace: text}}
   end
 
-  defp request_over do
-    description(:noproc, "PyPort.Error", "the request that this call belongs to is over", "")
-  end
+  defp died(reason),
+    do: raised(:exit, "exit", "the process that served the call ended: #{Exception.format_exit(reason)}", [])
 
-  # Without the frames of ours that every call has.
-  defp stacktrace(stacktrace) do
-    stacktrace
-    |> Enum.take_while(fn entry -> elem(entry, 0) != __MODULE__ end)
-    |> Exception.format_stacktrace()
-  end
+  defp request_over, do: error(:noproc, "the request that this call belongs to is over")
 end

@@ -1,6 +1,6 @@
 defmodule PyPort.Error do
   @moduledoc """
-  What went wrong, as a value and as an exception.
+  An error, as a value and as an exception.
 
   `kind` says what to do about it:
 
@@ -11,42 +11,42 @@ defmodule PyPort.Error do
   | `:cancelled` | the request was cancelled |
   | `:exited` | the Python process ended; `exit_status` and `stderr` say how |
   | `:killed` | the Python process was ended by a signal; `signal` names it, `message` says who sent it if it was PyPort |
-  | `:overloaded` | too much is waiting already; nothing was sent |
+  | `:overloaded` | too many requests are waiting already; this one was not sent |
   | `:encode` | the result has no counterpart in Elixir, or is too large or too deep |
   | `:decode` | an argument or a reply could not be read |
   | `:protocol` | the two sides did not understand each other |
   | `:unavailable` | no server is running under that name, or it could not be started |
 
-  ## What is known of a request that has no answer
+  ## Requests without an answer
 
-  Nothing is ever sent twice. `begun` tells a caller who wants to repeat a request what became of the first one:
+  No request is sent twice. `begun` tells a caller that wants to repeat a request what became of the first one:
 
     * `false` - its code was never started;
-    * `true` - it was, and was ended on its way;
-    * `nil` - nobody can tell.
+    * `true` - it was started, and was ended on its way;
+    * `nil` - not known.
 
-  Where Python can still speak, it is Python's word. Else it is read from a page of memory that Python keeps up to date and
-  that outlives it: it shows which request the main thread runs, or ran last, and how many are under way elsewhere (those that
-  await, streams, those made by a function that Python calls). `begun` is `true` for the request that runs. When the Python has
-  died it is `false` for those that were sent after it, if nothing is under way elsewhere; and `nil` for
-  all others, since one that was sent before it, or ran last, may have ended, its answer not yet written, or lost. As long as the
-  Python lives, and does not answer, a request may begin at any time: then `begun` is never `false`.
+  Python says it if it can. Otherwise it is read from the status page, a page of memory that Python keeps up to date and
+  that outlives the process: it shows which request the main thread runs, or ran last, and how many run elsewhere (those
+  that await, streams, those made by a function that Python calls). `begun` is `true` for the request that runs. When the
+  Python has ended it is `false` for requests that were sent after that one, if none runs elsewhere; and `nil` for all
+  others, since a request that was sent before it, or ran last, may have ended, its answer not yet written, or lost. As long
+  as the Python lives, and does not answer, a request may begin at any time: then `begun` is never `false`.
 
   `stack` is where Python was, as text: the traceback of a request that was interrupted, the stacks of all threads where
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
   frame by frame, outermost first. `stderr` has the last lines that a Python that has ended wrote there, `exit_status` or
   `signal` how it ended.
 
-  `culprit` is there where a Python was killed, or a request could not be ended, because of another request: `request` is its
-  number, as in the metadata of log records, and `code` the begin of its code, where it kept the event loop from running. Without a
-  number the interpreter was held, and only `stack` tells by what.
+  `culprit` is set if a Python was killed, or a request could not be ended, because of another request: `request` is its
+  number, as in the metadata of log records, and `code` the beginning of its code, if it kept the event loop from running.
+  Without a number the interpreter was held, and `stack` shows by which code.
 
   A request that was told to end, because its time was up or its answer is not wanted any more, is of kind `:timeout` or
-  `:cancelled`, whatever its code makes of that. Where it made an exception of its own (`RuntimeError: Query interrupted`), `type`,
-  `traceback` and `frames` are those of that exception, and `message` has its text.
+  `:cancelled`, whatever its code makes of that. If the code raised an exception of its own (`RuntimeError: Query
+  interrupted`), `type`, `traceback` and `frames` are those of that exception, and `message` has its text.
   """
 
-  alias PyPort.Server.Page
+  alias PyPort.StatusPage
 
   @type kind ::
           :python
@@ -200,7 +200,7 @@ defmodule PyPort.Error do
   defp own_frame?(line),
     do: line =~ ~r/^\s*File "[^"]*port_server\/(server|runtime)\/|^\s*File "<string>", line 1 in <module>/
 
-  # What is left of a thread that runs nothing but the server is its headline; one that has only just begun has no frame.
+  # A thread that runs only the server is left with its headline; a thread that has only just begun has no frame.
   defp without_empty_threads([line | rest]) do
     next = List.first(rest, "")
 
@@ -242,12 +242,11 @@ defmodule PyPort.Error do
   end
 
   def from_wire(other) do
-    %__MODULE__{
-      kind: :protocol,
-      message:
-        "Python reported an error of an unknown shape: #{inspect(other)}. Is the port_server in its environment the one " <>
-          "that belongs to this library? mix py_port.doctor tells"
-    }
+    new(
+      :protocol,
+      "Python reported an error of an unknown shape: #{inspect(other)}. Does the port_server in its environment belong to " <>
+        "this library? mix py_port.doctor tells"
+    )
   end
 
   # Python raises it in a request that is to end; the code may make another exception of it.
@@ -257,12 +256,12 @@ defmodule PyPort.Error do
        when is_binary(type) and is_binary(message) and type not in ["", @cancelled],
        do: "the request was told to end while it ran, and ended with #{type}: #{message}"
 
-  # Python does not know why it was told to end a request; there are not many reasons.
+  # Python is not told why it is to end a request.
   defp wire_message(%{kind: :cancelled, begun: false}),
-    do: "the request was cancelled before it began: whoever it was made for has ended, or wants it no more"
+    do: "the request was cancelled before it began: its caller has ended, or does not want it any more"
 
   defp wire_message(%{kind: :cancelled, begun: true}),
-    do: "the request was cancelled while it ran: whoever it was made for has ended, or wants it no more"
+    do: "the request was cancelled while it ran: its caller has ended, or does not want it any more"
 
   defp wire_message(%{message: message}) when is_binary(message), do: message
   defp wire_message(_map), do: "Python gave no message"
@@ -270,6 +269,10 @@ defmodule PyPort.Error do
   defp text(""), do: nil
   defp text(value) when is_binary(value), do: value
   defp text(_value), do: nil
+
+  @doc false
+  @spec new(kind(), String.t(), keyword()) :: t()
+  def new(kind, message, fields \\ []), do: struct!(__MODULE__, [kind: kind, message: message] ++ fields)
 
   @doc false
   @spec not_started() :: t()
@@ -280,31 +283,23 @@ defmodule PyPort.Error do
       )
 
   @doc false
-  # Nobody was asked.
+  # For a request that was not sent.
   @spec unavailable(String.t()) :: t()
-  def unavailable(message), do: %__MODULE__{kind: :unavailable, message: message, begun: false}
+  def unavailable(message), do: new(:unavailable, message, begun: false)
 
   @doc false
   @spec released(PyPort.Object.t()) :: t()
-  def released(object) do
-    %__MODULE__{
-      kind: :unavailable,
-      begun: false,
-      message: "#{inspect(object)} has been released, or has ended with its owner or its server"
-    }
-  end
+  def released(object),
+    do: unavailable("#{inspect(object)} has been released, or has ended with its owner or its server")
 
   @doc false
   @spec no_word_of(PyPort.Object.t()) :: t()
   def no_word_of(object) do
-    %__MODULE__{
-      kind: :timeout,
-      message: "the server of #{inspect(object)} did not answer; whether it has a new owner is not known"
-    }
+    new(:timeout, "the server of #{inspect(object)} did not answer; whether it has a new owner is not known")
   end
 
   @doc false
-  # No answer in time: what the server knows of it.
+  # No answer in time, by the server's knowledge of the request.
   @spec timeout(
           timeout(),
           boolean() | nil,
@@ -314,19 +309,18 @@ defmodule PyPort.Error do
   def timeout(timeout, begun, where, culprit \\ nil)
 
   def timeout(timeout, begun, {:importing, name}, _culprit) do
-    %__MODULE__{
-      kind: :timeout,
-      begun: begun,
-      message:
-        "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
-          "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
-          "the request more time with the option :timeout"
-    }
+    new(
+      :timeout,
+      "no answer within #{timeout} ms: the request was importing #{name}, which goes on, since an import that is cut " <>
+        "short leaves the module broken. Ask again in a moment, import it in the :init_code of the server, or give " <>
+        "the request more time with the option :timeout",
+      begun: begun
+    )
   end
 
   def timeout(timeout, begun, stack, culprit) do
     message = if culprit, do: blocked(timeout, culprit), else: timeout_message(timeout, begun, stack)
-    %__MODULE__{kind: :timeout, begun: begun, stack: stack, message: message, culprit: culprit}
+    new(:timeout, message, begun: begun, stack: stack, culprit: culprit)
   end
 
   defp blocked(timeout, %{request: nil}),
@@ -353,7 +347,7 @@ defmodule PyPort.Error do
       "Let what blocks run in a thread (asyncio.to_thread). Its code: #{inspect(code, printable_limit: :infinity)}"
 
   @doc false
-  # No answer in time: what Python says of the request that it was told to end.
+  # No answer in time, by Python's last word on the request.
   @spec timeout(timeout(), t()) :: t()
   def timeout(timeout, %__MODULE__{begun: begun, type: type} = cancelled) do
     stack = cancelled.traceback || cancelled.stack
@@ -383,11 +377,11 @@ defmodule PyPort.Error do
   end
 
   @doc false
-  # What a caller makes of the reason for which its server ended; its request's own `id` tells whether it had begun.
+  # The error of a caller whose server ended for `reason`; the `id` of its request tells whether it had begun.
   @spec of_exit(term(), PyPort.Wire.id() | nil) :: t()
   def of_exit(reason, id \\ nil)
 
-  # The request that kept all others waiting.
+  # The request is the culprit itself.
   def of_exit(
         {:shutdown, {:python_ended, %__MODULE__{culprit: %{request: number}} = error, _page}},
         <<number::64>>
@@ -396,69 +390,45 @@ defmodule PyPort.Error do
   end
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, page}}, id) when page != nil and id != nil,
-    do: %{error | begun: Page.begun(page, id)}
+    do: %{error | begun: StatusPage.begun(page, id)}
 
   def of_exit({:shutdown, {:python_ended, %__MODULE__{} = error, _page}}, _id), do: error
   def of_exit({:shutdown, {:restart, %__MODULE__{} = error}}, _id), do: error
   def of_exit(reason, _id), do: of_owner(reason)
 
-  defp of_owner(:noconnection) do
-    %__MODULE__{
-      kind: :unavailable,
-      message: "the node of the server went down, or cannot be reached any more, before there was an answer"
-    }
-  end
+  defp of_owner(:noconnection),
+    do:
+      new(
+        :unavailable,
+        "the node of the server went down, or cannot be reached any more, before there was an answer"
+      )
 
-  defp of_owner(:noproc) do
-    %__MODULE__{
-      kind: :unavailable,
-      begun: false,
-      message: "the server is not running, or is just being restarted"
-    }
-  end
+  defp of_owner(:noproc), do: unavailable("the server is not running, or is just being restarted")
 
-  defp of_owner(reason) when reason in [:normal, :shutdown] do
-    %__MODULE__{kind: :exited, message: "the server was stopped before it answered; ask again when it runs"}
-  end
+  defp of_owner(reason) when reason in [:normal, :shutdown],
+    do: new(:exited, "the server was stopped before it answered; ask again when it runs")
 
   defp of_owner({:shutdown, _reason}), do: of_owner(:shutdown)
 
-  defp of_owner(reason) do
-    %__MODULE__{
-      kind: :exited,
-      message: "the process that owns the port ended: #{Exception.format_exit(reason)}"
-    }
-  end
+  defp of_owner(reason),
+    do: new(:exited, "the process that owns the port ended: #{Exception.format_exit(reason)}")
 
   @doc false
-  @spec death(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
-  def death(nil, stderr) do
-    %__MODULE__{
-      kind: :exited,
-      message: "the Python process ended; its exit status is not known",
-      stderr: stderr
-    }
-  end
+  # The report of a Python that has ended.
+  @spec exited(exit_status :: non_neg_integer() | nil, stderr :: [String.t()]) :: t()
+  def exited(nil, stderr),
+    do: new(:exited, "the Python process ended; its exit status is not known", stderr: stderr)
 
   # The port reports a signal as 128 + its number.
-  def death(status, stderr) when status > 128 and status <= 192 do
+  def exited(status, stderr) when status > 128 and status <= 192 do
     signal = signal_name(status - 128)
-
-    %__MODULE__{
-      kind: :killed,
-      signal: signal,
-      message: "the Python process was ended by #{signal}" <> meaning(signal),
-      stderr: stderr
-    }
+    message = "the Python process was ended by #{signal}" <> meaning(signal)
+    new(:killed, message, signal: signal, stderr: stderr)
   end
 
-  def death(status, stderr) do
-    %__MODULE__{
-      kind: :exited,
-      exit_status: status,
-      message: "the Python process ended with exit status #{status}",
-      stderr: stderr
-    }
+  def exited(status, stderr) do
+    message = "the Python process ended with exit status #{status}"
+    new(:exited, message, exit_status: status, stderr: stderr)
   end
 
   defp meaning(signal) when signal in ["SIGSEGV", "SIGBUS", "SIGILL", "SIGFPE", "SIGABRT"],
@@ -472,23 +442,11 @@ defmodule PyPort.Error do
   defp meaning(_signal), do: ", which PyPort has not sent"
 
   # The numbers are Linux's; those below 16 are POSIX's own.
-  @signals %{
-    1 => "SIGHUP",
-    2 => "SIGINT",
-    3 => "SIGQUIT",
-    4 => "SIGILL",
-    6 => "SIGABRT",
-    7 => "SIGBUS",
-    8 => "SIGFPE",
-    9 => "SIGKILL",
-    11 => "SIGSEGV",
-    13 => "SIGPIPE",
-    14 => "SIGALRM",
-    15 => "SIGTERM",
-    24 => "SIGXCPU",
-    25 => "SIGXFSZ",
-    31 => "SIGSYS"
-  }
+  @numbers [1, 2, 3, 4, 6, 7, 8, 9, 11, 13, 14, 15, 24, 25, 31]
+  @names ~w(SIGHUP SIGINT SIGQUIT SIGILL SIGABRT SIGBUS SIGFPE SIGKILL SIGSEGV SIGPIPE SIGALRM SIGTERM) ++
+           ~w(SIGXCPU SIGXFSZ SIGSYS)
+  @signals @numbers |> Enum.zip(@names) |> Map.new()
+
   defp signal_name(number), do: Map.get(@signals, number, "signal #{number}")
 
   defimpl Inspect do

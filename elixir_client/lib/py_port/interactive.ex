@@ -16,16 +16,16 @@ defmodule PyPort.Interactive do
   The sigil gives the value of the code's last expression. Elixir variables that the code reads are names in Python, and names
   that the code binds at its top level are Elixir variables afterwards:
 
-    * What goes in: those names that the code reads and that are variables here. A function among them is called back,
+    * Names that go in: those that the code reads and that are variables here. A function among them is called back,
       `f = &String.upcase/1` and then `~P"f('a')"`.
-    * What comes out: whatever the top level of the code may bind (assignments, imports, loops, `def`, `class`, ...).
-      Where a branch was not taken, the variable keeps the value that it had, or is `nil`; after `del` it is `nil`.
+    * Names that come out: those that the top level of the code may bind (assignments, imports, loops, `def`, `class`, ...).
+      If a branch was not taken, the variable keeps the value that it had, or is `nil`; after `del` it is `nil`.
     * Names that Elixir cannot spell (`Counter`, `DataFrame`, `end`) are kept all the same, and the next sigil finds
       them. The exceptions are `_` and `fn`, and names like `__this__`.
 
   Values are converted as those of `PyPort.eval/3` are: a list comes out as an Elixir list, and goes in again as a copy, so
-  that `~P"xs.append(1)"` changes nothing here; bind what it should become, `~P"xs = xs + [1]"`. What has no counterpart in
-  Elixir, modules, functions and classes among it, is a `PyPort.Object`, which stays what it is.
+  that `~P"xs.append(1)"` has no effect here; bind the new list, `~P"xs = xs + [1]"`. Values without a counterpart in
+  Elixir, modules, functions and classes among them, are `PyPort.Object`s, which stay the same objects.
 
   What the code prints goes to the shell or the notebook. An error raises `PyPort.Error`. Which names there are Python's own
   compiler says when the line is expanded, so a syntax error is one of that line.
@@ -38,11 +38,11 @@ defmodule PyPort.Interactive do
   `put_options/1` says for the calling process (the shell, the notebook) where and how its sigils evaluate.
   '''
 
-  alias PyPort.{Options, Sigils, Survey}
+  alias PyPort.{Options, Sigils, SyntaxCheck}
 
   @key {__MODULE__, :options}
 
-  # Somebody sits before it, and can interrupt it.
+  # A person can interrupt it.
   @defaults [timeout: :infinity]
 
   # `_` is no variable, and `fn` not even as one of a macro's.
@@ -76,11 +76,11 @@ defmodule PyPort.Interactive do
   defmacro sigil_PY(source, modifiers), do: evaluation(source, modifiers, __CALLER__)
 
   @doc """
-  Says how the sigils of the calling process evaluate, from now on; each call replaces what the one before has said.
+  Sets how the sigils of the calling process evaluate, from now on; each call replaces the options of the one before.
 
     * `:server` - the pid or name of a `PyPort.Server` or `PyPort.Pool`. Default: the default pool.
     * `:session` - a session of `PyPort.open_session/1`, whose names the code sees and sets, too.
-    * `:timeout` - in ms. Default: `:infinity`, since somebody who waits can interrupt it.
+    * `:timeout` - in ms. Default: `:infinity`, since a person can interrupt it.
     * `:binary_as`, `:owner`, `:stdout`, `:stderr` - as in `PyPort.eval/3`.
 
   Raises `ArgumentError` for an unknown option or a value of the wrong type.
@@ -98,7 +98,7 @@ defmodule PyPort.Interactive do
   end
 
   @doc false
-  # What the sigils become.
+  # The sigils expand to this call.
   @spec evaluate(PyPort.Code.t(), PyPort.globals()) :: {term(), %{String.t() => term()}}
   def evaluate(code, globals) do
     options = Keyword.merge(@defaults, Process.get(@key, []))
@@ -137,7 +137,7 @@ defmodule PyPort.Interactive do
   end
 
   defp names!(source, caller, line) do
-    case Survey.of!(source, caller.file, line) do
+    case SyntaxCheck.of!(source, caller.file, line) do
       {:ok, names} ->
         names
 
@@ -146,7 +146,7 @@ defmodule PyPort.Interactive do
           file: caller.file,
           line: caller.line,
           description:
-            "which names this code binds only Python can tell, and #{why}. Install Python 3.11 or newer, or name " <>
+            "only Python can tell which names this code binds, and #{why}. Install Python 3.11 or newer, or name " <>
               "one: config :py_port, pool: [python: \"/path/to/python3\"]"
     end
   end

@@ -2,9 +2,8 @@ defmodule PyPort.Object do
   @moduledoc """
   A handle of an object that stays in Python.
 
-  Whatever has no counterpart in Elixir (a data frame, a model, a generator) comes back as one of these, and with
-  `return: :object` anything does. In the globals, arguments or target of a later request it is the very same
-  object again:
+  A value without a counterpart in Elixir (a data frame, a model, a generator) comes back as one of these, and with
+  `return: :object` any value does. In the globals, arguments or target of a later request it is the very same object again:
 
       {:ok, counter} = PyPort.eval("import collections; collections.Counter(words)", %{words: ~w(a b a)})
       inspect(counter)          #=> #PyPort.Object<collections.Counter <collections.Counter object at 0x7f31c6d2b9d0>>
@@ -62,7 +61,7 @@ defmodule PyPort.Object do
       if String.length(text) > 80, do: String.slice(text, 0, 79) <> "…", else: text
     end
 
-    # Inspecting a handle that somebody made up must not raise.
+    # To inspect a made-up handle must not raise.
     defp text(value) when is_binary(value) do
       if String.valid?(value), do: value, else: Kernel.inspect(value)
     end

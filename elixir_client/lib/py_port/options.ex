@@ -1,9 +1,8 @@
 defmodule PyPort.Options do
-  # Which options there are, what they default to, and what is said about a wrong one. Pure.
+  # The options of requests, servers and pools: their defaults, and the error of a wrong one. Pure.
   @moduledoc false
 
-  # Everything a request may carry, by what it is that is asked for. `server: nil` is PyPort.Default, or
-  # the server that a session or an object brings along.
+  # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
   @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
 
@@ -66,13 +65,16 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
-          # A pair of owner and heir where it is another node's process that asks.
+          # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
         }
 
+  # The options of a server: each of `PyPort.Server`, and those of a pool for its servers.
+  @type server :: %{required(:name) => GenServer.name() | nil, optional(atom()) => term()}
+
   @spec request!(keyword()) :: request()
-  # The common case, and the one that must cost nothing.
+  # The common case, which must cost nothing.
   def request!([]), do: @request_defaults
 
   def request!(options) do
@@ -101,7 +103,7 @@ defmodule PyPort.Options do
     |> one_server!()
   end
 
-  @spec server!(keyword()) :: map()
+  @spec server!(keyword()) :: server()
   def server!(options) do
     options |> validate!(Map.new(@server), @server, "PyPort.Server") |> one_python!() |> Map.new(&sealed/1)
   end
@@ -110,7 +112,7 @@ defmodule PyPort.Options do
   # and of all crash reports that print these.
   @secret [:env, :init_code]
 
-  @doc "The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about."
+  # The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about.
   @spec seal(term()) :: term()
   def seal(options), do: if(Keyword.keyword?(options), do: Enum.map(options, &sealed/1), else: options)
 
@@ -119,7 +121,7 @@ defmodule PyPort.Options do
 
   defp sealed(option), do: option
 
-  @doc "The value that a server was started with, or that the function gives which it was started with."
+  # The value that a server was started with, or that the function gives which it was started with.
   @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
   def unseal(name, fun) when is_function(fun) do
     value = fun.()
@@ -141,8 +143,8 @@ defmodule PyPort.Options do
 
   defp one_python!(options), do: options
 
-  @doc "Those of a pool, with those of its servers among them."
-  @spec pool!(keyword()) :: map()
+  # Those of a pool, with those of its servers among them.
+  @spec pool!(keyword()) :: server()
   def pool!(options) do
     valid = options |> validate!(Map.new(@pool), @pool, "PyPort.Pool") |> one_python!() |> Map.new(&sealed/1)
 
@@ -176,7 +178,7 @@ defmodule PyPort.Options do
   defp validate!(options, defaults, known, whose),
     do: fill(options, defaults) || explain!(options, defaults, known, whose)
 
-  # Each request does it, so what is wrong is looked for where something is.
+  # Each request does it, so a wrong option is looked for only where one was found.
   defp fill([], valid), do: valid
 
   defp fill([{name, value} | rest], valid) when is_atom(name) and is_map_key(valid, name),
@@ -203,7 +205,7 @@ defmodule PyPort.Options do
   defp got(_name, value), do: "got: #{inspect(value)}"
 
   defp unknown(name, known, whose) do
-    "unknown option #{inspect(name)} for #{whose}.#{PyPort.Suggest.similar(name, known)} " <>
+    "unknown option #{inspect(name)} for #{whose}.#{PyPort.DidYouMean.similar(name, known)} " <>
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
@@ -222,24 +224,16 @@ defmodule PyPort.Options do
   defp valid?(name, value) when name in [:size, :threads], do: is_integer(value) and value >= 0
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
-  defp valid?(name, value)
-       when name in [
-              :heartbeat_interval,
-              :max_pending,
-              :async_threads,
-              :max_queued_bytes,
-              :max_stderr_bytes,
-              :max_objects,
-              :max_objects_per_owner
-            ],
-       do: is_integer(value) and value > 0
+  @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
+              [:async_threads, :max_objects, :max_objects_per_owner]
+  defp valid?(name, value) when name in @positive, do: is_integer(value) and value > 0
 
-  # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once.
-  defp valid?(:max_frame_bytes, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
+  # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once; a credit is written in four.
+  defp valid?(name, value) when name in [:max_frame_bytes, :credit],
+    do: is_integer(value) and value in 1..2_147_483_647
+
   # The codec recurses in C, and goes no deeper.
   defp valid?(:max_depth, value), do: is_integer(value) and value in 1..2_000
-  # It is written in four bytes.
-  defp valid?(:credit, value), do: is_integer(value) and value > 0 and value < 2_147_483_648
 
   defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: is_integer(value) and value >= 0
@@ -274,7 +268,7 @@ defmodule PyPort.Options do
 
   defp valid?(name, value) when name in [:stdout, :stderr], do: is_pid(value) or is_atom(value)
 
-  # What can be a server shows when it is used.
+  # A name that is no server shows when it is used.
   defp valid?(_name, _value), do: true
 
   defp expected(name) when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
@@ -308,7 +302,7 @@ defmodule PyPort.Options do
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
   defp expected(:return), do: ":value, :object or :globals"
-  defp expected(:session), do: "what PyPort.open_session/1 gave"
+  defp expected(:session), do: "a session of PyPort.open_session/1"
   defp expected(:owner), do: "a pid"
   defp expected(name) when name in [:logger, :cluster], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"

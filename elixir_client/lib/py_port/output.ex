@@ -1,25 +1,24 @@
 defmodule PyPort.Output do
-  # The process that writes what one request printed to the devices of its caller. It is spawned when
-  # the first chunk arrives, so a request that prints nothing has none; and it is a process of its own, so
-  # that a device that hangs, or has died, holds up neither the owner of the port nor the answer.
+  # The process that writes the output of one request to the devices of its caller. It is spawned when the first chunk
+  # arrives, so only a request that prints has one. A device that hangs, or has died, holds up neither the owner of the port
+  # nor the answer.
   #
-  # A chunk is acknowledged when the device has taken it, or is known never to take it. Python sends no more than
-  # its window without an acknowledgement, so a slow device makes a slow print and not a growing mailbox.
+  # A chunk is acknowledged when the device has taken it, or will never take it. Python sends no more than its output limit
+  # without an acknowledgement, so a slow device makes a slow print and not a growing mailbox.
   #
-  # It speaks the IO protocol itself: `IO.write/2` waits for its device alone, and could not be told to give up.
+  # It uses the IO protocol directly: `IO.write/2` waits for its device alone, and could not be told to give up.
   @moduledoc false
 
-  alias PyPort.Server.Handle
-  alias PyPort.Wire
+  alias PyPort.{Connection, Wire}
 
   @type device :: IO.device()
   @type devices :: nil | {stdout :: device() | nil, stderr :: device() | nil}
 
-  # What is abandoned is acknowledged with more than any window holds, so that Python never waits for it again.
+  # Abandoned output is acknowledged with more than any limit, so that Python never waits for it again.
   @everything 0x7FFFFFFF
 
-  @spec start(Handle.t(), Wire.id(), caller :: pid(), devices()) :: pid()
-  def start(handle, id, caller, devices) do
+  @spec start(Connection.t(), Wire.id(), caller :: pid(), devices()) :: pid()
+  def start(connection, id, caller, devices) do
     owner = self()
 
     spawn(fn ->
@@ -27,7 +26,7 @@ defmodule PyPort.Output do
       group_leader = group_leader(caller)
 
       loop(%{
-        handle: handle,
+        connection: connection,
         id: id,
         owner: Process.monitor(owner),
         stdout: device(stdout, group_leader),
@@ -36,7 +35,7 @@ defmodule PyPort.Output do
     end)
   end
 
-  # What these names mean depends on who says them, and here it is the caller who does.
+  # These names mean the device of the process that uses them, which is the caller.
   defp device(name, group_leader) when name in [nil, :stdio, :standard_io], do: group_leader
   defp device(device, _group_leader), do: device
 
@@ -46,10 +45,8 @@ defmodule PyPort.Output do
     :ok
   end
 
-  @doc """
-  Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
-  where there is one.
-  """
+  # Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
+  # where there is one.
   @spec finish(pid(), reference()) :: :ok
   def finish(writer, ref) do
     send(writer, {:finish, ref})
@@ -59,14 +56,14 @@ defmodule PyPort.Output do
   # How long a device may still take for the output of a request that has its answer.
   @leave_ms 30_000
 
-  @doc "Lets the writer go on for a while without anybody who waits for it; it ends by then."
+  # Lets the writer go on for a while, without a process that waits for it.
   @spec leave(pid()) :: :ok
   def leave(writer) do
     Process.send_after(writer, :abandon, @leave_ms)
     :ok
   end
 
-  @doc "Ends the writer now, whatever its device is doing."
+  # Ends the writer now, whatever its device is doing.
   @spec abandon(pid()) :: :ok
   def abandon(writer) do
     send(writer, :abandon)
@@ -105,8 +102,8 @@ defmodule PyPort.Output do
     end
   end
 
-  # Code may write any bytes to `sys.stdout.buffer`. A device would refuse the whole chunk for one that is no UTF-8, and
-  # with it what was printed before and after; so these are shown as Python shows them in text.
+  # Code may write any bytes to `sys.stdout.buffer`. A device would refuse the whole chunk for one byte that is no UTF-8, so
+  # such bytes are shown as Python shows them in text.
   defp printable(text),
     do: if(String.valid?(text), do: text, else: text |> shown([]) |> IO.iodata_to_binary())
 
@@ -116,9 +113,9 @@ defmodule PyPort.Output do
   defp shown(<<byte, rest::binary>>, done),
     do: shown(rest, ["\\x" <> Base.encode16(<<byte>>, case: :lower) | done])
 
-  defp acknowledge(state, bytes), do: Handle.command(state.handle, Wire.ack(state.id, bytes))
+  defp acknowledge(state, bytes), do: Connection.command(state.connection, Wire.ack(state.id, bytes))
 
-  # A device that has closed, or refuses the text, is the caller's loss and nobody else's.
+  # A device that has closed, or refuses the text, loses it.
   defp put(device, text, %{owner: owner} = state) do
     case whereis(device) do
       nil ->
@@ -152,7 +149,7 @@ defmodule PyPort.Output do
 
   defp whereis(_no_device), do: nil
 
-  @doc "Where `caller` prints; where this process does, if that cannot be known any more."
+  # The group leader of `caller`; of this process if the caller has ended, or lives on another node.
   @spec group_leader(pid()) :: pid()
   def group_leader(caller) do
     case node(caller) == node() && Process.info(caller, :group_leader) do

@@ -24,7 +24,7 @@ defmodule PyPort.Pool do
     * `:max_requests` - a server is replaced after this many requests. Default: `:infinity`.
     * `:max_age` - a server is replaced after this long, in ms. Default: `:infinity`.
     * `:max_rss` - a server is replaced when its process has this much memory resident, in bytes. Default: `:infinity`.
-      One that has been asked nothing yet is not replaced for it: the next would be as large.
+      A server without a request so far is not replaced for it: the next would be as large.
     * `:drain_timeout` - how long a server that is taken out may still work for those who have something on it, in ms,
       or `:infinity`. Default: 60_000.
     * `:cluster` - whether pools of the same name on other nodes stand in for this one, and this one for them. Default:
@@ -36,8 +36,8 @@ defmodule PyPort.Pool do
   ## Replacing servers
 
   Limits are looked at once a second, so they are exceeded a little. A server that is due goes on working until another
-  has started, its `:init_code` included, and has taken its place. Then it gets no new work, and is stopped when nothing
-  of anybody's is left on it: no request, no open session, no live object. Until then it shows in `PyPort.status/1`, with
+  has started, its `:init_code` included, and has taken its place. Then it gets no new work, and is stopped when it has no
+  request, no open session and no live object any more. Until then it shows in `PyPort.status/1`, with
   the reason under `draining` and with what is left under `pending`, `sessions` and `objects`. After `:drain_timeout` it is
   stopped all the same, and what lived there ends with it.
 
@@ -46,11 +46,11 @@ defmodule PyPort.Pool do
 
   ## When servers end
 
-  A server that ends takes its own requests with it, and nobody else's. Another is started at once; one that keeps
-  ending within 10 seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. When there is
-  nobody else to work, requests are told why. A pool never gives up, and never ends its supervisor.
+  A server that ends takes only its own requests with it. Another is started at once; a server that keeps ending within 10
+  seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. While no server works, requests get
+  the reason as their error. A pool never gives up, and never ends its supervisor.
 
-  Which servers come and go, and why, is told to `:telemetry` where the host application has it: see `PyPort.Telemetry`.
+  The pool tells `:telemetry`, if the host application has it, which servers come and go, and why: see `PyPort.Telemetry`.
 
   ## Pools that span nodes
 
@@ -58,13 +58,13 @@ defmodule PyPort.Pool do
 
   Pools of one name with `cluster: true` find each other (by `:pg`) when their nodes are connected. A request goes to
   another node when none of the pool's own servers is ready, or when they are full (`:max_pending`); local servers always
-  come first, since the way to another node and back costs some 50 µs and a copy of all values. Where no pool of that
+  come first, since the way to another node and back costs some 50 µs and a copy of all values. If no pool of that
   name runs on a node, and the name is an atom, its requests go to another node, too.
 
   Without `:cluster`, `server: {Analytics, node}` names the pool (or server) of another node. Either way: output reaches
   the caller's device, functions among the values run on the caller's node, objects and sessions lead back to the node
   where they live, and `:timeout` holds. When the node goes down the answer is a `PyPort.Error` of kind `:unavailable`
-  whose `begun` is `nil`, since nobody knows. PyPort must run on that node, in the same version.
+  whose `begun` is `nil`. PyPort must run on that node, in the same version.
 
   ## The default pool
 
@@ -76,12 +76,11 @@ defmodule PyPort.Pool do
   modules keep their state, and an application pays for one Python. `config :py_port, pool: false` switches it off.
   """
 
-  # A supervisor over the servers' supervisor and the keeper. What is decided here is only what ends with what: a keeper
-  # that crashes leaves the servers running.
+  # A supervisor over the servers' supervisor and the manager: a manager that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Env, Error, Options, Registry, Suggest}
-  alias PyPort.Pool.{Keeper, Members}
+  alias PyPort.{Env, Error, Options, Reaper, Registry}
+  alias PyPort.Pool.{Manager, Members}
 
   @type option :: {atom(), term()}
 
@@ -99,7 +98,7 @@ defmodule PyPort.Pool do
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
   def start_link(options \\ []),
-    do: PyPort.Application.start_link(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
+    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -114,7 +113,8 @@ defmodule PyPort.Pool do
 
   @doc """
   Changes how many servers a pool has. Returns at once: new servers take work when they are ready, and those that are
-  too many get no new work and are stopped when nothing of anybody's is left on them (or after `:drain_timeout`).
+  too many get no new work and are stopped when they have no request, session or object any more (or after
+  `:drain_timeout`).
 
   ## Examples
 
@@ -126,7 +126,7 @@ defmodule PyPort.Pool do
   """
   @spec resize(Supervisor.supervisor(), non_neg_integer()) :: :ok | {:error, Error.t()}
   def resize(pool, size) when is_integer(size) and size >= 0 do
-    with {:ok, members} <- members(pool), do: Keeper.resize(members.keeper, size)
+    with {:ok, members} <- members(pool), do: Manager.resize(members.manager, size)
   catch
     :exit, _reason -> {:error, not_running(pool)}
   end
@@ -149,7 +149,7 @@ defmodule PyPort.Pool do
   @spec servers(Supervisor.supervisor()) :: [pid()]
   def servers(pool) do
     case members(pool) do
-      {:ok, members} -> for handle <- Tuple.to_list(members.handles), do: handle.owner
+      {:ok, members} -> for connection <- Tuple.to_list(members.connections), do: connection.owner
       {:error, _error} -> []
     end
   end
@@ -163,19 +163,14 @@ defmodule PyPort.Pool do
     end
   end
 
-  defp not_running(pool) do
-    %Error{
-      kind: :unavailable,
-      begun: false,
-      message: "no PyPort.Pool is running as #{inspect(pool)}. #{Suggest.running(pool)}"
-    }
-  end
+  defp not_running(pool),
+    do: Error.unavailable("no PyPort.Pool is running as #{inspect(pool)}. #{Registry.running(pool)}")
 
   @impl true
   def init(options) do
     children = [
       Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers),
-      %{id: :keeper, start: {Keeper, :start_link, [{self(), options}]}}
+      %{id: :manager, start: {Manager, :start_link, [{self(), options}]}}
     ]
 
     Supervisor.init(children, strategy: :rest_for_one)

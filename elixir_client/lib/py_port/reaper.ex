@@ -1,6 +1,6 @@
 defmodule PyPort.Reaper do
   # One per VM: ends a Python process and all of its group when their owner has ended, by any way of
-  # ending, and without Python's help. What is killed, and when, is decided elsewhere.
+  # ending, and without Python's help. Other modules decide what is killed, and when.
   #
   # It speaks to one `/bin/sh`, because killing is then a builtin (0.7 ms, no fork, and slim images have
   # no /bin/kill), and because that shell outlives the VM: when the VM is killed, its end of the pipe
@@ -14,23 +14,23 @@ defmodule PyPort.Reaper do
 
   require Logger
 
-  alias PyPort.Registry
+  alias PyPort.{Error, Registry}
 
   @kill_timeout 5_000
 
-  # Before another shell is started: where none can live, it is not tried without a pause.
+  # The pause before another shell is started, in case that none can live.
   @pause_ms 20
 
-  # So long after its owner's death a directory is made for certain, if it is.
+  # By then a directory has been made that its owner was making when it died.
   @made_ms 1_000
 
-  # How long it is remembered how often a server was started that was not stopped in order: its supervisor may be just
-  # about to start it again.
+  # How long the number of starts is kept of a server that was not stopped in order: its supervisor may be about to start it
+  # again.
   @remember_ms 60_000
 
   # Field 22 of /proc/PID/stat, the start time, guards against a pid that has found a new user. The name
-  # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Where there is
-  # no leader any more the group's number is still taken by its members, or by nobody.
+  # in field 2 may hold anything, so fields are counted from behind its last parenthesis. Without a leader
+  # the group's number is still taken by its members, or free.
   # dash refuses `kill -KILL -- -PGID`.
   #
   # When the VM has ended, Pythons that are idle end by themselves, with their `atexit` functions, and remove what they
@@ -104,24 +104,28 @@ defmodule PyPort.Reaper do
 
   def start_link(_options), do: GenServer.start_link(__MODULE__, [], name: __MODULE__)
 
-  @doc false
+  # Starts a server or a pool by the callbacks of `module`: neither runs without what the application has started.
+  @spec start_watched(GenServer | Supervisor, module(), map()) :: GenServer.on_start() | {:error, Error.t()}
+  def start_watched(behaviour, module, %{name: name} = options) do
+    if Process.whereis(__MODULE__),
+      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
+      else: {:error, Error.not_started()}
+  end
+
   # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.
   @spec watch(pid(), non_neg_integer(), non_neg_integer(), Path.t()) :: :ok
   def watch(owner, os_pid, start_time, dir) do
     GenServer.cast(__MODULE__, {:watch, owner, os_pid, start_time, dir})
   end
 
-  @doc false
   # From now on, when `owner` ends, `dir` is removed: its Python is just about to start.
   @spec watch(pid(), Path.t()) :: :ok
   def watch(owner, dir), do: watch(owner, 0, 0, dir)
 
-  @doc false
-  # From now on, when `pool` ends, nothing is left of it in the registry.
+  # From now on, when `pool` ends, its rows in the registry are removed.
   @spec watch_pool(pid()) :: :ok
   def watch_pool(pool), do: GenServer.cast(__MODULE__, {:watch_pool, pool})
 
-  @doc false
   # Ends the group of `owner` now; returns when the signal has been sent.
   @spec kill(pid()) :: :ok
   def kill(owner) do
@@ -131,12 +135,10 @@ defmodule PyPort.Reaper do
     :exit, _reason -> :ok
   end
 
-  @doc false
   # Has the Python of `owner` write its stacks to its stderr. Only for one that catches SIGUSR2: any other dies of it.
   @spec dump(pid()) :: :ok
   def dump(owner), do: GenServer.cast(__MODULE__, {:dump, owner})
 
-  @doc false
   @spec start_time(pos_integer()) :: non_neg_integer()
   def start_time(os_pid) do
     with {:ok, stat} <- File.read("/proc/#{os_pid}/stat"),
@@ -175,13 +177,13 @@ defmodule PyPort.Reaper do
 
   @impl true
   def handle_call({:kill, owner}, _from, state), do: {:reply, :ok, end_group(state, owner)}
-  # Too much hangs on this process for it to die of a stranger's question.
+  # An unknown call must not end this process.
   def handle_call(_unknown, _from, state), do: {:reply, {:error, :unknown_call}, state}
 
   @impl true
   def handle_info({:DOWN, monitor, :process, owner, reason}, state) do
     case state do
-      # The owner has killed, or seen out, an earlier Python and opened another one since.
+      # The monitor of an owner's earlier Python has been replaced.
       %{watched: %{^owner => %{monitor: ^monitor}}} ->
         {:noreply, state |> end_group(owner) |> forget(owner, reason)}
 

@@ -28,26 +28,19 @@ defmodule PyPort.Release do
   """
 
   alias PyPort.Env
-  alias PyPort.Env.{Build, Config, Elf, Inventory, Stamp}
+  alias PyPort.Env.{Build, Config, Manifest}
 
-  # Of the standard library, for a Python that comes along; its own tests are nobody's.
-  @compileall [
-    "-m",
-    "compileall",
-    "-q",
-    "-j",
-    "0",
-    "--invalidation-mode",
-    "unchecked-hash",
-    "-x",
-    "site-packages|/tests?/"
-  ]
+  # Valid without a look at the source (PEP 552): copies and image layers do not keep time stamps.
+  @compileall ~w(-I -m compileall -f -q -j 0 --invalidation-mode unchecked-hash -x /tests?/)
 
-  # What nobody needs to run a release.
-  @left_behind ["include", "share", "lib/pkgconfig"]
-
-  # As deep as `lib/python3.12/site-packages/numpy`.
-  @filtered_levels 4
+  # Where the libpython of a running Python is, for one that links it.
+  @libpython """
+  import sys
+  for line in open("/proc/self/maps") if sys.platform == "linux" else ():
+      if "/libpython3." in line:
+          print(line.split()[-1])
+          break
+  """
 
   @doc """
   Copies every configured environment into the release. A step of `mix release`, to be put after `:assemble`:
@@ -61,12 +54,12 @@ defmodule PyPort.Release do
   def copy_environments(release) do
     carry = carried!(Keyword.get(release.options, :py_port, []))
     target = Path.join(release.path, "py_port")
-    # What an earlier release under the same path has left must not answer for what is missing now.
+    # An environment of an earlier release must not stand in for one that is missing now.
     File.rm_rf!(target)
     File.mkdir_p!(target)
 
     for config <- Env.configured(), do: copy!(config, target, carry)
-    # What Mix is to pack with `:tar`.
+    # Mix packs these with `:tar`.
     %{release | overlays: ["py_port" | release.overlays]}
   end
 
@@ -79,24 +72,27 @@ defmodule PyPort.Release do
   end
 
   defp copy!(%Config{name: name} = config, target, carry) do
-    unless Build.current?(Env.base(), config), do: build!(config)
-    {:ok, stamp} = Stamp.read(Env.base(), name)
-    source = Path.join(Env.base(), stamp.dir)
+    unless Build.current?(Env.base(), config) do
+      with {:error, words} <- Env.build(config), do: raise(RuntimeError, words)
+    end
+
+    {:ok, manifest, source} = Manifest.read(Env.base(), name)
     dir = Path.join(target, to_string(name))
-    original_packages_dir = stamp.python.packages_dir
+    File.mkdir_p!(dir)
     IO.puts("* copying the Python environment #{inspect(name)}")
-
-    stamp = if carry?(carry, stamp), do: carry!(stamp, source, dir), else: refer!(stamp, source, dir)
-    seal(Path.join(source, original_packages_dir), Path.join(dir, stamp.python.packages_dir))
-    Stamp.write!(target, %{stamp | dir: to_string(name)})
+    copy = if carry?(carry, manifest), do: &carry!/3, else: &refer!/3
+    manifest = copy.(manifest, source, dir)
+    # A file that is not Python of this version stays uncompiled, and nothing is lost.
+    compiled = Path.join(dir, if(manifest.kind == :venv, do: "venv/lib", else: "python/lib"))
+    python(Path.join(dir, manifest.python.executable), @compileall ++ [compiled])
+    Manifest.write!(target, %{manifest | dir: to_string(name)})
   end
 
-  defp build!(config) do
-    with {:error, words} <- Env.build(config), do: raise(RuntimeError, words)
-  end
+  defp python(executable, args),
+    do: System.cmd(executable, args, stderr_to_stdout: true, env: [{"PYTHONHOME", nil}])
 
-  defp carry?(:auto, stamp), do: Env.managed?(stamp.python.base_prefix)
-  defp carry?(false, _stamp), do: false
+  defp carry?(:auto, manifest), do: Env.managed?(manifest.python.base_prefix)
+  defp carry?(false, _manifest), do: false
 
   defp carry?(true, %{python: %{base_prefix: prefix}}) when prefix in ["/usr", "/usr/local", "/"] do
     raise ArgumentError,
@@ -104,112 +100,53 @@ defmodule PyPort.Release do
             "Let uv fetch one (python: \"cpython-3.12\", UV_PYTHON_PREFERENCE=only-managed), or leave carry_python: out"
   end
 
-  defp carry?(true, _stamp), do: true
+  defp carry?(true, _manifest), do: true
 
-  # The interpreter stays where it is, the environment knows it by its path.
-  defp refer!(stamp, source, dir) do
-    File.mkdir_p!(dir)
-    copy_tree!(Path.join(source, "venv"), Path.join(dir, "venv"))
-    # A link to `lib`, which Python finds by itself; an archive of the release would have everything twice.
+  # The interpreter stays where it is; the environment has its path.
+  defp refer!(manifest, source, dir) do
+    File.cp_r!(Path.join(source, "venv"), Path.join(dir, "venv"))
+    # A link to `lib` that Python does not need; an archive of the release would hold everything twice.
     File.rm(Path.join(dir, "venv/lib64"))
-    stamp
+    manifest
   end
 
   # The interpreter comes along with the packages inside it: an environment of its own (`pyvenv.cfg`) would name the
-  # interpreter by an absolute path, and a release does not know where it will stand.
-  defp carry!(stamp, source, dir) do
-    %{base_prefix: prefix, base_executable: executable, packages_dir: "venv/" <> library} = stamp.python
-    movable!(executable)
-    python = Path.join(dir, "python")
-    copy_tree!(prefix, python, &own?(&1, library))
-    copy_tree!(Path.join([source, "venv", library]), Path.join(python, library))
-    copy_tree!(Path.join(source, "venv/bin"), Path.join(python, "bin"), &script?/1)
-    name = Path.basename(executable)
+  # interpreter by an absolute path, and the place of a release is not known before it runs.
+  defp carry!(manifest, source, dir) do
+    %{base_prefix: prefix, base_executable: executable, packages_dir: "venv/" <> library} = manifest.python
+    carried = Path.join(dir, "python")
+    bin = Path.join(carried, "bin")
+    File.cp_r!(prefix, carried)
+    # Its own packages, with their programs, and parts that no release needs.
+    for path <- [library, "include", "share", "lib/pkgconfig"], do: File.rm_rf!(Path.join(carried, path))
+    for name <- File.ls!(bin), not (name =~ ~r/^python[\d.]*$/), do: File.rm_rf!(Path.join(bin, name))
+    File.cp_r!(Path.join([source, "venv", library]), Path.join(carried, library))
+
+    for name <- File.ls!(Path.join(source, "venv/bin")),
+        not (name =~ ~r/^(python|activate|deactivate)|\.bat$/),
+        do: File.cp_r!(Path.join([source, "venv/bin", name]), Path.join(bin, name))
+
+    moved = Path.join("python/bin", Path.basename(executable))
     # Scripts of packages call it so.
-    File.ln_s(name, Path.join(python, "bin/python"))
-    moved = Path.join("python/bin", name)
-    compile_library(Path.join(dir, moved), Path.dirname(Path.join(python, library)))
-    binaries = Inventory.binaries(python) ++ interpreter(Path.join(dir, moved))
-    packages_dir = Path.join("python", library)
-    facts = %{stamp.python | executable: moved, packages_dir: packages_dir, base_prefix: "python"}
-    %{stamp | kind: :carried, needs: Inventory.needs(binaries), python: facts}
+    File.ln_s(Path.basename(executable), Path.join(bin, "python"))
+    movable!(Path.join(dir, moved), executable, carried)
+    facts = %{executable: moved, packages_dir: Path.join("python", library), base_prefix: "python"}
+    %{manifest | kind: :carried, glibc: glibc(manifest), python: Map.merge(manifest.python, facts)}
   end
 
-  # Of the Python's own: not the packages that somebody has put into it, nor the programs they brought.
-  defp own?("bin/" <> program, _library), do: program =~ ~r/^python[\d.]*$/
-  defp own?(path, library), do: path not in @left_behind and Path.dirname(path) != library
+  # A Python that was compiled here needs the glibc of this system; uv's run on every one.
+  defp glibc(%{libc: {:glibc, version}, python: %{base_prefix: prefix}} = manifest),
+    do: if(Env.managed?(prefix), do: manifest.glibc, else: version)
 
-  defp script?(name), do: not (name =~ ~r/^(python|activate|deactivate)|\.bat$/)
+  defp glibc(manifest), do: manifest.glibc
 
-  # What is found by an absolute path is looked for there, wherever the interpreter has gone.
-  defp movable!(executable) do
-    with {:ok, %Elf{needed: needed, runpath: runpath}} <- Elf.read(executable),
-         "libpython" <> _ = library <- Enum.find(needed, &String.starts_with?(&1, "libpython")),
-         false <- String.starts_with?(runpath || "", "$ORIGIN") do
+  defp movable!(moved, executable, carried) do
+    {said, 0} = python(moved, ["-I", "-c", @libpython])
+
+    unless said == "" or String.starts_with?(said, carried) do
       raise ArgumentError,
-            "#{executable} cannot be carried by a release: it finds #{library} by #{runpath || "the system's paths"} alone. " <>
-              "Let uv fetch a Python that can be moved (UV_PYTHON_PREFERENCE=only-managed), or set carry_python: false"
+            "#{executable} cannot be carried by a release: it finds its libpython at #{String.trim(said)} alone. Let uv fetch " <>
+              "a Python that can be moved (UV_PYTHON_PREFERENCE=only-managed), or set carry_python: false"
     end
-  end
-
-  defp interpreter(path) do
-    case Elf.read(path) do
-      {:ok, elf} -> [{"python", elf}]
-      :error -> []
-    end
-  end
-
-  # Links stay links: the interpreter of an environment is one. What to take is asked two levels deep and at the
-  # packages, which is where the answers lie.
-  defp copy_tree!(from, to, take? \\ fn _path -> true end, below \\ "") do
-    File.mkdir_p!(to)
-
-    for name <- File.ls!(from), path = Path.join(below, name), take?.(path) do
-      source = Path.join(from, name)
-      target = Path.join(to, name)
-
-      if directory?(source) and length(Path.split(path)) < @filtered_levels,
-        do: copy_tree!(source, target, take?, path),
-        else: File.cp_r!(source, target)
-    end
-  end
-
-  defp directory?(path), do: match?({:ok, %{type: :directory}}, File.lstat(path))
-
-  # The time stamps that compiled files are checked against get lost by copies and in image layers. So what was compiled
-  # at the build becomes "by hash, unchecked" (PEP 552): 12 bytes behind the magic number say so. Only where the stamp
-  # still is its source's; anything else is left for Python to judge.
-  defp seal(from, to) do
-    for path <- Path.wildcard(Path.join(from, "**/__pycache__/*.pyc")) do
-      with {:ok, <<magic::binary-size(4), 0::32, mtime::little-32, size::little-32>>} <- head(path),
-           {:ok, %{mtime: ^mtime, size: ^size}} <- path |> source() |> File.stat(time: :posix) do
-        write_head(Path.join(to, Path.relative_to(path, from)), <<magic::binary, 1::little-32, 0::64>>)
-      end
-    end
-  end
-
-  defp head(path),
-    do: with({:ok, file} <- File.open(path, [:read, :raw, :binary]), do: and_close(file, &:file.read(&1, 16)))
-
-  defp write_head(path, head) do
-    with {:ok, file} <- File.open(path, [:read, :write, :raw, :binary]),
-         do: and_close(file, &:file.pwrite(&1, 0, head))
-  end
-
-  defp and_close(file, fun) do
-    fun.(file)
-  after
-    File.close(file)
-  end
-
-  # pkg/__pycache__/name.cpython-312.pyc is compiled from pkg/name.py
-  defp source(path) do
-    name = path |> Path.basename() |> String.split(".") |> hd()
-    Path.join([Path.dirname(path), "..", name <> ".py"])
-  end
-
-  # Some files there are no Python of this version; those stay uncompiled, and nothing is lost.
-  defp compile_library(python, library) do
-    System.cmd(python, ["-I" | @compileall] ++ [library], stderr_to_stdout: true, env: [{"PYTHONHOME", nil}])
   end
 end

@@ -1,31 +1,43 @@
 defmodule PyPort.Request do
-  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the
-  # caller's process; the owner of the port sees a row of a table and forwards bytes.
+  # One request from its caller's side: alias, row, command, receive, decode. All of it runs in the caller's process; the
+  # owner of the port sees a row of a table and forwards bytes.
   #
-  # The alias is made and received on in this one module, each clause matching `^ref`, because
-  # only then does the BEAM skip what stood in the mailbox before (1.5 µs against 800 with 200,000 messages).
+  # The alias is made and received on in this one module, each clause matching `^ref`, because only then does the BEAM skip
+  # older messages of the mailbox (1.5 µs against 800 with 200,000 messages).
   @moduledoc false
 
-  import PyPort.Reach, only: [deadline: 1, remaining: 1]
+  import PyPort.Deadline, only: [deadline: 1, remaining: 1]
 
-  alias PyPort.{Callbacks, Error, Object, Options, Output, Reach, Remote, Values, Wire}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{
+    Admission,
+    Callbacks,
+    Connection,
+    Deadline,
+    Error,
+    Locator,
+    Object,
+    Options,
+    Output,
+    Ownership
+  }
 
-  # Time for the server to say what became of a request, however small its graces are.
+  alias PyPort.{Remote, Reply, Values, Wire}
+
+  # Time for the server to report the end of a request, however small its graces are.
   @least_patience_ms 50
 
   # How long an answer that comes at the last moment, or after it, waits for its output to be written. A device takes
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
 
-  # How often who waits looks whether there is still somebody to wait for. Nobody should ever find out that way.
+  # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
   @look_ms 1_000
 
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
-  @typedoc "What the caller wrote."
+  # A request as the caller wrote it.
   @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
-  @typedoc "What is known of a request before it has a server."
+  # A request that has no server yet.
   @type draft :: %{
           verb: :eval | :call,
           # The options for Python, the first element, are filled in last.
@@ -35,127 +47,151 @@ defmodule PyPort.Request do
           found: Values.found()
         }
 
-  @spec eval(String.t() | PyPort.Code.t(), map(), keyword()) :: outcome()
-  def eval(code, globals, options) do
-    ask({:eval, code, globals}, Options.request!(options))
-  end
+  # Sends a request with valid options, and waits for its outcome.
+  @spec ask(asked(), Options.request()) :: outcome()
+  def ask(asked, %{timeout: timeout} = options), do: ask(asked, options, deadline(timeout), timeout)
 
-  @spec call(target(), list(), map(), keyword()) :: outcome()
-  def call(target, args, kwargs, options) do
-    ask({:call, target, args, kwargs}, Options.call!(options))
-  end
+  # To look at the clock takes 0.1 µs, a percent of a plain request: so the time left goes along where it is known.
+  defp ask(asked, options, deadline, left) do
+    draft = draft(asked)
+    place = Locator.place(options, draft.target, draft.found.objects)
 
-  @doc "Asks for what the caller wrote, with options that are valid."
-  @spec ask(asked(), map()) :: outcome()
-  def ask(asked, options), do: ask(asked, options, deadline(options.timeout))
+    with {found, connection, id, frame, extra, context} <- prepare(draft, options, place, deadline, self()) do
+      left = if found == :ok, do: left, else: remaining(deadline)
 
-  defp ask(asked, options, deadline) do
-    case sent(asked, options, deadline) do
-      {:ok, _value} = outcome -> outcome
-      {:not_sent, place} -> ask_again(place, asked, options, deadline)
-      {:elsewhere, node, server} -> ask_elsewhere(node, server, asked, options, deadline)
-      outcome -> outcome
+      case exchange(connection, id, frame, left, deadline, options.timeout, extra, context) do
+        {:ok, _value} = outcome ->
+          outcome
+
+        # The server had just ended, or been taken out, so Python has not heard of the request; to ask another server of
+        # its pool is therefore no repetition. A moment later the pool knows that the server is gone.
+        :not_sent ->
+          if Locator.again?(place, deadline),
+            do: ask(asked, options, deadline, remaining(deadline)),
+            else: Locator.not_taken(place)
+
+        outcome ->
+          owned(outcome, connection, id, options)
+      end
+    else
+      {:remote, node, server} -> ask_remote(node, server, asked, options, deadline)
+      {:error, error} -> {:error, error}
     end
   end
 
-  defp ask_elsewhere(node, server, asked, options, deadline) do
+  defp owned({:objects, value, ids}, connection, id, options) do
+    with :ok <- Ownership.take_over(connection.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
+  end
+
+  defp owned({:unread, error}, connection, id, _options) do
+    Ownership.disclaim(connection.owner, {:reply, id})
+    {:error, error}
+  end
+
+  defp owned(outcome, _connection, _id, _options), do: outcome
+
+  # --- on other nodes -------------------------------------------------------------------------
+
+  defp ask_remote(node, server, asked, options, deadline) do
     place = options.server || PyPort.Default
+    {owner, heir} = if is_tuple(options.owner), do: options.owner, else: Ownership.pair(options.owner)
+    there = options |> Remote.options(server, deadline) |> Map.put(:owner, {owner, heir})
 
-    case Remote.ask(node, server, asked, options, deadline) do
-      # The pool that was to stand in has nobody ready, either: it takes a moment for all nodes to know.
-      {:error, %Error{kind: :unavailable, begun: false}} = outcome when is_pid(server) and server != place ->
-        if Reach.again?(place, deadline), do: ask(asked, options, deadline), else: outcome
+    case Remote.call(node, __MODULE__, :serve, [asked, there], deadline) do
+      # The pool of the other node has no server ready, either: it takes a moment for all nodes to know.
+      {:ok, {{:error, %Error{kind: :unavailable, begun: false}} = outcome, _none}}
+      when is_pid(server) and server != place ->
+        if Locator.again?(place, deadline),
+          do: ask(asked, options, deadline, remaining(deadline)),
+          else: outcome
 
-      outcome ->
+      {:ok, {outcome, taken_over}} ->
+        if heir || owner == self(),
+          do: Enum.each(taken_over, fn {whose, ids} -> Ownership.note_in_scope(whose, ids) end)
+
         outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
-  defp sent({:eval, code, globals}, options, deadline) do
-    if Wire.small?(globals),
-      do: run_plain(:eval, {nil, code(code), globals}, options, deadline),
-      else: code |> draft_eval(globals) |> run(options, deadline)
-  end
+  # For a caller of another node, for which this process stands in.
+  @spec serve(asked(), Options.request()) :: {outcome(), Ownership.taken_over()}
+  def serve(asked, options), do: Ownership.collect(fn -> ask(asked, options) end)
 
-  defp sent({:call, target, args, kwargs}, options, deadline) do
-    if is_binary(target) and Wire.small?(args) and Wire.small?(kwargs),
-      do: run_plain(:call, {nil, target, args, kwargs}, options, deadline),
-      else: target |> draft_call(args, kwargs) |> run(options, deadline)
-  end
+  # --- sessions -------------------------------------------------------------------------------
 
-  # The server had just ended, or been taken out, so Python was told nothing; to ask another one of its pool is
-  # therefore no repetition. A moment later the pool knows that it is gone.
-  defp ask_again(place, asked, options, deadline) do
-    if Reach.again?(place, deadline),
-      do: ask(asked, options, deadline),
-      else: Reach.not_taken(place)
-  end
-
-  @doc "Opens a session under `name` on the server of these options."
+  # Opens a session on the server of these options, for the process `:opener`, by default this one.
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
   def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
   defp open_session(%{timeout: timeout} = options, deadline) do
     place = options.server || PyPort.Default
+    opener = options[:opener] || self()
 
-    with {:ok, handle} <- Reach.handle(place, deadline) do
-      <<number::64>> = id = Handle.next_id(handle)
+    with {found, connection} when found in [:ok, :waited] <- Locator.connection(place, deadline) do
+      <<number::64>> = id = Connection.next_id(connection)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
-      GenServer.cast(handle.owner, {:property, {:session_opened, name, options[:opener] || self()}})
+      Ownership.tell(connection.owner, {:session_opened, name, opener})
 
-      case exchange(handle, id, Wire.open_session(id, name), remaining(deadline), deadline, timeout, nil, nil) do
+      frame = Wire.open_session(id, name)
+
+      case exchange(connection, id, frame, remaining(deadline), deadline, timeout, nil, nil) do
         {:ok, _nil} ->
-          {:ok, %PyPort.Session{server: handle.owner, name: name}}
+          {:ok, %PyPort.Session{server: connection.owner, name: name}}
 
         :not_sent ->
-          GenServer.cast(handle.owner, {:property, {:session_closed, name}})
+          Ownership.tell(connection.owner, {:session_closed, name})
 
-          if Reach.again?(place, deadline),
+          if Locator.again?(place, deadline),
             do: open_session(options, deadline),
-            else: Reach.not_taken(place)
+            else: Locator.not_taken(place)
 
         {_error_or_unread, error} ->
-          close_session(handle.owner, handle, name)
+          close_session(connection, name)
           {:error, error}
       end
     else
-      {:elsewhere, node, server} -> Remote.open_session(node, server, options, deadline)
-      {:error, error} -> {:error, error}
+      {:remote, node, server} ->
+        options = Map.merge(options, %{opener: opener, server: server, timeout: remaining(deadline)})
+        with {:ok, outcome} <- Remote.call(node, __MODULE__, :open_session, [options], deadline), do: outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
-  @spec close_session(pid(), Handle.t(), String.t()) :: :ok
-  def close_session(owner, handle, name) do
-    Handle.command(handle, Wire.close_session(name))
-    GenServer.cast(owner, {:property, {:session_closed, name}})
+  @spec close_session(Connection.t(), String.t()) :: :ok
+  def close_session(connection, name) do
+    Connection.command(connection, Wire.close_session(name))
+    Ownership.tell(connection.owner, {:session_closed, name})
   end
 
-  # --- what is sent ---------------------------------------------------------------------------
+  # --- drafts and frames ----------------------------------------------------------------------
 
-  @spec draft_eval(String.t() | PyPort.Code.t(), map()) :: draft()
-  def draft_eval(code, globals) do
-    {globals, found} =
-      if Wire.small?(globals), do: {globals, Values.none()}, else: Values.scan(globals, Values.none())
-
-    %{verb: :eval, body: {nil, code(code), globals}, small?: Wire.small?(globals), target: nil, found: found}
+  @spec draft(asked()) :: draft()
+  def draft({:eval, code, globals}) do
+    {globals, small?, found} = scan(globals, Values.none())
+    %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
   end
 
-  @spec draft_call(target(), list(), map()) :: draft()
-  def draft_call(target, args, kwargs) do
-    small? = Wire.small?(args) and Wire.small?(kwargs)
-
-    {args, kwargs, found} =
-      if small? do
-        {args, kwargs, Values.none()}
-      else
-        {args, found} = Values.scan(args, Values.none())
-        {kwargs, found} = Values.scan(kwargs, found)
-        {args, kwargs, found}
-      end
-
+  def draft({:call, target, args, kwargs}) do
+    {args, small?, found} = scan(args, Values.none())
+    {kwargs, small_too?, found} = scan(kwargs, found)
     body = {nil, target, args, kwargs}
-    %{verb: :call, body: body, small?: small?, target: target_object(target), found: found}
+    %{verb: :call, body: body, small?: small? and small_too?, target: target_object(target), found: found}
+  end
+
+  # Small values have no function and no handle among them.
+  defp scan(values, found) do
+    if Wire.small?(values) do
+      {values, true, found}
+    else
+      {values, found} = Values.scan(values, found)
+      {values, false, found}
+    end
   end
 
   defp code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
@@ -165,9 +201,21 @@ defmodule PyPort.Request do
   defp target_object({%Object{} = object, _attribute}), do: object
   defp target_object(_name), do: nil
 
-  @spec frame(draft(), Handle.t(), Wire.id(), map()) :: iodata()
-  def frame(%{verb: verb, body: body, small?: small?}, handle, id, options) do
-    Wire.request(verb, id, put_elem(body, 0, wire_options(options, Callbacks.parent(handle))), small?)
+  # A request of `caller` for the server of its place, ready to be sent.
+  @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid()) ::
+          {:ok | :waited, Connection.t(), Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+          | {:error, Error.t()}
+          | Locator.remote()
+  def prepare(%{verb: verb, body: body, small?: small?, found: found}, options, place, deadline, caller) do
+    with {how, connection} when how in [:ok, :waited] <- Locator.connection(place, deadline),
+         :ok <- Locator.same_server(found.objects, connection),
+         id = Connection.next_id(connection),
+         body = put_elem(body, 0, wire_options(options, Callbacks.parent(connection))),
+         frame = Wire.request(verb, id, body, small?),
+         :ok <- Admission.fits(connection, frame) do
+      context = if found.funs != [], do: Callbacks.context(id, found.funs, caller)
+      {how, connection, id, frame, extra(options, context), context}
+    end
   end
 
   # The plain request first, which has at most these two.
@@ -187,75 +235,23 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
-  @doc "What stands in the row of a request beyond what each has."
-  @spec extra(map(), Callbacks.context() | nil) :: Handle.extra()
-  def extra(%{stdout: nil, stderr: nil}, nil), do: nil
-  def extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
+  # The last element of the row of a request: nil for a plain one.
+  defp extra(%{stdout: nil, stderr: nil}, nil), do: nil
+  defp extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
 
-  def extra(%{stdout: stdout, stderr: stderr}, context),
+  defp extra(%{stdout: stdout, stderr: stderr}, context),
     do: %{devices: {stdout, stderr}, functions?: context != nil}
 
-  @doc "What calls of the functions among the values of a request have to know; nil where there are none."
-  @spec context(Values.found(), Wire.id(), caller :: pid()) :: Callbacks.context() | nil
-  def context(%{funs: []}, _id, _caller), do: nil
-  def context(%{funs: funs}, id, caller), do: Callbacks.context(id, funs, caller)
+  # --- sending and waiting --------------------------------------------------------------------
 
-  # --- sending --------------------------------------------------------------------------------
-
-  # The request that is asked for a million times: a few plain values, no handle and no function among them. It is
-  # `run/2` with nothing in it that such a request does not need: where its server is ready, all of the time is left.
-  defp run_plain(verb, body, %{timeout: timeout} = options, deadline) do
-    place = options.session || options.server || PyPort.Default
-
-    case Reach.ready(place) do
-      nil ->
-        with {:ok, handle} <- Reach.handle(place, deadline),
-             do: run_plain(verb, body, options, deadline, place, handle, remaining(deadline))
-
-      handle ->
-        run_plain(verb, body, options, deadline, place, handle, timeout)
-    end
-  end
-
-  defp run_plain(verb, body, options, deadline, place, handle, left) do
-    id = Handle.next_id(handle)
-    wire_options = wire_options(options, Callbacks.parent(handle))
-    frame = Wire.request(verb, id, put_elem(body, 0, wire_options), true)
-
-    with :ok <- Reach.fits(handle, frame) do
-      handle
-      |> exchange(id, frame, left, deadline, options.timeout, extra(options, nil), nil)
-      |> mine(handle, id, options, place)
-    end
-  end
-
-  defp run(draft, %{timeout: timeout} = options, deadline) do
-    found = draft.found
-    place = Reach.place(options, draft.target, found.objects)
-
-    with {:ok, handle} <- Reach.handle(place, deadline),
-         :ok <- Reach.belong(found.objects, handle) do
-      id = Handle.next_id(handle)
-      frame = frame(draft, handle, id, options)
-
-      with :ok <- Reach.fits(handle, frame) do
-        context = context(found, id, self())
-
-        handle
-        |> exchange(id, frame, remaining(deadline), deadline, timeout, extra(options, context), context)
-        |> mine(handle, id, options, place)
-      end
-    end
-  end
-
-  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does a death,
-  # which can come at any time, by the server's heir.
-  defp exchange(handle, id, frame, left, deadline, timeout, extra, context) do
+  # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does the end of the
+  # server, which can come at any time, by the heir of its table.
+  defp exchange(connection, id, frame, left, deadline, timeout, extra, context) do
     ref = :erlang.alias()
 
-    case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+    case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
       :ok ->
-        await(ref, handle, id, left, deadline, timeout)
+        await(ref, connection, id, left, deadline, timeout)
 
       not_sent ->
         forget(ref)
@@ -263,47 +259,38 @@ defmodule PyPort.Request do
     end
   end
 
-  defp mine({:ok, _value} = outcome, _handle, _id, _options, _place), do: outcome
-  defp mine(:not_sent, _handle, _id, _options, place), do: {:not_sent, place}
-
-  defp mine({:objects, value, ids}, handle, id, options, _place) do
-    with :ok <- Property.adopt(handle.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
-  end
-
-  defp mine({:unread, error}, handle, id, _options, _place) do
-    Property.disclaim(handle.owner, {:reply, id})
-    {:error, error}
-  end
-
-  defp mine(outcome, _handle, _id, _options, _place), do: outcome
-
-  # --- waiting --------------------------------------------------------------------------------
-
-  defp await(ref, handle, id, left, deadline, timeout) do
+  defp await(ref, connection, id, left, deadline, timeout) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         :erlang.unalias(ref)
-        outcome(frame)
+        Reply.outcome(frame)
 
-      # It printed: the answer is whole, its output is on its way to a device.
+      # The request has printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
-        flushed(ref, writer, later(deadline, deadline(@flush_ms)))
-        forget(ref)
-        outcome(frame)
+        printed(ref, frame, writer, later(deadline, deadline(@flush_ms)))
 
       {:DOWN, ^ref, :process, _owner, reason} ->
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      min(left, @look_ms) -> look_up(ref, handle, id, remaining(deadline), deadline, timeout)
+      min(left, @look_ms) -> look(ref, connection, id, remaining(deadline), deadline, timeout)
     end
+  end
+
+  defp look(ref, connection, id, 0, _deadline, timeout), do: timed_out(ref, connection, id, timeout)
+
+  defp look(ref, connection, id, left, deadline, timeout) do
+    if Process.alive?(connection.owner),
+      do: await(ref, connection, id, left, deadline, timeout),
+      # The heir is just telling why; or it was killed with the server, and tells no caller.
+      else: await_end(ref, connection, id, timeout, deadline(@least_patience_ms), :killed)
   end
 
   defp later(:infinity, _deadline), do: :infinity
   defp later(one, other), do: max(one, other)
 
-  # The writer ends without a word where its server does: nobody else knows any more who waits for it.
-  defp flushed(ref, writer, deadline) do
+  # The writer ends without `:flushed` if its server does.
+  defp printed(ref, frame, writer, deadline) do
     monitor = Process.monitor(writer)
 
     receive do
@@ -314,39 +301,28 @@ defmodule PyPort.Request do
     end
 
     Process.demonitor(monitor, [:flush])
-  end
-
-  defp look_up(ref, handle, id, 0, _deadline, timeout), do: timed_out(ref, handle, id, timeout)
-
-  defp look_up(ref, handle, id, left, deadline, timeout) do
-    if Process.alive?(handle.owner),
-      do: await(ref, handle, id, left, deadline, timeout),
-      else: await_news(ref, id)
-  end
-
-  # Its heir is just telling why; or was killed with it, and tells nobody.
-  defp await_news(ref, id) do
-    receive do
-      {^ref, frame} when is_binary(frame) -> outcome(frame)
-      {^ref, frame, _writer} -> outcome(frame)
-      {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason, id)}
-    after
-      @least_patience_ms -> {:error, Error.of_exit(:killed, id)}
-    end
-  after
     forget(ref)
+    Reply.outcome(frame)
   end
 
-  # Python is told to end the request, and its row stays until it has: the server sees to that it does, and says so if it
-  # need not be waited for. An answer that comes meanwhile is the answer.
-  defp timed_out(ref, handle, id, timeout) do
-    cancel(handle, id, :timeout)
-    patience = patience(handle)
+  # Python is told to end the request, and its row stays until it has. The server makes it end, and tells the caller if it
+  # need not wait for that. An answer that comes meanwhile is the answer.
+  defp timed_out(ref, connection, id, timeout) do
+    cancel(connection, id, :timeout)
+    patience = patience(connection)
     Remote.late(patience)
     # As long as it is so.
-    deadlock = Callbacks.deadlock(handle)
-    ref |> await_end(handle, id, timeout, deadline(patience), {nil, nil, nil}) |> explained(deadlock)
+    deadlock = Callbacks.deadlock(connection)
+
+    ref
+    |> await_end(connection, id, timeout, deadline(patience), {nil, nil, nil})
+    |> late(timeout)
+    |> explained(deadlock)
   end
+
+  # Python's last word on a request that it was told to end.
+  defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
+  defp late(outcome, _timeout), do: outcome
 
   defp explained({:error, %Error{kind: :timeout, begun: begun} = error}, why)
        when begun != true and why != nil,
@@ -354,31 +330,30 @@ defmodule PyPort.Request do
 
   defp explained(outcome, _why), do: outcome
 
-  @doc "How long after its timeout a request has its answer at the latest, in ms."
-  @spec patience(Handle.t()) :: pos_integer()
-  def patience(handle), do: max(handle.patience, @least_patience_ms)
+  # How long after its timeout a request has its answer at the latest, in ms.
+  @spec patience(Connection.t()) :: pos_integer()
+  def patience(connection), do: max(connection.patience, @least_patience_ms)
 
-  @doc "Has a request end: the server is told before Python, whose last word can be quicker than the one who says so."
-  @spec cancel(Handle.t(), Wire.id(), PyPort.Server.Ladder.why()) :: :ok
-  def cancel(handle, id, why) do
-    GenServer.cast(handle.owner, {:cancel, id, why})
-    Handle.command(handle, Wire.cancel(id))
+  # Cancels a request. The server is told before Python, whose last word may be quick.
+  @spec cancel(Connection.t(), Wire.id(), :timeout | :stopped) :: :ok
+  def cancel(connection, id, why) do
+    GenServer.cast(connection.owner, {:cancel, id, why})
+    Connection.command(connection, Wire.cancel(id))
   end
 
-  defp await_end(ref, handle, id, timeout, deadline, so_far) do
+  # `so_far` is what is known when the last deadline has passed.
+  defp await_end(ref, connection, id, timeout, deadline, so_far) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         forget(ref)
-        frame |> outcome() |> late(timeout)
+        Reply.outcome(frame)
 
       {^ref, frame, writer} ->
-        flushed(ref, writer, deadline(@flush_ms))
-        forget(ref)
-        frame |> outcome() |> late(timeout)
+        printed(ref, frame, writer, deadline(@flush_ms))
 
-      # Where it is while it goes on; the answer is still to come.
+      # The request goes on; the answer is still to come.
       {^ref, {:so_far, begun, stack, culprit}} ->
-        await_end(ref, handle, id, timeout, deadline, {begun, stack, culprit})
+        await_end(ref, connection, id, timeout, deadline, {begun, stack, culprit})
 
       {^ref, {:timed_out, begun, stack, culprit}} ->
         forget(ref)
@@ -388,33 +363,36 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      remaining(deadline) -> give_up(ref, handle, id, timeout, so_far)
+      remaining(deadline) -> give_up(ref, connection, id, timeout, so_far)
     end
   end
 
-  # The server itself is held up. Nothing is delivered under the reference from here on; what was is the answer.
-  defp give_up(ref, handle, id, timeout, {begun, stack, culprit}) do
+  # The server itself is held up, or was killed. No message is delivered under the reference from here on; an answer that was
+  # delivered before is the answer.
+  defp give_up(ref, connection, id, timeout, so_far) do
     :erlang.unalias(ref)
 
     receive do
       {^ref, frame} when is_binary(frame) ->
-        frame |> outcome() |> late(timeout)
+        Reply.outcome(frame)
 
       {^ref, frame, writer} ->
         Output.leave(writer)
-        drain(ref)
-        frame |> outcome() |> late(timeout)
+        forget(ref)
+        Reply.outcome(frame)
     after
       0 ->
-        GenServer.cast(handle.owner, {:gave_up, id})
-        drain(ref)
-        {:error, Error.timeout(timeout, begun, stack, culprit)}
+        forget(ref)
+        gave_up(connection, id, timeout, so_far)
     end
   end
 
-  # What Python says of a request that it was told to end.
-  defp late({:error, %Error{kind: :cancelled} = error}, timeout), do: {:error, Error.timeout(timeout, error)}
-  defp late(outcome, _timeout), do: outcome
+  defp gave_up(_connection, id, _timeout, :killed), do: {:error, Error.of_exit(:killed, id)}
+
+  defp gave_up(connection, id, timeout, {begun, stack, culprit}) do
+    GenServer.cast(connection.owner, {:gave_up, id})
+    {:error, Error.timeout(timeout, begun, stack, culprit)}
+  end
 
   defp forget(ref) do
     :erlang.unalias(ref)
@@ -430,28 +408,4 @@ defmodule PyPort.Request do
       0 -> :ok
     end
   end
-
-  @typedoc """
-  `:objects` where handles are inside, which have no owner yet; `:unread` where handles may be in a frame that
-  cannot be read.
-  """
-  @type raw_outcome :: outcome() | {:objects, term(), [pos_integer()]} | {:unread, Error.t()}
-
-  @doc false
-  @spec outcome(binary()) :: raw_outcome()
-  def outcome(frame) do
-    case Wire.scalar(frame) do
-      {:ok, _value} = outcome -> outcome
-      :other -> outcome_of(Wire.decode(frame))
-    end
-  end
-
-  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids), do: {:objects, value, ids}
-  defp outcome_of({:ok, {:error, _id, description}}), do: {:error, Error.from_wire(description)}
-  defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
-
-  defp outcome_of({:ok, other}),
-    do: {:error, %Error{kind: :protocol, message: "an answer of an unknown shape: #{inspect(other)}"}}
-
-  defp outcome_of({:error, why}), do: {:unread, %Error{kind: :decode, message: why, begun: true}}
 end

@@ -8,16 +8,15 @@ defmodule PyPort.Server do
 
       PyPort.eval("1 + 1", %{}, server: Analytics)
 
-  The server starts its Python in the background: `start_link/1` returns at once, and the first
-  requests wait (within their own `:timeout`) until Python is there. A Python that cannot be started is
-  tried again, at growing intervals, and every request is told why meanwhile. When a Python that ran ends, for
-  whatever reason, its server ends with it, every waiting caller gets the report, and the supervisor starts
-  a new one.
+  The server starts its Python in the background: `start_link/1` returns at once, and the first requests wait (within their
+  own `:timeout`) until Python is ready. A Python that cannot be started is tried again, at growing intervals; meanwhile every
+  request gets the reason as its error. When a Python that ran ends, for whatever reason, its server ends with it, every
+  waiting caller gets the report, and the supervisor starts a new one.
 
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
-    * `:label` - what it is called in Logger. Default: its name, else its pid.
+    * `:label` - its name in Logger. Default: `:name`, else its pid.
     * `:python` - the interpreter: a path, or a name on the PATH. Default: the environment `:default` of
       `config :py_port, :uv_init` (see `PyPort.Env`), else the environment variable `PYPORT_PYTHON`, else `python3`.
     * `:python_env` - instead of `:python` the name of a Python environment (see `PyPort.Env`).
@@ -28,21 +27,21 @@ defmodule PyPort.Server do
       but `RELEASE_COOKIE`, `false` for none, or a list of names. Default: `true`. See "What Python can see and do" in
       docs/reliability.md.
     * `:init_code` - Python source run once at start, or a function that gives it; the names it defines are seen by every
-      request. It runs in the main thread. Where it has a top-level `await` it runs on the event loop of later requests, in the
+      request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
       thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
       `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
-    * `:allow` - what Python may call by name with `port_server.call(module, function, args)`: a list of
-      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: nothing. It guards against
-      accidents, not against attacks: Python is trusted code.
-    * `:logger` - whether what Python logs, and what it writes to stderr, goes to `Logger`. Default: `true`.
-    * `:heartbeat_interval` - how often Python tells how it is, and the server looks after its house (stderr,
-      requests of callers that have died), in ms. Default: 1_000.
-    * `:lost_after` - how long nothing may be heard of a Python that has nothing to do before it is killed, in ms, or
-      `:infinity`. Default: 10_000.
-    * `:gil_held_limit` - how long code may hold the interpreter, so that nothing is heard of Python, before it is
-      killed, in ms. Default: `:infinity`, since to be busy is no error: what limits a request is its own timeout.
+    * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
+      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: none. It guards against accidents, not
+      against attacks: Python is trusted code.
+    * `:logger` - whether Python's log records, and lines of its stderr, go to `Logger`. Default: `true`.
+    * `:heartbeat_interval` - the interval of Python's heartbeats, and of the server's own checks (stderr, requests of
+      callers that have died), in ms. Default: 1_000.
+    * `:lost_after` - how long an idle Python may send no heartbeat before it is killed, in ms, or `:infinity`.
+      Default: 10_000.
+    * `:gil_held_limit` - how long code may hold the interpreter, so that Python sends no heartbeat, before it is killed, in
+      ms. Default: `:infinity`, since to be busy is no error: a request is limited by its own timeout.
     * `:cancel_grace` - how long a request that was cancelled (its timeout has passed, its caller has died, its stream is
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
@@ -68,29 +67,39 @@ defmodule PyPort.Server do
       Default: 0.
     * `:async_threads` - how many threads `asyncio.to_thread` and `run_in_executor` have. Default: 32.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
-    * `:max_stderr_bytes` - how large the file may become that Python's stderr goes to, in bytes; then it is emptied, and
-      what was not read to Logger is lost. It is looked at ten times a second, and a hundred times while it grows.
+    * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
+      have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
-  What happens to a server is told to `Logger` and, where the host application has it, to `:telemetry`: see
-  `PyPort.Telemetry`.
+  The events of a server go to `Logger` and, if the host application has it, to `:telemetry`: see `PyPort.Telemetry`.
   """
 
   # The owner of the port. Callers write to the port themselves and read their replies themselves; the owner forwards
-  # bytes, and takes what happens to whom it concerns: frames to Traffic, requests that are to end to Ladder, its
-  # Python's pulse to Vital, its end to Death.
+  # bytes, and hands each message on: frames to Traffic, requests that are to end to Cancellation, its own look after
+  # Python to Health, the end of Python to Shutdown. Each of these has a part of the state, see PyPort.Server.State.
   use GenServer, restart: :permanent
 
   require Logger
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry, Status, StderrFile, Wire}
-  alias PyPort.Server.{Birth, Death, Handle, Heir, Ladder, Mail, Property, Pulse, Traffic, Vital}
+  import PyPort.Server.Requests, only: [is_worker: 2]
 
-  # Reads of 64 KiB: what one look at the stderr file may bring to Logger.
-  @stderr_reads 16
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Wire}
+
+  alias PyPort.Server.{
+    AsyncDelivery,
+    Cancellation,
+    Health,
+    Ownership,
+    RequestTable,
+    Shutdown,
+    Startup,
+    Stderr
+  }
+
+  alias PyPort.Server.Traffic
 
   @type variables :: [{String.t(), String.t() | nil | false}]
   @type option ::
@@ -125,8 +134,7 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do:
-      PyPort.Application.start_link(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
+    do: Reaper.start_watched(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
 
   @doc false
   def child_spec(options) do
@@ -153,7 +161,7 @@ defmodule PyPort.Server do
   @spec os_pid(GenServer.server()) :: pos_integer() | nil
   def os_pid(server) do
     with pid when is_pid(pid) <- GenServer.whereis(server),
-         {:ok, %Handle{os_pid: os_pid}} <- Registry.fetch(pid) do
+         {:ok, %Connection{os_pid: os_pid}} <- Registry.fetch(pid) do
       os_pid
     else
       _none -> nil
@@ -161,131 +169,101 @@ defmodule PyPort.Server do
   end
 
   @doc false
-  @spec await_ready(pid(), timeout()) :: {:ok, Handle.t()} | {:error, Error.t()}
+  @spec await_ready(pid(), timeout()) :: {:ok, Connection.t()} | {:error, Error.t()}
   def await_ready(owner, timeout) do
     GenServer.call(owner, :await_ready, timeout)
   catch
     :exit, {:timeout, _call} ->
-      {:error,
-       %Error{kind: :timeout, begun: false, message: "Python was still starting when the time was up"}}
+      {:error, Error.new(:timeout, "Python was still starting when the time was up", begun: false)}
 
     :exit, {reason, _call} ->
       {:error, %{Error.of_exit(reason) | kind: :unavailable, begun: false}}
   end
 
-  # --- birth ----------------------------------------------------------------------------------
+  # --- startup --------------------------------------------------------------------------------
 
   @impl true
   def init(options) do
-    # A port that dies with data queued tells so by an exit signal and nothing else.
+    # A port that dies with data queued sends only an exit signal.
     Process.flag(:trap_exit, true)
-    {:ok, Birth.state(options), {:continue, :open}}
+    {:ok, Startup.state(options), {:continue, :open}}
   end
 
   @impl true
-  def handle_continue(:open, state), do: {:noreply, state |> next_beat() |> Birth.launch()}
-
-  defp next_beat(%{options: %{heartbeat_interval: interval}} = state) do
-    Process.send_after(self(), :beat, interval)
-    %{state | due: System.monotonic_time(:millisecond) + interval}
-  end
+  def handle_continue(:open, state), do: {:noreply, state |> Health.schedule() |> Startup.launch()}
 
   # --- messages -------------------------------------------------------------------------------
 
   @impl true
-  def handle_info({port, {:data, frame}}, %{phase: :starting, handle: %{port: port}} = state),
-    do: frame |> Wire.route() |> first_frame(frame, state)
-
-  def handle_info({port, {:data, frame}}, %{handle: %{port: port}} = state) do
+  def handle_info({port, {:data, frame}}, %{connection: %{port: port}, phase: phase} = state) do
     route = Wire.route(frame)
 
-    case Traffic.frame(route, frame, state) do
-      {:ok, state} -> {:noreply, state}
-      :other -> control(route, frame, state)
+    if phase == :starting do
+      if route in [:hello, :goodbye], do: control(route, frame, state), else: unreadable(frame, state)
+    else
+      case Traffic.frame(route, frame, state) do
+        {:ok, state} -> {:noreply, state}
+        :other -> control(route, frame, state)
+      end
     end
   end
 
-  def handle_info(:beat, state) do
-    case state |> next_beat() |> Vital.tick(state.due) do
+  def handle_info(:tick, state) do
+    case Health.tick(state) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> log_stderr() |> Death.note_stderr()}
+        {:noreply, state |> Traffic.sweep() |> Stderr.log() |> Stderr.note()}
 
-      # Where it was held is worth knowing; the kill follows when that is known.
-      {:kill, why, %{doom: nil} = state} when why in [:gil_held, :stuck] ->
-        {:noreply, Ladder.dump(%{state | doom: why}, why)}
+      # The kill follows when it is known where the interpreter was held.
+      {:kill, why, state} when why in [:gil_held, :stuck] ->
+        state |> Cancellation.dump_before_kill(why) |> next()
 
       end_of_python ->
-        carry_on(end_of_python)
+        next(end_of_python)
     end
   end
 
-  def handle_info(:stderr, state), do: {:noreply, Death.limit_stderr(state)}
+  def handle_info(:stderr, state), do: {:noreply, Stderr.limit(state)}
+  def handle_info({:cancel_step, id}, state), do: state |> Cancellation.next_step(id) |> next()
+  def handle_info({:dumped, pid, result}, state), do: state |> Cancellation.dumped(pid, result) |> next()
 
-  def handle_info({:rung, id}, state), do: state |> Ladder.step(id) |> carry_on()
+  def handle_info(:replace, %{phase: :ready} = state), do: {:noreply, Cancellation.replace(state)}
+  # By after_cancel: :restart, or since a request could not be stopped.
+  def handle_info(:restart, %{phase: :ready} = state), do: {:stop, Shutdown.restart(state), state}
 
-  def handle_info({:dumped, pid, result}, state) do
-    case Ladder.dumped(state, pid, result) do
-      %{doom: nil} = state ->
-        {:noreply, state}
-
-      %{doom: why} = state ->
-        if Vital.well?(state), do: {:noreply, %{state | doom: nil}}, else: carry_on({:kill, why, state})
-    end
-  end
-
-  def handle_info(:replace, state) do
-    Ladder.replace(state)
-    {:noreply, state}
-  end
-
-  def handle_info(:restart, %{phase: :ready} = state) do
-    Logger.info("PyPort #{state.who}: a request was cancelled, Python is started anew")
-
-    # Nobody new comes; those that are here have the grace of a shutdown.
-    Registry.delete(self())
-    {:stop, Death.restart(state), state}
-  end
-
-  def handle_info({port, {:exit_status, status}}, %{handle: %{port: port}} = state), do: died(status, state)
+  def handle_info({port, {:exit_status, status}}, %{connection: %{port: port}} = state),
+    do: died(status, state)
 
   # The pipe is gone, the status still to come, if it comes.
-  def handle_info({:EXIT, port, _reason}, %{handle: %{port: port}} = state),
-    do: died(Death.exit_status(port), state)
+  def handle_info({:EXIT, port, _reason}, %{connection: %{port: port}} = state),
+    do: died(Shutdown.exit_status(port), state)
 
-  def handle_info({:timeout, timer, :init_timeout}, %{timer: timer, phase: :starting} = state) do
-    {:noreply, Birth.too_slow(state)}
-  end
-
-  def handle_info({:timeout, timer, :retry}, %{timer: timer, phase: :down} = state) do
-    {:noreply, Birth.launch(state)}
-  end
+  def handle_info({:timeout, timer, what}, state) when what in [:init_timeout, :retry],
+    do: {:noreply, Startup.timeout(state, timer, what)}
 
   def handle_info({{:caller_down, id}, _monitor, :process, _pid, _reason}, state),
     do: {:noreply, Traffic.caller_down(state, id)}
 
   def handle_info({:DOWN, monitor, :process, pid, _reason}, state),
-    do: {:noreply, Property.down(state, monitor, pid)}
+    do: {:noreply, Ownership.down(state, monitor, pid)}
 
-  def handle_info({:EXIT, worker, reason}, %{workers: workers} = state) when is_map_key(workers, worker),
+  def handle_info({:EXIT, worker, reason}, state) when is_worker(state, worker),
     do: {:noreply, Traffic.worker_ended(state, worker, reason)}
 
-  # The process that takes the mail does nothing that could end it; if it ends all the same, the next does its work.
-  def handle_info({:EXIT, mail, reason}, %{mail: mail} = state) do
+  # The process of async delivery should not end; if it does all the same, another one goes on.
+  def handle_info({:EXIT, delivery, reason}, %{delivery: delivery} = state) do
     Logger.error("PyPort #{state.who}: the process for log records ended: #{Exception.format_exit(reason)}")
-    state = %{state | mail: Mail.start_link(state.handle, state.who, state.options.logger)}
-    Mail.acknowledge_all(state.handle)
-    {:noreply, state}
+    delivery = AsyncDelivery.start_link(state.connection, state.who, state.options.logger)
+    AsyncDelivery.acknowledge_all(state.connection)
+    {:noreply, %{state | delivery: delivery}}
   end
 
-  # Nor does the heir.
+  # The same for the heir.
   def handle_info({:EXIT, heir, reason}, %{heir: heir} = state) do
     Logger.error(
       "PyPort #{state.who}: the process of its open requests ended: #{Exception.format_exit(reason)}"
     )
 
-    heir = Heir.start_link()
-    Heir.replace(heir, state.handle)
-    {:noreply, %{state | heir: heir}}
+    {:noreply, %{state | heir: RequestTable.replace_heir(state.connection)}}
   end
 
   # The parent's exit ends a GenServer before it gets here; any other link is the port of an earlier try.
@@ -296,42 +274,45 @@ defmodule PyPort.Server do
   def handle_info(_late, state), do: {:noreply, state}
 
   @impl true
-  def handle_call(:await_ready, from, state) do
-    case state do
-      %{phase: :ready, handle: handle} -> {:reply, {:ok, handle}, state}
-      %{phase: :down, error: error} -> {:reply, {:error, error}, state}
-      %{phase: :starting} -> {:noreply, %{state | waiting: [from | state.waiting]}}
-    end
-  end
+  def handle_call(:await_ready, from, state), do: Startup.await(state, from)
 
-  # Of a server that is taken out of service: nobody has anything here, and nobody will.
+  # Of a server that is taken out of service: no process has anything here, and none will.
   def handle_call(:retire, _from, %{phase: :ready} = state) do
-    idle? = PyPort.Server.Ownership.count(state.ownership) == 0 and Handle.close_intake(state.handle)
+    idle? = Ownership.count(state) == 0 and Connection.close_intake(state.connection)
     {:reply, if(idle?, do: :retired, else: :in_use), state}
   end
 
   def handle_call(:retire, _from, state), do: {:reply, :retired, state}
 
   def handle_call({:transfer, ids, owner}, _from, %{phase: :ready} = state) do
-    {answer, state} = Property.transfer(state, ids, owner)
+    {answer, state} = Ownership.transfer(state, ids, owner)
     {:reply, answer, state}
   end
 
   def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
 
   @impl true
-  def handle_cast({:property, message}, state), do: {:noreply, Property.cast(state, message)}
-  def handle_cast({:cancel, id, why}, state), do: {:noreply, Ladder.cancel(state, id, why)}
-  def handle_cast({:gave_up, id}, state), do: {:noreply, Ladder.gave_up(state, id)}
+  def handle_cast({:ownership, change}, state), do: {:noreply, Ownership.cast(state, change)}
+  def handle_cast({:cancel, id, why}, state), do: {:noreply, Cancellation.cancel(state, id, why)}
+  def handle_cast({:gave_up, id}, state), do: {:noreply, Cancellation.gave_up(state, id)}
 
-  defp control(:hello, frame, state), do: {:noreply, Birth.hello(frame, state)}
-  defp control(:goodbye, frame, state), do: {:noreply, Birth.goodbye(frame, state)}
+  # --- frames that belong to no request -------------------------------------------------------
+
+  defp control(:hello, frame, state), do: {:noreply, Startup.hello(frame, state)}
+
+  defp control(:goodbye, frame, state) do
+    case {state.phase, Wire.decode(frame)} do
+      {:starting, {:ok, {:goodbye, %{} = why}}} -> {:noreply, Startup.goodbye(state, why)}
+      {_phase, {:ok, {:goodbye, why}}} -> {:noreply, Shutdown.goodbye(state, why)}
+      _unreadable -> {:noreply, state}
+    end
+  end
 
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
-        Registry.put_beat(self(), Status.beat(said))
-        {:noreply, state |> Vital.beat(said) |> Property.warn(said[:type])}
+        Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
+        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
 
       _unreadable ->
         {:noreply, state}
@@ -349,9 +330,6 @@ defmodule PyPort.Server do
 
   defp control(_no_term, frame, state), do: unreadable(frame, state)
 
-  defp first_frame(route, frame, state) when route in [:hello, :goodbye], do: control(route, frame, state)
-  defp first_frame(_other, frame, state), do: unreadable(frame, state)
-
   # From here on it is not known where a frame begins.
   defp unreadable(frame, state) do
     Logger.error(
@@ -359,65 +337,42 @@ defmodule PyPort.Server do
         inspect(frame, limit: 32)
     )
 
-    carry_on({:kill, :unreadable, state})
+    next({:kill, :unreadable, state})
   end
 
-  # --- death ----------------------------------------------------------------------------------
+  # --- shutdown -------------------------------------------------------------------------------
 
-  defp carry_on({:ok, state}), do: {:noreply, state}
+  defp next({:ok, state}), do: {:noreply, state}
 
-  # Its goodbye, which says why, may be still on its way, and its end behind it: they have until the next look. A child
-  # that holds the pipe would keep the end from coming.
-  defp carry_on({:exited, %{phase: :starting, gone?: false} = state}) do
-    Reaper.kill(self())
-    {:noreply, %{state | gone?: true}}
+  defp next({:exited, %{phase: :starting} = state}) do
+    case Startup.gone(state) do
+      {:wait, state} -> {:noreply, state}
+      {:ended, state} -> exited(state)
+    end
   end
 
-  defp carry_on({:exited, state}) do
-    {status, state} = Death.exited(state)
+  defp next({:exited, state}), do: exited(state)
+  defp next({:kill, :unreadable, %{phase: :starting} = state}), do: {:noreply, Startup.unreadable(state)}
+
+  defp next({:kill, why, state}) do
+    {reason, state} = Shutdown.kill(state, why)
+    {:stop, reason, %{state | phase: :dead}}
+  end
+
+  defp exited(state) do
+    {status, state} = Shutdown.exited(state)
     died(status, state)
   end
 
-  defp carry_on({:kill, why, %{phase: :starting} = state}) when why == :unreadable,
-    do: {:noreply, Birth.unreadable(state)}
-
-  defp carry_on({:kill, why, state}) do
-    {state, report, page} = Death.kill(state, why)
-    state = log_stderr(state)
-    {:stop, Death.reason(state, report, page), %{state | phase: :dead}}
-  end
-
   # While it starts, an end is a failure to start.
-  defp died(status, %{phase: :starting} = state), do: {:noreply, Birth.ended(state, status)}
+  defp died(status, %{phase: :starting} = state), do: {:noreply, Startup.ended(state, status)}
 
   defp died(status, state) do
-    state = log_stderr(state)
-    # Its children are ended with it.
-    Reaper.kill(self())
-    # A port gives the status of a process that is dead.
-    page = if status, do: Pulse.page(state.pulse), else: Pulse.last_page(state.pulse)
-    {:stop, Death.reason(state, Death.report(state, status), page), %{state | phase: :dead}}
+    state = Stderr.log(state)
+    {:stop, Shutdown.died(state, status), %{state | phase: :dead}}
   end
 
   @impl true
-  def terminate(_reason, %{phase: :ready} = state), do: Death.drain(state, &log_stderr/1)
-  def terminate(_reason, state), do: Death.close(state)
-
-  # --- small things ---------------------------------------------------------------------------
-
-  defp log_stderr(%{stderr: nil} = state), do: state
-
-  defp log_stderr(%{options: %{logger: log?}} = state) do
-    {lines, dropped, stderr} = StderrFile.read_lines(state.stderr, @stderr_reads)
-
-    if dropped > 0 do
-      Logger.warning(
-        "PyPort #{state.who}: #{dropped} bytes of stderr were dropped unread, since more was written than " <>
-          "#{state.options.max_stderr_bytes} bytes (max_stderr_bytes)"
-      )
-    end
-
-    if log? and lines != [], do: Logger.info("PyPort #{state.who} stderr: #{Enum.join(lines, "\n")}")
-    %{state | stderr: stderr}
-  end
+  def terminate(_reason, %{phase: :ready} = state), do: Shutdown.drain(state)
+  def terminate(_reason, state), do: Shutdown.close(state)
 end

@@ -13,13 +13,13 @@ defmodule PyPort.Sigils do
       """, %{data: [3, 1, 2]})
       #=> 2
 
-  Both are literals: they evaluate nothing and interpolate nothing, and give a `PyPort.Code` that
+  Both are literals: they do not evaluate or interpolate, and give a `PyPort.Code` that
   remembers its file and line, so that a traceback points at the line between the quotes. For sigils that evaluate, in
   IEx and Livebook, see `PyPort.Interactive`.
 
   ## Errors at compile time
 
-  Where the Python that would run it is at hand, code that it cannot read is a `CompileError` at that line of the Elixir
+  If the Python that would run the code is at hand, code that it cannot read is a `CompileError` at that line of the Elixir
   file:
 
       ** (CompileError) lib/my_app/report.ex:12: Python 3.12.4 cannot read this: '(' was never closed
@@ -27,10 +27,10 @@ defmodule PyPort.Sigils do
           print((total)
                ^
 
-  Asked is the Python of the default pool: that of its environment (see `PyPort.Env`), or the option `:python` of
-  `config :py_port, pool: [...]`, the variable `PYPORT_PYTHON`, `python3`. What it cannot read is shown to those of the other
-  environments before it is an error. A Python is started once in a compilation, with the first sigil, and runs nothing of
-  the code. Where none can be started, as when the environment is not built yet, nothing is checked. For code that
+  The Python of the default pool checks it: that of its environment (see `PyPort.Env`), or the option `:python` of
+  `config :py_port, pool: [...]`, the variable `PYPORT_PYTHON`, `python3`. Code that it cannot read is given to the Pythons of
+  the other environments before it is an error. A Python is started once in a compilation, with the first sigil, and does
+  not run the code. If none can be started, as when the environment is not built yet, the code is not checked. For code that
   is meant for another Python than those:
 
       config :py_port, check_syntax: false
@@ -54,7 +54,9 @@ defmodule PyPort.Sigils do
 
   defp literal(source, modifiers, caller) do
     {source, file, line} = place!(source, modifiers, caller)
-    if Application.get_env(:py_port, :check_syntax, true), do: PyPort.Survey.of!(source, caller.file, line)
+
+    if Application.get_env(:py_port, :check_syntax, true),
+      do: PyPort.SyntaxCheck.of!(source, caller.file, line)
 
     quote do
       %PyPort.Code{source: unquote(source), file: unquote(file), line: unquote(line)}

@@ -6,7 +6,7 @@ defmodule PyPort.Status do
     * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
       that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - one of
-      * `:idle`, `:busy` - heard of lately; whether it runs anything;
+      * `:idle`, `:busy` - it sends heartbeats; whether it runs a request;
       * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
       * `:stuck` - silent, not computing, with requests open: code holds the interpreter and waits;
       * `:stopped` - the process is stopped (SIGSTOP, a debugger);
@@ -16,13 +16,12 @@ defmodule PyPort.Status do
         replaced it. It is killed at once;
       * `:starting`, `:down` - not running yet; not running, or Python could not be started.
     * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
-    * `running`, `running_ms` - the number of the request that the main lane is running, and since when; `nil` if
-      none.
+    * `running`, `running_ms` - the number of the request that the main thread is running, and since when; `nil` if none.
     * `queue` - how many requests wait in Python for their turn.
     * `pending` - how many requests have no final answer yet, as this side counts; the only number that is of now.
     * `requests` - how many were answered since the start of Python.
-    * `objects`, `sessions`, `tasks`, `calls` - how many live handles, open sessions, requests in the async lane and
-      calls into the BEAM there are.
+    * `objects`, `sessions`, `tasks`, `calls` - the numbers of live handles, open sessions, requests that await, and calls
+      into the BEAM.
     * `rss_bytes` - the memory that Python's process has resident.
     * `os_pid` - its process id, `nil` while there is none.
     * `beat_age_ms` - how old what Python says of itself is; `nil` where it has not said anything yet.
@@ -72,17 +71,13 @@ defmodule PyPort.Status do
           calls: non_neg_integer()
         }
 
-  @typedoc "What Python said of itself, and when that arrived (monotonic ms)."
-  @type beat :: {map(), integer()}
-
-  alias PyPort.Pool.{Keeper, Members}
-  alias PyPort.Registry
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Registry, Remote}
+  alias PyPort.Pool.{Manager, Members}
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
 
   @doc """
-  Every server and every pool of this node, by its name, or its pid where it has none: what a dashboard shows.
+  Every server and every pool of this node, by its name, or its pid if it has none, for a dashboard.
 
   ## Examples
 
@@ -92,7 +87,7 @@ defmodule PyPort.Status do
   def all do
     named = Registry.named()
     pids = MapSet.new(named, &elem(&1, 1))
-    owners = for %Handle{owner: owner} <- Registry.all(), do: Registry.pool_of(owner) || owner
+    owners = for %Connection{owner: owner} <- Registry.all(), do: Registry.fact(owner, :pool) || owner
     nameless = for pid <- Enum.uniq(owners), pid not in pids, do: {pid, pid}
 
     for {name, pid} <- Enum.sort_by(named ++ nameless, fn {name, _pid} -> inspect(name) end),
@@ -115,10 +110,6 @@ defmodule PyPort.Status do
   def table(statuses), do: PyPort.Status.Table.text(statuses)
 
   @doc false
-  @spec beat(map()) :: beat()
-  def beat(said), do: {said, System.monotonic_time(:millisecond)}
-
-  @doc false
   @spec of(GenServer.server()) :: [t()]
   def of(server) do
     case GenServer.whereis(server) do
@@ -130,7 +121,7 @@ defmodule PyPort.Status do
   end
 
   defp of_remote(node, server) do
-    case PyPort.Remote.errand(node, :status, [server]) do
+    case Remote.errand(node, __MODULE__, :of, [server]) do
       {:ok, list} -> list
       {:error, _gone} -> [%__MODULE__{server: server, state: :down}]
     end
@@ -138,8 +129,8 @@ defmodule PyPort.Status do
 
   defp of_pid(pid, restarts) do
     case Registry.fetch(pid) do
-      {:ok, %Members{keeper: keeper}} ->
-        for {server, role} <- Keeper.overview(keeper), do: of_member(server, role, pid)
+      {:ok, %Members{manager: manager}} ->
+        for {server, role} <- Manager.overview(manager), do: of_member(server, role, pid)
 
       _server ->
         [%{of_owner(pid) | restarts: restarts}]
@@ -156,10 +147,10 @@ defmodule PyPort.Status do
 
   defp of_owner(owner) do
     case Registry.fetch(owner) do
-      {:ok, %Handle{ready: true} = handle} ->
-        handle |> heard(Registry.fetch_beat(owner)) |> judged(Registry.fetch_verdict(owner))
+      {:ok, %Connection{ready: true} = connection} ->
+        connection |> heard(Registry.fact(owner, :heartbeat)) |> judged(Registry.fact(owner, :health))
 
-      {:ok, %Handle{os_pid: os_pid}} ->
+      {:ok, %Connection{os_pid: os_pid}} ->
         %__MODULE__{server: owner, state: :starting, os_pid: os_pid}
 
       _none ->
@@ -176,33 +167,33 @@ defmodule PyPort.Status do
 
   defp restarts(name), do: Registry.restarts(name)
 
-  # Until the first beat its requests tell whether it is busy.
-  defp heard(handle, nil) do
-    pending = Handle.pending(handle)
+  # Until the first heartbeat its requests tell whether it is busy.
+  defp heard(connection, nil) do
+    pending = Connection.pending(connection)
     state = if pending == 0, do: :idle, else: :busy
-    %__MODULE__{server: handle.owner, state: state, os_pid: handle.os_pid, pending: pending}
+    %__MODULE__{server: connection.owner, state: state, os_pid: connection.os_pid, pending: pending}
   end
 
-  defp heard(handle, {said, at}) do
+  defp heard(connection, {said, at}) do
     numbers = for name <- @numbers, is_integer(said[name]), do: {name, said[name]}
 
     struct!(
       %__MODULE__{
-        server: handle.owner,
+        server: connection.owner,
         state: if(said[:state] == :busy, do: :busy, else: :idle),
         running: number(said[:running]),
-        os_pid: handle.os_pid,
-        pending: Handle.pending(handle),
+        os_pid: connection.os_pid,
+        pending: Connection.pending(connection),
         beat_age_ms: max(System.monotonic_time(:millisecond) - at, 0)
       },
       numbers
     )
   end
 
-  # Of one that is well its last beat says more than the server's last look at it.
-  defp judged(status, verdict) when verdict in [nil, :idle, :busy], do: status
+  # The last heartbeat of a Python that is well is newer than the server's last look at it.
+  defp judged(status, health) when health in [nil, :idle, :busy], do: status
   defp judged(status, :exited), do: %{status | state: :down}
-  defp judged(status, verdict), do: %{status | state: verdict}
+  defp judged(status, health), do: %{status | state: health}
 
   defp number(<<number::64>>), do: number
   defp number(_none), do: nil

@@ -1,9 +1,8 @@
 defmodule PyPort.StderrFile do
-  # The file that a Python process has as its stderr: reading on from where one stopped, its last lines,
-  # and keeping it small. Python appends to it; whoever owns the server reads it. What the lines mean, and
-  # where they are shown, is decided elsewhere.
+  # The file that a Python process has as its stderr: reads on from the last position, gives its last lines, and keeps it
+  # small. Python appends to it; the server reads it.
   #
-  # A file and not a pipe: it can be read after any death, and nobody blocks who writes to it.
+  # A file and not a pipe: it can be read after any end of Python, and a writer never blocks.
   @moduledoc false
 
   @enforce_keys [:path, :device]
@@ -24,12 +23,12 @@ defmodule PyPort.StderrFile do
           mark: {non_neg_integer(), non_neg_integer()}
         }
 
-  # More than this is not worth keeping: it has been read to Logger by then.
+  # A larger file is emptied when all of it has been read to Logger.
   @max_bytes 1_048_576
   @read_bytes 65_536
   @tail_bytes 16_384
 
-  @doc "Where it stands in the directory of a server."
+  # Its path in the directory of a server.
   @spec path(dir :: Path.t()) :: Path.t()
   def path(dir), do: Path.join(dir, "stderr")
 
@@ -46,10 +45,8 @@ defmodule PyPort.StderrFile do
     :ok
   end
 
-  @doc """
-  Empties a file that has grown beyond `most` bytes, read or not: a process that writes faster than its lines are read must
-  not fill the disk. Tells whether it has grown since the last call.
-  """
+  # Empties a file that has grown beyond `most` bytes, read or not: a process that writes faster than its lines are read must
+  # not fill the disk. Tells whether it has grown since the last call.
   @spec limit(t(), most :: pos_integer()) :: {grown? :: boolean(), t()}
   def limit(file, most) do
     case :file.position(file.device, :eof) do
@@ -68,9 +65,7 @@ defmodule PyPort.StderrFile do
 
   defp emptied(file), do: %{file | offset: 0, size: 0, quoted_from: 0, mark: {elem(file.mark, 0), 0}}
 
-  @doc """
-  The same with as many reads as there is text for, `reads` at the most, and how many bytes before them were dropped.
-  """
+  # The same with as many reads as there is text for, `reads` at the most, and how many bytes before them were dropped.
   @spec read_lines(t(), non_neg_integer()) :: {[String.t()], dropped :: non_neg_integer(), t()}
   def read_lines(file, reads) do
     {lines, read} = read_lines(%{file | dropped: 0}, reads, [])
@@ -86,9 +81,7 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  @doc """
-  What has been written since the last call, in whole lines; a last line without an end waits for it.
-  """
+  # The lines that have been written since the last call; a last line without an end is left for the next call.
   @spec read_lines(t()) :: {[String.t()], t()}
   def read_lines(file) do
     case :file.pread(file.device, file.offset, @read_bytes) do
@@ -102,10 +95,8 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  @doc """
-  Notes what is older than the requests to come. `last` is the number of the last request, `oldest` that of the oldest
-  one which is open, if any is.
-  """
+  # Notes what is older than the requests to come. `last` is the number of the last request, `oldest` that of the oldest
+  # one which is open, if any is.
   @spec note(t(), last :: non_neg_integer(), oldest :: pos_integer() | nil) :: t()
   def note(file, last, oldest) do
     with true <- oldest == nil or oldest > elem(file.mark, 0),
@@ -116,13 +107,13 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  @doc "The last `count` lines that are not older than the oldest open request, for the report of a death."
+  # The last `count` lines that are not older than the oldest open request, for the report of a death.
   @spec last_lines(t(), pos_integer(), oldest :: pos_integer() | nil) :: [String.t()]
   def last_lines(file, count, oldest \\ nil) do
     file |> tail(oldest) |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
   end
 
-  @doc "The stack that faulthandler wrote at the end of a process, if it did: the text from its first line on."
+  # The stack that faulthandler wrote at the end of a process, if it did: the text from its first line on.
   @spec fatal_stack(t(), oldest :: pos_integer() | nil) :: String.t() | nil
   def fatal_stack(file, oldest \\ nil) do
     data = tail(file, oldest)
@@ -146,7 +137,7 @@ defmodule PyPort.StderrFile do
     end
   end
 
-  @doc "The stacks of one dump in a text that may hold other lines, and further dumps; nil where there is none."
+  # The stacks of one dump in a text that may hold other lines, and further dumps; nil where there is none.
   @spec stacks(binary()) :: String.t() | nil
   def stacks(text) do
     text

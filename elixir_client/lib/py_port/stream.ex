@@ -1,19 +1,19 @@
 defmodule PyPort.Stream do
-  # A Python generator as a lazy enumerable, from its consumer's side. What arrives meanwhile is collected by a
-  # PyPort.Stream.Relay: the consumer's mailbox never holds items, and items are fetched many at a time.
+  # A Python generator as a lazy enumerable, from its consumer's side. A PyPort.Stream.Relay collects the items: the
+  # consumer's mailbox never holds any, and they are fetched many at a time.
   @moduledoc false
 
-  import PyPort.Reach, only: [deadline: 1]
+  import PyPort.Deadline, only: [deadline: 1]
 
-  alias PyPort.{Error, Options, Reach, Remote, Request}
-  alias PyPort.Server.{Handle, Property}
+  alias PyPort.{Error, Locator, Options, Ownership, Remote, Reply, Request}
   alias PyPort.Stream.Relay
 
-  @spec new(Request.draft(), keyword()) :: Enumerable.t()
-  def new(draft, options) do
+  @spec new(Request.asked(), keyword()) :: Enumerable.t()
+  def new(asked, options) do
     # Wrong options raise where the stream is made, not where it is run.
     options = Options.stream!(options)
-    place = Reach.place(options, draft.target, draft.found.objects)
+    draft = Request.draft(asked)
+    place = Locator.place(options, draft.target, draft.found.objects)
 
     fn -> start(draft, place, options) end
     |> Elixir.Stream.resource(&next/1, &stop/1)
@@ -22,27 +22,28 @@ defmodule PyPort.Stream do
     |> Elixir.Stream.map(&value/1)
   end
 
-  @typedoc "A stream that Python has been asked for, wherever its server lives."
+  # A stream that Python has been asked for, wherever its server lives.
   @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), patience: pos_integer()}
 
-  @doc "Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in."
+  # Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in.
   @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
   def open(draft, options, consumer) do
-    place = Reach.place(options, draft.target, draft.found.objects)
+    place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
-    with {:ok, handle} <- Reach.handle(place, deadline),
-         :ok <- Reach.belong(draft.found.objects, handle),
-         id = Handle.next_id(handle),
-         frame = Request.frame(draft, handle, id, options),
-         :ok <- Reach.fits(handle, frame) do
-      context = Request.context(draft.found, id, consumer)
-      extra = Request.extra(options, context)
-      relay = Relay.start(handle, id, frame, {extra, context}, options.credit, consumer)
-      {:ok, %{owner: handle.owner, id: id, relay: relay, patience: Request.patience(handle)}}
-    else
-      {:elsewhere, node, server} -> Remote.open_stream(node, server, draft, options, deadline)
-      {:error, error} -> {:error, error}
+    case Request.prepare(draft, options, place, deadline, consumer) do
+      {how, connection, id, frame, extra, context} when how in [:ok, :waited] ->
+        relay = Relay.start(connection, {id, frame, extra, context}, options.credit, consumer)
+        {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
+
+      {:remote, node, server} ->
+        # Each item has the whole timeout for itself.
+        there = %{Remote.options(options, server, deadline) | timeout: options.timeout}
+        args = [draft, there, consumer]
+        with {:ok, outcome} <- Remote.call(node, __MODULE__, :open, args, deadline), do: outcome
+
+      {:error, error} ->
+        {:error, error}
     end
   end
 
@@ -62,20 +63,16 @@ defmodule PyPort.Stream do
   end
 
   defp next(%{ended: {:frame, frame}} = stream) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:error, error} ->
         raise error
 
-      # What the generator returned has no place in an enumerable; the handles in it have no reader.
-      {with_objects, _, _} when with_objects == :objects ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
-        {:halt, stream}
-
-      {:unread, _error} ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
-        {:halt, stream}
-
       {:ok, _returned} ->
+        {:halt, stream}
+
+      # The value that the generator returned has no place in an enumerable; the handles in it have no reader.
+      _objects_or_unread ->
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         {:halt, stream}
     end
   end
@@ -86,16 +83,16 @@ defmodule PyPort.Stream do
 
   # Asked of another server of the pool, if it was one.
   defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
-    if Reach.again?(place, deadline(options.timeout)) do
+    if Locator.again?(place, deadline(options.timeout)) do
       stop(stream)
       {[], start(draft, place, options)}
     else
-      {:error, error} = Reach.not_taken(place)
+      {:error, error} = Locator.not_taken(place)
       raise error
     end
   end
 
-  # There is no need to wait for a stream that has ended.
+  # A stream that has ended need not be waited for.
   defp stop(%{ended: nil} = stream), do: Relay.stop(stream.relay, stream.patience)
   defp stop(stream), do: Relay.stop(stream.relay, 0)
 
@@ -106,27 +103,28 @@ defmodule PyPort.Stream do
   defp tag(frame, stream), do: {frame, stream}
 
   defp value(frame) when is_binary(frame) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:ok, value} -> value
       {_error, error} -> raise error
     end
   end
 
   defp value({frame, stream}) do
-    case Request.outcome(frame) do
+    case Reply.outcome(frame) do
       {:objects, value, ids} ->
-        case Property.adopt(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
+        case Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
           :ok -> value
           {:error, error} -> raise error
         end
 
       {_unread, error} ->
-        Property.disclaim(stream.owner, {:reply, stream.id})
+        Ownership.disclaim(stream.owner, {:reply, stream.id})
         raise error
     end
   end
 
-  # The generator was told to stop; where it was then is in the error. What it said instead of stopping is its own error.
+  # The generator was told to stop; the error has its place at that time. An exception that it raised instead is its own
+  # error.
   defp timed_out(%{options: %{timeout: timeout}} = stream) do
     way = if node(stream.relay) == node(), do: 0, else: Remote.way_ms()
 
@@ -147,7 +145,7 @@ defmodule PyPort.Stream do
         Error.of_exit(:noproc)
 
       {:frame, frame} ->
-        case Request.outcome(frame) do
+        case Reply.outcome(frame) do
           {:error, %Error{kind: :cancelled} = error} -> timeout |> Error.timeout(error) |> no_item()
           {:error, error} -> error
           _ended -> no_item(Error.timeout(timeout, true, nil))

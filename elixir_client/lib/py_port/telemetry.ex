@@ -1,6 +1,6 @@
 defmodule PyPort.Telemetry do
   @moduledoc """
-  What PyPort tells `:telemetry`, where the host application has that library. All durations are in native units of
+  The events that PyPort sends to `:telemetry`, if the host application has that library. All durations are in native units of
   `System.monotonic_time/0`, as `:telemetry` has it.
 
   ## Servers and requests
@@ -13,7 +13,8 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :server, :start]` | `system_time` | a Python was launched |
   | `[:py_port, :server, :ready]` | `duration` since `:start` | it takes requests |
   | `[:py_port, :server, :boot_failure]` | `failures` in a row, `retry_ms` until the next try | `error`, a `PyPort.Error` |
-  | `[:py_port, :server, :verdict]` | `silent_ms`: for how long nothing was heard, `pending` requests | `verdict` and `previous`, of `PyPort.Status.state` |
+  | `[:py_port, :server, :health]` | `silent_ms`: for how long nothing was heard, `pending` requests | `state` and `previous`, of `PyPort.Status.state` |
+  | `[:py_port, :server, :verdict]` | as `:health`, under its name of version 0.1 | `verdict` for `state`, and `previous` |
   | `[:py_port, :server, :dump]` | `duration` of taking the stacks | `reason`; `stack`, text, or `nil` where Python wrote none |
   | `[:py_port, :server, :kill]` | `pending` requests | `reason`: `:request`, `:gil_held`, `:stuck` or `:lost` |
   | `[:py_port, :server, :exit]` | `duration` since `:ready`, `pending` requests | `error`, the report that its callers get |
@@ -35,7 +36,7 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :pool, :server_out]` | `servers`; `duration` since it was taken in, `requests` that it was asked | `reason`: `:max_requests`, `:max_age`, `:max_rss`, `:resized`, `:ended` by itself, `:restart` (`after_cancel: :restart`) |
   | `[:py_port, :pool, :resize]` | `size`, and the `previous` one | |
 
-  Handlers run in the process that keeps the pool: one that takes long delays the replacement of servers, and no request.
+  Handlers run in the pool's manager: a slow handler delays the replacement of servers, and no request.
   """
 
   @doc false

@@ -1,12 +1,11 @@
 defmodule PyPort.Values do
-  # What the client has to know of the values of a request before it sends them: which are functions, and
-  # become callbacks, and which are handles, and name a server. Top-level values only: to walk whole data would
-  # cost more than to encode it. Pure.
+  # Finds the functions among the values of a request, which become callbacks, and the handles, which name a server.
+  # Top-level values only: to walk whole data would cost more than to encode it. Pure.
   @moduledoc false
 
   alias PyPort.{Callback, Object}
 
-  @typedoc "Functions in the order of their index, last first; handles in no order."
+  # Functions in the order of their index, last first; handles in no order.
   @type found :: %{funs: [fun()], objects: [Object.t()]}
 
   @none %{funs: [], objects: []}

@@ -20,11 +20,16 @@ defmodule PyPort.Wire do
   @small_integer 97
   @new_float 70
 
+  # Tags of frames, as SMALL_ATOM_UTF8, and what stands before an id, a BINARY of eight bytes.
+  @ok "w\x02ok"
+  @yield "w\x05yield"
+  @id "m\0\0\0\b"
+
   # From here on a copy costs more than the way around it.
   @small_bytes 1_024
 
   @type id :: <<_::64>>
-  # What an `invoke` outside any request has in the place of an id.
+  # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
           {:reply, id()}
@@ -47,7 +52,7 @@ defmodule PyPort.Wire do
 
   # --- to Python ------------------------------------------------------------------------------
 
-  # The options of nearly every request are a deadline and nothing else; but for the number they are the same bytes.
+  # The options of nearly every request are only a deadline; but for the number they are the same bytes.
   # Taken from the BEAM itself, since OTP 25 writes the key as ATOM_EXT, OTP 26 as SMALL_ATOM_UTF8.
   @least_integer 256
   @largest_integer 0x7FFFFFFF
@@ -59,7 +64,7 @@ defmodule PyPort.Wire do
   @eval <<@version, @small_tuple, 5, @small_atom_utf8, 4, "eval", @binary, 8::32>>
   @call <<@version, @small_tuple, 6, @small_atom_utf8, 4, "call", @binary, 8::32>>
 
-  # What is small is put together by hand, which takes half the time of one `term_to_binary` for all of it.
+  # A small request is put together by hand, which takes half the time of one `term_to_binary` for all of it.
   @spec request(:eval | :call, id(), tuple(), small? :: boolean()) :: iodata()
   def request(:eval, id, {opts, code, globals}, true) when is_binary(code) do
     opts = small(opts)
@@ -107,7 +112,6 @@ defmodule PyPort.Wire do
   defp encode(body, true), do: [:erlang.term_to_binary(body)]
   defp encode(body, false), do: :erlang.term_to_iovec(body)
 
-  @doc false
   # Whether these are few values, and all of them plain: then `term_to_binary` is the faster one, and there is
   # no function and no handle to be found among them.
   @spec small?(list() | map()) :: boolean()
@@ -120,43 +124,32 @@ defmodule PyPort.Wire do
   def small?(_many), do: false
 
   defp scalar?(value) when is_binary(value), do: byte_size(value) <= @small_bytes
-  # What stands for a function.
-  defp scalar?(%PyPort.Callback{}), do: true
   defp scalar?(value), do: is_number(value) or is_atom(value)
 
   @spec cancel(id()) :: binary()
-  def cancel(id),
-    do: <<@version, @small_tuple, 2, @small_atom_utf8, 6, "cancel", @binary, 8::32, id::binary-size(8)>>
+  def cancel(id), do: <<@version, @small_tuple, 2, "w\x06cancel", @id, id::binary-size(8)>>
 
   # An integer of the protocol is written in four bytes, which hold up to 2 GiB; more is as good as that.
   @largest_count 0x7FFFFFFF
 
   @spec credit(id(), pos_integer()) :: binary()
   def credit(id, items) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 6, "credit", @binary, 8::32, id::binary-size(8), @integer,
-      min(items, @largest_count)::32>>
+    count = min(items, @largest_count)
+    <<@version, @small_tuple, 3, "w\x06credit", @id, id::binary-size(8), @integer, count::32>>
   end
 
-  @doc "For a request's output, or, with the id of no request, for log records and messages."
+  # For a request's output, or, with the id of no request, for log records and messages.
   @spec ack(maybe_id(), non_neg_integer()) :: binary()
-  def ack("", bytes) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 0::32, @integer,
-      min(bytes, @largest_count)::32>>
-  end
-
   def ack(id, bytes) do
-    <<@version, @small_tuple, 3, @small_atom_utf8, 3, "ack", @binary, 8::32, id::binary-size(8), @integer,
-      min(bytes, @largest_count)::32>>
+    count = min(bytes, @largest_count)
+    <<@version, @small_tuple, 3, "w\x03ack", @binary, byte_size(id)::32, id::binary, @integer, count::32>>
   end
 
   @spec answer(call_id :: id(), {:ok, term()} | {:error, map()}) :: iodata()
   def answer(call_id, outcome) do
     [<<@version, body::binary>> | tail] = :erlang.term_to_iovec(outcome)
 
-    [
-      <<@version, @small_tuple, 3, @small_atom_utf8, 6, "answer", @binary, 8::32, call_id::binary-size(8)>>,
-      body | tail
-    ]
+    [<<@version, @small_tuple, 3, "w\x06answer", @id, call_id::binary-size(8)>>, body | tail]
   end
 
   @spec open_session(id(), String.t()) :: iodata()
@@ -194,59 +187,38 @@ defmodule PyPort.Wire do
 
   # --- from Python ----------------------------------------------------------------------------
 
-  @doc false
   # The arity tells whether the ids of handles stand behind the value.
   @spec route(binary()) :: routed()
-  def route(
-        <<@version, @small_tuple, arity, @small_atom_utf8, 2, "ok", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
+  def route(<<@version, @small_tuple, arity, @ok, @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
+
+  def route(<<@version, @small_tuple, arity, @yield, @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
+
+  def route(<<@version, @small_tuple, _arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
+    do: {:reply, id}
+
+  def route(<<@version, @small_tuple, _arity, "w\x06output", @id, id::binary-size(8), _::binary>>),
+    do: {:output, id}
 
   def route(
-        <<@version, @small_tuple, arity, @small_atom_utf8, 5, "yield", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 5, "error", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:reply, id}
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "output", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:output, id}
-
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 6, "invoke", @binary, size::32,
-          id::binary-size(size), @binary, 8::32, call_id::binary-size(8), _::binary>>
+        <<@version, @small_tuple, _arity, "w\x06invoke", @binary, size::32, id::binary-size(size), @id,
+          call_id::binary-size(8), _::binary>>
       ),
       do: {:invoke, id, call_id}
 
-  def route(
-        <<@version, @small_tuple, _arity, @small_atom_utf8, 4, "pong", @binary, 8::32, id::binary-size(8),
-          _::binary>>
-      ),
-      do: {:pong, id}
+  def route(<<@version, @small_tuple, _arity, "w\x04pong", @id, id::binary-size(8), _::binary>>),
+    do: {:pong, id}
 
-  def route(
-        <<@version, @small_tuple, 2, @small_atom_utf8, 7, "running", @binary, 8::32, id::binary-size(8)>>
-      ),
-      do: {:running, id}
-
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 3, "log", _::binary>>), do: :log
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 4, "send", _::binary>>), do: :send
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 9, "heartbeat", _::binary>>), do: :heartbeat
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 5, "hello", _::binary>>), do: :hello
-  def route(<<@version, @small_tuple, _arity, @small_atom_utf8, 7, "goodbye", _::binary>>), do: :goodbye
+  def route(<<@version, @small_tuple, 2, "w\arunning", @id, id::binary-size(8)>>), do: {:running, id}
+  def route(<<@version, @small_tuple, _arity, "w\x03log", _::binary>>), do: :log
+  def route(<<@version, @small_tuple, _arity, "w\x04send", _::binary>>), do: :send
+  def route(<<@version, @small_tuple, _arity, "w\theartbeat", _::binary>>), do: :heartbeat
+  def route(<<@version, @small_tuple, _arity, "w\x05hello", _::binary>>), do: :hello
+  def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
 
-  @doc false
-  # The ids of the handles in a frame that nobody is going to read (its reader has died, or could not read it):
+  # The ids of the handles in a frame without a reader (which has died, or could not read it):
   # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.
   @spec object_ids(binary()) :: [pos_integer()]
   def object_ids(<<@version, @small_tuple, arity, rest::binary>>) when arity > 3 do
@@ -260,7 +232,6 @@ defmodule PyPort.Wire do
 
   def object_ids(_frame), do: []
 
-  @doc false
   # The request to which a log record belongs, which stands somewhere among its metadata.
   @spec log_request(binary()) :: id() | nil
   def log_request(<<@version, @small_tuple, 4, rest::binary>>) do
@@ -287,20 +258,11 @@ defmodule PyPort.Wire do
     end
   end
 
-  @doc false
-  # The value of a reply or of an item where it is a scalar and nothing stands behind it, read by hand: that is a
+  # The value of a reply or of an item that is a scalar without handles behind it, read by hand: that is a
   # quarter of what `binary_to_term` takes, and a binary, however large, stays where it is instead of being copied.
   @spec scalar(binary()) :: {:ok, nil | boolean() | number() | binary()} | :other
-  def scalar(
-        <<@version, @small_tuple, 3, @small_atom_utf8, 2, "ok", @binary, 8::32, _id::64, value::binary>>
-      ),
-      do: read_scalar(value)
-
-  def scalar(
-        <<@version, @small_tuple, 3, @small_atom_utf8, 5, "yield", @binary, 8::32, _id::64, value::binary>>
-      ),
-      do: read_scalar(value)
-
+  def scalar(<<@version, @small_tuple, 3, @ok, @id, _id::64, value::binary>>), do: read_scalar(value)
+  def scalar(<<@version, @small_tuple, 3, @yield, @id, _id::64, value::binary>>), do: read_scalar(value)
   def scalar(_frame), do: :other
 
   defp read_scalar(<<@small_integer, value>>), do: {:ok, value}
@@ -312,7 +274,6 @@ defmodule PyPort.Wire do
   defp read_scalar(<<@small_atom_utf8, 5, "false">>), do: {:ok, false}
   defp read_scalar(_value), do: :other
 
-  @doc false
   # `:safe` makes an atom that this VM has never met an error of this one reply instead of a leak;
   # `:used` shows bytes that stand behind the term.
   @spec decode(binary()) :: {:ok, term()} | {:error, String.t()}
@@ -325,7 +286,6 @@ defmodule PyPort.Wire do
     ArgumentError -> {:error, unreadable(frame)}
   end
 
-  @doc false
   @spec decode_hello(binary()) :: {:ok, version :: term(), info :: map()} | :error
   def decode_hello(frame) do
     case decode(frame) do
@@ -334,12 +294,11 @@ defmodule PyPort.Wire do
     end
   end
 
-  @doc false
   # The atoms that the server's own messages consist of: standing here, they are known to this VM, and
   # `:safe` lets them in.
   @spec vocabulary() :: [atom()]
   def vocabulary do
-    # What the codec makes of the floats that Erlang has not.
+    # The last three: floats that Erlang does not have.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm, :sigint] ++
       [:hello, :python, :implementation, :libc, :machine, :codec, :server_version, :features] ++
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++

@@ -59,7 +59,7 @@ defmodule PyPort.CallbacksTest do
     assert {:ok, [["ok", ["x", %{"k" => [1.5]}]], 2]} = eval(server, code, %{f: fn -> 1 end, g: &[&1, &2]})
   end
 
-  test "exceptions, exits, throws and crashes of a call are told with their stack, and harm nobody", %{
+  test "exceptions, exits, throws and crashes of a call are told with their stack, and harm no other", %{
     tmp_dir: dir
   } do
     server = start_fake(dir)

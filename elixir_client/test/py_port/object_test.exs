@@ -150,7 +150,7 @@ defmodule PyPort.ObjectTest do
       assert lives?(three)
     end
 
-    test "until the end of with_objects/1, unless it was given to somebody", %{server: server} do
+    test "until the end of with_objects/1, unless it was given to another process", %{server: server} do
       outer = object(server)
 
       {one, two, kept} =
@@ -298,8 +298,8 @@ defmodule PyPort.ObjectTest do
     assert line =~ "of the type Frame"
   end
 
-  # With the next beat.
-  defp all_named?(server), do: eventually(fn -> :sys.get_state(server).crowded == [] end)
+  # With the next heartbeat.
+  defp all_named?(server), do: eventually(fn -> :sys.get_state(server).ownership.crowded == [] end)
 
   describe "a clear error is what gives" do
     test "a handle that was made up", %{server: server} do
@@ -403,7 +403,7 @@ defmodule PyPort.ObjectTest do
         "yield object()" |> PyPort.stream(%{}, server: server, owner: owner) |> Enum.to_list()
       end
 
-      # For that owner, whoever asks.
+      # For that owner, from any caller.
       assert {:error, %Error{kind: :encode}} = PyPort.eval("object()", %{}, server: server, owner: owner)
       assert {:error, %Error{kind: :encode, message: message}} = PyPort.transfer(object(server), owner)
       assert message =~ "max_objects_per_owner"

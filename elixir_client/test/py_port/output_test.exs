@@ -164,7 +164,7 @@ defmodule PyPort.OutputTest do
     Process.exit(device, :kill)
   end
 
-  test "what a request prints that nobody waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
+  test "output of a request that no process waits for goes to Logger, and is acknowledged", %{tmp_dir: dir} do
     log =
       capture_log(fn ->
         server = start_fake(dir, heartbeat_interval: 50)
@@ -213,7 +213,7 @@ defmodule PyPort.OutputTest do
     most =
       Enum.reduce(1..320, 0, fn _, most ->
         assert_receive {:written, ^device, _text}, 5_000
-        %{attached: attached} = :sys.get_state(server)
+        %{requests: %{attached: attached}} = :sys.get_state(server)
 
         queued =
           for {_id, %{writer: writer}} <- attached, is_pid(writer), reduce: 0 do
@@ -226,6 +226,6 @@ defmodule PyPort.OutputTest do
 
     assert Task.await(task) == {:ok, nil}
     assert most <= 4
-    assert eventually(fn -> :sys.get_state(server).attached == %{} end)
+    assert eventually(fn -> :sys.get_state(server).requests.attached == %{} end)
   end
 end

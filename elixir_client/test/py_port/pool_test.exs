@@ -109,7 +109,7 @@ defmodule PyPort.PoolTest do
       assert PyPort.eval("ready", %{}, server: pool) == {:ok, true}
     end
 
-    test "who waits for a server no longer than its timeout is told so" do
+    test "a request that finds no server within its timeout has an error" do
       {:ok, pool} = Pool.start_link(size: 1, init_code: "import time; time.sleep(20)", shutdown_grace: 0)
 
       assert {:error, %Error{kind: :timeout, begun: false}} =
@@ -229,8 +229,8 @@ defmodule PyPort.PoolTest do
           [before] = os_pids(pool)
           File.rm!(file)
           # It has been tried, and given up for a while.
-          keeper = pool |> Supervisor.which_children() |> List.keyfind(:keeper, 0) |> elem(1)
-          assert eventually(fn -> :sys.get_state(keeper).slots[1].rest_until != nil end, 3_000)
+          manager = pool |> Supervisor.which_children() |> List.keyfind(:manager, 0) |> elem(1)
+          assert eventually(fn -> :sys.get_state(manager).slots[1].rest_until != nil end, 3_000)
           assert PyPort.eval(@pid, %{}, server: pool) == {:ok, before}
         end)
 
@@ -306,7 +306,7 @@ defmodule PyPort.PoolTest do
 
     test "a pool whose servers keep ending backs off, tells why, and works again when they do" do
       pool = start_pool(size: 1)
-      keeper = pool |> Supervisor.which_children() |> List.keyfind(:keeper, 0) |> elem(1)
+      manager = pool |> Supervisor.which_children() |> List.keyfind(:manager, 0) |> elem(1)
 
       log =
         capture_log(fn ->
@@ -326,7 +326,7 @@ defmodule PyPort.PoolTest do
 
       assert length(String.split(log, "times in a row")) == 2
       assert PyPort.eval("1", %{}, server: pool) == {:ok, 1}
-      assert Process.alive?(keeper)
+      assert Process.alive?(manager)
     end
 
     test "a server that is started anew after a cancelled request has not crashed, however often that happens" do
@@ -349,11 +349,11 @@ defmodule PyPort.PoolTest do
       assert PyPort.eval("1", %{}, server: pool) == {:ok, 1}
     end
 
-    test "a keeper that ends leaves the servers at work, and the next one finds them" do
+    test "a manager that ends leaves the servers at work, and the next one finds them" do
       pool = start_pool(size: 2)
       before = os_pids(pool)
-      keeper = pool |> Supervisor.which_children() |> List.keyfind(:keeper, 0) |> elem(1)
-      Process.exit(keeper, :kill)
+      manager = pool |> Supervisor.which_children() |> List.keyfind(:manager, 0) |> elem(1)
+      Process.exit(manager, :kill)
       assert {:ok, _pid} = PyPort.eval(@pid, %{}, server: pool)
       assert eventually(fn -> Enum.sort(os_pids(pool)) == Enum.sort(before) end)
       assert eventually(fn -> Pool.resize(pool, 1) == :ok end)

@@ -22,7 +22,7 @@ defmodule PyPort.RegistryTest do
       fn ->
         kept()
         |> MapSet.difference(before)
-        |> Enum.reject(&match?({_pid, said} when said in [:beat, :verdict], &1)) == []
+        |> Enum.reject(&match?({_pid, said} when said in [:heartbeat, :health], &1)) == []
       end,
       500
     )
@@ -60,13 +60,13 @@ defmodule PyPort.RegistryTest do
     end)
   end
 
-  test "of a pool whose keeper is killed until its supervisor gives up" do
+  test "of a pool whose manager is killed until its supervisor gives up" do
     run(fn ->
       Process.flag(:trap_exit, true)
       pool = unlinked(Pool.start_link(size: 1))
 
       assert eventually(fn ->
-               with {:ok, %{keeper: keeper}} <- Registry.fetch(pool), do: Process.exit(keeper, :kill)
+               with {:ok, %{manager: manager}} <- Registry.fetch(pool), do: Process.exit(manager, :kill)
                not Process.alive?(pool)
              end)
     end)
@@ -90,7 +90,7 @@ defmodule PyPort.RegistryTest do
     end)
   end
 
-  test "how often a server was started is remembered until it is stopped, or nobody starts it again" do
+  test "how often a server was started is remembered until it is stopped, or not started again for a while" do
     {:ok, supervisor} = Supervisor.start_link([{Server, name: RegistryTestServer}], strategy: :one_for_one)
     assert PyPort.eval("1", %{}, server: RegistryTestServer) == {:ok, 1}
     Process.exit(Process.whereis(RegistryTestServer), :kill)

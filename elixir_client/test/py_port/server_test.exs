@@ -1,5 +1,5 @@
 defmodule PyPort.ServerTest do
-  # Birth, life and death of one server: a real Python, real signals.
+  # Startup, life and shutdown of one server: a real Python, real signals.
   use ExUnit.Case, async: true
 
   import ExUnit.CaptureLog
@@ -32,7 +32,7 @@ defmodule PyPort.ServerTest do
     end
   end
 
-  describe "birth" do
+  describe "startup" do
     test "requests made while Python starts wait for it" do
       {name, _} = start()
       assert PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2}
@@ -168,7 +168,7 @@ defmodule PyPort.ServerTest do
     end
   end
 
-  describe "death" do
+  describe "shutdown" do
     test "every caller gets the exit status; the supervisor has a new one up" do
       {name, _} = start()
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
@@ -365,8 +365,8 @@ defmodule PyPort.ServerTest do
       signal(os_pid, "STOP")
       large = PyPort.bytes(:binary.copy(<<0>>, 8_000_000))
       first = Task.async(fn -> PyPort.eval("len(x)", %{x: large}, server: name) end)
-      {:ok, handle} = PyPort.Registry.fetch(Process.whereis(name))
-      assert eventually(fn -> Port.info(handle.port, :queue_size) > {:queue_size, 1_000} end)
+      {:ok, connection} = PyPort.Registry.fetch(Process.whereis(name))
+      assert eventually(fn -> Port.info(connection.port, :queue_size) > {:queue_size, 1_000} end)
       assert {:error, %Error{kind: :overloaded, message: message}} = PyPort.eval("1", %{}, server: name)
       assert message =~ "max_queued_bytes"
       signal(os_pid, "CONT")

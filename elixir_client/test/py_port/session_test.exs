@@ -68,7 +68,7 @@ defmodule PyPort.SessionTest do
       Process.exit(pid, :kill)
     end
 
-    # Rows of the dead are swept on the next beat.
+    # Rows of the dead are swept on the next heartbeat.
     assert nothing_left?(server)
   end
 
@@ -79,7 +79,7 @@ defmodule PyPort.SessionTest do
       PyPort.eval("1", %{}, session: session, server: server)
     end
 
-    assert_raise ArgumentError, ~r/must be what PyPort.open_session\/1 gave/, fn ->
+    assert_raise ArgumentError, ~r/must be a session of PyPort.open_session\/1/, fn ->
       PyPort.eval("1", %{}, session: "name")
     end
 

@@ -71,7 +71,7 @@ defmodule PyPort.StatusTest do
     assert is_integer(os_pid)
     assert length(all[pool]) == 2
     assert [%Status{server: ^nameless}] = all[nameless]
-    # A pool without servers and without a name is no use to anybody.
+    # A pool without servers and without a name is useless.
     refute Map.has_key?(all, empty)
     # The servers of a pool stand under it only.
     for %Status{server: member} <- all[pool], do: refute(Map.has_key?(all, member))

@@ -25,7 +25,7 @@ defmodule PyPort.TelemetryTest do
     name
   end
 
-  test "birth and death" do
+  test "startup and shutdown" do
     name = start(name(), heartbeat_interval: 100)
     assert_receive {:event, [:py_port, :server, :start], %{system_time: time}, metadata}, 5_000
     assert is_integer(time)
@@ -49,21 +49,20 @@ defmodule PyPort.TelemetryTest do
     assert_receive {:event, [:py_port, :server, :boot_failure], %{failures: 2, retry_ms: 1_000}, _}, 5_000
   end
 
-  test "verdicts" do
+  test "health states, also under the name of the event in version 0.1" do
     name = start(name(), heartbeat_interval: 100)
     assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
     signal(Server.os_pid(name), "STOP")
 
-    assert_receive {:event, [:py_port, :server, :verdict], measurements, %{verdict: :stopped} = metadata},
-                   5_000
-
+    assert_receive {:event, [:py_port, :server, :health], measurements, %{state: :stopped} = metadata}, 5_000
+    assert_receive {:event, [:py_port, :server, :verdict], ^measurements, %{verdict: :stopped} = old}, 5_000
     assert %{silent_ms: silent_ms, pending: 0} = measurements
     assert silent_ms >= 400
-    assert %{previous: previous} = metadata
-    assert previous in [:idle, :busy]
+    assert metadata.previous in [:idle, :busy]
+    assert Map.delete(old, :verdict) == Map.delete(metadata, :state)
     signal(Server.os_pid(name), "CONT")
-    # Until its next beat it is silent without being stopped, which a look may find.
-    assert_receive {:event, [:py_port, :server, :verdict], _, %{previous: :stopped}}, 5_000
+    # Until its next heartbeat it is silent without being stopped, which a look may find.
+    assert_receive {:event, [:py_port, :server, :health], _, %{previous: :stopped}}, 5_000
     assert eventually(fn -> match?([%{state: :idle}], PyPort.status(name)) end)
   end
 
@@ -145,7 +144,7 @@ defmodule PyPort.TelemetryTest do
       assert first != second
     end
 
-    test "that it is resized, and who goes" do
+    test "that it is resized, and which server goes" do
       name = start_pool(size: 1)
       pool = Process.whereis(name)
       assert_receive {:event, [:py_port, :pool, :server_in], _, _}, 20_000

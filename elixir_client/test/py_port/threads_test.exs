@@ -18,6 +18,15 @@ defmodule PyPort.ThreadsTest do
     |> Enum.map(fn {:ok, value} -> value end)
   end
 
+  # A server that its supervisor starts again.
+  defp start_named(options) do
+    name = :"threads_#{System.unique_integer([:positive])}"
+    start_supervised!({Server, [name: name, threads: 4] ++ options})
+    # An import is not interrupted, so these come first.
+    assert PyPort.eval!("import asyncio, re\nawait asyncio.sleep(0)\n1", %{}, server: name) == 1
+    name
+  end
+
   test "fifty callers that wait 200 ms have their answers within 500 ms, of one small Python" do
     server = start_server(threads: 64)
     PyPort.eval!("import time", %{}, server: server)
@@ -57,9 +66,7 @@ defmodule PyPort.ThreadsTest do
   end
 
   test "a thread that cannot be stopped: its caller, the other requests, the next Python" do
-    name = :"threads_#{System.unique_integer([:positive])}"
-    start_supervised!({Server, name: name, threads: 4, cancel_grace: 150, kill_grace: 150})
-    assert PyPort.eval!("1", %{}, server: name) == 1
+    name = start_named(cancel_grace: 150, kill_grace: 150)
     os_pid = Server.os_pid(name)
     gate = new_gate()
     other = begin_eval(name, wait_for(gate) <> "'whole'", timeout: 30_000)
@@ -77,10 +84,83 @@ defmodule PyPort.ThreadsTest do
         assert gone?(os_pid)
       end)
 
-    assert log =~ "goes on in its thread"
-    # A request that meets the server on its way out is told so.
+    assert log =~ "cannot be stopped"
+    # Until its server has ended, a request gets the error of that.
     assert eventually(fn -> PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2} end)
     refute Server.os_pid(name) == os_pid
+  end
+
+  # In the way of the other requests: code that holds the interpreter, or keeps the event loop from running.
+  for {what, code, message} <- [
+        {"holds the interpreter", "import re; re.match(r'(a+)+$', 'a' * 40 + 'b')",
+         "its interpreter was held"},
+        {"blocks the event loop",
+         "import asyncio, time\nawait asyncio.sleep(0)\nwhile True:\n    try: time.sleep(60)\n    except BaseException: pass",
+         "kept the event loop from running"}
+      ] do
+    test "a Python whose request #{what} is killed, and the next one starts" do
+      name = start_named(cancel_grace: 150, kill_grace: 150)
+      os_pid = Server.os_pid(name)
+
+      log =
+        capture_log(fn ->
+          assert {{:error, error}, ms} = timed_eval(name, unquote(code), timeout: 200)
+          assert %Error{kind: :timeout} = error
+          assert ms < 200 + 150 + 150 + 500
+          assert gone?(os_pid)
+          # The server logs it before its supervisor starts the next.
+          assert eventually(fn -> PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2} end)
+        end)
+
+      assert log =~ unquote(message)
+      refute log =~ "cannot be stopped"
+    end
+  end
+
+  test "a coroutine that goes on is in the way of no other request" do
+    name = start_named(cancel_grace: 150, kill_grace: 150)
+    os_pid = Server.os_pid(name)
+    gate = new_gate()
+    other = begin_eval(name, wait_for(gate) <> "'whole'", timeout: 30_000)
+
+    code = """
+    import asyncio
+    while True:
+        try: await asyncio.sleep(60)
+        except asyncio.CancelledError: pass
+    """
+
+    log =
+      capture_log(fn ->
+        assert {:error, %Error{kind: :timeout}} = PyPort.eval(code, %{}, server: name, timeout: 100)
+        open_gate(gate)
+        assert {{:ok, "whole"}, _ms} = Task.await(other)
+        assert gone?(os_pid)
+      end)
+
+    assert log =~ "cannot be stopped"
+    refute log =~ "in its thread"
+    assert eventually(fn -> PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2} end)
+  end
+
+  @tag :tmp_dir
+  test "an import that never ends, where the server takes no requests already", %{tmp_dir: dir} do
+    File.write!(Path.join(dir, "endless.py"), @stuck)
+
+    name = start_named(cd: dir, after_cancel: :restart, cancel_grace: 100, kill_grace: 100, import_grace: 300)
+    os_pid = Server.os_pid(name)
+
+    log =
+      capture_log(fn ->
+        assert {:error, %Error{kind: :timeout}} =
+                 PyPort.eval("import endless", %{}, server: name, timeout: 100)
+
+        assert gone?(os_pid)
+      end)
+
+    assert log =~ "importing endless"
+    assert log =~ "cannot be stopped"
+    assert eventually(fn -> PyPort.eval("1 + 1", %{}, server: name) == {:ok, 2} end)
   end
 
   test "requests that come meanwhile go to another Python of the pool" do

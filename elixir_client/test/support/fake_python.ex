@@ -1,6 +1,6 @@
 defmodule PyPort.Test.FakePython do
   # A Python that speaks the protocol by hand: the code of each `eval` is run as the dialogue that the test wants to
-  # see, with `id`, `opts`, `send(*elements)`, `recv()`, `A` (an atom) and `page(running, elsewhere)` at hand. For what the real server would
+  # see, with `id`, `opts`, `send(*elements)`, `recv()`, `A` (an atom) and `page(running, off_main)` at hand. For what the real server would
   # never do, or does too well.
   import PyPort.Test.Servers, only: [start_server: 1]
 
@@ -38,9 +38,9 @@ defmodule PyPort.Test.FakePython do
   faulthandler.register(signal.SIGUSR2)
   page_fd = os.open(recv()[2]["status_page"], os.O_WRONLY)
 
-  def page(running=b"", elsewhere=0, beats=0):
-      head = b"PYP1\1" + elsewhere.to_bytes(2, "little") + bytes(8)
-      os.pwrite(page_fd, head + bytes([len(running)]) + running.ljust(32, b"\0") + beats.to_bytes(8, "little") + bytes(8), 0)
+  def page(running=b"", off_main=0, heartbeats=0):
+      head = b"PYP1\1" + off_main.to_bytes(2, "little") + bytes(8)
+      os.pwrite(page_fd, head + bytes([len(running)]) + running.ljust(32, b"\0") + heartbeats.to_bytes(8, "little") + bytes(8), 0)
 
   features = [A("eval")]
   send(A("hello"), 1, {A("features"): features, A("os_pid"): os.getpid()})

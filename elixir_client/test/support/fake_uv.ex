@@ -5,7 +5,8 @@ defmodule PyPort.Test.FakeUv do
   @doc """
   Writes a uv into `dir` and gives its path.
 
-  `says` replaces what a subcommand (`"lock"`, `"venv"`, `"sync"`, `"pip"`, `"build"`, `"--version"`) does, by shell code.
+  `says` replaces what a subcommand (`"lock"`, `"venv"`, `"python"`, `"sync"`, `"pip"`, `"build"`, `"--version"`) does, by
+  shell code.
   """
   def write(dir, says \\ %{}) do
     path = Path.join(dir, "uv")
@@ -52,6 +53,7 @@ defmodule PyPort.Test.FakeUv do
       requires=$(sed -n 's/^requires-python = //p' pyproject.toml)
       printf 'version = 1\nrequires-python = %s\n' "${requires:-\">=3.11\"}" >uv.lock
       """,
+      "python" => python_found(),
       # As `python -m venv` makes them, a hundred times faster. An editable install is a .pth file, and those are not
       # followed from another, so the repository is named, too.
       "venv" => """
@@ -71,6 +73,9 @@ defmodule PyPort.Test.FakeUv do
       "build" => "echo 'no build tools here'; exit 2"
     }
   end
+
+  @doc "The shell code of `uv python find`."
+  def python_found, do: "echo '#{python().python}'"
 
   @facts "import os, sys, sysconfig as s; b = os.path.realpath(sys._base_executable); " <>
            "print(b, os.path.dirname(b), '%d.%d' % sys.version_info[:2], s.get_path('purelib'), sep='\\n')"

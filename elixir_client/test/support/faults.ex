@@ -99,15 +99,15 @@ defmodule PyPort.Test.Faults do
   @doc "What there is of a server: its Python, its group, its fds, and what belongs to it in the BEAM."
   def look(server) do
     owner = Process.whereis(server)
-    {:ok, handle} = Registry.fetch(owner)
+    {:ok, connection} = Registry.fetch(owner)
     # Beats and the first request have opened what they open by now.
     Process.sleep(1)
 
     %{
       owner: owner,
-      dir: handle.dir,
-      os_pid: handle.os_pid,
-      fds: fds(handle.os_pid),
+      dir: connection.dir,
+      os_pid: connection.os_pid,
+      fds: fds(connection.os_pid),
       relatives: relatives(owner)
     }
   end

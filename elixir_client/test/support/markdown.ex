@@ -48,7 +48,7 @@ defmodule PyPort.Test.Markdown do
 
   defp line(text, at), do: text |> binary_part(0, at) |> String.split("\n") |> length()
 
-  # A comment right above a fence says who else runs the block, or why nobody does.
+  # A comment right above a fence says what else runs the block, or why it is not run.
   defp fence do
     ~r/^(<!-- (?:not run: |run by )(?:(?!-->).)*-->\n)?```(\S*)\n(.*?)^```$/ms
   end

@@ -22,10 +22,10 @@ defmodule PyPort.Test.Servers do
   end
 
   @doc "What the server knows to be held: objects, sessions, and claims on replies."
-  def held(server), do: :sys.get_state(server).ownership |> PyPort.Server.Ownership.count()
+  def held(server), do: server |> :sys.get_state() |> PyPort.Server.Ownership.count()
 
   @doc "Whether the server knows that this process holds something, and so waits for its end."
-  def holds?(server, pid), do: Map.has_key?(:sys.get_state(server).monitors, pid)
+  def holds?(server, pid), do: Map.has_key?(:sys.get_state(server).ownership.monitors, pid)
 
   @doc "Whether, within a moment, nothing is left of any request; what is left is said."
   def nothing_left?(server) do
@@ -33,26 +33,27 @@ defmodule PyPort.Test.Servers do
   end
 
   defp left(server) do
-    %{handle: handle} = state = :sys.get_state(server)
+    %{connection: connection} = state = :sys.get_state(server)
 
     left = [
-      owned: Map.to_list(state.ownership.things),
-      monitors: Map.keys(state.monitors),
-      attached: Map.to_list(state.attached),
-      workers: Map.to_list(state.workers),
-      requests: :ets.tab2list(handle.table),
+      owned: Map.to_list(state.ownership.table.things),
+      monitors: Map.keys(state.ownership.monitors),
+      attached: Map.to_list(state.requests.attached),
+      workers: Map.to_list(state.requests.workers),
+      cancelled: Map.to_list(state.cancellation.entries),
+      requests: :ets.tab2list(connection.table),
       # The list of what is allowed stays.
-      calls: :ets.tab2list(handle.calls) |> List.keydelete(:allow, 0)
+      calls: :ets.tab2list(connection.calls) |> List.keydelete(:allow, 0)
     ]
 
     Enum.reject(left, fn {_what, list} -> list == [] end)
   end
 
   @doc "Whether, within a moment, all log records and messages that have arrived have been passed on."
-  def mail_read?(server) do
+  def delivered?(server) do
     eventually(fn ->
-      mail = :sys.get_state(server).mail
-      Process.info(mail, [:message_queue_len, :status]) == [message_queue_len: 0, status: :waiting]
+      delivery = :sys.get_state(server).delivery
+      Process.info(delivery, [:message_queue_len, :status]) == [message_queue_len: 0, status: :waiting]
     end)
   end
 

@@ -22,7 +22,7 @@ defmodule PyPort.Test.Soak do
   @memory_limit 1_073_741_824
   # Of the steady one: how long a request may take to end after its cancel, in ms, twice.
   @patience 5_000
-  # Of a request that should not meet its timeout, if nobody harms its server.
+  # Of a request that should not meet its timeout, if its server is not harmed.
   @timeout 4_000
   # One that is stopped while it starts is started again after so long.
   @init_timeout 10_000
@@ -296,7 +296,7 @@ defmodule PyPort.Test.Soak do
   defp expect({:error, error}, _kind, _type), do: {:error, error}
   defp expect({:ok, _value}, _kind, _type), do: false
 
-  # A request in a queue behind a bad one may run out of its own time, too, but for servers that nobody harms.
+  # A request in a queue behind a bad one may run out of its own time, too, but for servers that are not harmed.
   # One whose server is told to end by SIGTERM is finished, but has nobody any more who would answer what it asks; and a
   # stream that waits for its consumer is ended there and then.
   defp check_outcome!(op, server, :python, %Error{message: message})

@@ -6,7 +6,7 @@ defmodule Mix.Tasks.Compile.PyPort do
         [compilers: Mix.compilers() ++ [:py_port], ...]
       end
 
-  uv runs only if the configuration, the lock, the port server or the machine has changed since. A build that fails is a
+  uv runs only if the configuration, the lock, the port server or the machine has changed. A build that fails is a
   warning, and tried again next time; with `frozen: true` it is an error. `mix clean` removes what was built.
   See `PyPort.Env` for the options.
   """
@@ -18,57 +18,41 @@ defmodule Mix.Tasks.Compile.PyPort do
 
   @impl true
   def run(_args) do
-    # A library may have the compiler for its own tests; what is configured is the application's, which builds it.
-    if dependency?(Mix.Project.config()),
-      do: {:noop, []},
-      else: Env.configured() |> Enum.map(&build/1) |> sum()
+    # A library may list the compiler for its own tests; the environments are the application's, which builds them. A
+    # project that Mix builds into a directory of another one's choice is a dependency.
+    project = Mix.Project.config()
+    dependency? = (project[:deps_app_path] || project[:app_path]) != nil
+    results = for config <- if(dependency?, do: [], else: Env.configured()), do: build(config)
+    status = Enum.find([:error, :ok], :noop, &List.keymember?(results, &1, 0))
+    {status, Enum.flat_map(results, &elem(&1, 1))}
   rescue
-    error in ArgumentError ->
-      words = "config :py_port, :uv_init: " <> Exception.message(error)
-      Mix.shell().error(words)
-      {:error, [diagnostic(:error, words)]}
+    error in ArgumentError -> failed(:error, "config :py_port, :uv_init: " <> Exception.message(error))
   end
 
   @impl true
   def clean, do: File.rm_rf!(Env.base())
 
-  # Where Mix has said to a project where it is to be built, it is somebody's dependency.
-  defp dependency?(project), do: (project[:deps_app_path] || project[:app_path]) != nil
-
   defp build(config) do
     case Env.build(config) do
-      {:ok, :unchanged} ->
-        {:noop, []}
-
-      {:ok, :built} ->
-        {:ok, []}
-
-      {:error, words} when config.frozen ->
-        Mix.shell().error("\n" <> words)
-        {:error, [diagnostic(:error, words)]}
-
-      {:error, words} ->
-        Mix.shell().error(
-          "\nwarning: " <> words <> "\n\nUntil then PyPort answers with an error of the kind :unavailable."
-        )
-
-        {:ok, [diagnostic(:warning, words)]}
+      {:ok, :unchanged} -> {:noop, []}
+      {:ok, :built} -> {:ok, []}
+      {:error, words} -> failed(if(config.frozen, do: :error, else: :ok), words)
     end
   end
 
-  defp sum(results) do
-    statuses = for {status, _diagnostics} <- results, do: status
-    status = Enum.find([:error, :ok], :noop, &(&1 in statuses))
-    {status, Enum.flat_map(results, &elem(&1, 1))}
-  end
+  defp failed(status, words) do
+    until = "\n\nUntil then PyPort answers with an error of the kind :unavailable."
+    Mix.shell().error(if(status == :error, do: "\n" <> words, else: "\nwarning: " <> words <> until))
+    severity = if status == :error, do: :error, else: :warning
 
-  defp diagnostic(severity, message) do
-    %Mix.Task.Compiler.Diagnostic{
+    diagnostic = %Mix.Task.Compiler.Diagnostic{
       compiler_name: "py_port",
       file: Path.expand("mix.exs"),
       position: 0,
       severity: severity,
-      message: message
+      message: words
     }
+
+    {status, [diagnostic]}
   end
 end

@@ -1,258 +1,283 @@
 defmodule PyPort.Env.Build do
-  # Builds one environment: under a lock, in a directory of its own that nobody looks into before it is whole, with
-  # uv doing the work. What is asked for is PyPort.Env.Config's, what was built PyPort.Env.Stamp's.
+  # Builds one environment with uv, in a directory of its own beside the one that is in use. The manifest swaps the new
+  # one in when it is whole; a directory that a running VM uses stays.
   @moduledoc false
 
-  alias PyPort.Env.{Advice, BuildLock, Config, Inventory, Package, Platform, Specifier, Stamp}
-  alias PyPort.Uv
+  alias PyPort.Env.{BuildLock, Check, Config, Hints, Inventory, Manifest, Package, Platform, Uv}
+
+  @type result :: {:ok, :built | :unchanged} | {:error, String.t()}
+
+  # One file for each VM that uses a directory, named by the pid of the VM.
+  @users "users"
 
   @facts """
   import os, sys, sysconfig
-  v = sys.version_info
-  pre = {"alpha": "a", "beta": "b", "candidate": "rc"}.get(v.releaselevel, "")
-  base = getattr(sys, "_base_executable", sys.executable)
-  for name, value in {
-      "version": f"{v.major}.{v.minor}.{v.micro}" + (f"{pre}{v.serial}" if pre else ""),
-      "implementation": sys.implementation.name,
-      "free_threaded": int(bool(sysconfig.get_config_var("Py_GIL_DISABLED"))),
-      "base_executable": os.path.realpath(base),
-      "base_prefix": sys.base_prefix,
-      "purelib": sysconfig.get_path("purelib"),
-  }.items():
-      print(f"{name}={value}")
+  version = sys.version.split()[0].rstrip("+")
+  base = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+  if sys.version_info < (3, 11):
+      sys.exit(f"Python {version} ({base}) is too old: the port server needs 3.11 or newer. "
+               'Say so in the project: requires-python = ">=3.11"')
+  print(version, base, sys.base_prefix, sysconfig.get_path("purelib"), sep="\\n")
   """
 
-  @doc "Whether what is built is what is asked for, on this machine."
+  # Without it the first request compiles (seconds, for pandas), and on a read-only disk every start does. Not uv's
+  # --compile-bytecode, because packages' own tests are half of what it compiles.
+  @bytecode """
+  import compileall, re, sys
+  compileall.compile_dir(sys.argv[1], quiet=2, workers=0, rx=re.compile("/tests?/"))
+  """
+
+  @doc "Whether the environment that is built is the one that the configuration and the lock ask for."
   @spec current?(Path.t(), Config.t()) :: boolean()
   def current?(base, config) do
-    case Stamp.read(base, config.name) do
-      {:ok, stamp} -> current?(base, config, stamp)
+    with {:ok, manifest, dir} <- Manifest.read(base, config.name) do
+      wanted = wanted(config)
+      Map.take(manifest, Map.keys(wanted)) == wanted and Check.interpreter(manifest, dir) == nil
+    else
       :error -> false
     end
   end
 
-  defp current?(base, config, stamp) do
-    %{libc: libc, machine: machine} = Platform.here()
+  defp wanted(config) do
+    lock =
+      with {:ok, text} <- File.read(Config.lock_path(config)), do: Config.fingerprint(text), else: (_ -> nil)
 
-    stamp.config == Config.digest(config) and stamp.lock == lock_digest(Config.lock_path(config)) and
-      stamp.source == Package.digest() and stamp.machine == machine and stamp.libc == libc and
-      File.exists?(Path.join([base, stamp.dir, stamp.python.executable]))
+    Map.merge(Platform.here(), %{config: Config.digest(config), lock: lock, source: Package.digest()})
   end
 
-  defp lock_digest(path) do
-    case File.read(path) do
-      {:ok, text} -> Config.fingerprint(text)
-      {:error, _none} -> nil
-    end
-  end
-
-  @doc """
-  Builds an environment unless it is built already.
-
-  Gives words for people with `{:error, words}`: what uv said, and what to do about it.
-  """
-  @spec run(Config.t(), Path.t(), Uv.print()) :: {:ok, :built | :unchanged} | {:error, String.t()}
+  @doc "Builds an environment unless it is built. An error is uv's own words, and what to do about them."
+  @spec run(Config.t(), Path.t(), Uv.print()) :: result()
   def run(config, base, print) do
-    if not config.force and current?(base, config) do
+    current? = fn -> not config.force and current?(base, config) end
+
+    if current?.() do
       {:ok, :unchanged}
     else
+      # The earlier holder of the lock may have done the work.
       alone(config, base, print, fn ->
-        # Whoever had the lock may have done the work.
-        if not config.force and current?(base, config),
-          do: {:ok, :unchanged},
-          else: build(config, base, print)
+        if current?.(), do: {:ok, :unchanged}, else: build(config, base, print)
       end)
     end
   end
 
-  # A build sweeps away every directory of its environment but the one in use.
-  defp alone(config, base, print, fun) do
-    waiting = fn words -> print.("==> PyPort: #{words}\n") end
-    guarded(config, fn -> BuildLock.run(Path.join(base, "#{config.name}.lock"), waiting, fun) end)
-  end
-
-  @doc "Resolves the project anew, and writes its lock; `:upgrade` takes newer versions where the lock had older ones."
+  @doc "Resolves the project anew and writes its lock; `:upgrade` takes the newest versions."
   @spec lock(Config.t(), Path.t(), keyword(), Uv.print()) :: {:ok, Path.t()} | {:error, String.t()}
   def lock(config, base, options, print) do
     alone(config, base, print, fn ->
       with {:ok, uv} <- Uv.find(config, print) do
-        scratch = scratch(base, config.name)
-
-        try do
-          {project, _lock} = project(config, scratch)
+        in_new_dir(config, base, fn dir ->
+          project = project!(config, dir)
           upgrade = if options[:upgrade], do: ["--upgrade"], else: []
 
-          with :ok <- make_lock(uv, config, project, upgrade, print), do: {:ok, Config.lock_path(config)}
-        after
-          File.rm_rf(scratch)
-        end
+          with {:ok, _said} <- make_lock(uv, config, project, upgrade, cd: project, print: print),
+               do: {:ok, Config.lock_path(config)}
+        end)
       end
     end)
   end
 
-  # A disk that is full or may not be written ends in words, as everything else does.
-  defp guarded(config, fun) do
-    fun.() |> explain(config)
+  # OTP's words differ from uv's, which the hints are for.
+  @reasons %{enospc: "No space left on device", erofs: "Read-only file system", eacces: "Permission denied"}
+
+  defp alone(config, base, print, fun) do
+    waiting = fn words -> print.("==> PyPort: #{words}\n") end
+
+    with {:error, said} <- BuildLock.run(Path.join(base, "#{config.name}.lock"), waiting, fun),
+         do: explain(said, config)
   rescue
-    # ErlangError is what System.cmd/3 makes of a program that cannot be started.
+    # A disk that is full or read-only; ErlangError is a program that cannot be started.
     error in [File.Error, File.CopyError, File.RenameError, ErlangError] ->
-      explain({:error, Exception.message(error) <> posix_hint(error)}, config)
+      explain("#{Exception.message(error)}\n#{@reasons[Map.get(error, :reason)]}", config)
   end
 
-  # OTP's words differ from uv's, to which Advice listens.
-  defp posix_hint(%{reason: :enospc}), do: "\nNo space left on device"
-  defp posix_hint(%{reason: :erofs}), do: "\nRead-only file system"
-  defp posix_hint(%{reason: :eacces}), do: "\nPermission denied"
-  defp posix_hint(_error), do: ""
+  defp explain(said, config) do
+    words =
+      "The Python environment #{inspect(config.name)} could not be built.\n#{String.trim_trailing(said)}"
 
-  defp explain({:error, said}, config) do
-    advice = Advice.uv(said)
-    start = "The Python environment #{inspect(config.name)} could not be built.\n"
-    {:error, start <> String.trim_trailing(said) <> if(advice, do: "\n\n" <> advice, else: "")}
+    {:error, if(hint = Hints.uv(said), do: "#{words}\n\n#{hint}", else: words)}
   end
 
-  defp explain(result, _config), do: result
+  # --- directories --------------------------------------------------------------------------------
 
-  # --- the steps --------------------------------------------------------------------------------
-
-  defp build(config, base, print) do
-    with {:ok, uv} <- Uv.find(config, print) do
-      sweep(base, config.name)
-      dir = scratch(base, config.name)
-      print.("==> PyPort: building the Python environment #{inspect(config.name)} with uv #{uv.version}\n")
-
-      try do
-        with {:ok, stamp} <- fill(uv, config, dir, print) do
-          previous = Stamp.read(base, config.name)
-          Stamp.write!(base, Map.put(stamp, :dir, Path.basename(dir)))
-          print.("==> PyPort: #{inspect(config.name)} is ready: #{words(stamp)}\n")
-          keep_only(base, config.name, [dir | previous_dir(previous, base)])
-          {:ok, :built}
-        end
-      after
-        unless match?({:ok, %{dir: _whole}}, whole(base, config.name, dir)), do: File.rm_rf(dir)
-      end
-    end
-  end
-
-  defp whole(base, name, dir) do
-    case Stamp.read(base, name) do
-      {:ok, %{dir: found} = stamp} -> if found == Path.basename(dir), do: {:ok, stamp}, else: :error
-      :error -> :error
-    end
-  end
-
-  defp words(stamp) do
-    "Python #{stamp.python.version}, packages: #{length(stamp.packages)}, codec: #{stamp.codec}"
-  end
-
-  # A new directory for each try: what a killed build has left cannot be mistaken for anything, and programs that still
-  # run on the environment before this one keep it for their lifetime, or until the build after this.
-  defp scratch(base, name) do
-    unique = Base.encode32(:rand.bytes(5), case: :lower, padding: false)
-    dir = Path.join(base, "#{name}-#{unique}")
+  # A new name for each build, so that the remains of a killed one are never taken for an environment.
+  defp in_new_dir(config, base, fun) do
+    dir = Path.join(base, "#{config.name}-#{Base.encode32(:rand.bytes(5), case: :lower, padding: false)}")
     File.mkdir_p!(dir)
-    dir
+
+    try do
+      fun.(dir)
+    after
+      unless match?({:ok, _manifest, ^dir}, Manifest.read(base, config.name)), do: File.rm_rf(dir)
+    end
   end
 
-  defp sweep(base, name) do
-    keep_only(base, name, previous_dir(Stamp.read(base, name), base))
+  @doc "Notes that this VM uses the environment in a directory, which builds then leave alone."
+  @spec use_dir(Path.t()) :: :ok
+  def use_dir(dir) do
+    users = Path.join(dir, @users)
+    with :ok <- File.mkdir_p(users), do: File.touch(Path.join(users, System.pid()))
+    :ok
   end
 
-  defp previous_dir({:ok, %{dir: dir}}, base), do: [Path.join(base, dir)]
-  defp previous_dir(:error, _base), do: []
+  defp in_use?(dir) do
+    pids = dir |> Path.join("#{@users}/*") |> Path.wildcard() |> Enum.map_join(" ", &Path.basename/1)
+    alive = "for pid in #{pids}; do kill -0 $pid 2>/dev/null || [ -e /proc/$pid ] && exit; done; exit 1"
+    match?({_said, 0}, System.cmd("/bin/sh", ["-c", alive]))
+  end
 
-  defp keep_only(base, name, kept) do
+  # The remains of killed builds, and environments that no VM uses any more.
+  defp sweep(base, name, kept) do
     for dir <- Path.wildcard(Path.join(base, "#{name}-*")),
-        dir not in kept and Path.basename(dir) =~ ~r/^#{name}-[a-z2-7]{8}$/,
+        Path.basename(dir) =~ ~r/^#{name}-[a-z2-7]{8}$/,
+        dir not in kept and not in_use?(dir),
         do: File.rm_rf(dir)
   end
 
-  defp fill(uv, config, dir, print) do
-    {project, lock} = project(config, dir)
-    venv = Path.join(dir, "venv")
-    env = [{"UV_PROJECT_ENVIRONMENT", venv}, {"UV_VENV_RELOCATABLE", "1"}]
+  # --- the steps ------------------------------------------------------------------------------------
 
-    with :ok <- ensure_lock(uv, config, project, lock, print),
-         :ok <- make_venv(uv, config, project, venv, print),
-         :ok <- sync(uv, config, project, venv, env, print),
-         {:ok, python} <- facts(venv),
-         :ok <- check_python(config, project, python),
-         :ok <- Package.install(uv, config, python, dir, print),
-         {:ok, codec} <- finish(python, print) do
-      tidy(dir)
-      {:ok, stamp(uv, config, dir, project, python, codec)}
+  defp build(config, base, print) do
+    with {:ok, uv} <- Uv.find(config, print) do
+      earlier = Manifest.read(base, config.name)
+      kept = for {:ok, _manifest, dir} <- [earlier], do: dir
+      sweep(base, config.name, kept)
+      print.("==> PyPort: building the Python environment #{inspect(config.name)} with uv #{uv.version}\n")
+
+      in_new_dir(config, base, fn dir ->
+        with {:ok, manifest} <- fill(uv, config, dir, earlier, print) do
+          Manifest.write!(base, manifest)
+          count = length(manifest.packages)
+          words = "Python #{manifest.python.version}, packages: #{count}, codec: #{manifest.codec}"
+          print.("==> PyPort: #{inspect(config.name)} is ready: #{words}\n")
+          sweep(base, config.name, [dir | kept])
+          {:ok, :built}
+        end
+      end)
     end
   end
 
-  # What is given as text gets a directory, where relative paths in it would mean nothing: those need `project:`.
-  defp project(%Config{project: nil} = config, dir) do
-    project = Path.join(dir, "project")
-    lock = Config.lock_path(config)
-    File.mkdir_p!(project)
-    File.write!(Path.join(project, "pyproject.toml"), config.pyproject_toml)
-    if File.exists?(lock), do: File.cp!(lock, Path.join(project, "uv.lock"))
-    {project, lock}
+  defp fill(uv, config, dir, earlier, print) do
+    project = project!(config, dir)
+    venv = Path.join(dir, "venv")
+    options = [cd: project, print: print, env: [{"UV_PROJECT_ENVIRONMENT", venv}]]
+
+    with {:ok, _said} <- ensure_lock(uv, config, project, options),
+         {:ok, _said} <- make_venv(uv, config, venv, earlier, options),
+         {:ok, _said} <- sync(uv, config, project, venv, options),
+         {:ok, python, purelib} <- facts(venv),
+         {:ok, codec} <- Package.install(uv, config, Path.join(venv, "bin/python"), purelib, print) do
+      print.("==> PyPort: compiling bytecode\n")
+      # A file that is not Python of this version stays uncompiled, and nothing is lost.
+      run(venv, [@bytecode, purelib])
+      python = Map.put(python, :packages_dir, Path.relative_to(purelib, dir))
+
+      built = %{
+        name: config.name,
+        kind: :venv,
+        dir: Path.basename(dir),
+        uv: uv.version,
+        codec: codec,
+        python: python,
+        glibc: Inventory.glibc(purelib),
+        packages: Inventory.packages(purelib)
+      }
+
+      {:ok, Map.merge(wanted(config), built)}
+    end
   end
 
-  defp project(%Config{project: project} = config, _dir), do: {project, Config.lock_path(config)}
+  defp run(venv, code),
+    do: System.cmd(Path.join(venv, "bin/python"), ["-I", "-c" | code], stderr_to_stdout: true)
 
-  defp ensure_lock(uv, config, project, lock, print) do
+  # A project that is given as text gets a directory, in which relative paths would mean nothing: those need `project:`.
+  defp project!(%Config{project: nil} = config, dir) do
+    project = Path.join(dir, "project")
+    File.mkdir_p!(project)
+    File.write!(Path.join(project, "pyproject.toml"), config.pyproject_toml)
+    lock = Config.lock_path(config)
+    if File.exists?(lock), do: File.cp!(lock, Path.join(project, "uv.lock"))
+    project
+  end
+
+  defp project!(%Config{project: project}, _dir), do: project
+
+  defp ensure_lock(uv, config, project, options) do
+    lock = Config.lock_path(config)
+
     cond do
       not File.exists?(Path.join(project, "pyproject.toml")) ->
         {:error, "there is no pyproject.toml in #{project} (the option project:)"}
 
       File.exists?(lock) ->
-        :ok
+        {:ok, "it is there"}
 
       config.frozen ->
         {:error,
          "frozen: true needs the lock #{lock}, and there is none: run `mix py_port.lock` and commit it"}
 
       true ->
-        make_lock(uv, config, project, [], print)
+        make_lock(uv, config, project, [], options)
     end
   end
 
-  defp make_lock(uv, config, project, more, print) do
+  defp make_lock(uv, config, project, more, options) do
     args = ["lock"] ++ more ++ python_args(config) ++ Config.index_args(config)
 
-    with {:ok, _said} <- Uv.run(uv, config, args, cd: project, print: print) do
-      if config.project == nil,
-        do: Stamp.replace!(Config.lock_path(config), File.read!(Path.join(project, "uv.lock")))
-
-      :ok
+    with {:ok, said} <- Uv.run(uv, config, args, options) do
+      # In a project of its own it is there already.
+      Manifest.replace!(Config.lock_path(config), File.read!(Path.join(project, "uv.lock")))
+      {:ok, said}
     end
   end
 
-  defp make_venv(uv, config, project, venv, print) do
-    args =
-      ["venv", "--quiet", "--relocatable", "--prompt", to_string(config.name)] ++
-        python_args(config) ++ [venv]
-
-    with {:ok, _said} <- Uv.run(uv, config, args, cd: project, print: print), do: :ok
+  # The packages of the earlier environment are linked, so that uv adds and removes only what differs.
+  defp make_venv(uv, config, venv, earlier, options) do
+    with true <- not config.force and reusable?(uv, config, earlier, options),
+         {:ok, _manifest, dir} = earlier,
+         {said, 0} <- System.cmd("cp", [copy_flags(), Path.join(dir, "venv"), venv], stderr_to_stdout: true) do
+      {:ok, said}
+    else
+      _no_earlier_one ->
+        File.rm_rf!(venv)
+        args = ["venv", "--quiet", "--relocatable", "--prompt", to_string(config.name)]
+        Uv.run(uv, config, args ++ python_args(config) ++ [venv], options)
+    end
   end
 
-  defp sync(uv, config, project, venv, env, print) do
+  # Clones where uv clones; else hard links, as uv makes them: uv and Python replace files and never change them.
+  defp copy_flags, do: if(match?({:unix, :darwin}, :os.type()), do: "-RPpc", else: "-RPpl")
+
+  # Whole, and with the Python that uv would take for a new one.
+  defp reusable?(uv, config, {:ok, manifest, dir}, options) do
+    # `uv python find` is the one command that does not read UV_PYTHON.
+    asked = Enum.find([config.python, System.get_env("UV_PYTHON")], &(&1 not in [nil, ""]))
+    args = ["python", "find", "--system"] ++ List.wrap(asked)
+
+    with nil <- Check.problem(manifest, dir, Platform.here()),
+         {:ok, said} <- Uv.run(uv, config, args, Keyword.delete(options, :print)) do
+      inode(String.trim(said)) == inode(manifest.python.base_executable)
+    else
+      _problem -> false
+    end
+  end
+
+  defp reusable?(_uv, _config, :error, _options), do: false
+
+  defp inode(path), do: with({:ok, stat} <- File.stat(path), do: {stat.major_device, stat.inode})
+
+  defp sync(uv, config, project, venv, options) do
     # Without --python uv replaces an environment whose Python is not the one it would choose.
-    python = ["--python", Path.join(venv, "bin/python")]
-
-    args =
-      ["sync", "--locked", "--no-dev", "--no-editable"] ++
-        python ++ own_packages(config, project) ++ Config.index_args(config) ++ config.extra_args
-
-    with {:ok, _said} <- Uv.run(uv, config, args, cd: project, env: env, print: print), do: :ok
+    args = ["sync", "--locked", "--no-dev", "--no-editable", "--python", Path.join(venv, "bin/python")]
+    more = own_packages(config, project) ++ Config.index_args(config) ++ config.extra_args
+    Uv.run(uv, config, args ++ more, options)
   end
 
-  # uv keeps the wheel it has built of a directory until that directory's pyproject.toml changes; that something else in
-  # it has changed may be why we are here.
+  # uv keeps the wheel of a directory until its pyproject.toml changes; another file in it may be why we are here.
   defp own_packages(%Config{project: nil}, _project), do: []
 
   defp own_packages(_config, project) do
-    lock = File.read!(Path.join(project, "uv.lock"))
+    own = ~r/\nname = "([^"]+)"\n(?:version = .*\n)?source = \{ (?:editable|directory) =/
 
-    for [_, name] <-
-          Regex.scan(~r/\nname = "([^"]+)"\n(?:version = .*\n)?source = \{ (?:editable|directory) =/, lock),
+    for [_, name] <- Regex.scan(own, File.read!(Path.join(project, "uv.lock"))),
         do: "--reinstall-package=#{name}"
   end
 
@@ -260,110 +285,21 @@ defmodule PyPort.Env.Build do
   defp python_args(%Config{python: python}), do: ["--python", python]
 
   defp facts(venv) do
-    python = Path.join(venv, "bin/python")
-
-    case System.cmd(python, ["-I", "-c", @facts], stderr_to_stdout: true) do
+    case run(venv, [@facts]) do
       {said, 0} ->
-        facts =
-          for line <- String.split(said, "\n"),
-              [name, value] <- [String.split(line, "=", parts: 2)],
-              into: %{},
-              do: {name, value}
+        [version, executable, prefix, purelib] = String.split(said, "\n", trim: true)
 
-        {:ok,
-         %{
-           executable: python,
-           version: facts["version"],
-           implementation: facts["implementation"],
-           free_threaded: facts["free_threaded"] == "1",
-           base_executable: facts["base_executable"],
-           base_prefix: facts["base_prefix"],
-           purelib: facts["purelib"]
-         }}
+        python = %{
+          executable: "venv/bin/python",
+          version: version,
+          base_executable: executable,
+          base_prefix: prefix
+        }
 
-      {said, status} ->
-        {:error, "the Python of the new environment ended with status #{status}: #{said}"}
+        {:ok, python, purelib}
+
+      {said, _status} ->
+        {:error, said}
     end
-  end
-
-  defp check_python(config, project, python) do
-    wanted = requires_python(project)
-
-    cond do
-      not Specifier.satisfied?(python.version, wanted) ->
-        {:error,
-         "Python #{python.version} (#{python.base_executable}) does not satisfy requires-python #{inspect(wanted)}; see the option " <>
-           "python:#{if config.python, do: ", which asks for #{inspect(config.python)}"}"}
-
-      not Specifier.satisfied?(python.version, ">=3.11") ->
-        {:error,
-         "Python #{python.version} (#{python.base_executable}) is too old: the port server needs 3.11 or newer. Say so in the " <>
-           "project: requires-python = \">=3.11\""}
-
-      true ->
-        :ok
-    end
-  end
-
-  # uv writes it into the lock, in its own plain form; a TOML reader is not needed.
-  defp requires_python(project) do
-    with {:ok, lock} <- File.read(Path.join(project, "uv.lock")),
-         [_, wanted] <- Regex.run(~r/^requires-python = "([^"]*)"/m, lock) do
-      wanted
-    else
-      _none -> ""
-    end
-  end
-
-  # Bytecode now: else the first request pays for it (seconds, for pandas), and on a read-only disk every one does. Not
-  # uv's --compile-bytecode, because packages' own tests are half of what it compiles. A file that is no Python of this
-  # version stays uncompiled, and nothing is lost. The last line says which codec the server has.
-  @finish """
-  import compileall, re, sys
-  compileall.compile_dir(sys.argv[1], quiet=2, workers=0, rx=re.compile("/tests?/"))
-  from port_server.etf import codec_name
-  print("\\ncodec", codec_name)
-  """
-
-  defp finish(python, print) do
-    print.("==> PyPort: compiling bytecode\n")
-
-    case System.cmd(python.executable, ["-I", "-c", @finish, python.purelib], stderr_to_stdout: true) do
-      {said, 0} -> {:ok, said |> String.split() |> List.last()}
-      {said, _status} -> {:error, "the port server does not work in the new environment:\n#{said}"}
-    end
-  end
-
-  defp tidy(dir) do
-    for name <- ~w(port-server wheel requirements.txt), do: File.rm_rf(Path.join(dir, name))
-  end
-
-  # --- the record -------------------------------------------------------------------------------
-
-  defp stamp(uv, config, dir, project, python, codec) do
-    platform = Platform.here()
-
-    %{
-      name: config.name,
-      kind: :venv,
-      config: Config.digest(config),
-      lock: lock_digest(Config.lock_path(config)),
-      source: Package.digest(),
-      uv: uv.version,
-      os: platform.os,
-      machine: platform.machine,
-      libc: platform.libc,
-      needs: python.purelib |> Inventory.binaries() |> Inventory.needs(),
-      requires_python: requires_python(project),
-      codec: codec,
-      python: %{
-        version: python.version,
-        executable: "venv/bin/python",
-        base_executable: python.base_executable,
-        base_prefix: python.base_prefix,
-        packages_dir: Path.relative_to(python.purelib, dir)
-      },
-      packages: Inventory.packages(python.purelib)
-    }
   end
 end

@@ -1,170 +1,110 @@
 defmodule PyPort.Env.Check do
-  # Whether an environment that was built somewhere can run here: what its record says, against what is found. Each
-  # finding has its own words, and they end with the way out. Looks at files; runs nothing.
+  # Whether an environment can run here: its manifest against this system. Each answer is a sentence for people that
+  # ends with what to do.
   @moduledoc false
 
-  alias PyPort.Env.{Advice, Elf, Inventory, Platform, Specifier, Stamp}
+  alias PyPort.Env.{Hints, Inventory, Manifest, Platform}
 
-  @type finding :: {:refuse | :warn, atom(), String.t()}
+  @again "Build it again: mix py_port.sync --force"
 
-  @doc "What is wrong, the worst first; `[]` for an environment that can run here."
-  @spec findings(Stamp.t(), Path.t(), Platform.t()) :: [finding()]
-  def findings(stamp, dir, here) do
-    # Where it was built for another kind of system, every further finding would only confuse.
-    case kind(stamp, here) do
-      [] -> interpreter(stamp, dir) ++ glibc(stamp, here) ++ packages(stamp, dir) ++ libraries(stamp)
-      found -> found
-    end
+  @doc "The first thing that is wrong, in words; nil for an environment that can run here."
+  @spec problem(Manifest.t(), Path.t(), Platform.t()) :: String.t() | nil
+  def problem(manifest, dir, here) do
+    # On another kind of system every further finding would only confuse.
+    system(manifest, here) || interpreter(manifest, dir) || glibc(manifest, here) || packages(manifest, dir) ||
+      start(manifest, dir)
   end
 
-  defp kind(%{os: os} = stamp, %{os: other}) when os != other,
-    do: [refuse(:os, stamp, "was built on #{os}, and this is #{other}. Build it on a system like this one")]
+  defp system(%{os: os} = manifest, %{os: other}) when os != other,
+    do: words(manifest, "was built on #{os}, and this is #{other}. Build it on a system like this one")
 
-  defp kind(%{machine: machine} = stamp, %{machine: other}) when machine != other do
-    [
-      refuse(:machine, stamp, """
-      was built for #{machine}, and this machine is #{other}. Build it on a machine like this one, or for it \
-      (docker build --platform linux/#{docker(other)})\
-      """)
-    ]
+  defp system(%{machine: machine} = manifest, %{machine: other}) when machine != other do
+    platform = %{"x86_64" => "amd64", "aarch64" => "arm64"}[other] || other
+    here = "this machine is #{other}. Build it on a machine like this one, or for it"
+    words(manifest, "was built for #{machine}, and #{here} (docker build --platform linux/#{platform})")
   end
 
-  defp kind(%{libc: {kind, _}} = stamp, %{libc: {other, _} = libc}) when kind != other do
-    [
-      refuse(:libc, stamp, """
-      was built for #{Platform.words(stamp.libc)}, and this system has #{Platform.words(libc)}: binaries for one do not \
-      run on the other. Build and run on the same base image (both Debian, or both Alpine)\
-      """)
-    ]
+  defp system(%{libc: {kind, _}} = manifest, %{libc: {other, _} = libc}) when kind != other do
+    built = "was built for #{Platform.words(manifest.libc)}, and this system has #{Platform.words(libc)}"
+    words(manifest, "#{built}. Build and run it on the same base image (both Debian, or both Alpine)")
   end
 
-  defp kind(_stamp, _here), do: []
+  defp system(_manifest, _here), do: nil
 
-  defp docker("x86_64"), do: "amd64"
-  defp docker("aarch64"), do: "arm64"
-  defp docker(machine), do: machine
-
-  @doc "Whether the interpreter is there: cheap, so asked at every start."
-  @spec interpreter(Stamp.t(), Path.t()) :: [finding()]
-  def interpreter(stamp, dir) do
+  @doc "Whether the interpreter exists: cheap, so asked at every start of a server."
+  @spec interpreter(Manifest.t(), Path.t()) :: String.t() | nil
+  def interpreter(%{python: python} = manifest, dir) do
     cond do
-      File.exists?(Path.join(dir, stamp.python.executable)) ->
-        []
+      File.exists?(Path.join(dir, python.executable)) ->
+        nil
 
       not File.dir?(dir) ->
-        [refuse(:gone, stamp, "is gone: #{dir} does not exist. Build it again: mix py_port.sync --force")]
+        words(manifest, "is gone: #{dir} does not exist. #{@again}")
 
-      stamp.kind == :venv ->
-        [
-          refuse(:python_removed, stamp, """
-          needs Python #{stamp.python.version} at #{stamp.python.base_executable}, which was removed or is not on this \
-          machine. Install that Python there; or build again with one that is here (mix py_port.sync --force); or let \
-          the release carry its Python (see carry_python: of PyPort.Release)\
-          """)
-        ]
+      manifest.kind == :venv ->
+        words(manifest, """
+        needs Python #{python.version} at #{python.base_executable}, which was removed or is not on this machine. \
+        Install that Python there; or build again with one that is here (mix py_port.sync --force); or let the release \
+        carry its Python (see carry_python: of PyPort.Release)\
+        """)
 
       true ->
-        [
-          refuse(
-            :incomplete,
-            stamp,
-            "is not whole: #{Path.join(dir, stamp.python.executable)} is missing. Copy or build it again"
-          )
-        ]
+        words(
+          manifest,
+          "is incomplete: #{Path.join(dir, python.executable)} is missing. Copy or build it again"
+        )
     end
   end
 
-  # What the binaries name counts, not what they were built on: most wheels are for much older systems.
-  defp glibc(%{libc: {:glibc, built}, needs: %{glibc: needed}} = stamp, %{libc: {:glibc, here}})
-       when is_binary(needed) and here != "" do
-    if Elf.numbers(needed) > Elf.numbers(here) do
-      [
-        refuse(:glibc, stamp, """
-        needs glibc #{needed} (it was built on #{built}), and this system has #{here}. Build it on this system, or on \
-        one that is no newer (the same base image)\
-        """)
-      ]
-    else
-      []
+  # The glibc that the binaries need counts, not the one they were built on: most wheels are for older systems.
+  defp glibc(%{glibc: needed} = manifest, %{libc: {:glibc, here}}) when is_binary(needed) and here != "" do
+    if Platform.numbers(needed) > Platform.numbers(here) do
+      built =
+        "needs glibc #{needed} (it was built on #{Platform.words(manifest.libc)}), and this system has #{here}"
+
+      words(manifest, "#{built}. Build it on this system, or on one that is no newer (the same base image)")
     end
   end
 
-  defp glibc(_stamp, _here), do: []
+  defp glibc(_manifest, _here), do: nil
 
-  defp packages(stamp, dir) do
-    purelib = Path.join(dir, stamp.python.packages_dir)
-
+  defp packages(manifest, dir) do
     changed =
-      for %{name: name, version: version, record: record} <- stamp.packages,
-          Inventory.record(Path.join(purelib, "#{name}-#{version}.dist-info")) != record,
+      for %{name: name, version: version, record: record} <- manifest.packages,
+          info = Path.join([dir, manifest.python.packages_dir, "#{name}-#{version}.dist-info"]),
+          Inventory.record(info) != record,
           do: "#{name} #{version}"
 
-    if changed == [] do
-      []
-    else
-      [
-        refuse(:packages, stamp, """
-        is not as it was built: #{Enum.join(changed, ", ")} changed or removed. Build it again \
-        (mix py_port.sync --force), or copy it again and whole\
-        """)
-      ]
-    end
+    if changed != [],
+      do: words(manifest, "is not as it was built: #{Enum.join(changed, ", ")} changed or removed. #{@again}")
   end
 
-  # Only a warning: who needs the library may never be imported, and loaders find files in places of their own.
-  defp libraries(stamp) do
-    for {soname, package} <- stamp.needs.libraries, Platform.find_library(soname) == nil do
-      {:warn, :library,
-       "The Python package #{package} needs the shared library #{soname}, which was not found on this system. If importing " <>
-         "it fails, install the system's package with it (Debian: apt-file search #{soname}; Alpine: apk search so:#{soname})"}
+  # The interpreter prints its version before it loads a module: 2 ms.
+  defp start(%{python: python} = manifest, dir) do
+    case System.cmd(Path.join(dir, python.executable), ["-V"], stderr_to_stdout: true) do
+      {"Python " <> version, 0} -> version(manifest, String.trim(version))
+      {said, _status} -> broken(manifest, said)
     end
+  rescue
+    # A file that is there and "does not exist" names a loader that does not.
+    error in ErlangError -> broken(manifest, Exception.message(error))
   end
 
-  @doc "What is wrong with an interpreter that has said its version (`Python 3.12.4`)."
-  @spec answers(Stamp.t(), String.t()) :: [finding()]
-  def answers(stamp, said) do
-    with [_, version] <- Regex.run(~r/^Python (\S+)/, said),
-         {:error, words} <- running(stamp, version) do
-      [{:refuse, :python_replaced, words}]
-    else
-      _fine_or_unknown -> []
-    end
+  defp broken(%{python: python} = manifest, said) do
+    start = "has a Python that does not start (#{python.base_executable}): #{String.trim(said)}"
+    words(manifest, "#{start}. #{String.trim_trailing(Hints.python(said) || @again, ".")}")
   end
 
-  @doc "What is wrong with an interpreter that cannot even do that."
-  @spec fails(Stamp.t(), String.t()) :: [finding()]
-  def fails(stamp, said) do
-    advice = Advice.python(said) || "Build it again: mix py_port.sync --force"
-
-    words =
-      "has a Python that does not start (#{stamp.python.base_executable}): #{String.trim(said)}. #{advice}"
-
-    [refuse(:python_broken, stamp, String.trim_trailing(words, "."))]
-  end
-
-  @doc "Whether the Python that answers is the one that was meant, by what its `hello` says."
-  @spec running(Stamp.t(), String.t()) :: :ok | {:error, String.t()}
-  def running(stamp, version) do
-    cond do
-      not Specifier.satisfied?(version, stamp.requires_python) ->
-        {:error,
-         "Python #{version} runs, and the project of the environment #{inspect(stamp.name)} has requires-python " <>
-           "#{inspect(stamp.requires_python)}: it was built with #{stamp.python.version}, and #{stamp.python.base_executable} has been " <>
-           "replaced since. Build it again: mix py_port.sync --force"}
-
-      minor(version) != minor(stamp.python.version) ->
-        {:error,
-         "Python #{version} runs, and the packages of the environment #{inspect(stamp.name)} are for Python " <>
-           "#{minor(stamp.python.version)}: #{stamp.python.base_executable} has been replaced since. Build it again: " <>
-           "mix py_port.sync --force"}
-
-      true ->
-        :ok
-    end
+  @doc "Whether a Python of this version finds the packages of the environment."
+  @spec version(Manifest.t(), String.t()) :: String.t() | nil
+  def version(%{name: name, python: python}, version) do
+    if minor(version) != minor(python.version),
+      do:
+        "Python #{version} runs, and the packages of the environment #{inspect(name)} are for Python " <>
+          "#{minor(python.version)}: #{python.base_executable} has been replaced since. #{@again}"
   end
 
   defp minor(version), do: version |> String.split(".") |> Enum.take(2) |> Enum.join(".")
 
-  defp refuse(tag, stamp, words),
-    do: {:refuse, tag, "The Python environment #{inspect(stamp.name)} #{words}."}
+  defp words(manifest, words), do: "The Python environment #{inspect(manifest.name)} #{words}."
 end

@@ -1,11 +1,11 @@
 defmodule PyPort.Env.Inventory do
-  # What is in an environment: its packages, and what their binaries ask of the system. Reads files only.
+  # The packages of an environment, and the glibc that their binaries need. Reads files only.
   @moduledoc false
 
-  alias PyPort.Env.{Config, Elf}
+  alias PyPort.Env.{Config, Manifest, Platform}
 
   @doc "The installed packages: name, version and a fingerprint of the list of their files."
-  @spec packages(Path.t()) :: [%{name: String.t(), version: String.t(), record: String.t()}]
+  @spec packages(Path.t()) :: [Manifest.package()]
   def packages(purelib) do
     for dir <- purelib |> Path.join("*.dist-info") |> Path.wildcard() |> Enum.sort() do
       [name, version] = dir |> Path.basename(".dist-info") |> String.split("-", parts: 2)
@@ -13,7 +13,8 @@ defmodule PyPort.Env.Inventory do
     end
   end
 
-  @doc false
+  @doc "The fingerprint of a package's list of files, \"\" without one."
+  @spec record(Path.t()) :: String.t()
   def record(dist_info) do
     case File.read(Path.join(dist_info, "RECORD")) do
       {:ok, text} -> Config.fingerprint(text)
@@ -21,38 +22,20 @@ defmodule PyPort.Env.Inventory do
     end
   end
 
-  @doc "Every shared library and extension of a directory, read."
-  @spec binaries(Path.t()) :: [{Path.t(), Elf.t()}]
-  def binaries(dir) do
-    for path <- Path.wildcard(Path.join(dir, "**/*.so*")), {:ok, elf} <- [Elf.read(path)] do
-      {Path.relative_to(path, dir), elf}
-    end
-  end
+  @doc """
+  The oldest glibc on which the packages run, nil for any: wheels of an index state it in their tags (PEP 600). A
+  package that was compiled here states none; the loader names the version when it is imported.
+  """
+  @spec glibc(Path.t()) :: String.t() | nil
+  def glibc(purelib) do
+    needed =
+      for path <- Path.wildcard(Path.join(purelib, "*.dist-info/WHEEL")),
+          [_ | _] = tags <- [Regex.scan(~r/^Tag: .*-manylinux_(\d+)_(\d+)_/m, File.read!(path))],
+          do:
+            tags
+            |> Enum.map(fn [_, major, minor] -> "#{major}.#{minor}" end)
+            |> Enum.min_by(&Platform.numbers/1)
 
-  @doc "What binaries need of a system: the oldest glibc, and the libraries that none of them brings."
-  @spec needs([{Path.t(), Elf.t()}]) :: %{glibc: String.t() | nil, libraries: [{String.t(), String.t()}]}
-  def needs(binaries) do
-    own = MapSet.new(binaries, fn {path, _elf} -> Path.basename(path) end)
-
-    libraries =
-      for {path, elf} <- binaries,
-          soname <- elf.needed,
-          not MapSet.member?(own, soname),
-          not (soname =~ libc()),
-          uniq: true do
-        {soname, path |> Path.split() |> hd()}
-      end
-
-    glibc = for({_path, %{glibc: version}} when is_binary(version) <- binaries, do: version)
-
-    %{
-      glibc: Enum.max_by(glibc, &Elf.numbers/1, fn -> nil end),
-      libraries: Enum.uniq_by(libraries, &elem(&1, 0))
-    }
-  end
-
-  # These are libc itself, under its several names.
-  defp libc do
-    ~r/^(ld-linux|ld64|ld-musl|libc\.|libm\.so|libpthread|libdl\.so|librt\.so|libutil\.so|libresolv|libnsl)/
+    Enum.max_by(needed, &Platform.numbers/1, fn -> nil end)
   end
 end

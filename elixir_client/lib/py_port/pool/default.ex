@@ -1,12 +1,12 @@
 defmodule PyPort.Pool.Default do
-  # What the pool PyPort.Default is started with: the one place that reads the application's configuration for it.
+  # The options of the pool PyPort.Default: the one place that reads the application's configuration for it.
   @moduledoc false
 
-  # One server: objects that two requests made can then always meet in a third, modules have one state, and nobody who
-  # evaluates a line now and then pays for a Python on each core. Who wants more says so.
+  # One server: objects that two requests made can then always meet in a third, modules have one state, and an application
+  # that evaluates a line now and then does not pay for a Python on each core.
   @size 1
 
-  @doc "The options of the default pool, or nil where it is switched off."
+  # The options of the default pool, or nil where it is switched off.
   @spec options(keyword() | false) :: keyword() | nil
   def options(configured \\ Application.get_env(:py_port, :pool, [])) do
     case configured do

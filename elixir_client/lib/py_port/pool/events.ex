@@ -1,33 +1,32 @@
 defmodule PyPort.Pool.Events do
-  # What a pool tells telemetry, in the words of PyPort.Telemetry. Called by PyPort.Pool.Keeper with its state as it is
-  # after the change; changes nothing.
+  # The telemetry events of a pool, as PyPort.Telemetry documents them. PyPort.Pool.Manager calls it with its state after the
+  # change, and gets the same state back.
   @moduledoc false
 
+  alias PyPort.{Connection, Telemetry}
   alias PyPort.Pool.Slot
-  alias PyPort.Server.Handle
-  alias PyPort.Telemetry
 
   @type state :: map()
 
-  @doc "The server of a slot takes work from now on."
+  # The server of a slot takes work from now on.
   @spec taken_in(state(), pos_integer(), reason :: atom()) :: state()
   def taken_in(state, index, reason) do
-    %Slot{handle: handle} = Map.fetch!(state.slots, index)
-    tell(state, :server_in, %{servers: servers(state)}, about(handle, index, reason))
+    %Slot{connection: connection} = Map.fetch!(state.slots, index)
+    tell(state, :server_in, %{servers: servers(state)}, about(connection, index, reason))
   end
 
-  @doc "The server that was in `slot` takes no new work any more, where it has taken any."
+  # The server that was in `slot` takes no new work any more, where it has taken any.
   @spec taken_out(state(), pos_integer(), Slot.t(), reason :: atom()) :: state()
-  def taken_out(state, _index, %Slot{handle: nil}, _reason), do: state
+  def taken_out(state, _index, %Slot{connection: nil}, _reason), do: state
 
-  def taken_out(state, index, %Slot{handle: handle, ready_at: ready_at}, reason) do
+  def taken_out(state, index, %Slot{connection: connection, ready_at: ready_at}, reason) do
     lived_ms = System.monotonic_time(:millisecond) - ready_at
     duration = System.convert_time_unit(lived_ms, :millisecond, :native)
-    measurements = %{servers: servers(state), requests: Handle.requests(handle), duration: duration}
-    tell(state, :server_out, measurements, about(handle, index, reason))
+    measurements = %{servers: servers(state), requests: Connection.requests(connection), duration: duration}
+    tell(state, :server_out, measurements, about(connection, index, reason))
   end
 
-  @doc "The same of a server whose process has ended, for that reason."
+  # The same of a server whose process has ended, for that reason.
   @spec ended(state(), pos_integer(), Slot.t(), exit_reason :: term()) :: state()
   def ended(state, index, slot, {:shutdown, {:restart, _report}}), do: taken_out(state, index, slot, :restart)
   def ended(state, index, slot, _reason), do: taken_out(state, index, slot, :ended)
@@ -36,10 +35,10 @@ defmodule PyPort.Pool.Events do
   def resized(state, previous),
     do: tell(state, :resize, %{size: state.options.size, previous: previous}, %{})
 
-  defp servers(state), do: Enum.count(state.slots, fn {_index, slot} -> slot.handle != nil end)
+  defp servers(state), do: Enum.count(state.slots, fn {_index, slot} -> slot.connection != nil end)
 
-  defp about(handle, index, reason),
-    do: %{server: handle.owner, os_pid: handle.os_pid, index: index, reason: reason}
+  defp about(connection, index, reason),
+    do: %{server: connection.owner, os_pid: connection.os_pid, index: index, reason: reason}
 
   defp tell(state, event, measurements, metadata) do
     about = %{pool: state.pool, name: state.options.name}

@@ -1,22 +1,21 @@
 defmodule PyPort.Pool.Slot do
-  # One place for a server in a pool: who is in it, who is to come, and what has happened there. Times are monotonic ms
-  # and arguments; nothing is started or stopped here.
+  # One place for a server in a pool: the server in it, its successor, and its history. Times are monotonic ms and arguments.
+  # Pure, but for a look into the registry.
   @moduledoc false
 
-  alias PyPort.{Error, Registry}
+  alias PyPort.{Connection, Error, Registry}
   alias PyPort.Pool.Policy
-  alias PyPort.Server.Handle
 
   # After a replacement that could not start, the old server is good enough for this long.
   @rest_ms 30_000
 
-  # `pid` without `handle` is starting; neither is waiting for `retry`. `successor` is a server that starts in order to
+  # `pid` without `connection` is starting; neither is waiting for `retry`. `successor` is a server that starts in order to
   # take over, `why` the reason; `error` is why the last start failed.
-  defstruct [:pid, :handle, :ready_at, :retry, :error, :successor, :why, :rest_until, crashes: 0]
+  defstruct [:pid, :connection, :ready_at, :retry, :error, :successor, :why, :rest_until, crashes: 0]
 
   @type t :: %__MODULE__{
           pid: pid() | nil,
-          handle: Handle.t() | nil,
+          connection: Connection.t() | nil,
           ready_at: integer() | nil,
           retry: reference() | nil,
           error: Error.t() | nil,
@@ -29,45 +28,50 @@ defmodule PyPort.Pool.Slot do
   @type role :: :serving | :starting | {:draining, atom()} | :down
 
   @spec starting(t(), pid()) :: t()
-  def starting(slot, pid), do: %{slot | pid: pid, handle: nil, ready_at: nil, retry: nil}
+  def starting(slot, pid), do: %{slot | pid: pid, connection: nil, ready_at: nil, retry: nil}
 
-  @spec ready(t(), Handle.t(), integer()) :: t()
-  def ready(slot, handle, now), do: %{slot | handle: handle, ready_at: now, error: nil}
+  @spec ready(t(), Connection.t(), integer()) :: t()
+  def ready(slot, connection, now), do: %{slot | connection: connection, ready_at: now, error: nil}
 
-  @doc "The successor is ready and takes over."
-  @spec succeeded(t(), Handle.t(), integer()) :: t()
-  def succeeded(%{successor: pid} = slot, handle, now),
-    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, handle, now)
+  # The successor is ready and takes over.
+  @spec succeeded(t(), Connection.t(), integer()) :: t()
+  def succeeded(%{successor: pid} = slot, connection, now),
+    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, connection, now)
 
-  @doc "The successor is not going to be ready."
+  # The successor is not going to be ready.
   @spec keep_old(t(), integer()) :: t()
   def keep_old(slot, now), do: %{slot | successor: nil, why: nil, rest_until: now + @rest_ms}
 
-  @doc "The server has ended before its successor was ready."
+  # The server has ended before its successor was ready.
   @spec left_to_successor(t()) :: t()
   def left_to_successor(%{successor: pid} = slot), do: %{starting(slot, pid) | successor: nil, why: nil}
 
-  @doc "The server has ended in order to be started anew, which says nothing against the next."
+  # The server has ended in order to be started anew, which does not count as a crash.
   @spec left(t()) :: t()
-  def left(slot), do: %{slot | pid: nil, handle: nil, ready_at: nil}
+  def left(slot), do: %{slot | pid: nil, connection: nil, ready_at: nil}
 
-  @doc "The server has ended by itself."
+  # The server has ended by itself.
   @spec crashed(t(), integer()) :: t()
   def crashed(slot, now) do
     %{left(slot) | crashes: Policy.crashes(slot.crashes, lived(slot, now))}
   end
 
-  @doc "What has worked for a while has recovered."
+  # A server that has worked for a while has recovered.
   @spec settle(t(), integer()) :: t()
   def settle(%{crashes: 0} = slot, _now), do: slot
   def settle(slot, now), do: if(Policy.settled?(lived(slot, now)), do: %{slot | crashes: 0}, else: slot)
 
-  @doc "Why the server should be replaced, or nil."
+  # Why the server should be replaced, or nil.
   @spec due(t(), Policy.limits(), integer()) :: Policy.reason() | nil
   def due(%{rest_until: rest_until}, _limits, now) when rest_until != nil and now < rest_until, do: nil
 
-  def due(%{handle: handle} = slot, limits, now) do
-    facts = %{requests: Handle.requests(handle), age_ms: lived(slot, now), rss_bytes: rss_bytes(slot.pid)}
+  def due(%{connection: connection} = slot, limits, now) do
+    facts = %{
+      requests: Connection.requests(connection),
+      age_ms: lived(slot, now),
+      rss_bytes: rss_bytes(slot.pid)
+    }
+
     Policy.due(facts, limits)
   end
 
@@ -75,7 +79,7 @@ defmodule PyPort.Pool.Slot do
   def overview(%{pid: nil}), do: [{nil, :down}]
 
   def overview(slot) do
-    role = if slot.handle, do: :serving, else: :starting
+    role = if slot.connection, do: :serving, else: :starting
     [{slot.pid, role} | if(slot.successor, do: [{slot.successor, :starting}], else: [])]
   end
 
@@ -83,7 +87,7 @@ defmodule PyPort.Pool.Slot do
   defp lived(%{ready_at: ready_at}, now), do: now - ready_at
 
   defp rss_bytes(pid) do
-    case Registry.fetch_beat(pid) do
+    case Registry.fact(pid, :heartbeat) do
       {%{rss_bytes: rss}, _at} when is_integer(rss) -> rss
       _unknown -> nil
     end

@@ -1,44 +1,44 @@
 defmodule PyPort.Server.Launch do
-  # How a Python server is started: which interpreter, with which words, in which surroundings, and what it is
-  # told first. What becomes of it then is PyPort.Server's, to which the opened port belongs.
+  # Starts a Python server: the interpreter, its arguments, its environment, and the first message. The port belongs to
+  # PyPort.Server.
   @moduledoc false
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry, StderrFile, Wire}
-  alias PyPort.Server.{Handle, Heir, Mail, Page}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
+  alias PyPort.Server.{AsyncDelivery, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
   @reads 7
   @writes 8
 
   # The shell opens the stderr file before Python starts, so that even a failing import leaves its words there. It also
-  # moves the port away from 0 and 1: code that runs before the server is there (a wrapper script, sitecustomize, a .pth
-  # file) prints to stderr instead of into the first frame, and reads nothing instead of the first frame. The
+  # moves the port away from 0 and 1: code that runs before the server (a wrapper script, sitecustomize, a .pth
+  # file) prints to stderr instead of into the first frame, and reads the end of a file instead of the first frame. The
   # redirections belong to the command, because some shells keep those of their own from the programs that they start.
   # `exec` keeps the pid, and with it the process group that the port's child leads.
   @shell ~s(exec 2>>"$1"; shift; exec "$@" #{@reads}<&0 #{@writes}>&1 </dev/null >&2)
 
   # -P keeps the working directory out of the way while the server imports its own modules, so a file
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
-  # `python -c`, because people keep their own modules there. The package that ships with this library stands last:
-  # one that is installed in the environment, built for that Python, is the better one.
+  # `python -c`, because people keep their own modules there. The package that ships with this library stands last: a package
+  # that is installed in the environment was built for that Python.
   @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import app; " <>
           "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(app.serve(#{@reads}, #{@writes}))"
 
-  # How much printed text may be on its way to a device: enough for a fast one never to be waited for, and little enough
-  # for each of a thousand callers with slow ones.
-  @output_window_bytes 1_048_576
+  # The output limit: how much printed text may be on its way to a device. A fast device is never waited for, and a thousand
+  # callers with slow ones fit into memory.
+  @output_limit_bytes 1_048_576
 
-  # After this time of running Python says so, and the death of the caller is known at once. Shorter requests pay nothing
-  # for it; what is left of one whose caller dies earlier is found when it has run for so long.
+  # Python reports a request that has run for so long, and from then on the server watches its caller. Shorter requests cost
+  # no message for it.
   @running_after_ms 5
 
-  @doc "Starts a Python whose owner is the calling process."
-  @spec open(map(), heir :: pid()) :: {:ok, Handle.t(), StderrFile.t()} | {:error, Error.t()}
+  # Starts a Python whose owner is the calling process.
+  @spec open(Options.server(), heir :: pid()) :: {:ok, Connection.t(), StderrFile.t()} | {:error, Error.t()}
   def open(options, heir) do
     dir = new_dir()
-    # From here on the directory is removed however this process ends.
+    # From here on the directory is removed when this process ends, in whatever way.
     Reaper.watch(self(), dir)
     stderr_path = StderrFile.path(dir)
 
@@ -47,12 +47,12 @@ defmodule PyPort.Server.Launch do
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
-      handle = handle(options, heir, port, os_pid, start_time, dir)
+      connection = connection(options, heir, port, os_pid, start_time, dir)
       # In this order: a reaper that is just being restarted hears no casts, and reads the registry first.
-      Registry.put(handle)
+      Registry.put(connection)
       Reaper.watch(self(), os_pid, start_time, dir)
-      Handle.command(handle, Wire.init(init_options(options, dir)))
-      {:ok, handle, stderr}
+      Connection.command(connection, Wire.init(init_options(options, dir)))
+      {:ok, connection, stderr}
     else
       {:error, error} ->
         File.rm_rf(dir)
@@ -69,13 +69,13 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp handle(options, heir, port, os_pid, start_time, dir) do
+  defp connection(options, heir, port, os_pid, start_time, dir) do
     counter = :atomics.new(5, signed: false)
 
-    %Handle{
+    %Connection{
       owner: self(),
       port: port,
-      table: Heir.new_table(heir, counter),
+      table: RequestTable.new(heir, counter),
       calls: calls(options.allow),
       counter: counter,
       os_pid: os_pid,
@@ -114,7 +114,7 @@ defmodule PyPort.Server.Launch do
   defp make_dir(dir, path) do
     with :ok <- File.mkdir(dir),
          :ok <- File.chmod(dir, 0o700),
-         :ok <- Page.make(dir),
+         :ok <- StatusPage.make(dir),
          {:ok, stderr} <- StderrFile.open(path) do
       {:ok, stderr}
     else
@@ -127,7 +127,7 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  # Who the owner is, and what a struct looks like on this Elixir, Python cannot know.
+  # Python cannot know its owner, nor the shape of a struct in this version of Elixir.
   defp init_options(options, dir) do
     base = %{
       owner: self(),
@@ -140,9 +140,9 @@ defmodule PyPort.Server.Launch do
       heartbeat_interval_ms: options.heartbeat_interval,
       running_after_ms: @running_after_ms,
       logging: options.logger,
-      output_window_bytes: @output_window_bytes,
-      delivery_window_bytes: Mail.window_bytes(),
-      status_page: Page.path(dir),
+      output_window_bytes: @output_limit_bytes,
+      delivery_window_bytes: AsyncDelivery.window_bytes(),
+      status_page: StatusPage.path(dir),
       templates: %{map_set: MapSet.new()}
     }
 
@@ -186,14 +186,14 @@ defmodule PyPort.Server.Launch do
     |> Map.merge(Map.new(variables(options)))
   end
 
-  # With it a node can be told to do anything: https://www.erlang.org/doc/reference_manual/distributed.html#security
+  # A process that knows it can run code on the node: https://www.erlang.org/doc/reference_manual/distributed.html#security
   @never_inherited "RELEASE_COOKIE"
 
   defp not_inherited(true), do: [@never_inherited]
   defp not_inherited(false), do: Map.keys(System.get_env())
   defp not_inherited(names), do: Map.keys(System.get_env()) -- names
 
-  @doc "The directories of PYTHONPATH, as its Python sees it."
+  # The directories of PYTHONPATH, as its Python sees it.
   @spec python_path(map()) :: [Path.t()]
   def python_path(options) do
     with {:ok, options} <- unseal(options) do
@@ -204,17 +204,18 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp variables(%{python_env: nil, env: env}), do: env
-
-  # What the server's own options say is meant.
-  defp variables(%{env: env}) do
-    Enum.reject(Env.variables(), fn {name, _value} -> List.keymember?(env, name, 0) end) ++ env
+  # The server's own options take precedence.
+  defp variables(%{python_env: name, env: env}) do
+    Enum.reject(Env.variables(name), fn {name, _value} -> List.keymember?(env, name, 0) end) ++ env
   end
 
   defp variable({name, value}) when value in [nil, false], do: {String.to_charlist(name), false}
   defp variable({name, value}), do: {String.to_charlist(name), String.to_charlist(value)}
 
-  defp find_python(%{python_env: name}) when name != nil, do: Env.interpreter(name)
+  defp find_python(%{python_env: name}) when name != nil do
+    with {:error, words} <- Env.interpreter(name), do: {:error, unavailable(words)}
+  end
+
   defp find_python(%{python: python}), do: find_python(python)
 
   defp find_python(nil) do

@@ -1,229 +1,167 @@
 defmodule PyPort.Server.Ownership do
-  # Who holds what of one Python: objects and sessions have an owner and go with it. Pure: every function gives
-  # effects for PyPort.Server to carry out.
-  #
-  # Between the moment at which a reply that holds handles passes the server and the moment at which its reader has
-  # said whose they are, there is a claim: it keeps the frame, so that the objects of a reader that dies in between
-  # are released and not lost.
+  # The ownership of the objects and sessions of this Python. Carries out the effects of PyPort.Server.OwnershipTable:
+  # monitors holders, and tells Python which objects to release. Runs in the server.
   @moduledoc false
 
-  # thing -> {holder, value}; holder -> its things; owner -> how many objects; and how many of one owner are many
-  defstruct things: %{}, holders: %{}, owned: %{}, many: :infinity
+  require Logger
 
-  @type object_id :: pos_integer()
-  @type claim_key :: {:reply | :call, binary()}
-  @typedoc "The value of a session is nil, of an object its heir, of a claim the frames in the order they came."
-  @type thing :: {:object, object_id()} | {:session, String.t()} | {:claim, claim_key()}
-  @type effect ::
-          {:monitor, pid()}
-          | {:demonitor, pid()}
-          | {:release, [object_id()]}
-          | {:release_in, frame :: binary()}
-          | {:close_session, String.t()}
-          # Of an owner of half of what are many objects, and more, or of one that was.
-          | {:owns, pid(), non_neg_integer()}
+  alias PyPort.{Connection, Error, Wire}
+  alias PyPort.Server.{OwnershipTable, State}
+
+  # `monitors` has that of each holder; `crowded` the owners of many objects that Logger names with the next heartbeat.
+  @enforce_keys [:table]
+  defstruct [:table, monitors: %{}, crowded: []]
 
   @type t :: %__MODULE__{
-          things: %{optional(thing()) => {pid(), term()}},
-          holders: %{optional(pid()) => %{optional(thing()) => true}},
-          owned: %{optional(pid()) => pos_integer()},
-          many: pos_integer() | :infinity
+          table: OwnershipTable.t(),
+          monitors: %{optional(pid()) => reference()},
+          crowded: [pid()]
         }
 
-  # A server with a small limit is not to warn of a handful.
-  @least_many 10
+  @spec new(PyPort.Options.server()) :: t()
+  def new(options), do: %__MODULE__{table: OwnershipTable.new(options)}
 
-  @spec new() :: t()
-  def new, do: %__MODULE__{}
+  # A frame with objects is on its way to `reader`.
+  @spec claim(State.t(), PyPort.Ownership.claim(), pid(), binary()) :: State.t()
+  def claim(state, claim, reader, frame),
+    do: state.ownership.table |> OwnershipTable.claim(claim, reader, frame) |> carry_out(state)
 
-  @doc "With the limits of a server: a tenth of what one process may own are many."
-  @spec new(options :: map()) :: t()
-  def new(%{max_objects: all, max_objects_per_owner: own}),
-    do: %__MODULE__{many: all |> min(own) |> div(10) |> max(@least_many)}
+  # A change that a process has sent, by `PyPort.Ownership.tell/2`.
+  @spec cast(State.t(), tuple()) :: State.t()
+  def cast(%{connection: nil} = state, _change), do: state
 
-  @doc "A frame with handles is on its way to `reader`."
-  @spec claim(t(), claim_key(), pid(), binary()) :: {t(), [effect()]}
-  def claim(table, key, reader, frame) do
-    frames =
-      case table.things do
-        %{{:claim, ^key} => {_reader, frames}} -> frames
-        _none -> :queue.new()
-      end
-
-    put(table, {:claim, key}, reader, :queue.in(frame, frames))
-  end
-
-  @doc """
-  The oldest frame of a claim has been read: its objects belong to `owner`, and after it to `heir`.
-
-  Without a claim its reader was taken for dead, and the objects are gone already.
-  """
-  @spec adopt(t(), claim_key(), [object_id()], owner :: pid(), heir :: pid() | nil) :: {t(), [effect()]}
-  def adopt(table, key, ids, owner, heir) do
-    case pop_claim(table, key) do
-      {:ok, _frame, table, effects} -> put_objects(table, ids, owner, heir, effects)
-      :none -> {table, []}
+  def cast(%{ownership: %{table: table}} = state, change) do
+    case change do
+      {:take_over, claim, ids, owner, heir} -> OwnershipTable.take_over(table, claim, ids, owner, heir)
+      {:disclaim, claim} -> OwnershipTable.disclaim(table, claim)
+      {:forget, ids} -> OwnershipTable.forget(table, ids)
+      {:release, ids, holder} -> OwnershipTable.release(table, ids, holder)
+      {:session_opened, name, opener} -> OwnershipTable.open_session(table, name, opener)
+      {:session_closed, name} -> OwnershipTable.close_session(table, name)
     end
+    |> carry_out(state)
   end
 
-  @doc "The oldest frame of a claim is not going to be read."
-  @spec disclaim(t(), claim_key()) :: {t(), [effect()]}
-  def disclaim(table, key) do
-    case pop_claim(table, key) do
-      {:ok, frame, table, effects} -> {table, [{:release_in, frame} | effects]}
-      :none -> {table, []}
-    end
-  end
-
-  @doc "Objects that Python has been told to release."
-  @spec forget(t(), [object_id()]) :: {t(), [effect()]}
-  def forget(table, ids) do
-    Enum.reduce(ids, {table, []}, fn id, {table, effects} ->
-      {_value, table, more} = take(table, {:object, id})
-      {table, more ++ effects}
-    end)
-  end
-
-  @doc "Releases those objects that are still the holder's own."
-  @spec release(t(), [object_id()], holder :: pid()) :: {t(), [effect()]}
-  def release(table, ids, holder) do
-    own = Enum.filter(ids, &match?(%{{:object, ^&1} => {^holder, _heir}}, table.things))
-    {table, effects} = forget(table, own)
-    {table, release_effect(own) ++ effects}
-  end
-
-  @doc "Gives objects to another owner, or says which of them have none (any more)."
-  @spec transfer(t(), [object_id()], pid()) :: {:ok, t(), [effect()]} | {:error, [object_id()]}
-  def transfer(table, ids, owner) do
-    case Enum.reject(ids, &is_map_key(table.things, {:object, &1})) do
-      [] ->
-        {table, effects} = put_objects(table, ids, owner, nil, [])
-        {:ok, table, effects}
-
-      unknown ->
-        {:error, unknown}
-    end
-  end
-
-  @spec open_session(t(), String.t(), pid()) :: {t(), [effect()]}
-  def open_session(table, name, opener), do: put(table, {:session, name}, opener, nil)
-
-  @spec close_session(t(), String.t()) :: {t(), [effect()]}
-  def close_session(table, name) do
-    {_value, table, effects} = take(table, {:session, name})
-    {table, effects}
-  end
-
-  @doc "A holder has ended: its objects go to their heirs, or are released; its sessions are closed."
-  @spec ended(t(), pid()) :: {t(), [effect()]}
-  def ended(table, holder) do
-    {things, holders} = Map.pop(table.holders, holder, %{})
-    {table, owned} = own(%{table | holders: holders}, holder, -owned(table, holder))
-
-    {table, released, effects} =
-      Enum.reduce(Map.keys(things), {table, [], []}, fn thing, {table, released, effects} ->
-        {{^holder, value}, things} = Map.pop(table.things, thing)
-        table = %{table | things: things}
-
-        case {thing, value} do
-          {{:object, id}, heir} when is_nil(heir) or heir == holder ->
-            {table, [id | released], effects}
-
-          {{:object, _id}, heir} ->
-            {table, more} = put(table, thing, heir, nil)
-            {table, released, more ++ effects}
-
-          {{:session, name}, nil} ->
-            {table, released, [{:close_session, name} | effects]}
-
-          {{:claim, _key}, frames} ->
-            {table, released, Enum.map(:queue.to_list(frames), &{:release_in, &1}) ++ effects}
-        end
-      end)
-
-    {table, release_effect(released) ++ owned ++ effects}
-  end
-
-  @doc "How many objects a process owns."
-  @spec owned(t(), pid()) :: non_neg_integer()
-  def owned(table, owner), do: Map.get(table.owned, owner, 0)
-
-  @doc "How many objects, sessions and claims there are."
-  @spec count(t()) :: non_neg_integer()
-  def count(table), do: map_size(table.things)
-
-  defp release_effect([]), do: []
-  defp release_effect(ids), do: [{:release, Enum.sort(ids)}]
-
-  defp pop_claim(table, key) do
-    with %{{:claim, ^key} => {reader, frames}} <- table.things,
-         {{:value, frame}, frames} <- :queue.out(frames) do
-      {table, effects} =
-        if :queue.is_empty(frames) do
-          {_value, table, effects} = take(table, {:claim, key})
-          {table, effects}
-        else
-          put(table, {:claim, key}, reader, frames)
-        end
-
-      {:ok, frame, table, effects}
+  @spec transfer(State.t(), [pos_integer()], pid()) ::
+          {:ok | {:error, [pos_integer()] | Error.t()}, State.t()}
+  def transfer(%{ownership: %{table: table}, options: %{max_objects_per_owner: most}} = state, ids, owner) do
+    with :ok <- PyPort.Ownership.room(owner, OwnershipTable.owned(table, owner), length(ids), most),
+         {:ok, table, effects} <- OwnershipTable.transfer(table, ids, owner) do
+      {:ok, carry_out({table, effects}, state)}
     else
-      _none -> :none
+      {:error, error_or_unknown} -> {{:error, error_or_unknown}, state}
     end
   end
 
-  defp put_objects(table, ids, owner, heir, effects) do
-    Enum.reduce(ids, {table, effects}, fn id, {table, effects} ->
-      {table, more} = put(table, {:object, id}, owner, heir)
-      {table, effects ++ more}
+  # A process has ended that may have held something: its monitor tells.
+  @spec down(State.t(), reference(), pid()) :: State.t()
+  def down(%{ownership: %{monitors: monitors} = part} = state, monitor, pid) do
+    case monitors do
+      %{^pid => ^monitor} ->
+        state = %{state | ownership: %{part | monitors: Map.delete(monitors, pid)}}
+        part.table |> OwnershipTable.ended(pid) |> carry_out(state)
+
+      _holds_nothing ->
+        state
+    end
+  end
+
+  # How many objects, sessions and claims there are.
+  @spec count(State.t()) :: non_neg_integer()
+  def count(state), do: OwnershipTable.count(state.ownership.table)
+
+  # Forgets all of it: its Python has ended.
+  @spec close(State.t()) :: State.t()
+  def close(state) do
+    for {_holder, monitor} <- state.ownership.monitors, do: Process.demonitor(monitor, [:flush])
+    %{state | ownership: new(state.options)}
+  end
+
+  defp carry_out({table, effects}, state),
+    do: %{state | ownership: Enum.reduce(effects, %{state.ownership | table: table}, &effect(&1, &2, state))}
+
+  defp effect({:monitor, pid}, part, _state),
+    do: %{part | monitors: Map.put(part.monitors, pid, Process.monitor(pid))}
+
+  defp effect({:demonitor, pid}, part, _state) do
+    {monitor, monitors} = Map.pop(part.monitors, pid)
+    # The monitor of a process that is down has been taken out of the map.
+    if monitor, do: Process.demonitor(monitor, [:flush])
+    %{part | monitors: monitors}
+  end
+
+  # A row for each owner of many objects, which `PyPort.Ownership` reads in other processes. It goes when the owner has
+  # less than half of that, and the owner is named again when it comes back.
+  defp effect({:owns, owner, count}, %{table: %{many: many}} = part, %{connection: %{calls: rows}}) do
+    cond do
+      count < div(many, 2) ->
+        :ets.delete(rows, {:owns, owner})
+        part
+
+      count >= many and :ets.insert_new(rows, {{:owns, owner}, count}) ->
+        %{part | crowded: [owner | part.crowded]}
+
+      true ->
+        :ets.update_element(rows, {:owns, owner}, {2, count})
+        part
+    end
+  end
+
+  defp effect(to_python, part, %{connection: connection}) do
+    case to_python do
+      {:release, ids} -> Connection.command(connection, Wire.release(ids))
+      {:release_in, frame} -> release_in(connection, frame)
+      {:close_session, name} -> Connection.command(connection, Wire.close_session(name))
+    end
+
+    part
+  end
+
+  # Releases the objects of a frame that no process reads. Walking over a large frame takes its time, so a process
+  # does it.
+  @spec release_in(Connection.t(), binary()) :: :ok
+  def release_in(connection, frame) do
+    spawn(fn ->
+      case Wire.object_ids(frame) do
+        [] -> :ok
+        ids -> Connection.command(connection, Wire.release(ids))
+      end
     end)
+
+    :ok
   end
 
-  # A holder is monitored once, from its first thing to its last.
-  defp put(table, thing, holder, value) do
-    case table.things do
-      %{^thing => {^holder, _old}} ->
-        {put_in(table.things[thing], {holder, value}), []}
+  # --- warnings -------------------------------------------------------------------------------
 
-      _elsewhere ->
-        {_old, table, effects} = take(table, thing)
-        monitor = if is_map_key(table.holders, holder), do: [], else: [{:monitor, holder}]
-        things = table.holders |> Map.get(holder, %{}) |> Map.put(thing, true)
+  # Names the owners of many objects, with the type that Python says most of the latest objects have.
+  @spec warn(State.t(), String.t() | nil) :: State.t()
+  def warn(%{ownership: %{crowded: []}} = state, _type), do: state
 
-        {table, owned} =
-          own(%{table | holders: Map.put(table.holders, holder, things)}, holder, objects(thing))
+  def warn(%{ownership: part, options: options} = state, type) do
+    for owner <- Enum.uniq(part.crowded), count = OwnershipTable.owned(part.table, owner), count > 0 do
+      Logger.warning(
+        "PyPort #{state.who}: #{named(owner)} owns #{count} objects of this Python, of #{options.max_objects_per_owner} " <>
+          "that one process may own (max_objects_per_owner) and #{options.max_objects} in all (max_objects)" <>
+          if(type, do: "; most of the latest are of the type #{type}", else: "") <>
+          ". They are released when it ends, by PyPort.release/1, and at the end of PyPort.with_objects/1"
+      )
+    end
 
-        {put_in(table.things[thing], {holder, value}), effects ++ monitor ++ owned}
+    %{state | ownership: %{part | crowded: []}}
+  end
+
+  defp named(owner) when node(owner) != node(), do: inspect(owner)
+
+  defp named(owner) do
+    case Process.info(owner, [:registered_name, :dictionary]) do
+      [{:registered_name, name}, _] when is_atom(name) -> "#{inspect(owner)} (#{inspect(name)})"
+      [_, {:dictionary, words}] -> "#{inspect(owner)}#{initial_call(words[:"$initial_call"])}"
+      nil -> inspect(owner)
     end
   end
 
-  defp take(table, thing) do
-    case Map.pop(table.things, thing) do
-      {nil, _things} ->
-        {nil, table, []}
+  defp initial_call({module, function, arity}),
+    do: " (#{Exception.format_mfa(module, function, arity)})"
 
-      {{holder, value}, things} ->
-        left = table.holders |> Map.fetch!(holder) |> Map.delete(thing)
-        {table, owned} = own(%{table | things: things}, holder, -objects(thing))
-
-        if left == %{} do
-          {value, %{table | holders: Map.delete(table.holders, holder)}, [{:demonitor, holder} | owned]}
-        else
-          {value, %{table | holders: Map.put(table.holders, holder, left)}, owned}
-        end
-    end
-  end
-
-  defp objects({:object, _id}), do: 1
-  defp objects(_thing), do: 0
-
-  defp own(table, _owner, 0), do: {table, []}
-
-  defp own(%{many: many} = table, owner, more) do
-    before = owned(table, owner)
-    now = before + more
-    owned = if now == 0, do: Map.delete(table.owned, owner), else: Map.put(table.owned, owner, now)
-    effects = if is_integer(many) and max(before, now) >= div(many, 2), do: [{:owns, owner, now}], else: []
-    {%{table | owned: owned}, effects}
-  end
+  defp initial_call(_unknown), do: ""
 end

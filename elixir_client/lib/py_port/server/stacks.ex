@@ -1,13 +1,13 @@
 defmodule PyPort.Server.Stacks do
-  # The stacks of all threads of a Python. Python's control thread writes them where it gets the interpreter. Where code
-  # in C holds that, SIGUSR2 makes faulthandler write them to the stderr file; faulthandler reads frames that may run, and
-  # can crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
+  # The stacks of all threads of a Python. Python's control thread writes them when it gets the interpreter. While code in C
+  # holds that, SIGUSR2 makes faulthandler write them to the stderr file; faulthandler reads frames that may run, and can
+  # crash the process, so the signal is only for a process that is about to be killed. Runs in any process.
   @moduledoc false
 
+  import PyPort.Deadline, only: [deadline: 1, now: 0]
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Error, Reaper, Request, StderrFile, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Connection, Error, Reaper, Reply, StderrFile, Wire}
 
   # Python answers within a few ms of having the interpreter; a crowded machine takes longer.
   @answer_ms 500
@@ -23,41 +23,41 @@ defmodule PyPort.Server.Stacks do
 
   @status_bytes 4_096
 
-  @doc "The stacks as Python tells them, within `answer_ms`."
-  @spec take(Handle.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
-  def take(handle, answer_ms \\ @answer_ms) do
-    id = Handle.next_id(handle)
+  # The stacks as Python tells them, within `answer_ms`.
+  @spec take(Connection.t(), answer_ms :: pos_integer()) :: {:ok, String.t()} | {:error, Error.t()}
+  def take(connection, answer_ms \\ @answer_ms) do
+    id = Connection.next_id(connection)
     ref = :erlang.alias()
 
-    if Handle.insert(handle, {id, ref, self(), nil}) do
-      Handle.command(handle, Wire.stacks(id))
-      await_answer(handle, id, ref, answer_ms)
+    if Connection.insert(connection, {id, ref, self(), nil}) do
+      Connection.command(connection, Wire.stacks(id))
+      await_answer(connection, id, ref, answer_ms)
     else
-      {:error, unavailable("Python (process #{handle.os_pid}) has ended, or is about to be stopped")}
+      {:error, unavailable("Python (process #{connection.os_pid}) has ended, or is about to be stopped")}
     end
   end
 
-  defp await_answer(handle, id, ref, answer_ms) do
+  defp await_answer(connection, id, ref, answer_ms) do
     receive do
-      {^ref, frame} when is_binary(frame) -> Request.outcome(frame)
+      {^ref, frame} when is_binary(frame) -> Reply.outcome(frame)
       {:DOWN, ^ref, :process, _owner, reason} -> {:error, Error.of_exit(reason)}
     after
       answer_ms ->
-        forget(handle, id, ref)
+        forget(connection, id, ref)
 
         {:error,
          unavailable(
-           "Python (process #{handle.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
-             "process is stopped (PyPort.status/1 tells which). Where a request is stuck, the `stack` of its " <>
+           "Python (process #{connection.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
+             "process is stopped (PyPort.status/1 tells which). If a request is stuck, the `stack` of its " <>
              "error shows it when its timeout has passed"
          )}
     end
   end
 
   # An answer that comes later has no row any more, and the server drops it.
-  defp forget(handle, id, ref) do
+  defp forget(connection, id, ref) do
     :erlang.unalias(ref)
-    :ets.delete(handle.table, id)
+    :ets.delete(connection.table, id)
 
     receive do
       {^ref, _frame} -> :ok
@@ -68,40 +68,38 @@ defmodule PyPort.Server.Stacks do
     ArgumentError -> :ok
   end
 
-  @doc """
-  The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
-  them. The process must catch SIGUSR2, or the signal would end it: one that has just been started does not yet.
-  """
-  @spec take_before_kill(Handle.t(), answer_ms :: non_neg_integer()) ::
+  # The stacks of a process that is about to be killed: as Python tells them within `answer_ms`, else as faulthandler writes
+  # them. The process must catch SIGUSR2, or the signal would end it: a process that has just been started does not yet.
+  @spec take_before_kill(Connection.t(), answer_ms :: non_neg_integer()) ::
           {:ok, String.t()} | {:error, Error.t()}
-  def take_before_kill(handle, 0), do: dump(handle)
+  def take_before_kill(connection, 0), do: dump(connection)
 
-  def take_before_kill(handle, answer_ms) do
-    with {:error, _held} <- take(handle, answer_ms), do: dump(handle)
+  def take_before_kill(connection, answer_ms) do
+    with {:error, _held} <- take(connection, answer_ms), do: dump(connection)
   end
 
-  defp dump(handle) do
-    if catches?(handle.os_pid) do
-      with_stderr(handle, fn file ->
+  defp dump(connection) do
+    if catches?(connection.os_pid) do
+      with_stderr(connection, fn file ->
         before = size(file)
-        Reaper.dump(handle.owner)
-        file |> await(before, before, now(), deadline()) |> found()
+        Reaper.dump(connection.owner)
+        file |> await(before, before, now(), deadline(@most_ms)) |> found()
       end)
     else
       {:error,
        unavailable(
-         "Python (process #{handle.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
+         "Python (process #{connection.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
            "just starting, has ended, or its code has taken the signal away"
        )}
     end
   end
 
-  @doc "Those of several Pythons, each under a heading; an error where none of them answers."
-  @spec take_all([Handle.t()]) :: {:ok, String.t()} | {:error, Error.t()}
-  def take_all([handle]), do: take(handle)
+  # Those of several Pythons, each under a heading; an error where none of them answers.
+  @spec take_all([Connection.t()]) :: {:ok, String.t()} | {:error, Error.t()}
+  def take_all([connection]), do: take(connection)
 
-  def take_all(handles) do
-    taken = Enum.map(handles, &{&1.os_pid, take(&1)})
+  def take_all(connections) do
+    taken = Enum.map(connections, &{&1.os_pid, take(&1)})
 
     if Enum.any?(taken, &match?({_os_pid, {:ok, _text}}, &1)) do
       {:ok,
@@ -116,27 +114,27 @@ defmodule PyPort.Server.Stacks do
   defp text({:ok, text}), do: text
   defp text({:error, error}), do: Exception.message(error) <> "\n"
 
-  @doc "How much has been written to stderr, before a dump."
-  @spec mark(Handle.t()) :: non_neg_integer()
-  def mark(handle) do
-    case with_stderr(handle, &{:ok, size(&1)}) do
+  # How much has been written to stderr, before a dump.
+  @spec mark(Connection.t()) :: non_neg_integer()
+  def mark(connection) do
+    case with_stderr(connection, &{:ok, size(&1)}) do
       {:ok, size} -> size
       {:error, _gone} -> 0
     end
   end
 
-  @doc "What has been written of a dump since then, whole or not."
-  @spec since(Handle.t(), mark :: non_neg_integer()) :: String.t() | nil
-  def since(handle, mark) do
-    case with_stderr(handle, &(&1 |> read(mark, size(&1)) |> found())) do
+  # The part of a dump that has been written since the mark.
+  @spec since(Connection.t(), mark :: non_neg_integer()) :: String.t() | nil
+  def since(connection, mark) do
+    case with_stderr(connection, &(&1 |> read(mark, size(&1)) |> found())) do
       {:ok, text} -> text
       {:error, _none} -> nil
     end
   end
 
   # Raw files, since all others go through one process of the VM, which may be busy when this matters.
-  defp with_stderr(handle, fun) do
-    with {:ok, file} <- :file.open(StderrFile.path(handle.dir), [:read, :raw, :binary]) do
+  defp with_stderr(connection, fun) do
+    with {:ok, file} <- :file.open(StderrFile.path(connection.dir), [:read, :raw, :binary]) do
       try do
         fun.(file)
       after
@@ -184,7 +182,7 @@ defmodule PyPort.Server.Stacks do
 
   defp found(text), do: {:ok, text}
 
-  # Where there is no /proc, it is taken at its word: it is ready, so it listens.
+  # Without /proc a Python that is ready is taken to listen.
   defp catches?(os_pid) do
     with {:ok, file} <- :file.open("/proc/#{os_pid}/status", [:read, :raw, :binary]),
          result = :file.read(file, @status_bytes),
@@ -196,7 +194,4 @@ defmodule PyPort.Server.Stacks do
       _no_proc -> not File.exists?("/proc/self")
     end
   end
-
-  defp deadline, do: now() + @most_ms
-  defp now, do: System.monotonic_time(:millisecond)
 end

@@ -1,15 +1,13 @@
 defmodule PyPort.Server.Traffic do
-  # What the server does with the frames of a Python that runs: each goes, undecoded, to whom it belongs. This is
-  # the hot path of every reply; birth and death are PyPort.Server's.
+  # The frames of a Python that runs: each goes, undecoded, to the process or the module that it is for. Every reply passes
+  # here.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Wire}
-  alias PyPort.Server.{Handle, Ladder, Mail, Property}
+  alias PyPort.{Callbacks, Connection, Output, Wire}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Ownership, Requests, State}
 
-  @type state :: map()
-
-  @doc "Gives back frames that it does not know."
-  @spec frame(Wire.routed(), binary(), state()) :: {:ok, state()} | :other
+  # Gives back frames that it does not know.
+  @spec frame(Wire.routed(), binary(), State.t()) :: {:ok, State.t()} | :other
   def frame(route, frame, state) do
     case route do
       {:reply, id} -> {:ok, reply(state, id, frame, false)}
@@ -19,147 +17,101 @@ defmodule PyPort.Server.Traffic do
       {:yield_with_objects, id} -> {:ok, item(state, id, frame, true)}
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
-      :send -> {:ok, mail(state, {:send, frame})}
+      :send -> {:ok, deliver(state, {:send, frame})}
       {:pong, id} -> {:ok, pong(state, id, frame)}
       {:running, id} -> {:ok, running(state, id)}
       _other -> :other
     end
   end
 
-  @doc """
-  What a request that nobody waits for any more has left here: its output is abandoned, with what Python may
-  still print of it, and the calls that it made into the BEAM are ended.
-  """
-  @spec abandon(state(), Wire.id()) :: state()
-  def abandon(state, id) do
-    case Map.pop(state.attached, id) do
-      {nil, _attached} ->
-        state
-
-      {attached, rest} ->
-        if attached.writer, do: Output.abandon(attached.writer)
-        listen_no_more(%{state | attached: rest}, id, attached.caller)
-    end
-  end
-
-  @doc "Sets what belongs to a request besides its row, until its final reply."
-  @spec attach(state(), Wire.id(), :writer | :caller | :cancel, term()) :: state()
-  def attach(state, id, what, value) do
-    attached = Map.get(state.attached, id, %{writer: nil, caller: nil, cancel: nil})
-    %{state | attached: Map.put(state.attached, id, Map.put(attached, what, value))}
-  end
-
-  @doc "Callers that died leave a row behind: what they asked for is cancelled, and leaves nothing here."
-  @spec sweep(state()) :: state()
-  def sweep(%{phase: :ready, handle: %{table: table}} = state) do
+  # Cancels the requests of callers that have died, and forgets requests that are over.
+  @spec sweep(State.t()) :: State.t()
+  def sweep(%{phase: :ready, connection: %{table: table} = connection} = state) do
     rows = if :ets.info(table, :size) > 0, do: :ets.match(table, {:"$1", :_, :"$2", :_}), else: []
 
     state =
       for [id, caller] <- rows, node(caller) == node(), not Process.alive?(caller), reduce: state do
-        state -> orphaned(state, id)
+        state -> Cancellation.orphaned(state, id)
       end
 
-    over = for {id, _attached} <- state.attached, not :ets.member(table, id), do: id
-    state = Enum.reduce(over, state, &abandon(&2, &1))
+    state =
+      for id <- Requests.ids(state) ++ Cancellation.ids(state), not :ets.member(table, id), reduce: state do
+        state -> over(state, id)
+      end
+
     # Kept by workers that were ended meanwhile.
-    for id <- Callbacks.kept(state.handle),
+    for id <- Callbacks.kept(connection),
         id != "",
         not :ets.member(table, id),
-        do: Callbacks.forget(state.handle, id)
+        do: Callbacks.forget(connection, id)
 
     state
   end
 
   def sweep(state), do: state
 
-  # It may have died before it told Python to end the request, or of the request at all; to be told twice does no harm.
-  defp orphaned(state, id) do
-    Handle.command(state.handle, Wire.cancel(id))
-
-    case state.attached do
-      %{^id => %{cancel: %{why: :caller_down}}} -> ask_after(state, id)
-      %{^id => %{cancel: %{}}} -> state
-      _not_cancelled -> state |> Ladder.cancel(id, :caller_down) |> ask_after(id)
+  # The watched caller of a request has died.
+  @spec caller_down(State.t(), Wire.id()) :: State.t()
+  def caller_down(state, id) do
+    case Requests.caller_down(state, id) do
+      {:open, state} -> Cancellation.orphaned(state, id)
+      {:over, state} -> state
     end
   end
 
-  # What of the request was sent, was sent before its caller's death, and this comes behind it.
-  defp ask_after(state, id) do
-    Handle.command(state.handle, Wire.ping(id))
-    state
+  # A process that served a call into the BEAM has ended.
+  @spec worker_ended(State.t(), pid(), term()) :: State.t()
+  def worker_ended(state, worker, reason) do
+    case Requests.worker_ended(state, worker, reason) do
+      {nil, state} -> state
+      {call_id, state} -> Ownership.cast(state, {:disclaim, {:call, call_id}})
+    end
   end
+
+  # A request without a reader is over.
+  defp over(state, id), do: state |> Cancellation.forget(id) |> Requests.abandon(id)
 
   defp pong(state, id, frame) do
     case Wire.decode(frame) do
-      {:ok, {:pong, _id, %{} = said}} -> state |> Ladder.heard(said[:blocking]) |> pong_of(id, said)
+      {:ok, {:pong, _id, %{} = said}} -> Cancellation.pong(state, id, said)
       _unreadable -> state
-    end
-  end
-
-  # No answer has come of a request that was cancelled before this was asked, and none will: its caller was killed with the
-  # row in the table and the frame in its hands. All others were sent.
-  defp pong_of(state, id, said) do
-    case {state.attached, said} do
-      {%{^id => %{cancel: %{why: :caller_down} = entry}}, %{open: false}} ->
-        :ets.delete(state.handle.table, id)
-        state |> Ladder.never_sent(id, entry) |> abandon(id)
-
-      _open_or_not_asked_after ->
-        Ladder.pong(state, id, said)
     end
   end
 
   # --- replies --------------------------------------------------------------------------------
 
   defp reply(state, id, frame, objects?) do
-    case :ets.take(state.handle.table, id) do
+    case :ets.take(state.connection.table, id) do
       [{_id, ref, reader, extra}] ->
-        if extra != nil and extra.functions?, do: Callbacks.forget(state.handle, id)
+        if extra != nil and extra.functions?, do: Callbacks.forget(state.connection, id)
+        state = if objects?, do: objects(state, id, reader, frame), else: state
 
-        case state.attached do
-          %{^id => attached} ->
-            state |> objects(id, attached, reader, frame, objects?) |> last(id, attached, ref, frame)
+        state = Cancellation.ended(state, id, frame)
 
-          _nothing ->
-            state = if objects?, do: Property.claim(state, {:reply, id}, reader, frame), else: state
-            to_reader(state, ref, frame)
+        # An alias that is not listened to any more drops it.
+        if writer = Requests.writer(state, id) do
+          send(ref, {ref, frame, writer})
+          Output.finish(writer, ref)
+        else
+          send(ref, {ref, frame})
         end
 
-      # Nobody has asked.
+        Requests.forget(state, id)
+
+      # No process has asked.
       [] ->
-        if objects?, do: Property.release_in(state.handle, frame)
-        abandon(state, id)
+        if objects?, do: Ownership.release_in(state.connection, frame)
+        over(state, id)
     end
   end
 
-  defp objects(state, _id, _attached, _reader, _frame, false), do: state
-
-  defp objects(state, id, attached, reader, frame, true) do
-    if Ladder.answered?(attached) do
-      Property.release_in(state.handle, frame)
+  defp objects(state, id, reader, frame) do
+    if Cancellation.answered?(state, id) do
+      Ownership.release_in(state.connection, frame)
       state
     else
-      Property.claim(state, {:reply, id}, reader, frame)
+      Ownership.claim(state, {:reply, id}, reader, frame)
     end
-  end
-
-  defp to_reader(state, ref, frame) do
-    send(ref, {ref, frame})
-    state
-  end
-
-  # An alias that is not listened to any more drops it.
-  defp last(state, id, attached, ref, frame) do
-    state = if attached.cancel, do: Ladder.ended(state, id, attached.cancel, frame), else: state
-
-    if attached.writer do
-      send(ref, {ref, frame, attached.writer})
-      Output.finish(attached.writer, ref)
-    else
-      send(ref, {ref, frame})
-    end
-
-    listen_no_more(%{state | attached: Map.delete(state.attached, id)}, id, attached.caller)
   end
 
   # How many items of a stream are taken out of the mailbox at once, before others have their turn.
@@ -169,16 +121,20 @@ defmodule PyPort.Server.Traffic do
   # here already go together, for one look-up and one message (a third of what an item costs here). None of them
   # overtakes another, and the final reply stays behind them.
   defp item(state, <<number::64>> = id, frame, objects?) do
-    frames = [{objects?, frame} | more_items(state.handle.port, number, @most_items)]
+    frames = [{objects?, frame} | more_items(state.connection.port, number, @most_items)]
 
-    case :ets.lookup(state.handle.table, id) do
+    case :ets.lookup(state.connection.table, id) do
       [{_id, ref, reader, _extra}] ->
-        state = claim_items(state, id, reader, frames)
+        state =
+          for {true, frame} <- frames, reduce: state do
+            state -> Ownership.claim(state, {:reply, id}, reader, frame)
+          end
+
         send(ref, {ref, Enum.map(frames, &elem(&1, 1))})
         state
 
       [] ->
-        for {true, frame} <- frames, do: Property.release_in(state.handle, frame)
+        for {true, frame} <- frames, do: Ownership.release_in(state.connection, frame)
         state
     end
   end
@@ -194,164 +150,93 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
-  defp claim_items(state, id, reader, frames) do
-    Enum.reduce(frames, state, fn
-      {true, frame}, state -> Property.claim(state, {:reply, id}, reader, frame)
-      {false, _frame}, state -> state
-    end)
-  end
-
   # --- output ---------------------------------------------------------------------------------
 
   defp output(state, id, frame) do
-    case state.attached do
-      %{^id => %{writer: writer}} when writer != nil ->
+    case writer(state, id) do
+      {nil, state} ->
+        deliver(state, {:output, id, frame})
+
+      {writer, state} ->
         Output.write(writer, frame)
         state
+    end
+  end
 
-      %{^id => %{cancel: %{answered?: true}}} ->
-        mail(state, {:output, id, frame})
+  # Output of a request that no process waits for goes to Logger.
+  defp writer(state, id) do
+    cond do
+      writer = Requests.writer(state, id) ->
+        {writer, state}
 
-      _none_yet ->
-        case :ets.lookup(state.handle.table, id) do
-          [{_id, _ref, caller, extra}] ->
-            writer = Output.start(state.handle, id, caller, extra && extra.devices)
-            Output.write(writer, frame)
-            attach(state, id, :writer, writer)
+      Cancellation.answered?(state, id) ->
+        {nil, state}
 
-          # What is printed for nobody goes to Logger.
-          [] ->
-            mail(state, {:output, id, frame})
+      true ->
+        case :ets.lookup(state.connection.table, id) do
+          [{_id, _ref, caller, extra}] -> Requests.start_writer(state, id, caller, extra && extra.devices)
+          [] -> {nil, state}
         end
     end
   end
 
   # --- calls into the BEAM --------------------------------------------------------------------
 
-  defp invoke(state, id, call_id, frame) do
+  defp invoke(%{connection: connection} = state, id, call_id, frame) do
+    objects? = Callbacks.objects?(frame)
+
     case caller(state, id) do
       {:ok, caller, state} ->
-        state =
-          if Callbacks.objects?(frame),
-            do: Property.claim(state, {:call, call_id}, caller, frame),
-            else: state
-
-        # Before it can ask for anything.
-        Handle.count_call(state.handle, 1)
-        worker = Callbacks.start(state.handle, id, call_id, caller, frame)
-        %{state | workers: Map.put(state.workers, worker, {id, call_id})}
+        state = if objects?, do: Ownership.claim(state, {:call, call_id}, caller, frame), else: state
+        Requests.start_call(state, id, call_id, caller, frame)
 
       :none ->
-        if Callbacks.objects?(frame), do: Property.release_in(state.handle, frame)
-        Handle.command(state.handle, Callbacks.too_late(call_id))
+        if objects?, do: Ownership.release_in(connection, frame)
+        Connection.command(connection, Callbacks.too_late(call_id))
         state
     end
   end
 
   # The process that waits for the request that calls.
   defp caller(state, id) do
-    case {:ets.lookup(state.handle.table, id), state.attached} do
-      {_row, %{^id => %{cancel: %{answered?: true}}}} ->
-        :none
-
-      {_row, %{^id => %{caller: :dead}}} ->
-        :none
-
-      {[{_id, _ref, caller, _extra}], _attached} ->
-        {:ok, caller, watch_caller(state, id, caller)}
+    case :ets.lookup(state.connection.table, id) do
+      [{_id, _ref, caller, _extra}] ->
+        if Cancellation.answered?(state, id) or Requests.caller_dead?(state, id),
+          do: :none,
+          else: {:ok, caller, Requests.watch_caller(state, id, caller)}
 
       # Outside any request: from a thread of init_code, say. The server itself stands in for a caller.
-      {[], _attached} when id == "" ->
-        {:ok, self(), state}
-
-      {[], _attached} ->
-        :none
+      [] ->
+        if id == "", do: {:ok, self(), state}, else: :none
     end
   end
-
-  @doc "A worker has ended."
-  @spec worker_ended(state(), pid(), term()) :: state()
-  def worker_ended(state, worker, reason) do
-    Handle.count_call(state.handle, -1)
-
-    case Map.pop(state.workers, worker) do
-      {{:stopped, call_id}, workers} ->
-        Callbacks.forget(state.handle, worker)
-        disclaim(%{state | workers: workers}, call_id)
-
-      {{_id, call_id}, workers} ->
-        Callbacks.ended(state.handle, worker, call_id, reason)
-        state = %{state | workers: workers}
-        if reason == :normal, do: state, else: disclaim(state, call_id)
-    end
-  end
-
-  # What it has adopted, it has said before its end. What it has not, is nobody's.
-  defp disclaim(state, call_id), do: Property.cast(state, {:disclaim, {:call, call_id}})
 
   # A request has run for longer than most.
   defp running(state, id) do
-    case :ets.lookup(state.handle.table, id) do
-      [{_id, _ref, caller, _extra}] -> watch_caller(state, id, caller)
+    case :ets.lookup(state.connection.table, id) do
+      [{_id, _ref, caller, _extra}] -> Requests.watch_caller(state, id, caller)
       [] -> state
     end
   end
 
-  # From now on the death of the caller is known at once; one that is dead already is known now.
-  defp watch_caller(state, id, caller) do
-    case state.attached do
-      %{^id => %{caller: watched}} when watched != nil -> state
-      _not_watched -> attach(state, id, :caller, :erlang.monitor(:process, caller, tag: {:caller_down, id}))
-    end
-  end
-
-  @doc "The caller of a request has died that was watched."
-  @spec caller_down(state(), Wire.id()) :: state()
-  def caller_down(state, id) do
-    case state.attached do
-      %{^id => _attached} -> state |> end_calls(id) |> attach(id, :caller, :dead) |> orphaned(id)
-      _over -> state
-    end
-  end
-
-  @doc "Ends the calls of a request: there is nobody any more whom they are for."
-  @spec end_calls(state(), Wire.id()) :: state()
-  def end_calls(state, id) do
-    Callbacks.forget(state.handle, id)
-
-    for {worker, {^id, call_id}} <- state.workers, reduce: state do
-      state ->
-        Callbacks.stop(state.handle, worker, call_id)
-        %{state | workers: Map.put(state.workers, worker, {:stopped, call_id})}
-    end
-  end
-
-  # Its calls, too, where there have been any.
-  defp listen_no_more(state, _id, nil), do: state
-
-  defp listen_no_more(state, id, monitor) do
-    if is_reference(monitor), do: Process.demonitor(monitor, [:flush])
-    end_calls(state, id)
-  end
-
-  # --- mail -----------------------------------------------------------------------------------
+  # --- async delivery -------------------------------------------------------------------------
 
   defp log(%{options: %{logger: false}} = state, _frame), do: state
 
   defp log(state, frame) do
     caller =
       with id when id != nil <- Wire.log_request(frame),
-           [{_id, _ref, caller, _extra}] <- :ets.lookup(state.handle.table, id) do
+           [{_id, _ref, caller, _extra}] <- :ets.lookup(state.connection.table, id) do
         caller
       else
-        _nobody -> nil
+        _no_request -> nil
       end
 
-    mail(state, {:log, frame, caller})
+    deliver(state, {:log, frame, caller})
   end
 
-  defp mail(state, letter) do
-    Mail.post(state.mail, letter)
+  defp deliver(state, message) do
+    AsyncDelivery.post(state.delivery, message)
     state
   end
 end

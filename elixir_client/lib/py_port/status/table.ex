@@ -2,13 +2,11 @@ defmodule PyPort.Status.Table do
   # Statuses as text for people. Pure.
   @moduledoc false
 
-  alias PyPort.Status
-
   @heads ~w(SERVER STATE REQUEST SINCE OPEN QUEUE DONE RSS RESTARTS)
   # Words to the left, numbers to the right.
   @left 2
 
-  @spec text([Status.t()] | [{GenServer.name() | pid(), [Status.t()]}]) :: String.t()
+  @spec text([PyPort.Status.t()] | [{GenServer.name() | pid(), [PyPort.Status.t()]}]) :: String.t()
   def text(statuses) do
     rows = [@heads | Enum.flat_map(statuses, &rows/1)]
 
@@ -20,13 +18,13 @@ defmodule PyPort.Status.Table do
     Enum.map_join(rows, "\n", &line(&1, widths))
   end
 
-  defp rows({name, [%Status{} = status]}), do: [row(inspect(name), status)]
+  defp rows({name, [status]}), do: [row(inspect(name), status)]
 
   defp rows({name, statuses}) do
     for {status, index} <- Enum.with_index(statuses, 1), do: row("#{inspect(name)}[#{index}]", status)
   end
 
-  defp rows(%Status{server: server} = status), do: [row(inspect(server), status)]
+  defp rows(%{server: server} = status), do: [row(inspect(server), status)]
 
   defp row(server, status) do
     [
@@ -52,18 +50,18 @@ defmodule PyPort.Status.Table do
     |> String.trim_trailing()
   end
 
-  @spec state(Status.t()) :: String.t()
-  def state(%Status{state: state, draining: nil}), do: "#{state}"
-  def state(%Status{state: state, draining: why}), do: "#{state} (draining: #{why})"
+  @spec state(PyPort.Status.t()) :: String.t()
+  def state(%{state: state, draining: nil}), do: "#{state}"
+  def state(%{state: state, draining: why}), do: "#{state} (draining: #{why})"
 
-  @doc "Milliseconds in the unit in which a person would say it."
+  # Milliseconds in the unit in which a person would say it.
   @spec duration(non_neg_integer()) :: String.t()
   def duration(ms) when ms < 1_000, do: "#{ms} ms"
   def duration(ms) when ms < 60_000, do: "#{decimal(ms / 1_000)} s"
   def duration(ms) when ms < 3_600_000, do: "#{decimal(ms / 60_000)} min"
   def duration(ms), do: "#{decimal(ms / 3_600_000)} h"
 
-  @doc "A number of bytes, likewise."
+  # A number of bytes, likewise.
   @spec bytes(non_neg_integer()) :: String.t()
   def bytes(bytes) when bytes < 1_048_576, do: "#{decimal(bytes / 1_024)} KiB"
   def bytes(bytes) when bytes < 1_073_741_824, do: "#{decimal(bytes / 1_048_576)} MiB"

@@ -7,15 +7,12 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Output, Reach, Request, Wire}
-  alias PyPort.Server.Handle
+  alias PyPort.{Admission, Callbacks, Connection, Output, Request, Wire}
 
   @flush_ms 5_000
 
-  @typedoc """
-  `:not_sent` where the server had just ended or was taken out, an error where it takes no more for now; Python was told
-  nothing.
-  """
+  # `:not_sent` if the server had just ended or was taken out, an error if it takes no more for now: in both cases Python has
+  # not heard of the stream.
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
@@ -24,16 +21,10 @@ defmodule PyPort.Stream.Relay do
           | :not_sent
           | {:error, PyPort.Error.t()}
 
-  @doc "Sends the request, for a consumer that is the calling process, or one on another node for which it stands in."
-  @spec start(
-          Handle.t(),
-          Wire.id(),
-          iodata(),
-          {Handle.extra(), Callbacks.context() | nil},
-          pos_integer(),
-          consumer :: pid()
-        ) :: pid()
-  def start(handle, id, frame, {extra, context}, credit, consumer) do
+  # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in.
+  @type request :: {Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+  @spec start(Connection.t(), request(), credit :: pos_integer(), consumer :: pid()) :: pid()
+  def start(connection, {id, frame, extra, context}, credit, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -42,11 +33,12 @@ defmodule PyPort.Stream.Relay do
       if logger_metadata != :undefined, do: :logger.set_process_metadata(logger_metadata)
       Process.put(:"$callers", [consumer | callers])
 
-      # A stream lasts, so a monitor of its own costs nothing. The news of the server's end may come from its heir, too.
-      ref = :erlang.monitor(:process, handle.owner, alias: :demonitor)
+      # A stream lasts, so the cost of a monitor does not count. The news of the server's end may come from the heir of its
+      # table, too.
+      ref = :erlang.monitor(:process, connection.owner, alias: :demonitor)
 
       state = %{
-        handle: handle,
+        connection: connection,
         id: id,
         ref: ref,
         consumer: Process.monitor(consumer),
@@ -66,19 +58,29 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      case Reach.send_request(handle, {id, ref, self(), extra}, context, frame) do
+      case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
         :ok -> loop(state)
         not_sent -> ended(state, not_sent)
       end
     end)
   end
 
-  @doc "The items that have come, one at least, or the last of them with how the stream ended."
+  # The items that have come, one at least, or the last of them with how the stream ended.
   @spec more(pid(), timeout()) :: {:items, [binary()]} | {:last, [binary()], ending()} | :timeout
   def more(relay, timeout) do
+    with {:down, reason} <- ask(relay, :more, timeout), do: {:last, [], {:down, reason}}
+  end
+
+  # The consumer has waited long enough: how the stream ended when it was told to, where that is known in time.
+  @spec give_up(pid(), timeout()) :: ending()
+  def give_up(relay, timeout) do
+    with :timeout <- ask(relay, :give_up, timeout), do: {:timed_out, nil, nil, nil}
+  end
+
+  defp ask(relay, question, timeout) do
     ref = :erlang.monitor(:process, relay, alias: :demonitor)
     # A node that does not read must not hold up the consumer.
-    :erlang.send_nosuspend(relay, {:more, ref})
+    :erlang.send_nosuspend(relay, {question, ref})
 
     receive do
       {^ref, answer} ->
@@ -86,7 +88,7 @@ defmodule PyPort.Stream.Relay do
         answer
 
       {:DOWN, ^ref, :process, _relay, reason} ->
-        {:last, [], {:down, reason}}
+        {:down, reason}
     after
       timeout ->
         Process.demonitor(ref, [:flush])
@@ -99,30 +101,8 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  @doc "The consumer has waited long enough: how the stream ended when it was told to, where that is known in time."
-  @spec give_up(pid(), timeout()) :: ending()
-  def give_up(relay, timeout) do
-    ref = :erlang.monitor(:process, relay, alias: :demonitor)
-    :erlang.send_nosuspend(relay, {:give_up, ref})
-
-    receive do
-      {^ref, ending} ->
-        Process.demonitor(ref, [:flush])
-        ending
-
-      {:DOWN, ^ref, :process, _relay, reason} ->
-        {:down, reason}
-    after
-      timeout ->
-        Process.demonitor(ref, [:flush])
-        {:timed_out, nil, nil, nil}
-    end
-  end
-
-  @doc """
-  Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
-  printed; unless Python is at another request, or `patience` has passed, in ms.
-  """
+  # Ends the stream for a consumer that wants no more. The generator's `finally` has run when this returns, and may have
+  # printed; unless Python is at another request, or `patience` has passed, in ms.
   @spec stop(pid(), non_neg_integer()) :: :ok
   def stop(relay, patience) do
     ref = Process.monitor(relay)
@@ -137,7 +117,7 @@ defmodule PyPort.Stream.Relay do
     :ok
   end
 
-  # Nothing arrives here but what is matched: the rest is dropped by the aliases.
+  # Every message is matched: the aliases drop late answers.
   defp loop(%{ref: ref, consumer: consumer} = state) do
     receive do
       {^ref, items} when is_list(items) ->
@@ -146,8 +126,8 @@ defmodule PyPort.Stream.Relay do
       {^ref, frame} when is_binary(frame) ->
         ended(state, {:frame, frame})
 
-      # The final reply of a stream that printed: its output is written first. A device that hangs must not hold
-      # up the end for ever, and nobody has said how long is too long.
+      # The final reply of a stream that printed: its output is written first. A device that hangs must not hold up the end
+      # for ever.
       {^ref, frame, writer} ->
         Process.send_after(self(), :flushed_enough, @flush_ms)
         loop(%{state | final: {frame, writer}})
@@ -182,9 +162,9 @@ defmodule PyPort.Stream.Relay do
   defp keep(state, items),
     do: %{state | items: :lists.reverse(items, state.items), count: state.count + length(items)}
 
-  # Who asks for more has taken what it was given.
+  # A consumer that asks for more has taken the items before.
   defp taken(%{owed: owed, given: given, half: half} = state) when owed + given >= half do
-    Handle.command(state.handle, Wire.credit(state.id, owed + given))
+    Connection.command(state.connection, Wire.credit(state.id, owed + given))
     %{state | owed: 0, given: 0}
   end
 
@@ -239,15 +219,15 @@ defmodule PyPort.Stream.Relay do
     end
   end
 
-  # Its row stays until the reply: what runs in `finally` belongs to this request, and may print. The server sees to that
-  # it ends; one that waits behind another request need not be waited for.
+  # Its row stays until the reply: code in `finally` belongs to this request, and may print. The server makes it end; a
+  # stream that waits behind another request need not be waited for.
   defp cancel(%{final: {frame, writer}}, _why) do
     Output.leave(writer)
     {:frame, frame}
   end
 
   defp cancel(%{ref: ref} = state, why) do
-    Request.cancel(state.handle, state.id, why)
+    Request.cancel(state.connection, state.id, why)
     await_reply(ref)
   end
 

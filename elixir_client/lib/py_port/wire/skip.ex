@@ -3,7 +3,7 @@ defmodule PyPort.Wire.Skip do
   # which one small part is wanted; the format is that of erts' "External Term Format" chapter.
   @moduledoc false
 
-  @doc "What stands behind the next `count` terms."
+  # The bytes behind the next `count` terms.
   @spec terms(binary(), non_neg_integer()) :: {:ok, rest :: binary()} | :error
   def terms(rest, 0), do: {:ok, rest}
 

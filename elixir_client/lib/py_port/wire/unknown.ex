@@ -19,7 +19,7 @@ defmodule PyPort.Wire.Unknown do
   # Longer keys do not fit into a sentence.
   @longest_key 64
 
-  @doc "The first atom of a frame that is not known here; nil where there is none."
+  # The first atom of a frame that is not known here; nil where there is none.
   @spec find(binary()) :: found() | nil
   def find(frame) do
     with {:found, kind, name, path} <- message(frame),

@@ -1,14 +1,14 @@
 defmodule PyPort.Env.CheckTest do
   use ExUnit.Case, async: true
 
-  alias PyPort.Env.{Check, Inventory}
+  alias PyPort.Env.{Check, Inventory, Platform}
 
   @moduletag :tmp_dir
   @here %{os: "linux", machine: "x86_64", libc: {:glibc, "2.36"}}
 
   setup %{tmp_dir: dir} do
     File.mkdir_p!(Path.join(dir, "venv/bin"))
-    File.write!(Path.join(dir, "venv/bin/python"), "")
+    write_python(dir, "3.12.4")
     info = Path.join(dir, "venv/lib/thing-1.0.dist-info")
     File.mkdir_p!(info)
     File.write!(Path.join(info, "RECORD"), "thing.py,,\n")
@@ -19,8 +19,7 @@ defmodule PyPort.Env.CheckTest do
       os: "linux",
       machine: "x86_64",
       libc: {:glibc, "2.36"},
-      needs: %{glibc: "2.28", libraries: []},
-      requires_python: "==3.12.*",
+      glibc: "2.28",
       packages: [%{name: "thing", version: "1.0", record: Inventory.record(info)}],
       python: %{
         version: "3.12.4",
@@ -33,80 +32,109 @@ defmodule PyPort.Env.CheckTest do
     {:ok, stamp: stamp, dir: dir}
   end
 
+  defp write_python(dir, version) do
+    path = Path.join(dir, "venv/bin/python")
+    File.write!(path, "#!/bin/sh\necho Python #{version}\n")
+    File.chmod!(path, 0o755)
+  end
+
   defp refused(stamp, dir, here) do
-    assert [{:refuse, tag, words}] = Check.findings(stamp, dir, here)
-    # Every finding names the environment and ends with a way out.
-    assert words =~ ":default"
-    {tag, words}
+    words = Check.problem(stamp, dir, here)
+    # Every sentence names the environment.
+    assert is_binary(words) and words =~ ":default"
+    words
   end
 
   test "what was built here runs here", %{stamp: stamp, dir: dir} do
-    assert Check.findings(stamp, dir, @here) == []
+    assert Check.problem(stamp, dir, @here) == nil
   end
 
   test "glibc against musl", %{stamp: stamp, dir: dir} do
-    assert {:libc, words} = refused(stamp, dir, %{@here | libc: {:musl, "1.2.5"}})
+    words = refused(stamp, dir, %{@here | libc: {:musl, "1.2.5"}})
     assert words =~ "glibc 2.36" and words =~ "musl 1.2.5" and words =~ "same base image"
-    assert {:libc, _words} = refused(%{stamp | libc: {:musl, "1.2.3"}}, dir, @here)
+    refused(%{stamp | libc: {:musl, "1.2.3"}}, dir, @here)
   end
 
   test "another machine", %{stamp: stamp, dir: dir} do
-    assert {:machine, words} = refused(stamp, dir, %{@here | machine: "aarch64"})
+    words = refused(stamp, dir, %{@here | machine: "aarch64"})
     assert words =~ "x86_64" and words =~ "aarch64" and words =~ "--platform linux/arm64"
   end
 
   test "another operating system", %{stamp: stamp, dir: dir} do
-    assert {:os, _words} = refused(stamp, dir, %{@here | os: "darwin", libc: :unknown})
+    refused(stamp, dir, %{@here | os: "darwin", libc: :unknown})
   end
 
   test "an older glibc than the binaries ask for", %{stamp: stamp, dir: dir} do
-    assert {:glibc, words} = refused(stamp, dir, %{@here | libc: {:glibc, "2.17"}})
+    words = refused(stamp, dir, %{@here | libc: {:glibc, "2.17"}})
     assert words =~ "needs glibc 2.28" and words =~ "has 2.17"
     # 2.9 is older than 2.28, although not for the alphabet.
-    assert {:glibc, _words} = refused(stamp, dir, %{@here | libc: {:glibc, "2.9"}})
+    refused(stamp, dir, %{@here | libc: {:glibc, "2.9"}})
   end
 
   test "an older glibc than it was built on, but new enough for the binaries, will do", %{
     stamp: stamp,
     dir: dir
   } do
-    assert Check.findings(stamp, dir, %{@here | libc: {:glibc, "2.28"}}) == []
+    assert Check.problem(stamp, dir, %{@here | libc: {:glibc, "2.28"}}) == nil
   end
 
   test "a Python that was removed", %{stamp: stamp, dir: dir} do
     File.rm!(Path.join(dir, "venv/bin/python"))
     File.ln_s!("/no/such/python3.12", Path.join(dir, "venv/bin/python"))
-    assert {:python_removed, words} = refused(stamp, dir, @here)
+    words = refused(stamp, dir, @here)
     assert words =~ "Python 3.12.4 at /usr/bin/python3.12" and words =~ "carry_python"
   end
 
   test "an environment that was removed", %{stamp: stamp, dir: dir} do
-    assert {:gone, words} = refused(%{stamp | packages: []}, Path.join(dir, "elsewhere"), @here)
+    words = refused(%{stamp | packages: []}, Path.join(dir, "elsewhere"), @here)
     assert words =~ "mix py_port.sync --force"
   end
 
   test "a package that was changed, or did not come along", %{stamp: stamp, dir: dir} do
     File.write!(Path.join(dir, "venv/lib/thing-1.0.dist-info/RECORD"), "other.py,,\n")
-    assert {:packages, words} = refused(stamp, dir, @here)
+    words = refused(stamp, dir, @here)
     assert words =~ "thing 1.0"
     File.rm_rf!(Path.join(dir, "venv/lib/thing-1.0.dist-info"))
-    assert {:packages, _words} = refused(stamp, dir, @here)
+    refused(stamp, dir, @here)
   end
 
-  test "a missing shared library is a warning that names the package", %{stamp: stamp, dir: dir} do
-    needs = %{glibc: nil, libraries: [{"libnosuch.so.7", "thing"}, {"libc.so.6", "thing"}]}
-    assert [{:warn, :library, words}] = Check.findings(%{stamp | needs: needs}, dir, @here)
-    assert words =~ "libnosuch.so.7" and words =~ "thing" and words =~ "apt-file"
+  test "an interpreter that was replaced by another minor version", %{stamp: stamp, dir: dir} do
+    write_python(dir, "3.12.9")
+    assert Check.problem(stamp, dir, @here) == nil
+    write_python(dir, "3.13.1")
+    words = refused(stamp, dir, @here)
+    assert words =~ "Python 3.13.1 runs" and words =~ "for Python 3.12" and words =~ "/usr/bin/python3.12"
   end
 
-  test "a running Python that requires-python rules out is refused by name and version", %{stamp: stamp} do
-    assert Check.running(stamp, "3.12.9") == :ok
-    assert {:error, words} = Check.running(stamp, "3.13.1")
-    assert words =~ "Python 3.13.1" and words =~ "==3.12.*" and words =~ "/usr/bin/python3.12"
+  test "an interpreter that does not start", %{stamp: stamp, dir: dir} do
+    File.write!(Path.join(dir, "venv/bin/python"), "#!/bin/sh\necho Exec format error; exit 126\n")
+    assert refused(stamp, dir, @here) =~ "built for another kind of machine"
   end
 
-  test "so is one for which the packages were not installed", %{stamp: stamp} do
-    assert {:error, words} = Check.running(%{stamp | requires_python: ">=3.11"}, "3.13.1")
-    assert words =~ "for Python 3.12"
+  # Tags of real wheels.
+  describe "the glibc that packages need" do
+    defp package(dir, name, tags) do
+      info = Path.join(dir, "#{name}-1.0.dist-info")
+      File.mkdir_p!(info)
+      File.write!(Path.join(info, "WHEEL"), Enum.map(tags, &"Tag: #{&1}\n"))
+    end
+
+    test "is the newest that a tag names, of several tags of a wheel the oldest", %{tmp_dir: dir} do
+      purelib = Path.join(dir, "site")
+      package(purelib, "pure", ["py3-none-any"])
+      assert Inventory.glibc(purelib) == nil
+      package(purelib, "old", ["cp312-cp312-manylinux_2_5_x86_64", "cp312-cp312-manylinux1_x86_64"])
+      package(purelib, "new", ["cp312-cp312-manylinux_2_28_x86_64", "cp312-cp312-manylinux_2_27_x86_64"])
+      assert Inventory.glibc(purelib) == "2.27"
+    end
+  end
+
+  if match?({:unix, :linux}, :os.type()) do
+    test "the libc of this system is that of its own programs" do
+      %{libc: {kind, version}} = Platform.here()
+      {said, _status} = System.cmd("ldd", ["--version"], stderr_to_stdout: true)
+      assert kind == if(said =~ "musl", do: :musl, else: :glibc)
+      if kind == :glibc, do: assert(said =~ version)
+    end
   end
 end

@@ -2,8 +2,8 @@ defmodule PyPort.EnvTest do
   # Environments are known by name in the whole VM.
   use ExUnit.Case, async: false
 
-  alias PyPort.Env.{Config, Stamp}
-  alias PyPort.{Env, Error, Survey}
+  alias PyPort.{Env, Error, SyntaxCheck}
+  alias PyPort.Env.{Config, Manifest}
   alias PyPort.Test.{FakeUv, Servers}
 
   @moduletag :tmp_dir
@@ -22,8 +22,8 @@ defmodule PyPort.EnvTest do
   end
 
   defp record(name) do
-    {:ok, stamp, dir} = Env.fetch(name)
-    {Path.dirname(dir), stamp}
+    {:ok, manifest, dir} = Env.fetch(name)
+    {Path.dirname(dir), manifest}
   end
 
   # The environment without its interpreter: its record, and the path that is free now.
@@ -44,7 +44,7 @@ defmodule PyPort.EnvTest do
   # The environment's record, with something else in it; servers read it when they start.
   defp change(name, fun) do
     {base, stamp} = record(name)
-    Stamp.write!(base, fun.(stamp))
+    Manifest.write!(base, fun.(stamp))
   end
 
   defp unavailable(name) do
@@ -70,25 +70,137 @@ defmodule PyPort.EnvTest do
     assert Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "sync")) == 1
   end
 
-  test "a server and a pool that name no Python run in the environment :default", %{
+  for default <- [:default, :the_only_one] do
+    test "a server and a pool that name no Python run in the environment #{inspect(default)}", %{
+      name: name,
+      options: options
+    } do
+      :ok = uv_init(options)
+      {base, stamp} = record(name)
+      Manifest.write!(base, %{stamp | name: unquote(default)})
+      put_env("PYPORT_ENVS", "#{unquote(default)}=#{base}")
+      {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      {:ok, server} = PyPort.Server.start_link()
+
+      for one <- [pool, server],
+          do: assert({:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: one))
+
+      # A Python that is named is used.
+      python = System.get_env("PYPORT_PYTHON") || "python3"
+      {:ok, other} = PyPort.Server.start_link(python: python)
+      assert {:error, %Error{type: "ModuleNotFoundError"}} = PyPort.eval("import thing", %{}, server: other)
+      Enum.each([pool, server, other], &GenServer.stop/1)
+    end
+  end
+
+  for {what, environments, given, expected} <- [
+        {"none", [], [], nil},
+        {"one", [:default], [], :default},
+        {"one of another name", [:ml], [], :ml},
+        {"several", [:ml, :default, :web], [], :default},
+        {"several, none of them :default", [:ml, :web], [], nil},
+        {"one, beside python:", [:default], [python: "python3"], nil},
+        {"one, beside python_env:", [:default], [python_env: :other], :other}
+      ] do
+    test "which environment a server or a pool runs in: configured is #{what}" do
+      was = Application.get_env(:py_port, :uv_init)
+
+      on_exit(fn ->
+        if was,
+          do: Application.put_env(:py_port, :uv_init, was),
+          else: Application.delete_env(:py_port, :uv_init)
+      end)
+
+      environments = for name <- unquote(environments), do: {name, pyproject_toml: @toml}
+
+      Application.put_env(
+        :py_port,
+        :uv_init,
+        if(environments == [], do: [], else: [environments: environments])
+      )
+
+      assert Env.put_default(unquote(given))[:python_env] == unquote(expected)
+
+      assert %{python_env: unquote(expected)} =
+               Env.put_default(Map.merge(%{python: nil, python_env: nil}, Map.new(unquote(given))))
+    end
+  end
+
+  # As `recompile()` in IEx builds, after a change, and after one more.
+  test "a server goes on in its environment while that is built anew twice", %{name: name, options: options} do
+    :ok = uv_init(options)
+    server = Servers.start_server(python_env: name)
+    {:ok, prefix} = PyPort.eval("import sys; sys.prefix", %{}, server: server)
+    for _ <- 1..2, do: :ok = uv_init([force: true] ++ options)
+    # A module that it has not imported yet.
+    assert {:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: server)
+    assert File.dir?(prefix)
+    next = Servers.start_server(python_env: name)
+    assert {:ok, other} = PyPort.eval("import sys; sys.prefix", %{}, server: next)
+    assert other != prefix
+  end
+
+  test "another Python by UV_PYTHON builds from nothing", %{name: name, options: options, tmp_dir: dir} do
+    code = ~s([ -z "$4" ] && { #{FakeUv.python_found()}; exit; }; echo "$4")
+    FakeUv.write(Path.join(dir, "uv"), %{"python" => code})
+    made = fn -> Enum.count(FakeUv.commands(Path.join(dir, "uv")), &(&1 == "venv")) end
+    outdated = fn -> change(name, &%{&1 | source: "an earlier port server"}) end
+    :ok = uv_init(options)
+    outdated.()
+    :ok = uv_init(options)
+    assert made.() == 1
+    put_env("UV_PYTHON", "/bin/sh")
+    outdated.()
+    :ok = uv_init(options)
+    assert made.() == 2
+  end
+
+  test "servers start in the earlier environment until the new one is whole", %{
     name: name,
-    options: options
+    options: options,
+    tmp_dir: dir
   } do
     :ok = uv_init(options)
-    {base, stamp} = record(name)
-    Stamp.write!(base, %{stamp | name: :default})
-    put_env("PYPORT_ENVS", "default=#{base}")
-    {:ok, pool} = PyPort.Pool.start_link(size: 1)
-    {:ok, server} = PyPort.Server.start_link()
+    {:ok, earlier} = Env.interpreter(name)
+    go = Path.join(dir, "go")
+    sync = "touch '#{dir}/syncing'; while [ ! -e '#{go}' ]; do sleep 0.01; done"
+    FakeUv.write(Path.join(dir, "uv"), %{"sync" => sync})
+    building = Task.async(fn -> uv_init([force: true] ++ options) end)
+    assert PyPort.Test.Processes.eventually(fn -> File.exists?(Path.join(dir, "syncing")) end)
+    assert Env.interpreter(name) == {:ok, earlier}
 
-    for one <- [pool, server],
-        do: assert({:ok, 42} = PyPort.eval("import thing; thing.answer", %{}, server: one))
+    assert {:ok, 42} =
+             PyPort.eval("import thing; thing.answer", %{}, server: Servers.start_server(python_env: name))
 
-    # A Python that is named is used.
+    File.touch!(go)
+    assert Task.await(building, 30_000) == :ok
+    assert {:ok, later} = Env.interpreter(name)
+    assert later != earlier and File.exists?(later)
+  end
+
+  test "a ModuleNotFoundError names the Python, the environment, and the one that has the module", %{
+    name: name,
+    options: options,
+    tmp_dir: dir
+  } do
+    :ok = uv_init(options)
+    FakeUv.write(Path.join(dir, "uv"), %{"sync" => ":"})
+    other = :"#{name}_other"
+    :ok = uv_init(Keyword.merge(options, name: other, extra_args: ["--extra", "none"]))
     python = System.get_env("PYPORT_PYTHON") || "python3"
-    {:ok, other} = PyPort.Server.start_link(python: python)
-    assert {:error, %Error{type: "ModuleNotFoundError"}} = PyPort.eval("import thing", %{}, server: other)
-    Enum.each([pool, server, other], &GenServer.stop/1)
+
+    for {options, where} <- [
+          {[python_env: other], "in the environment #{inspect(other)}"},
+          {[python: python], "in no environment of config :py_port, :uv_init"}
+        ] do
+      server = Servers.start_server(options)
+      assert {:error, error} = PyPort.eval("import thing", %{}, server: server)
+      assert Exception.message(error) =~ ~r/ModuleNotFoundError: No module named 'thing'\nThis is Python 3/
+      assert Exception.message(error) =~ where
+      # Other tests have made some, too.
+      assert Exception.message(error) =~ ~r/thing is in the environment .*#{inspect(name)}\b/
+      assert Exception.message(error) =~ ": start the server or pool with python_env: :"
+    end
   end
 
   # Somebody else's packages, and a standard library that is none.
@@ -117,10 +229,10 @@ defmodule PyPort.EnvTest do
     put_env("PYTHONHOME", "/no/such/home")
     was = Application.get_env(:py_port, :pool)
     Application.put_env(:py_port, :pool, python_env: name)
-    if Process.whereis(Survey), do: GenServer.stop(Survey)
+    if Process.whereis(SyntaxCheck), do: GenServer.stop(SyntaxCheck)
     on_exit(fn -> Application.put_env(:py_port, :pool, was || []) end)
-    assert {:ok, %{bound: ["x"]}} = Survey.of("x = 1")
-    GenServer.stop(Survey)
+    assert {:ok, %{bound: ["x"]}} = SyntaxCheck.of("x = 1")
+    GenServer.stop(SyntaxCheck)
   end
 
   defp put_env(name, value) do
@@ -193,21 +305,13 @@ defmodule PyPort.EnvTest do
     assert unavailable(name) =~ "was built for unheard_of 1.0, and this system has"
   end
 
-  test "a running Python that requires-python rules out is refused by name and version", %{
-    name: name,
-    options: options
-  } do
+  test "a running Python of another minor version is refused", %{name: name, options: options} do
     :ok = uv_init(options)
     {_base, %{python: %{version: version}}} = record(name)
-    change(name, &%{&1 | requires_python: "==3.99.*"})
-    words = unavailable(name)
-    assert words =~ "Python #{version} runs" and words =~ "==3.99.*"
-
-    # And by what the Python that was started says of itself.
-    assert {:error, %Error{kind: :unavailable}} = Env.running(name, %{python: version})
-    change(name, &%{&1 | requires_python: ">=3.11"})
     assert Env.running(name, %{python: version}) == :ok
-    assert {:error, _error} = Env.running(name, %{python: "3.99.1"})
+    assert {:error, words} = Env.running(name, %{python: "3.99.1"})
+    assert words =~ "Python 3.99.1 runs"
+    assert Env.running(nil, %{python: "3.99.1"}) == :ok
   end
 
   test "another node is told the same environments by variables and paths", %{name: name, options: options} do
@@ -216,12 +320,12 @@ defmodule PyPort.EnvTest do
     assert %{"PYPORT_ENVS" => places} = PyPort.install_env()
     assert "#{name}=#{base}" in String.split(places, ":")
     assert Path.join(base, stamp.dir) in PyPort.install_paths()
-    assert Stamp.path(base, name) in PyPort.install_paths()
+    assert Manifest.path(base, name) in PyPort.install_paths()
 
     # What that node does with it: the same name, found by the variable alone.
     System.put_env("PYPORT_ENVS", "elsewhere_#{name}=#{base}")
     on_exit(fn -> System.delete_env("PYPORT_ENVS") end)
-    File.cp!(Stamp.path(base, name), Stamp.path(base, :"elsewhere_#{name}"))
+    File.cp!(Manifest.path(base, name), Manifest.path(base, :"elsewhere_#{name}"))
     assert Env.fetch(:"elsewhere_#{name}") == :error
     change(name, &Map.put(&1, :name, :"elsewhere_#{name}"))
     assert {:ok, _python} = Env.interpreter(:"elsewhere_#{name}")

@@ -1,11 +1,9 @@
-defmodule PyPort.UvTest do
+defmodule PyPort.Env.UvTest do
   # Changes PATH.
   use ExUnit.Case, async: false
 
-  alias PyPort.Env.Config
+  alias PyPort.Env.{Config, Uv}
   alias PyPort.Test.{FakeUv, Processes}
-  alias PyPort.Uv
-  alias PyPort.Uv.Download
 
   @moduletag :tmp_dir
 
@@ -54,14 +52,44 @@ defmodule PyPort.UvTest do
     assert words =~ "uv 0.4.30" and words =~ "0.5.0 or newer"
   end
 
-  test "uv_version takes the one in the cache where the PATH has another", %{dir: dir, config: config} do
-    FakeUv.write(Path.join(dir, "bin"))
+  # The one on the PATH fetches another: here it writes one where it was told to.
+  @install ~S"""
+  while [ "$1" != --target ]; do shift; done
+  mkdir -p "$2/bin"; printf '#!/bin/sh\necho uv %s\n' "${3#uv==}" >"$2/bin/uv"; chmod +x "$2/bin/uv"
+  """
+
+  test "uv_version is fetched once by the uv on the PATH, into the cache", %{dir: dir, config: config} do
+    FakeUv.write(Path.join(dir, "bin"), %{"pip" => @install})
     only_on_path(Path.join(dir, "bin") <> ":/usr/bin:/bin")
-    cached = Download.path(config.cache_dir, "0.8.1")
-    FakeUv.write(Path.dirname(cached), %{"--version" => "echo uv 0.8.1"})
-    assert {:ok, %Uv{path: ^cached, version: "0.8.1"}} = Uv.find(%{config | uv_version: "0.8.1"}, &silent/1)
+    config = %{config | uv_version: "0.8.1", index: ["https://a.test"]}
+    assert {:ok, %Uv{path: path, version: "0.8.1"}} = Uv.find(config, &silent/1)
+    assert String.starts_with?(path, config.cache_dir)
+    assert {:ok, %Uv{path: ^path}} = Uv.look(config)
+    assert {:ok, %Uv{path: ^path}} = Uv.find(%{config | offline: true}, &silent/1)
+    assert [fetched] = for("pip" <> _ = call <- FakeUv.calls(Path.join(dir, "bin")), do: call)
+    assert fetched =~ "uv==0.8.1" and fetched =~ "--default-index https://a.test"
     # The same version on the PATH needs no other.
     assert {:ok, %Uv{version: "0.9.9"}} = Uv.find(%{config | uv_version: "0.9.9"}, &silent/1)
+  end
+
+  test "without a uv on the PATH pip fetches it, and its words are given where it cannot", %{
+    dir: dir,
+    config: config
+  } do
+    python = Path.join(dir, "python3")
+    File.write!(python, "#!/bin/sh\n#{@install}")
+    File.chmod!(python, 0o755)
+    only_on_path(dir)
+    for tool <- ~w(mkdir chmod), do: File.ln_s!(System.find_executable("/bin/" <> tool), Path.join(dir, tool))
+    config = %{config | uv_version: "0.8.1"}
+    assert {:ok, %Uv{version: "0.8.1"}} = Uv.find(config, &silent/1)
+    File.write!(python, "#!/bin/sh\necho No module named pip; exit 1\n")
+    assert {:error, words} = Uv.find(%{config | uv_version: "0.8.2"}, &silent/1)
+    assert words =~ "No module named pip" and words =~ "Install uv"
+    File.rm!(python)
+    assert {:error, words} = Uv.find(%{config | uv_version: "0.8.2"}, &silent/1)
+    assert words =~ "there is no python3"
+    assert Path.wildcard(Path.join(config.cache_dir, "uv-bin/0.8.2*")) == []
   end
 
   test "offline fetches no uv", %{dir: dir, config: config} do
@@ -78,12 +106,24 @@ defmodule PyPort.UvTest do
     assert words =~ "pip install uv"
   end
 
-  test "the system's certificates have had two names" do
-    assert Uv.tls_flag("0.10.12") == "--native-tls"
-    assert Uv.tls_flag("0.11.0") == "--system-certs"
-    uv = %Uv{path: "uv", version: "0.12.1"}
-    assert Uv.global_args(uv, %Config{native_tls: true, offline: true}) == ["--offline", "--system-certs"]
-    assert Uv.global_args(uv, %Config{}) == []
+  test "offline: and native_tls: hold for every command, the second under both of its names", %{
+    dir: dir,
+    config: config
+  } do
+    for name <- ["UV_SYSTEM_CERTS", "UV_NATIVE_TLS"], was = System.get_env(name) do
+      System.delete_env(name)
+      on_exit(fn -> System.put_env(name, was) end)
+    end
+
+    uv = FakeUv.write(dir, %{"sync" => ~S(echo "$UV_OFFLINE,$UV_SYSTEM_CERTS,$UV_NATIVE_TLS")})
+
+    said = fn options ->
+      Uv.run(%Uv{path: uv, version: "0.9.9"}, Map.merge(config, Map.new(options)), ["sync"])
+    end
+
+    assert said.(native_tls: true, offline: true) == {:ok, "1,1,1\n"}
+    assert said.(offline: true) == {:ok, "1,,\n"}
+    assert said.([]) == {:ok, ",,\n"}
   end
 
   test "what it says is handed on while it works, both streams in order", %{dir: dir, config: config} do

@@ -2,26 +2,26 @@ defmodule PyPort.Pool.MembersTest do
   # Which server of a pool a request goes to, with tables of requests and no Python.
   use ExUnit.Case, async: true
 
+  alias PyPort.Connection
   alias PyPort.Pool.Members
-  alias PyPort.Server.Handle
 
   defp members(loads) do
-    handles = for load <- loads, do: handle(load)
+    connections = for load <- loads, do: connection(load)
 
     %Members{
       pool: self(),
-      keeper: self(),
+      manager: self(),
       turn: :atomics.new(1, signed: false),
-      handles: List.to_tuple(handles)
+      connections: List.to_tuple(connections)
     }
   end
 
-  defp handle(load) do
+  defp connection(load) do
     table = :ets.new(:requests, [:public])
     if load == :ended, do: :ets.delete(table), else: for(n <- 1..load//1, do: :ets.insert(table, {n}))
 
     struct!(
-      %Handle{
+      %Connection{
         owner: self(),
         port: nil,
         table: table,
@@ -35,8 +35,8 @@ defmodule PyPort.Pool.MembersTest do
     )
   end
 
-  defp at(members, handle),
-    do: members.handles |> Tuple.to_list() |> Enum.find_index(&(&1.table == handle.table))
+  defp at(members, connection),
+    do: members.connections |> Tuple.to_list() |> Enum.find_index(&(&1.table == connection.table))
 
   defp picks(members, times), do: for(_ <- 1..times, do: at(members, Members.pick(members)))
 
@@ -69,7 +69,7 @@ defmodule PyPort.Pool.MembersTest do
            ]
   end
 
-  test "where nobody is there is nobody to be had" do
+  test "a pool without servers gives none" do
     assert Members.pick(members([])) == nil
     assert Members.pick(members([:ended, :ended])) == nil
   end

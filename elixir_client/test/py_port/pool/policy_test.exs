@@ -1,5 +1,5 @@
 defmodule PyPort.Pool.PolicyTest do
-  # When a server is due, and how long one that crashes waits: facts in, verdict out.
+  # When a server is due, and how long one that crashes waits: facts in, decision out.
   use ExUnit.Case, async: true
 
   alias PyPort.Pool.Policy
@@ -20,7 +20,7 @@ defmodule PyPort.Pool.PolicyTest do
     assert Policy.due(@facts, %{@none | max_rss: 50_000_000}) == :max_rss
   end
 
-  test "memory that is not known, or was there from the start, replaces nobody" do
+  test "memory that is not known, or was there from the start, replaces no server" do
     assert Policy.due(%{@facts | rss_bytes: nil}, %{@none | max_rss: 1}) == nil
     assert Policy.due(%{@facts | requests: 0}, %{@none | max_rss: 1}) == nil
   end

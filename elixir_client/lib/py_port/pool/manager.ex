@@ -1,0 +1,432 @@
+defmodule PyPort.Pool.Manager do
+  # The process that manages a pool: starts servers, publishes those that are ready, replaces those that are due and those
+  # that have ended, and takes out surplus ones. Only a request that finds no server ready comes here, and waits.
+  #
+  # The servers are temporary children of a supervisor of their own: it ends them with the pool, and restarts none of
+  # them, since a restart intensity can only give up, where a wait that grows goes on trying.
+  #
+  # Above 400 lines, because it is one state machine.
+  @moduledoc false
+  use GenServer
+
+  require Logger
+
+  import PyPort.Deadline, only: [deadline: 1, now: 0]
+  import PyPort.Error, only: [unavailable: 1]
+
+  alias PyPort.{Connection, Error, Options, Registry, Server}
+  alias PyPort.Pool.{Events, Members, Policy, Slot, Waiter}
+
+  @tick_ms 1_000
+
+  @spec start_link({pid(), map()}) :: GenServer.on_start()
+  def start_link({pool, options}), do: GenServer.start_link(__MODULE__, {pool, options})
+
+  # Waits until a server may be ready, or says why none is going to be.
+  @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
+  def await(manager, timeout) do
+    GenServer.call(manager, {:await, deadline(timeout)}, timeout)
+  catch
+    :exit, {:timeout, _call} -> :timeout
+    :exit, _reason -> :gone
+  end
+
+  # The servers of the pool, those that are being taken out included, and what each is doing in it.
+  @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
+  def overview(manager), do: GenServer.call(manager, :overview)
+
+  @spec resize(pid(), non_neg_integer()) :: :ok
+  def resize(manager, size), do: GenServer.call(manager, {:resize, size})
+
+  # --- startup --------------------------------------------------------------------------------
+
+  @impl true
+  def init({pool, options}) do
+    # So that what stands in the registry is taken back when the pool is stopped.
+    Process.flag(:trap_exit, true)
+
+    state = %{
+      pool: pool,
+      who: if(options.name, do: inspect(options.name), else: inspect(pool)),
+      options: options,
+      supervisor: nil,
+      slots: %{},
+      # server -> %{slot: index, why: reason}
+      draining: %{},
+      # {GenServer.from(), deadline} of requests that found no server ready
+      waiting: [],
+      members: %Members{
+        pool: pool,
+        manager: self(),
+        turn: :atomics.new(1, signed: false),
+        cluster: if(options.cluster, do: options.name)
+      }
+    }
+
+    PyPort.Reaper.watch_pool(pool)
+    # From now on the pool is known as one.
+    Registry.put_pool(state.members)
+    {:ok, state, {:continue, :start}}
+  end
+
+  @impl true
+  def handle_continue(:start, state) do
+    Process.send_after(self(), :tick, @tick_ms)
+
+    {_id, supervisor, _type, _modules} =
+      state.pool |> Supervisor.which_children() |> List.keyfind(:servers, 0)
+
+    state = take_over(%{state | supervisor: supervisor})
+    missing = max(state.options.size - map_size(state.slots), 0)
+    {:noreply, state |> add_slots(missing) |> publish()}
+  end
+
+  # Servers that run already are those of a manager that crashed. It is not known which of them were being taken out, so those
+  # that are ready stay, up to the size.
+  defp take_over(state) do
+    servers =
+      for {_id, pid, _type, _modules} <- DynamicSupervisor.which_children(state.supervisor),
+          is_pid(pid),
+          do: pid
+
+    {kept, surplus} = servers |> Enum.sort_by(&(not ready?(&1))) |> Enum.split(state.options.size)
+
+    state =
+      for {pid, index} <- Enum.with_index(kept, 1), reduce: state do
+        state ->
+          Process.monitor(pid)
+          Waiter.announce(pid)
+          put_in(state.slots[index], %Slot{pid: pid})
+      end
+
+    for pid <- surplus, reduce: state do
+      state ->
+        Process.monitor(pid)
+        drain(state, 0, pid, :resized)
+    end
+  end
+
+  defp ready?(pid), do: match?({:ok, %Connection{ready: true}}, Registry.fetch(pid))
+
+  defp add_slots(state, 0), do: state
+
+  defp add_slots(state, count) do
+    index = Enum.find(1..(map_size(state.slots) + 1), &(not is_map_key(state.slots, &1)))
+    add_slots(put_in(state.slots[index], start_in(%Slot{}, index, state)), count - 1)
+  end
+
+  defp start_in(slot, index, state) do
+    case start_server(index, state) do
+      {:ok, pid} -> Slot.starting(slot, pid)
+      # The application is being stopped: a server that fails to start does so later.
+      {:error, error} -> %{slot | pid: nil, error: error_of(error), retry: retry(index, @tick_ms)}
+    end
+  end
+
+  defp start_server(index, state) do
+    options =
+      state.options
+      |> Map.take(Options.server_names())
+      |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]"})
+
+    spec = %{Server.child_spec(Map.to_list(options)) | restart: :temporary}
+
+    with {:ok, pid} <- DynamicSupervisor.start_child(state.supervisor, spec) do
+      Process.monitor(pid)
+      Registry.put_fact(pid, :pool, state.pool)
+      Waiter.announce(pid)
+      {:ok, pid}
+    end
+  end
+
+  defp error_of(%Error{} = error), do: error
+  defp error_of(reason), do: unavailable("a server could not be started: #{inspect(reason)}")
+
+  # --- requests that wait, and questions ---------------------------------------------------------
+
+  @impl true
+  def handle_call({:await, deadline}, from, state) do
+    cond do
+      state.members.connections != {} -> {:reply, :ok, state}
+      error = hopeless(state) -> {:reply, {:error, error}, state}
+      true -> {:noreply, %{state | waiting: [{from, deadline} | state.waiting]}}
+    end
+  end
+
+  def handle_call(:overview, _from, state) do
+    slots = for {_index, slot} <- Enum.sort(state.slots), server <- Slot.overview(slot), do: server
+    draining = for {pid, %{why: why}} <- state.draining, do: {pid, {:draining, why}}
+    {:reply, slots ++ draining, state}
+  end
+
+  def handle_call({:resize, size}, _from, %{options: %{size: previous}} = state) do
+    state = Events.resized(%{state | options: %{state.options | size: size}}, previous)
+    many = map_size(state.slots)
+
+    state =
+      if size >= many do
+        add_slots(state, size - many)
+      else
+        # Those that serve are kept first, and of them the ones with the least numbers.
+        state.slots
+        |> Enum.sort_by(fn {index, slot} -> {slot.connection == nil, index} end)
+        |> Enum.drop(size)
+        |> Enum.reduce(state, fn {index, slot}, state -> remove_slot(index, slot, state) end)
+      end
+
+    {:reply, :ok, publish(state)}
+  end
+
+  # The error if waiting is pointless: every server has tried to start, and could not. A server that is about to be started
+  # again after a crash is waited for.
+  defp hopeless(%{slots: slots}) when slots == %{},
+    do: unavailable("the pool has no server of its own (its size is 0)")
+
+  defp hopeless(%{slots: slots}) do
+    slots = Map.values(slots)
+    if Enum.all?(slots, &(&1.error != nil and &1.connection == nil)), do: hd(slots).error
+  end
+
+  # --- what servers do -------------------------------------------------------------------------
+
+  @impl true
+  def handle_info({:ready, pid, connection}, state) do
+    state =
+      case find(state, pid) do
+        {:serves, index, slot} ->
+          state
+          |> put_in([:slots, index], Slot.ready(slot, connection, now()))
+          |> publish()
+          |> Events.taken_in(index, :start)
+
+        {:succeeds, index, slot} ->
+          # Out of the members before it is asked whether it has anything left.
+          state
+          |> put_in([:slots, index], Slot.succeeded(slot, connection, now()))
+          |> publish()
+          |> drain(index, slot.pid, slot.why)
+          |> Events.taken_in(index, slot.why)
+          |> Events.taken_out(index, slot, slot.why)
+
+        nil ->
+          state
+      end
+
+    {:noreply, state}
+  end
+
+  def handle_info({:not_ready, pid, error}, state) do
+    case find(state, pid) do
+      {:serves, index, slot} ->
+        {:noreply, tell_waiting(put_in(state.slots[index], %{slot | error: error}))}
+
+      {:succeeds, index, slot} ->
+        Logger.warning(
+          "PyPort pool #{state.who}: a server that was to replace another (#{slot.why}) could not be started; the old " <>
+            "one goes on: #{Exception.message(error)}"
+        )
+
+        {:noreply, state |> put_in([:slots, index], Slot.keep_old(slot, now())) |> stop(index, pid)}
+
+      nil ->
+        {:noreply, state}
+    end
+  end
+
+  def handle_info({:DOWN, _monitor, :process, pid, reason}, state) do
+    Registry.delete_fact(pid, :pool)
+
+    state =
+      case find(state, pid) do
+        {:serves, index, slot} -> index |> ended(slot, reason, state) |> Events.ended(index, slot, reason)
+        {:succeeds, index, slot} -> put_in(state.slots[index], Slot.keep_old(slot, now()))
+        nil -> %{state | draining: Map.delete(state.draining, pid)}
+      end
+
+    {:noreply, publish(state)}
+  end
+
+  def handle_info({:timeout, timer, {:retry, index}}, state) do
+    case state.slots do
+      %{^index => %{retry: ^timer} = slot} ->
+        {:noreply, put_in(state.slots[index], start_in(slot, index, state))}
+
+      _not_wanted ->
+        {:noreply, state}
+    end
+  end
+
+  def handle_info(:tick, state) do
+    Process.send_after(self(), :tick, @tick_ms)
+    # A scope of :pg that was restarted has no members.
+    Members.announce(state.members, state.members.connections != {})
+    {:noreply, state |> settle() |> forget_late() |> recycle()}
+  end
+
+  # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
+  def handle_info({:EXIT, _waiter, reason}, state) do
+    if reason == :normal, do: {:noreply, state}, else: {:stop, reason, state}
+  end
+
+  def handle_info(_late, state), do: {:noreply, state}
+
+  defp find(state, pid) do
+    Enum.find_value(state.slots, fn
+      {index, %{pid: ^pid} = slot} -> {:serves, index, slot}
+      {index, %{successor: ^pid} = slot} -> {:succeeds, index, slot}
+      _other -> nil
+    end)
+  end
+
+  # Its successor is on its way already.
+  defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil,
+    do: put_in(state.slots[index], Slot.left_to_successor(slot))
+
+  # By after_cancel: :restart.
+  defp ended(index, slot, {:shutdown, {:restart, _report}}, state),
+    do: put_in(state.slots[index], slot |> Slot.left() |> start_in(index, state))
+
+  defp ended(index, slot, reason, state) do
+    %{crashes: crashes} = slot = Slot.crashed(slot, now())
+
+    case Policy.backoff_ms(crashes) do
+      0 ->
+        put_in(state.slots[index], start_in(slot, index, state))
+
+      wait ->
+        error = Error.of_exit(reason)
+        tell_crashes(crashes, error, index, state)
+        put_in(state.slots[index], %{slot | retry: retry(index, wait)})
+    end
+  end
+
+  # Once; each end has had its line from the server itself.
+  defp tell_crashes(crashes, error, index, state) do
+    message =
+      "server #{index} of the pool #{state.who} has ended #{crashes} times in a row and is started again at growing " <>
+        "intervals. The last time: #{Exception.message(error)}"
+
+    Registry.put_fact(state.pool, :trouble, unavailable(message))
+    if crashes == 3, do: Logger.error("PyPort: " <> message)
+  end
+
+  defp retry(index, after_ms), do: :erlang.start_timer(after_ms, self(), {:retry, index})
+
+  # --- taking out --------------------------------------------------------------------------------
+
+  defp remove_slot(index, slot, state) do
+    if slot.retry, do: :erlang.cancel_timer(slot.retry)
+    state = %{state | slots: Map.delete(state.slots, index)}
+    state = if slot.successor, do: stop(state, index, slot.successor), else: state
+
+    cond do
+      slot.pid == nil ->
+        state
+
+      slot.connection == nil ->
+        stop(state, index, slot.pid)
+
+      true ->
+        state |> publish() |> drain(index, slot.pid, :resized) |> Events.taken_out(index, slot, :resized)
+    end
+  end
+
+  defp drain(state, index, pid, why) do
+    Waiter.drain(pid, state.options.drain_timeout, state.options.shutdown_grace, state.who)
+    put_in(state.draining[pid], %{slot: index, why: why})
+  end
+
+  defp stop(state, index, pid) do
+    Waiter.stop(pid, state.options.shutdown_grace)
+    put_in(state.draining[pid], %{slot: index, why: :not_wanted})
+  end
+
+  # --- once a second -----------------------------------------------------------------------------
+
+  defp settle(state) do
+    slots = Map.new(state.slots, fn {index, slot} -> {index, Slot.settle(slot, now())} end)
+
+    if Enum.all?(slots, fn {_index, slot} -> slot.crashes == 0 end),
+      do: Registry.delete_fact(state.pool, :trouble)
+
+    %{state | slots: slots}
+  end
+
+  # Requests whose time is up have been told, by themselves.
+  defp forget_late(state) do
+    now = now()
+    %{state | waiting: Enum.filter(state.waiting, fn {_from, deadline} -> deadline > now end)}
+  end
+
+  # One at a time: a pool whose servers were all started in the same second must not lose them in the same second. And none
+  # whose predecessor still runs, so that a pool never has more than twice its size.
+  defp recycle(state) do
+    busy = Enum.any?(state.slots, fn {_index, slot} -> slot.successor != nil or slot.connection == nil end)
+
+    due =
+      if busy,
+        do: [],
+        else: for({index, slot} <- state.slots, why = due(index, slot, state), do: {index, slot, why})
+
+    with [_ | _] <- due,
+         # The oldest first.
+         {index, slot, why} = Enum.min_by(due, fn {_index, slot, _why} -> slot.ready_at end),
+         {:ok, pid} <- start_server(index, state) do
+      put_in(state.slots[index], %{slot | successor: pid, why: why, rest_until: nil})
+    else
+      _nothing_to_do -> state
+    end
+  end
+
+  defp due(index, slot, state) do
+    predecessor? = Enum.any?(state.draining, fn {_pid, %{slot: of}} -> of == index end)
+    unless predecessor?, do: Slot.due(slot, state.options, now())
+  end
+
+  # --- what callers see ----------------------------------------------------------------------------
+
+  defp publish(state) do
+    connections =
+      for {_index, %{connection: connection}} <- Enum.sort(state.slots), connection != nil, do: connection
+
+    tell_waiting(publish(connections, state))
+  end
+
+  # Each change of a persistent term costs a look at every process.
+  defp publish(connections, %{members: members} = state) do
+    if owners(connections) == owners(Tuple.to_list(members.connections)) do
+      state
+    else
+      members = %{members | connections: List.to_tuple(connections)}
+      Registry.put_pool(members)
+      Members.announce(members, connections != [])
+      %{state | members: members}
+    end
+  end
+
+  defp owners(connections), do: Enum.map(connections, & &1.owner)
+
+  defp tell_waiting(%{waiting: []} = state), do: state
+
+  defp tell_waiting(state) do
+    cond do
+      state.members.connections != {} -> answer_waiting(:ok, state)
+      error = hopeless(state) -> answer_waiting({:error, error}, state)
+      true -> state
+    end
+  end
+
+  defp answer_waiting(answer, state) do
+    for {from, _deadline} <- state.waiting, do: GenServer.reply(from, answer)
+    %{state | waiting: []}
+  end
+
+  # --- shutdown ------------------------------------------------------------------------------------
+
+  # After a crash of this process the servers go on, and requests to them; the next manager publishes anew.
+  @impl true
+  def terminate(reason, state) do
+    if reason in [:normal, :shutdown, :killed] or match?({:shutdown, _why}, reason),
+      do: Registry.delete_pool(state.pool)
+  end
+end
