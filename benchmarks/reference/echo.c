@@ -18,12 +18,18 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { HEADER = 4, ID_AT = 14, ID_BYTES = 8, MOST_SMALL = 1 << 16 };
+enum {
+    HEADER = 4,
+    ID_AT = 14,
+    ID_BYTES = 8,
+    MOST_SMALL = 1 << 16,
+};
 
 static size_t size;
 static unsigned char *frame;
 
-static void read_all(unsigned char *into, size_t count)
+static void
+read_all(unsigned char *into, size_t count)
 {
     while (count > 0) {
         ssize_t done = read(0, into, count);
@@ -34,7 +40,8 @@ static void read_all(unsigned char *into, size_t count)
     }
 }
 
-static void write_all(const unsigned char *from, size_t count)
+static void
+write_all(const unsigned char *from, size_t count)
 {
     while (count > 0) {
         ssize_t done = write(1, from, count);
@@ -46,7 +53,8 @@ static void write_all(const unsigned char *from, size_t count)
 }
 
 /* A frame and the header before it, in the kept buffer. */
-static size_t receive(void)
+static size_t
+receive(void)
 {
     unsigned char header[HEADER];
     read_all(header, HEADER);
@@ -62,7 +70,8 @@ static size_t receive(void)
     return count + HEADER;
 }
 
-static void answer_canned(void)
+static void
+answer_canned(void)
 {
     if (memcmp(frame + HEADER + 5, "eval", 4) != 0)
         exit(0);
@@ -72,7 +81,8 @@ static void answer_canned(void)
     write_all(reply, sizeof reply - 1);
 }
 
-static void greet(void)
+static void
+greet(void)
 {
     static unsigned char hello[HEADER + 4096];
     receive();
@@ -86,7 +96,8 @@ static void greet(void)
     close(fd);
 }
 
-int main(int argc, char **argv)
+int
+main(int argc, char **argv)
 {
     int canned = getenv("CANNED_HELLO") != NULL;
     size = MOST_SMALL;

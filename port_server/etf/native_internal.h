@@ -97,6 +97,7 @@ typedef struct {
 #define KEY_SLOTS 2048
 
 /* Every object in the state, by one list: traverse, clear and the import code cannot disagree. */
+/* clang-format off */
 #define STATE_OBJECTS(X)                                                                           \
     X(atom_type) X(pid_type) X(port_type) X(reference_type) X(fun_type) X(local_type)              \
     X(bitstring_type) X(improper_type) X(frozen_list_type) X(frozen_map_type) X(struct_type)       \
@@ -109,6 +110,7 @@ typedef struct {
     X(s_max_bytes) X(s_by_reference_from) X(s_str) X(s_bytes) X(s_memoryview) X(s_list)            \
     X(s_numpy) X(s_wire) X(s_module) X(s_data) X(s_bits) X(s_items) X(s_tail) X(s_cast) X(s_B)     \
     X(s_d) X(s_little) X(s_tobytes) X(s_below)
+/* clang-format on */
 
 typedef struct {
 #define X(name) PyObject *name;
@@ -117,7 +119,7 @@ typedef struct {
     PyObject *small_ints[256];
     int layouts_known;
     Py_ssize_t tuple_items_at; /* 3.14 moved them */
-    Py_ssize_t last_size; /* of the last result that outgrew the stack: the next may be like it */
+    Py_ssize_t last_size;      /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];
     CacheSlot keys[KEY_SLOTS];
 } State;

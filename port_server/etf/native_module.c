@@ -93,17 +93,17 @@ module_exec(PyObject *module)
     int i;
     static const char terms[] = "port_server.etf.terms", errors[] = "port_server.etf.errors";
     static const char mapping[] = "port_server.etf.mapping", structs[] = "port_server.etf.structs";
-#define IMPORT(slot, from, name)                                                                   \
-    if (import_into(&st->slot, from, name) < 0) {                                                  \
-        return -1;                                                                                 \
+#define IMPORT(slot, from, name)                  \
+    if (import_into(&st->slot, from, name) < 0) { \
+        return -1;                                \
     }
-#define ATTRIBUTE(slot, of, name)                                                                  \
-    if (attribute_into(&st->slot, of, name) < 0) {                                                 \
-        return -1;                                                                                 \
+#define ATTRIBUTE(slot, of, name)                  \
+    if (attribute_into(&st->slot, of, name) < 0) { \
+        return -1;                                 \
     }
-#define WORD(name)                                                                                 \
-    if ((st->s_##name = PyUnicode_InternFromString(#name)) == NULL) {                              \
-        return -1;                                                                                 \
+#define WORD(name)                                                    \
+    if ((st->s_##name = PyUnicode_InternFromString(#name)) == NULL) { \
+        return -1;                                                    \
     }
     IMPORT(pid_type, terms, "Pid")
     IMPORT(port_type, terms, "Port")
@@ -272,9 +272,9 @@ static PyModuleDef_Slot slots_312[] = {
 
 PyDoc_STRVAR(module_doc, "The External Term Format codec in C; see port_server.etf.");
 
-#define DEFINITION(slots)                                                                          \
-    {PyModuleDef_HEAD_INIT, "native",  module_doc,      sizeof(State), methods, slots,             \
-     module_traverse,       module_clear, module_free}
+#define DEFINITION(slots)                                                        \
+    {PyModuleDef_HEAD_INIT, "native", module_doc, sizeof(State), methods, slots, \
+     module_traverse, module_clear, module_free}
 
 static PyModuleDef definition_311 = DEFINITION(slots_311);
 static PyModuleDef definition_312 = DEFINITION(slots_312);

@@ -6,8 +6,16 @@
 #include <sys/mman.h>
 #endif
 
-enum { AS_STR, AS_BYTES, AS_MEMORYVIEW };
-enum { FLOATS_LIST, FLOATS_MEMORYVIEW, FLOATS_NUMPY };
+enum {
+    AS_STR,
+    AS_BYTES,
+    AS_MEMORYVIEW,
+};
+enum {
+    FLOATS_LIST,
+    FLOATS_MEMORYVIEW,
+    FLOATS_NUMPY,
+};
 
 typedef struct {
     State *st;
@@ -85,7 +93,9 @@ take_length(Reader *r, int width)
     if (UNLIKELY(p == NULL)) {
         return -1;
     }
-    return width == 1 ? p[0] : width == 2 ? (Py_ssize_t)be16(p) : (Py_ssize_t)be32(p);
+    return width == 1   ? p[0]
+           : width == 2 ? (Py_ssize_t)be16(p)
+                        : (Py_ssize_t)be32(p);
 }
 
 /* Checks that `count` elements of at least `each` bytes fit into the rest that no other container has announced. */
@@ -888,7 +898,7 @@ fail_equal_keys(Reader *r, PyObject *dict, PyObject *key, const unsigned char *a
     }
     if (one != NULL && two != NULL) {
         fail(r, at, "Rename one of them, or send a list of pairs",
-    "two keys of one map are equal in Python: %U and %U", one, two);
+             "two keys of one map are equal in Python: %U and %U", one, two);
     }
     else if (!PyErr_Occurred()) {
         PyErr_SetString(PyExc_RuntimeError, "a key that is not equal to itself");

@@ -356,9 +356,9 @@ write_double(Writer *w, double value)
     char *out;
     if (UNLIKELY(value - value != 0.0)) {
         /* A NaN or an infinity makes the BEAM reject the whole message; these are Nx's words. */
-        return value != value  ? PUT_ATOM(w, "nan")
-               : value > 0.0   ? PUT_ATOM(w, "infinity")
-                               : PUT_ATOM(w, "neg_infinity");
+        return value != value ? PUT_ATOM(w, "nan")
+               : value > 0.0  ? PUT_ATOM(w, "infinity")
+                              : PUT_ATOM(w, "neg_infinity");
     }
     if (reserve(w, 9) < 0) {
         return -1;
@@ -589,7 +589,7 @@ write_items(Writer *w, PyObject *sequence, int is_list, Py_ssize_t count)
     int direct = is_list && w->st->layouts_known;
     Py_ssize_t i;
     for (i = 0; i < count; i++) {
-        PyObject *item = !direct                ? get(sequence, i)
+        PyObject *item = !direct                 ? get(sequence, i)
                          : i < Py_SIZE(sequence) ? list_items(sequence)[i]
                                                  : NULL;
         int result;
@@ -673,7 +673,15 @@ write_tuple(Writer *w, PyObject *tuple)
 
 /* The kinds of keys that may become equal on the BEAM, though they differ in Python: never within one of these kinds,
  * and only in some mixtures of them. */
-enum { KEY_STR = 1, KEY_INT = 2, KEY_BYTES = 4, KEY_CONSTANT = 8, KEY_FLOAT = 16, KEY_ATOM = 32, KEY_OTHER = 64 };
+enum {
+    KEY_STR = 1,
+    KEY_INT = 2,
+    KEY_BYTES = 4,
+    KEY_CONSTANT = 8,
+    KEY_FLOAT = 16,
+    KEY_ATOM = 32,
+    KEY_OTHER = 64,
+};
 
 static inline int
 kind_of_key(State *st, PyObject *key)
@@ -955,7 +963,9 @@ write_improper(Writer *w, PyObject *term)
         fail_depth(w);
         goto done;
     }
-    count = is_list ? PyList_Size(items) : PyTuple_Check(items) ? PyTuple_Size(items) : 0;
+    count = is_list                ? PyList_Size(items)
+            : PyTuple_Check(items) ? PyTuple_Size(items)
+                                   : 0;
     if (count < 1 || count > (Py_ssize_t)UINT32_MAX) {
         wfail(w, "", "an ImproperList that was changed into something else");
         goto done;
@@ -1259,15 +1269,15 @@ failed:
 
 #define STACK_BUFFER 1024 /* a reply to a small request needs no allocation but its result */
 
-#define WRITER(name, state, reference_from)                                                        \
-    char stack[STACK_BUFFER];                                                                      \
-    Writer name;                                                                                   \
-    memset(&name, 0, sizeof(name));                                                                \
-    name.st = state;                                                                               \
-    name.buffer = stack;                                                                           \
-    name.capacity = STACK_BUFFER;                                                                  \
-    name.max_bytes = DEFAULT_MAX_BYTES;                                                            \
-    name.max_depth = DEFAULT_MAX_DEPTH;                                                            \
+#define WRITER(name, state, reference_from) \
+    char stack[STACK_BUFFER];               \
+    Writer name;                            \
+    memset(&name, 0, sizeof(name));         \
+    name.st = state;                        \
+    name.buffer = stack;                    \
+    name.capacity = STACK_BUFFER;           \
+    name.max_bytes = DEFAULT_MAX_BYTES;     \
+    name.max_depth = DEFAULT_MAX_DEPTH;     \
     name.by_reference_from = reference_from
 
 const char etf_encode_doc[] = PyDoc_STR(

@@ -68,7 +68,10 @@ skip(const unsigned char *p, const unsigned char *end, int depth)
     case 'w': size = 2 + p[1]; break;
     case 'd': size = 3 + (p[1] << 8 | p[2]); break;
     case 'm': size = 5 + length_at(p + 1); break;
-    case 't': size = 5; terms = 2 * length_at(p + 1); break;
+    case 't':
+        size = 5;
+        terms = 2 * length_at(p + 1);
+        break;
     default: return NULL;
     }
     if (size > end - p || depth == DEEPEST_OPTION) {
@@ -461,12 +464,13 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
     if (result != NULL) {
         goto leave;
     }
-failed: {
-    PyObject *error = take_exception();
-    result = error == NULL ? NULL : Py_BuildValue("(sOO)", step, error, namespace == NULL ? Py_None : namespace);
-    Py_XDECREF(error);
-    goto leave;
-}
+failed:
+    {
+        PyObject *error = take_exception();
+        result = error == NULL ? NULL : Py_BuildValue("(sOO)", step, error, namespace == NULL ? Py_None : namespace);
+        Py_XDECREF(error);
+        goto leave;
+    }
 not_plain:
     result = PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 leave:
@@ -533,7 +537,7 @@ plain_dealloc(PyObject *object)
 static PyObject *
 plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
 {
-    static char *words[] = {"native", "evals",   "calls",     "base",      "names",
+    static char *words[] = {"native", "evals", "calls", "base", "names",
                             "export", "collect", "max_frame_bytes", "max_depth", NULL};
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     Plain *self = (Plain *)allocate(type, 0);
@@ -577,9 +581,12 @@ PyDoc_STRVAR(plain_doc, "Plain(*, native, evals, calls, base, names, export, col
                         "keys are in `names`.");
 
 static PyType_Slot plain_slots[] = {
-    {Py_tp_doc, (void *)plain_doc},          {Py_tp_new, (void *)plain_new},
-    {Py_tp_dealloc, (void *)plain_dealloc},  {Py_tp_traverse, (void *)plain_traverse},
-    {Py_tp_clear, (void *)plain_clear},      {Py_tp_methods, plain_methods},
+    {Py_tp_doc, (void *)plain_doc},
+    {Py_tp_new, (void *)plain_new},
+    {Py_tp_dealloc, (void *)plain_dealloc},
+    {Py_tp_traverse, (void *)plain_traverse},
+    {Py_tp_clear, (void *)plain_clear},
+    {Py_tp_methods, plain_methods},
     {0, NULL},
 };
 
@@ -630,7 +637,16 @@ guarded(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 }
 
 /* As in signal_guard.py. */
-enum kind { BORDER, OPEN, SPARED, DESCRIBING, IMPORTING, INSIDE, FOREIGN, THROUGH };
+enum kind {
+    BORDER,
+    OPEN,
+    SPARED,
+    DESCRIBING,
+    IMPORTING,
+    INSIDE,
+    FOREIGN,
+    THROUGH,
+};
 
 /* The kind of a frame's code: from `codes`, else from `files`. -1 with an exception, or with the unknown file. */
 static int
@@ -783,8 +799,7 @@ static PyModuleDef_Slot slots[] = {
 PyDoc_STRVAR(module_doc, "Leaf functions of the request path.");
 
 static PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_fast", module_doc, 0, methods, slots, NULL, NULL, NULL,
-};
+    PyModuleDef_HEAD_INIT, "_fast", module_doc, 0, methods, slots, NULL, NULL, NULL};
 
 PyMODINIT_FUNC
 PyInit__fast(void)

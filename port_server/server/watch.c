@@ -39,13 +39,17 @@ static pid_t first_parent;
 /* The time that the process has beyond that grace once it is leaving by itself. */
 static volatile int leaving_ms;
 
-static void pause_ms(int ms) {
+static void
+pause_ms(int ms)
+{
     struct timespec left = {ms / 1000, (ms % 1000) * 1000000L};
     while (nanosleep(&left, &left) == -1 && errno == EINTR) {
     }
 }
 
-static void die_together(int grace_ms) {
+static void
+die_together(int grace_ms)
+{
     pause_ms(grace_ms);
     pause_ms(leaving_ms);
     /* Only a group leader kills its group: otherwise the group belongs to a shell or a test runner. */
@@ -55,7 +59,9 @@ static void die_together(int grace_ms) {
     kill(getpid(), SIGKILL);
 }
 
-static void *watch(void *argument) {
+static void *
+watch(void *argument)
+{
     struct watched watched = *(struct watched *)argument;
     struct pollfd polled[2] = {{watched.fds[0], 0, 0}, {watched.fds[1], 0, 0}};
     int hung_up = 0;
@@ -88,7 +94,9 @@ static void *watch(void *argument) {
     }
 }
 
-static PyObject *start(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *
+start(PyObject *Py_UNUSED(module), PyObject *args)
+{
     pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, before;
@@ -134,7 +142,9 @@ static int input_fd, null_fd = -1;
 static struct sigaction python_handler;
 static volatile sig_atomic_t ended_by;
 
-static void on_signal(int number) {
+static void
+on_signal(int number)
+{
     int saved = errno;
     ended_by = number;
     (void)dup2(null_fd, input_fd);
@@ -142,7 +152,9 @@ static void on_signal(int number) {
     python_handler.sa_handler(number);
 }
 
-static PyObject *end_input(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *
+end_input(PyObject *Py_UNUSED(module), PyObject *args)
+{
     int number;
     struct sigaction action;
     if (!PyArg_ParseTuple(args, "ii:end_input", &number, &input_fd)) {
@@ -166,9 +178,15 @@ static PyObject *end_input(PyObject *Py_UNUSED(module), PyObject *args) {
     return Py_NewRef(Py_None);
 }
 
-static PyObject *ended(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) { return PyLong_FromLong(ended_by); }
+static PyObject *
+ended(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromLong(ended_by);
+}
 
-static PyObject *leave(PyObject *Py_UNUSED(module), PyObject *args) {
+static PyObject *
+leave(PyObject *Py_UNUSED(module), PyObject *args)
+{
     int ms;
     if (!PyArg_ParseTuple(args, "i:leave", &ms)) {
         return NULL;
@@ -211,4 +229,8 @@ static struct PyModuleDef definition = {
     .m_slots = slots,
 };
 
-PyMODINIT_FUNC PyInit__watch(void) { return PyModuleDef_Init(&definition); }
+PyMODINIT_FUNC
+PyInit__watch(void)
+{
+    return PyModuleDef_Init(&definition);
+}
