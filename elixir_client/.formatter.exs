@@ -3,7 +3,7 @@ modern = if Version.match?(System.version(), ">= 1.15.0"), do: ["test_1_15/**/*.
 
 [
   inputs:
-    ["*.exs", ".formatter.exs", "{config,lib,test,examples}/**/*.{ex,exs}"] ++
+    ["*.exs", ".formatter.exs", ".credo.exs", "{config,lib,test,examples}/**/*.{ex,exs}"] ++
       ["../tests/faults/*.exs", "../benchmarks/beam/*.exs"] ++ modern,
   line_length: 110
 ]
