@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo iex test lint dialyzer test-env wheel test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec fuzz clean distclean setup
+.PHONY: help demo iex fast test lint dialyzer nightly test-env wheel package test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -20,17 +20,26 @@ demo: setup ## a tour: Elixir evaluates Python, and what came back
 iex: setup ## an Elixir shell with PyPort in it
 	@cd elixir_client && MIX_ENV=dev sh ../scripts/with-env.sh iex -S mix
 
+fast: setup ## format, lint, and the tests that need no waiting, for the middle of the work (under a minute)
+	@$(in_env) sh scripts/fast.sh
+
 test: setup ## pytest, then ExUnit
 	@$(in_env) sh scripts/test.sh
 
-lint: setup ## ruff, mypy, shellcheck, mix format, warnings of the Elixir compiler
+lint: setup ## ruff, mypy, clang-format, shellcheck, mix format, warnings of the Elixir compiler
 	@$(in_env) sh scripts/lint.sh
+
+nightly: ## everything that .ci/run has, and soak, bench-guard, fuzz and the tests that measure in many rounds (an hour)
+	@bash .ci/run nightly
 
 test-env: setup ## uv, Mix projects and releases for real, on packages of PyPI's (a few minutes)
 	@$(in_env) python -m pytest tests/env -m env $(PYTEST_ARGS)
 
 wheel: setup ## the port server for this platform, into elixir_client/priv/wheels
 	@$(in_env) sh scripts/wheel.sh
+
+package: setup ## the Hex package in build/package; with Hex installed also its archive and its documentation
+	@$(in_env) sh scripts/package.sh
 
 dialyzer: setup ## the typespecs of the Elixir client, by Erlang's dialyzer
 	@$(in_env) sh scripts/dialyzer.sh

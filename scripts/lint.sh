@@ -1,9 +1,14 @@
 #!/bin/sh
 # Runs every check that needs no running code, all of them to their end, and fails if any did.
+# `--quick` compiles only what has changed.
 set -eu
 # shellcheck source=scripts/lib.sh
 . "$(dirname "$0")/lib.sh"
 
+case ${1:-} in
+--quick) force= ;;
+*) force=--force ;;
+esac
 failed=
 check() {
     check_name=$1
@@ -24,8 +29,10 @@ check "prose" python scripts/prose.py port_server elixir_client/lib scripts benc
 cd "$project/elixir_client"
 check "mix format" mix format --check-formatted
 # Forced, because a warning in a file that is compiled already is not repeated.
-check "mix compile (dev)" env MIX_ENV=dev mix compile --force --warnings-as-errors
-check "mix compile (test)" env MIX_ENV=test mix compile --force --warnings-as-errors
+# shellcheck disable=SC2086  # nothing or one word
+check "mix compile (dev)" env MIX_ENV=dev mix compile $force --warnings-as-errors
+# shellcheck disable=SC2086  # nothing or one word
+check "mix compile (test)" env MIX_ENV=test mix compile $force --warnings-as-errors
 
 [ -z "$failed" ] || die "failed: ${failed#, }"
 say "All checks passed"

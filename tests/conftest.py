@@ -51,6 +51,15 @@ def call_(target, *args, id=b"1", opts=None, **kwargs):
     return (Atom("call"), id, opts or {}, target.encode(), list(args), kwargs)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests of `make nightly`, unless they are asked for."""
+    if os.environ.get("PYPORT_NIGHTLY") or "nightly" in (config.option.markexpr or ""):
+        return
+    left_out = [item for item in items if item.get_closest_marker("nightly")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item):
     """Add what a fault took to the file for docs/reliability.md that PYPORT_FAULTS names."""

@@ -9,6 +9,7 @@ defmodule PyPort.CostsTest do
   # of the BEAM is that of all its processes.
   use ExUnit.Case, async: false
 
+  @moduletag :nightly
   @moduletag timeout: 120_000
   @rounds 20
 

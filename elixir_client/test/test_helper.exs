@@ -1,2 +1,4 @@
 # What is waited for comes, or the test is red: no promise is about the time that messages take between processes here.
-ExUnit.start(capture_log: true, assert_receive_timeout: 5_000)
+# Tests that measure in many rounds are asked for, by `make nightly` or `mix test --include nightly`.
+nightly = if System.get_env("PYPORT_NIGHTLY", "") == "", do: [:nightly], else: []
+ExUnit.start(capture_log: true, assert_receive_timeout: 5_000, exclude: nightly)

@@ -48,6 +48,7 @@ defmodule PyPort.Pool.CoresTest do
   # counts for each, since noise only ever adds. Two bare processes are the most that two cores can give, so to be within 1.2 of
   # them is the promise. That the cores were idle shows when two bare jobs take no longer than one; in such a run
   # the promise is held to the letter: at most 1.2 times one job.
+  @tag :nightly
   @tag timeout: 300_000
   @tag skip: if(System.schedulers_online() < 2, do: "two cores are needed")
   test "two jobs on two servers take at most 1.2 times what one takes on idle cores" do
