@@ -155,11 +155,13 @@ defmodule PyPort.MixProjectTest do
         File.cp!(Path.join(package, file), Path.join(archive, file))
       end
 
-      code = ~S|IO.inspect({PyPort.eval!("6 * 7"), PyPort.Env.Package.source_dir()}, label: "ran")|
-      options = [cd: archive, env: [{"MIX_ENV", "prod"}], stderr_to_stdout: true]
+      # The Python of the tests has the server as well, but this comes first.
+      python_path = Path.join(archive, "priv/python")
+      code = ~S|IO.puts("ran: " <> PyPort.eval!("import port_server; port_server.__file__"))|
+      options = [cd: archive, env: [{"MIX_ENV", "prod"}, {"PYTHONPATH", python_path}], stderr_to_stdout: true]
       {said, status} = System.cmd("mix", ["run", "-e", code], options)
       assert {status, said} == {0, said}
-      assert said =~ "ran: {42, "
+      assert said =~ "ran: #{python_path}/port_server/__init__.py"
       refute said =~ "warning:"
     end
   end

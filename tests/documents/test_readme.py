@@ -55,6 +55,7 @@ def project(tmp_path):
     return tmp_path / "my_app"
 
 
+@pytest.mark.slow
 def test_the_first_example_works_when_it_is_pasted_into_iex(project):
     """Line after line in `iex -S mix` of a project of one's own, without an error."""
     printed = run(["iex", "-S", "mix"], project, input=FIRST + '\nIO.puts("the " <> "end")\n')

@@ -72,6 +72,7 @@ def test_what_the_beam_writes_comes_back_the_same(
     beam("compare", file)
 
 
+@pytest.mark.slow
 def test_text_comes_back_the_same(codec, beam, written, tmp_path):
     """In str mode, too, wherever a term's binaries are UTF-8; elsewhere the error says so."""
     file, refused = tmp_path / "pairs", 0

@@ -74,6 +74,7 @@ def source(tmp_path_factory):
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_wheel_is_built_with_and_without_a_compiler(source, tmp_path, compiler, codec):
     """Without one it works on erlang-py; with one it holds a binary for every Python from 3.11."""
     shutil.rmtree(source / "build", ignore_errors=True)

@@ -129,6 +129,7 @@ defmodule PyPort.Faults.BeamTest do
     """)
   end
 
+  @tag :slow
   test "the BEAM stopped with SIGSTOP" do
     beam = {_port, os_pid} = start()
     start = &ask(beam, @start <> "start.(#{inspect(&1)})")

@@ -189,6 +189,7 @@ defmodule PyPort.Faults.StubbornTest do
     assert report.server == :replaced
   end
 
+  @tag :slow
   test "cancel during a 100 MiB reply" do
     options = [
       within: 60_000,

@@ -131,6 +131,7 @@ def test_a_160_kb_integer(survivor):
 
 
 @pytest.mark.fault("100,000 new atoms", saw="its answer", became="goes on, and forgets them")
+@pytest.mark.slow
 def test_a_hundred_thousand_new_atoms(survivor, record_property):
     """They cross, and are not kept: ten times as many cost no more memory than the first."""
 

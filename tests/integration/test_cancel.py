@@ -509,6 +509,7 @@ def test_a_task_that_swallows_its_cancellation_is_cancelled_again():
 
 @pytest.mark.parametrize("prelude", ["", SMALL_SWITCHES], ids=["usual", "switching all the time"])
 @pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.slow
 def test_nothing_is_lost_doubled_or_cancelled_wrongly(prelude, seed):
     """Short requests, one by one and in bursts; a cancel for a third of them, at any moment."""
     dice = random.Random(seed)
@@ -603,6 +604,7 @@ def test_a_handler_of_user_code_for_the_dump_comes_after_it():
         assert port.process.stderr.read().count(b"Current thread") == 2
 
 
+@pytest.mark.slow
 def test_the_import_lock_is_never_left_taken():
     """300 cancels of code that imports the same modules again and again."""
     code = (

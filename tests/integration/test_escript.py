@@ -74,6 +74,7 @@ def run(tool, word, python):
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_python_that_has_the_server(tool):
     """Named by PYPORT_PYTHON here, as by `python:`."""
     assert "= 42" in run(tool, "eval", sys.executable)

@@ -90,6 +90,7 @@ class Server:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_memory_stays_flat(kind):
     """Once the caches are full; a leak of 100 bytes a request would show."""
     count, code = KINDS[kind]

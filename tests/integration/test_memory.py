@@ -35,6 +35,7 @@ GREEDY = {
 
 
 @pytest.mark.parametrize("how", GREEDY)
+@pytest.mark.slow
 def test_too_much_memory_is_a_memory_error(how):
     """With a traceback; afterwards the memory is there again, three times over."""
     with Port(init={"memory_limit_bytes": LIMIT_BYTES}) as port:

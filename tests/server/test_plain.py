@@ -273,6 +273,7 @@ def test_what_waits_behind_another_runs_aside_if_it_can():
         assert port.value(slow) == 2
 
 
+@pytest.mark.slow
 def test_nothing_is_kept():
     """Blocks of memory and the references to what all requests share stay as many."""
     count = (

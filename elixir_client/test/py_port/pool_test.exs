@@ -2,6 +2,9 @@ defmodule PyPort.PoolTest do
   # Several real Pythons behind one name: who works, who is replaced, who dies, and that each request has one outcome.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import ExUnit.CaptureLog
   import PyPort.Test.Pools
   import PyPort.Test.Processes

@@ -88,6 +88,7 @@ defmodule PyPort.RemoteTest do
       assert ms in 1_300..2_600
     end
 
+    @tag :slow
     test "is on time when the other node is stopped: an eval, large values, sessions, streams, status" do
       {here, there, far} = pair(size: 1)
       os_pid = on(there, do: System.pid())

@@ -2,6 +2,9 @@ defmodule PyPort.ServerTest do
   # Startup, life and shutdown of one server: a real Python, real signals.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import ExUnit.CaptureLog
   import PyPort.Sigils
   import PyPort.Test.{Leftovers, Processes, Requests}
@@ -213,6 +216,7 @@ defmodule PyPort.ServerTest do
       assert eventually_eval(name, "1") == {:ok, 1}
     end
 
+    @tag :slow
     test "owners killed while their Python is only just being born leave nothing behind" do
       Process.flag(:trap_exit, true)
 

@@ -87,6 +87,7 @@ defmodule PyPort.SyntaxCheckTest do
     compile("import PyPort.Sigils\ndef code, do: ~P[x = = 1]")
   end
 
+  @tag :slow
   test "a Python that cannot do it, or that dies of it, checks nothing and says nothing", %{tmp_dir: dir} do
     for script <- ["echo Traceback >&2; exit 1", "printf '\\0\\0\\0\\0063.11.0' >&8; read line <&7"] do
       path = Path.join(dir, "broken")

@@ -17,6 +17,7 @@ defmodule PyPort.Error.ReadWellTest do
   @moduletag timeout: 120_000
 
   @tag :tmp_dir
+  @tag :slow
   test "each kind of error says what happened, where, and what to do", %{tmp_dir: dir} do
     Task.Supervisor.start_link(name: Golden.Tasks)
     sections = Enum.map(cases(dir), fn {title, options, ask} -> section(title, options, ask) end)

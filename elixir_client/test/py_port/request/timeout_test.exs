@@ -2,6 +2,9 @@ defmodule PyPort.Request.TimeoutTest do
   # Time that is up, with real Pythons that run, sleep, refuse, hold the interpreter, or do not read.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import PyPort.Test.{Processes, Requests, Servers}
 
   alias PyPort.{Error, Server}
@@ -93,6 +96,7 @@ defmodule PyPort.Request.TimeoutTest do
   end
 
   @tag :main_thread
+  @tag :slow
   test "the same behind one that holds the interpreter, which goes on undisturbed" do
     server = start_server()
     os_pid = Server.os_pid(server)

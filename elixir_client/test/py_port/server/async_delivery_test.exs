@@ -120,6 +120,7 @@ defmodule PyPort.Server.AsyncDeliveryTest do
     for letter <- letters, reduce: 0, do: (bytes -> bytes + byte_size(elem(letter, 1)))
   end
 
+  @tag :slow
   test "status/1 tells what the last heartbeat said, and what is known without one", %{tmp_dir: dir} do
     server = start_fake(dir)
     owner = Process.whereis(server)

@@ -3,6 +3,9 @@ defmodule PyPort.Server.CancellationTest do
   # holds on, lies low, or says too late what it has to say. Real processes, real signals.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import ExUnit.CaptureLog
   import PyPort.Test.{FakePython, Processes, Servers}
   import PyPort.Test.Requests, only: [new_gate: 0, open_gate: 1, timed_eval: 3, wait_for: 1]
@@ -67,6 +70,7 @@ defmodule PyPort.Server.CancellationTest do
   end
 
   # It may begin yet: that it has not is for Python to say, which is silent here.
+  @tag :slow
   test "a request that waits behind another has its timeout at once, and no process is signalled", %{
     tmp_dir: dir
   } do

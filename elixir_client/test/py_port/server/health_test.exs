@@ -2,6 +2,9 @@ defmodule PyPort.Server.HealthTest do
   # How a real Python is, seen from outside: computing in C, stopped, silent; and what is made of it.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import ExUnit.CaptureLog
   import PyPort.Test.{FakePython, Processes, Requests, Servers}
 
@@ -17,6 +20,7 @@ defmodule PyPort.Server.HealthTest do
     state
   end
 
+  @tag :slow
   test "code that holds the interpreter shows, with where it is, and is ended when its time is up" do
     server = start_server(heartbeat_interval: 100, kill_grace: 2_000)
     assert state(server) in [:idle, :busy]

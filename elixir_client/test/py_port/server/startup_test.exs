@@ -3,6 +3,9 @@ defmodule PyPort.Server.StartupTest do
   # standard library, init_code that awaits.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import PyPort.Test.LogTo
   import PyPort.Test.Processes, only: [eventually: 1]
 

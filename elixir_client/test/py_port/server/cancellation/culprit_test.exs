@@ -2,6 +2,9 @@ defmodule PyPort.Server.Cancellation.CulpritTest do
   # One request keeps others from ending, and the Python is killed for it: all of them are told which one it was.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import PyPort.Test.{FakePython, LogTo, Requests, Servers}
 
   alias PyPort.Error

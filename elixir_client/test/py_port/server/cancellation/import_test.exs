@@ -3,6 +3,9 @@ defmodule PyPort.Server.Cancellation.ImportTest do
   # module works afterwards.
   use ExUnit.Case, async: true
 
+  # For most of their time these tests wait.
+  @moduletag :waits
+
   import ExUnit.CaptureLog
   import PyPort.Test.{Processes, Requests, Servers}
 
@@ -206,6 +209,7 @@ defmodule PyPort.Server.Cancellation.ImportTest do
     assert log =~ "700 ms after its request was cancelled (import_grace)"
   end
 
+  @tag :slow
   test "an import that holds the interpreter has its grace, too", context do
     File.write!(Path.join(context.directory, "heavy.py"), """
     open(#{inspect(context.begun)}, 'w').close()
