@@ -77,7 +77,7 @@ defmodule PyPort.MixProject do
       links: @links,
       files:
         ~w(mix.exs .formatter.exs README.md CHANGELOG.md LICENSE lib/**/*.ex examples/*.exs examples/data) ++
-          ~w(priv/package priv/python/port_server/**/*.{py,pyi,typed,c,h})
+          ~w(priv/package/{LICENSE,README.md,pyproject.toml,requirements.txt,setup.py} priv/python/port_server/**/*.{py,pyi,typed,c,h})
     ]
   end
 end

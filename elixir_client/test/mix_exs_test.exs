@@ -129,7 +129,7 @@ defmodule PyPort.MixProjectTest do
           below(@client, "lib") ++
           below(@client, "examples") ++ Enum.map(build, &Path.join("priv/package", &1)) ++ server
 
-      assert Enum.sort(files(package)) == Enum.sort(expected)
+      assert {files(package) -- expected, expected -- files(package)} == {[], []}
       for suffix <- ~w(.py .pyi .c .h .typed), do: assert(Enum.any?(server, &(Path.extname(&1) == suffix)))
     end
 
