@@ -146,15 +146,17 @@ defmodule PyPort.StderrFile do
     |> one_dump([], MapSet.new())
     |> case do
       [] -> nil
-      lines -> lines |> Enum.map_join("\n", &printable/1) |> String.trim_trailing()
+      lines -> lines |> Enum.map_join("\n", &printable/1) |> String.trim()
     end
   end
 
   # faulthandler gives each thread a headline with its number, and indents what belongs to it.
   defp headline?(line), do: line =~ ~r/^(?:Current thread|Thread|Stack) (?:0x[0-9a-f]+|\()/
 
-  # A thread that comes again belongs to the next dump. Lines of others, written meanwhile, are left out.
+  # A thread that comes again belongs to the next dump. Lines of others, written meanwhile, are left out, as is a thread
+  # that is being started: it has no frame, and still the number of the thread that starts it.
   defp one_dump([], lines, _threads), do: Enum.reverse(lines)
+  defp one_dump(["Thread " <> _, "  <no Python frame>" | rest], lines, threads), do: one_dump(rest, lines, threads)
   defp one_dump(["" | rest], lines, threads), do: one_dump(rest, ["" | lines], threads)
   defp one_dump(["  " <> _ = line | rest], lines, threads), do: one_dump(rest, [line | lines], threads)
 

@@ -109,6 +109,11 @@ defmodule PyPort.StderrFileTest do
       assert StderrFile.stacks(@dump <> @dump) == String.trim_trailing(@dump)
     end
 
+    test "of a thread that is being started are none" do
+      starting = "Thread 0x00007f1c2e5fe740 (most recent call first):\n  <no Python frame>\n\n"
+      assert StderrFile.stacks(starting <> @dump) == String.trim_trailing(@dump)
+    end
+
     test "of one thread alone are stacks, too" do
       text = "Stack (most recent call first):\n  File \"a.py\", line 3 in f\n"
       assert StderrFile.stacks(text) == String.trim_trailing(text)
