@@ -85,7 +85,10 @@ def test_on_another_one_it_says_what_is_missing(tool, tmp_path):
     venv.create(tmp_path, with_pip=False)
     said = run(tool, "eval", tmp_path / "bin/python")
     assert "! Python did not start" in said
-    assert "Install the package port-server in this Python, in the version of this library: an escript" in said
+    assert (
+        "Install the package port-server in this Python, in the version of this library: an escript"
+        in said
+    )
 
 
 def test_it_builds_no_environment_and_says_so(tool):

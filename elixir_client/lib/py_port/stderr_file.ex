@@ -156,7 +156,10 @@ defmodule PyPort.StderrFile do
   # A thread that comes again belongs to the next dump. Lines of others, written meanwhile, are left out, as is a thread
   # that is being started: it has no frame, and still the number of the thread that starts it.
   defp one_dump([], lines, _threads), do: Enum.reverse(lines)
-  defp one_dump(["Thread " <> _, "  <no Python frame>" | rest], lines, threads), do: one_dump(rest, lines, threads)
+
+  defp one_dump(["Thread " <> _, "  <no Python frame>" | rest], lines, threads),
+    do: one_dump(rest, lines, threads)
+
   defp one_dump(["" | rest], lines, threads), do: one_dump(rest, ["" | lines], threads)
   defp one_dump(["  " <> _ = line | rest], lines, threads), do: one_dump(rest, [line | lines], threads)
 
