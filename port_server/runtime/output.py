@@ -297,8 +297,13 @@ class Output:
         printed.wake()
 
     def _full(self, printed: Printed) -> bool:
-        most = self.delivery_window_bytes if printed is self.deliveries else self.window_bytes
-        return 0 < most < printed.sent - printed.acked and not printed.ended and not printed.muted
+        most = self.window_bytes
+        sent = printed.sent
+        if printed is self.deliveries:
+            most = self.delivery_window_bytes
+            if printed.parts:  # the thread that counts them has lost the interpreter to this one
+                sent += sum(tuple(printed.parts))
+        return 0 < most < sent - printed.acked and not printed.ended and not printed.muted
 
     def _wait(self, printed: Printed) -> None:
         lock = None
