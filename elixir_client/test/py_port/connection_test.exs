@@ -129,11 +129,8 @@ defmodule PyPort.ConnectionTest do
   test "when all has been read there is room again" do
     connection = connection("cat > /dev/null; exit", 1_000_000)
 
-    for _ <- 1..5,
-        do:
-          assert(
-            eventually(fn -> Connection.submit(connection, [:binary.copy(@large, 2), "and a tail"]) == :ok end)
-          )
+    frame = [:binary.copy(@large, 2), "and a tail"]
+    for _ <- 1..5, do: assert(eventually(fn -> Connection.submit(connection, frame) == :ok end))
 
     Port.close(connection.port)
   end

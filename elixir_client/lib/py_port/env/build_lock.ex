@@ -18,7 +18,7 @@ defmodule PyPort.Env.BuildLock do
   Runs `fun` while no other process does so under the same path. `waiting` is called once, with a sentence about the
   holder, if there is one to wait for.
   """
-  @spec run(Path.t(), waiting :: (String.t() -> term()), (() -> result)) :: result when result: var
+  @spec run(Path.t(), waiting :: (String.t() -> term()), (... -> result)) :: result when result: var
   def run(path, waiting, fun) do
     File.mkdir_p!(Path.dirname(path))
     File.touch!(path)
