@@ -104,7 +104,8 @@ typedef struct {
     X(pid_of) X(port_of) X(reference_of) X(fun_of) X(local_of)                                     \
     X(etf_error) X(decode_error) X(encode_error) X(hook_failed) X(path_of) X(show) X(key_step)     \
     X(resolve) X(name_of) X(from_struct_by_module) X(registered_builtin_subtypes)                  \
-    X(atom_struct)                                                                                 \
+    X(atom_struct) X(atom_nan) X(atom_infinity) X(atom_neg_infinity)                               \
+    X(nan) X(infinity) X(neg_infinity)                                                             \
     X(dict_new) X(int_from_bytes) X(int_to_bytes) X(int_abs) X(int_bit_length)                     \
     X(s_binary_as) X(s_floats_as) X(s_max_depth) X(s_plain_structs) X(s_head) X(s_default)         \
     X(s_max_bytes) X(s_by_reference_from) X(s_str) X(s_bytes) X(s_memoryview) X(s_list)            \

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from .terms import Atom, Struct
+from .terms import NOT_FINITE, Atom, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -112,7 +112,13 @@ def _map_set_from(fields: dict[Any, Any]) -> Any:
     members = fields.get("map")
     if not isinstance(members, dict):
         return Struct("Elixir.MapSet", fields)
+    if any(name in members for name in NOT_FINITE):  # keys stay atoms, members are values
+        return {NOT_FINITE[key] if _is_not_finite(key) else key for key in members}
     return set(members)
+
+
+def _is_not_finite(key: Any) -> bool:
+    return type(key) is Atom and key in NOT_FINITE
 
 
 def _map_set_to(value: Any) -> dict[Any, Any]:
