@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # The codecs read these two tables directly.
 from_struct_by_module: dict[str, FromStruct] = {}
 to_struct_by_type: dict[type, tuple[Atom, ToStruct]] = {}
+# Functions that give the value to send in place of one, by its type; or NotImplemented.
+replacement_by_type: dict[type, Callable[[Any], Any]] = {}
 # Types that derive from int, str, dict, ...: for these, looking at an exact type is not enough.
 registered_builtin_subtypes: set[type] = set()
 
@@ -73,6 +75,7 @@ _NO_VALUE: list[Any] = []  # what every Elixir so far maps a MapSet's members to
 _DEFAULT_TEMPLATES: dict[str, dict[Any, Any]] = {
     "map_set": {Atom("map"): {}, Atom("version"): 2},
     "range": {Atom("first"): 0, Atom("last"): 0, Atom("step"): 1},
+    "duration": {},
 }
 _templates = dict(_DEFAULT_TEMPLATES)
 
@@ -82,8 +85,9 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
 
     Args:
         templates: from a name to a value as the wire gave it: `"map_set"` to `MapSet.new()`, read
-            with `plain_structs=True` so that it stays a Struct. Unknown names are ignored;
-            an empty mapping brings the defaults (Elixir 1.14's) back.
+            with `plain_structs=True` so that it stays a Struct. Unknown names are ignored.
+            Without `"duration"`, that Elixir has no `Duration` (it came with 1.17). An empty
+            mapping brings the defaults back: Elixir 1.14's, and `Duration`.
 
     Raises:
         TypeError: a template is no Struct.
@@ -98,6 +102,8 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
         if not isinstance(template, Struct):
             raise TypeError(f"the template {name!s} is a {type(template).__name__}, no Struct")
         _templates[str(name)] = dict(template)
+    if templates and "duration" not in templates:
+        del _templates["duration"]
 
 
 # --- built in --------------------------------------------------------------------------------
@@ -227,7 +233,7 @@ def _datetime_from(fields: dict[Any, Any]) -> Any:
     return naive.replace(tzinfo=unnamed if str(unnamed) == zone else timezone(offset, zone))
 
 
-def _datetime_to(value: dt.datetime) -> Any:
+def datetime_to(value: dt.datetime) -> Any:
     fields = _date_fields(value) | _time_fields(value)
     offset = value.utcoffset()
     if offset is None:
@@ -255,6 +261,51 @@ def _text(value: Any) -> str:
     if isinstance(value, (bytes, memoryview)):
         return bytes(value).decode()
     raise TypeError("a time zone's name is text")  # bytes() of an integer is that many zeros
+
+
+def _duration_from(fields: dict[Any, Any]) -> Any:
+    try:
+        if fields["year"] or fields["month"]:
+            return Struct("Elixir.Duration", fields)  # of no fixed length
+        from datetime import timedelta
+
+        return timedelta(
+            weeks=fields["week"],
+            days=fields["day"],
+            hours=fields["hour"],
+            minutes=fields["minute"],
+            seconds=fields["second"],
+            microseconds=fields["microsecond"][0],
+        )
+    except (KeyError, OverflowError):
+        return Struct("Elixir.Duration", fields)
+
+
+def duration(micros: int, *, months: int = 0) -> Any:
+    """Give a `Duration`, whose parts have one sign; NotImplemented if the other side has none."""
+    if "duration" not in _templates:
+        return NotImplemented
+    sign = -1 if micros < 0 else 1
+    seconds, part = divmod(abs(micros), 1_000_000)
+    days, seconds = divmod(seconds, 86_400)
+    years = int(months / 12)  # towards zero
+    return Struct(
+        "Elixir.Duration",
+        {
+            Atom("year"): years,
+            Atom("month"): months - years * 12,
+            Atom("week"): 0,
+            Atom("day"): sign * days,
+            Atom("hour"): 0,
+            Atom("minute"): 0,
+            Atom("second"): sign * seconds,
+            Atom("microsecond"): (sign * part, 6 if part else 0),
+        },
+    )
+
+
+def _timedelta_to(value: dt.timedelta) -> Any:
+    return duration((value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds)
 
 
 # Decimal(int) takes quadratic time: 5 ms at 10,000 digits, minutes at a million.
@@ -303,24 +354,41 @@ register("Time", _time_from)
 register("NaiveDateTime", _naive_from)
 register("DateTime", _datetime_from)
 register("Decimal", _decimal_from)
+register("Duration", _duration_from)
 registered_builtin_subtypes.clear()  # set and frozenset are exact types, not subtypes
 
-_late: dict[str, Callable[[Any], tuple[tuple[type, str, ToStruct], ...]]] = {
-    "datetime": lambda module: (
-        (module.datetime, "Elixir.DateTime", _datetime_to),
+_late: dict[str, list[Callable[[Any], None]]] = {}
+
+
+def when_imported(name: str, learn: Callable[[Any], None]) -> None:
+    """Have `learn(module)` add the types of a module to the tables, once user code has imported it.
+
+    Values of a type exist only after its module is imported, so no start imports it.
+    """
+    _late.setdefault(name, []).append(learn)
+
+
+def _learn_datetime(module: Any) -> None:
+    for kind, struct, to_struct in (
+        (module.datetime, "Elixir.DateTime", datetime_to),
         (module.date, "Elixir.Date", _date_fields),
         (module.time, "Elixir.Time", _time_to),
-    ),
-    "decimal": lambda module: ((module.Decimal, "Elixir.Decimal", _decimal_to),),
-}
+    ):
+        to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
+    replacement_by_type.setdefault(module.timedelta, _timedelta_to)
+
+
+def _learn_decimal(module: Any) -> None:
+    to_struct_by_type.setdefault(module.Decimal, (Atom("Elixir.Decimal"), _decimal_to))
+
+
+when_imported("datetime", _learn_datetime)
+when_imported("decimal", _learn_decimal)
 
 
 def learn_imported_types() -> None:
-    """Register the built-in types of modules that user code has imported since the last call.
-
-    Values of datetime's types exist only after datetime is imported, so no start imports it.
-    """
-    for name, types_of in list(_late.items()):
+    """Learn the types of modules that user code has imported since the last call."""
+    for name, learners in list(_late.items()):
         module = sys.modules.get(name)
         # Another thread may be importing it: the class may be missing, or be the one in Python that
         # the one in C replaces. It has no values yet.
@@ -328,9 +396,8 @@ def learn_imported_types() -> None:
         if module is None or getattr(spec, "_initializing", False):
             continue
         try:
-            types = types_of(module)
+            for learn in learners:
+                learn(module)
         except AttributeError:  # a user's own module of that name
             continue
-        for kind, struct, to_struct in types:
-            to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
         _late.pop(name, None)  # last, because another thread may run this function as well

@@ -19,6 +19,7 @@ defmodule PyPort.SymmetryTest do
       [%{}, %{a: :nan}, %{"a" => 1}, %{1.5 => :neg_infinity}, %{infinity: 1, nan: 2}, %{{:nan, 1} => 2}] ++
       [self(), make_ref(), &Enum.map/2, MapSet.new([1, :nan, {:infinity}]), MapSet.new(), 1..3, 9..1//-2, 3..2//1] ++
       [~D[2024-02-29], ~T[01:02:03], ~T[01:02:03.000004], ~N[2024-01-01 00:00:00], ~U[2024-01-01 00:00:00Z]] ++
+      [struct(Duration, day: -1, second: -2, microsecond: {-3, 6}), struct(Duration, month: 3, hour: 1)] ++
       [%Some{value: :infinity}, PyPort.bytes(<<255>>)]
   end
 
@@ -55,12 +56,13 @@ defmodule PyPort.SymmetryTest do
   @python ~S"""
           None True 1 -2**200 1.5 -0.0 nan inf -inf 'é' '' [] [nan] (1,(inf,)) {'a':nan} {1,'a'} {inf} set()
           range(3) date(2024,2,29) time(1,2,3) time(1,2,3,4) datetime(2024,1,1,tzinfo=UTC) datetime(2024,1,1)
+          timedelta(1,2,3) timedelta(microseconds=-1) timedelta()
           Atom('a') BitString(b'\xa0',3) ImproperList([1],2) Struct('Elixir.Some',{Atom('a'):inf})
           """
           |> String.split()
 
   @names """
-  from datetime import date, time, datetime, UTC
+  from datetime import date, time, datetime, timedelta, UTC
   from math import nan, inf
   from port_server import Atom, BitString, ImproperList, Struct
   """

@@ -143,13 +143,16 @@ defmodule PyPort.Server.Launch do
       output_window_bytes: @output_limit_bytes,
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
-      templates: %{map_set: MapSet.new()}
+      templates: put(%{map_set: MapSet.new()}, :duration, duration())
     }
 
     base
     |> put(:init_code, init_code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
+
+  # Elixir has it from 1.17 on.
+  defp duration, do: if(Code.ensure_loaded?(Duration), do: struct(Duration))
 
   defp put(map, _key, nil), do: map
   defp put(map, key, value), do: Map.put(map, key, value)
