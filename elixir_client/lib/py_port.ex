@@ -24,7 +24,8 @@ defmodule PyPort do
     * `:timeout` - how long to wait for the answer, in ms, the time spent in queues included, or `:infinity`.
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
-      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
+      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: that of the server or pool, `:str` unless it was
+      started with another.
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.

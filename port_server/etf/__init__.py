@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .errors import DecodeError, EncodeError, EtfError
-from .structs import register, set_templates
+from .structs import register, set_decimals, set_templates
 from .terms import (
     Atom,
     BitString,
@@ -66,5 +66,6 @@ __all__ = [
     "encode_parts",
     "read_term",
     "register",
+    "set_decimals",
     "set_templates",
 ]

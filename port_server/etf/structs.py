@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 
+from .errors import EncodeError
 from .terms import NOT_FINITE, Atom, Struct
 
 TYPE_CHECKING = False
@@ -331,9 +332,32 @@ def _decimal_from(fields: dict[Any, Any]) -> Any:
         return Struct("Elixir.Decimal", fields)  # an exponent that Python's Decimal has no room for
 
 
-def _decimal_to(value: decimal.Decimal) -> dict[Any, Any]:
+_decimals = "struct"
+
+
+def set_decimals(how: str) -> None:
+    """Say what Decimals become: "struct", "string", or "none" if they are an error.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    global _decimals
+    if how not in ("struct", "string", "none"):
+        raise ValueError(how)
+    _decimals = how
+
+
+def _decimal_to(value: decimal.Decimal) -> Any:
     from decimal import Decimal
 
+    if _decimals == "string":
+        return str(value)
+    if _decimals == "none":
+        raise EncodeError(
+            "it is a Decimal, and the Elixir application does not have the library of that name",
+            'Add {:decimal, "~> 2.0"} to the dependencies in mix.exs, or set '
+            "config :py_port, decimal: :string to have them as text, or return a float or a str",
+        )
     sign, digits, exp = value.as_tuple()
     number: Any
     if exp == "F":
@@ -342,7 +366,8 @@ def _decimal_to(value: decimal.Decimal) -> dict[Any, Any]:
         number, exp = Atom("NaN"), 0
     else:
         number = int(Decimal((0, digits, 0)))
-    return {"sign": -1 if sign else 1, "coef": number, "exp": exp}
+    fields = {"sign": -1 if sign else 1, "coef": number, "exp": exp}
+    return Struct("Elixir.Decimal", {Atom(name): field for name, field in fields.items()})
 
 
 register("PyPort.Bytes", _bytes_from)
@@ -379,7 +404,7 @@ def _learn_datetime(module: Any) -> None:
 
 
 def _learn_decimal(module: Any) -> None:
-    to_struct_by_type.setdefault(module.Decimal, (Atom("Elixir.Decimal"), _decimal_to))
+    replacement_by_type.setdefault(module.Decimal, _decimal_to)
 
 
 when_imported("datetime", _learn_datetime)

@@ -66,8 +66,8 @@ class Options:
         "usual",
     )
 
-    def __init__(self) -> None:
-        self.as_bytes = False
+    def __init__(self, *, as_bytes: bool = False) -> None:
+        self.as_bytes = as_bytes
         self.credit = 0
         self.deadline_ms: int | None = None
         self.parent: bytes | None = None
@@ -175,10 +175,12 @@ class Requests:
         kept: options that were read, by the bytes of their term; for C, which looks there first.
     """
 
-    __slots__ = ("kept",)
+    __slots__ = ("_as_bytes", "kept")
 
-    def __init__(self) -> None:
-        self.kept: dict[bytes, Options] = {_EMPTY_MAP: Options()}
+    def __init__(self, *, as_bytes: bool = False) -> None:
+        """Prepare; `as_bytes` is for requests that do not say what binaries are."""
+        self._as_bytes = as_bytes
+        self.kept: dict[bytes, Options] = {_EMPTY_MAP: Options(as_bytes=as_bytes)}
 
     def read(self, frame: Frame) -> Request | None:
         """Read a request with the fixed prefix; None for anything else.
@@ -202,7 +204,7 @@ class Requests:
             ProtocolError: they are wrong; with its id.
         """
         try:
-            options, end = read_options(frame, at)
+            options, end = read_options(frame, at, as_bytes=self._as_bytes)
         except DecodeError as error:
             raise ProtocolError(str(error.at("options")), id_term) from None
         except ProtocolError as error:
@@ -216,8 +218,10 @@ class Requests:
         return Request(frame, is_call, id_term, options, end)
 
 
-def read_options(frame: Frame, at: int) -> tuple[Options, int]:
+def read_options(frame: Frame, at: int, *, as_bytes: bool = False) -> tuple[Options, int]:
     """Read and check the options that begin at `at`; give them, and where they end.
+
+    `as_bytes` is the default of theirs.
 
     Raises:
         DecodeError: they cannot be read.
@@ -228,7 +232,7 @@ def read_options(frame: Frame, at: int) -> tuple[Options, int]:
     given, end = read_term(frame, at, binary_as="bytes", plain_structs=True)
     if type(given) is not dict:
         raise ProtocolError(f"options are a map, not {named(given)}")
-    options = Options()
+    options = Options(as_bytes=as_bytes)
     for name, value in given.items():
         if value is not None:
             _heed(options, name, value)

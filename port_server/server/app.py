@@ -113,7 +113,7 @@ class Server:
         health = Health(main, async_executor, threads, scheduler, code)
         commands = Commands(port, scheduler, thread, code, async_executor, output, health)
         self._dispatcher = dispatcher = Dispatcher(
-            lock, port, scheduler, main, async_executor, threads, commands
+            lock, port, scheduler, main, async_executor, threads, commands, settings
         )
         self._callbacks = Callbacks(
             lock,

@@ -4,7 +4,7 @@ defmodule PyPort.Options do
 
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
-  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
+  @values [binary_as: nil, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
@@ -23,6 +23,7 @@ defmodule PyPort.Options do
     init_code: nil,
     init_timeout: 60_000,
     allow: [],
+    binary_as: :str,
     logger: true,
     heartbeat_interval: 1_000,
     lost_after: 10_000,
@@ -60,7 +61,7 @@ defmodule PyPort.Options do
   @type request :: %{
           required(:server) => GenServer.server() | nil,
           required(:timeout) => timeout(),
-          required(:binary_as) => :str | :bytes,
+          required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,

@@ -229,9 +229,10 @@ defmodule PyPort.Request do
   end
 
   # A stream's timeout is for each of its items, so there is no deadline to tell.
+  defp plain_options(%{credit: credit, binary_as: nil}), do: %{stream: true, credit: credit}
   defp plain_options(%{credit: credit, binary_as: as}), do: %{stream: true, credit: credit, binary_as: as}
-  defp plain_options(%{timeout: :infinity, binary_as: :str}), do: %{}
-  defp plain_options(%{timeout: timeout, binary_as: :str}), do: %{deadline_ms: timeout}
+  defp plain_options(%{timeout: :infinity, binary_as: nil}), do: %{}
+  defp plain_options(%{timeout: timeout, binary_as: nil}), do: %{deadline_ms: timeout}
   defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 

@@ -60,6 +60,8 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
+    * `:binary_as` - what the binaries of globals and arguments are in Python, for requests without this option: `:str`
+      (they must be UTF-8) or `:bytes`. The results of calls into Elixir are the same. Default: `:str`.
     * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
       the network, a disk, a lock) or computes where the GIL is released. With 0 they run one after another in Python's main
       thread, where any code can be stopped. A thread cannot be stopped while it waits in a call that never returns: then
@@ -111,6 +113,7 @@ defmodule PyPort.Server do
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
+          | {:binary_as, :str | :bytes}
           | {:heartbeat_interval, pos_integer()}
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}

@@ -314,10 +314,6 @@ defmodule PyPort.Wire do
   # Only the bytes are looked at: to read the term without `:safe` would make the atoms that `:safe` keeps out.
   defp unreadable(frame) do
     case Unknown.find(frame) do
-      {:struct, "Elixir.Decimal", path} ->
-        "#{path} is a Decimal, and the module Decimal is not loaded here: add {:decimal, \"~> 2.0\"} to the dependencies in " <>
-          "mix.exs, or return a float or a str"
-
       {:struct, module, path} ->
         name = String.trim_leading(module, "Elixir.")
 
