@@ -221,8 +221,8 @@ class Fun(Opaque):
 
     def __call__(self, *_arguments: object, **_keywords: object) -> NoReturn:
         raise TypeError(
-            f"{self!r} came inside of another value and cannot be called here, only sent back: "
-            f"functions are callable at the top level of globals and arguments"
+            f"{self!r} came in a key of a map or in a set and cannot be called here, only sent "
+            f"back: functions are callable everywhere else in globals, arguments and results"
         )
 
     def _text(self) -> str:

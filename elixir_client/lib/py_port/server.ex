@@ -88,7 +88,7 @@ defmodule PyPort.Server do
 
   import PyPort.Server.Requests, only: [is_worker: 2]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Wire}
+  alias PyPort.{Callbacks, Connection, Env, Error, Options, Reaper, Registry, Wire}
 
   alias PyPort.Server.{
     AsyncDelivery,
@@ -314,6 +314,8 @@ defmodule PyPort.Server do
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
+        {dropped, said} = Map.pop(said, :dropped, [])
+        Callbacks.drop(state.connection, dropped)
         Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
         {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
 

@@ -224,7 +224,8 @@ defmodule PyPort.Wire do
   def object_ids(<<@version, @small_tuple, arity, rest::binary>>) when arity > 3 do
     with {:ok, list} <- Skip.terms(rest, arity - 1),
          {:ok, ids} when is_list(ids) <- decode(<<@version, list::binary>>) do
-      Enum.filter(ids, &is_integer/1)
+      # Functions have negative ones.
+      Enum.filter(ids, &(is_integer(&1) and &1 > 0))
     else
       _unreadable -> []
     end
@@ -304,7 +305,7 @@ defmodule PyPort.Wire do
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
-      [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
+      [:kind, :type, :message, :traceback, :frames, :begun, :dropped, :file, :line, :function, :source] ++
       [:os_pid, :uptime_ms, :requests, :open, :importing, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++

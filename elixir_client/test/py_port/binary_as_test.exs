@@ -10,7 +10,10 @@ defmodule PyPort.BinaryAsTest do
     globals = %{b: "a", d: %{"k" => <<255>>}}
     assert PyPort.eval!(@kinds, globals, server: server) == ~w[bytes bytes bytes]
     assert PyPort.eval!("b", globals, server: server, timeout: :infinity) == "a"
-    assert PyPort.eval!(@kinds, %{b: "a", d: %{"k" => "v"}}, server: server, binary_as: :str) == ~w[str str str]
+
+    assert PyPort.eval!(@kinds, %{b: "a", d: %{"k" => "v"}}, server: server, binary_as: :str) ==
+             ~w[str str str]
+
     assert PyPort.call!("builtins:repr", ["a"], %{}, server: server) == "b'a'"
     assert Enum.to_list(PyPort.stream("[type(b).__name__]", %{b: "a"}, server: server)) == ["bytes"]
 

@@ -15,9 +15,33 @@ defmodule PyPort.SymmetryTest do
   # One or more of each row of docs/types.md.
   defp values do
     [nil, true, :a, Enum, :nan, :infinity, :neg_infinity, 0, -1, 2 ** 31, -(2 ** 63), 2 ** 64, -(2 ** 200)] ++
-      [0.0, -0.0, 1.5, 5.0e-324, "", "é", "nan", <<5::3>>, [], [1, :nan], 'abc', [1 | 2], {}, {1, {:infinity}}] ++
+      [
+        0.0,
+        -0.0,
+        1.5,
+        5.0e-324,
+        "",
+        "é",
+        "nan",
+        <<5::3>>,
+        [],
+        [1, :nan],
+        'abc',
+        [1 | 2],
+        {},
+        {1, {:infinity}}
+      ] ++
       [%{}, %{a: :nan}, %{"a" => 1}, %{1.5 => :neg_infinity}, %{infinity: 1, nan: 2}, %{{:nan, 1} => 2}] ++
-      [self(), make_ref(), &Enum.map/2, MapSet.new([1, :nan, {:infinity}]), MapSet.new(), 1..3, 9..1//-2, 3..2//1] ++
+      [
+        self(),
+        make_ref(),
+        &Enum.map/2,
+        MapSet.new([1, :nan, {:infinity}]),
+        MapSet.new(),
+        1..3,
+        9..1//-2,
+        3..2//1
+      ] ++
       [~D[2024-02-29], ~T[01:02:03], ~T[01:02:03.000004], ~N[2024-01-01 00:00:00], ~U[2024-01-01 00:00:00Z]] ++
       [struct(Duration, day: -1, second: -2, microsecond: {-3, 6}), struct(Duration, month: 3, hour: 1)] ++
       [%Some{value: :infinity}, PyPort.bytes(<<255>>)]
@@ -49,7 +73,10 @@ defmodule PyPort.SymmetryTest do
   defp plain(%Some{value: value}), do: %Some{value: plain(value)}
   defp plain(%_{} = struct), do: struct
   defp plain(%{} = map), do: Map.new(map, fn {key, value} -> {plain(key), plain(value)} end)
-  defp plain(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> Enum.map(&plain/1) |> List.to_tuple()
+
+  defp plain(tuple) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> Enum.map(&plain/1) |> List.to_tuple()
+
   defp plain([head | tail]), do: [plain(head) | plain(tail)]
   defp plain(other), do: other
 
