@@ -29,6 +29,8 @@ defmodule PyPort do
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
+    * `:error_value` - whether the error of an exception has the exception itself under `value`, a `PyPort.Object`; not for
+      `stream/3`. Default: `false`.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
 
@@ -53,6 +55,7 @@ defmodule PyPort do
           | {:session, Session.t()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
+          | {:error_value, boolean()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
 

@@ -45,6 +45,7 @@ class Options:
         as_bytes: whether its binaries are decoded as bytes, not as str.
         credit: how many items of a stream may be sent to begin with.
         deadline_ms: how long it may wait before it begins, None for ever.
+        error_value: whether the error of an exception has a handle of it.
         parent: the id of the call into the BEAM that it was made by, or None.
         returns: "value", "object" or "globals".
         session: the name of its session, or None.
@@ -58,6 +59,7 @@ class Options:
         "as_bytes",
         "credit",
         "deadline_ms",
+        "error_value",
         "parent",
         "plain",
         "returns",
@@ -70,6 +72,7 @@ class Options:
         self.as_bytes = as_bytes
         self.credit = 0
         self.deadline_ms: int | None = None
+        self.error_value = False
         self.parent: bytes | None = None
         self.plain = True
         self.returns = "value"
@@ -260,10 +263,10 @@ def _heed(options: Options, name: str, value: Any) -> None:
         if _word(value) not in _RETURNS:
             raise ProtocolError(f"return is value, object or globals, not {named(value)}")
         options.returns = str(_word(value))
-    elif name == "stream":
+    elif name in {"stream", "error_value"}:
         if type(value) is not bool:
-            raise ProtocolError(f"stream is true or false, not {named(value)}")
-        options.stream = value
+            raise ProtocolError(f"{name} is true or false, not {named(value)}")
+        setattr(options, name, value)
     elif name == "credit":
         if type(value) is not int or value < 0:
             raise ProtocolError(f"credit is how many items may be sent, not {named(value)}")

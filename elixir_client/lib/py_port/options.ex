@@ -4,11 +4,19 @@ defmodule PyPort.Options do
 
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
-  @values [binary_as: nil, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
+  @values [
+    binary_as: nil,
+    stdout: nil,
+    stderr: nil,
+    session: nil,
+    return: :value,
+    owner: nil,
+    error_value: false
+  ]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
-  @stream @request ++ [credit: 512]
+  @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
 
@@ -66,6 +74,7 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
+          optional(:error_value) => boolean(),
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -245,7 +254,7 @@ defmodule PyPort.Options do
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
-  defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
+  defp valid?(name, value) when name in [:logger, :cluster, :error_value], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
   defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
@@ -305,7 +314,7 @@ defmodule PyPort.Options do
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "a session of PyPort.open_session/1"
   defp expected(:owner), do: "a pid"
-  defp expected(name) when name in [:logger, :cluster], do: "true or false"
+  defp expected(name) when name in [:logger, :cluster, :error_value], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"

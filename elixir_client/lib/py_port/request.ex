@@ -86,6 +86,10 @@ defmodule PyPort.Request do
          do: {:ok, Callbacks.restore(owner, value, ids, functions)}
   end
 
+  defp owned({:failed, error, ids}, %{owner: owner}, id, options, _functions) do
+    with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner), do: {:error, error}
+  end
+
   defp owned({:unread, error}, connection, id, _options, _functions) do
     Ownership.disclaim(connection.owner, {:reply, id})
     {:error, error}
@@ -228,12 +232,15 @@ defmodule PyPort.Request do
   end
 
   # The plain request first, which has at most these two.
-  defp wire_options(%{session: nil, return: :value} = options, nil), do: plain_options(options)
+  defp wire_options(%{session: nil, return: :value, error_value: false} = options, nil),
+    do: plain_options(options)
 
   defp wire_options(%{session: session, return: return} = options, parent) do
+    error_value? = Map.get(options, :error_value, false)
     options = plain_options(options)
     options = if session, do: Map.put(options, :session, session.name), else: options
     options = if return == :value, do: options, else: Map.put(options, :return, return)
+    options = if error_value?, do: Map.put(options, :error_value, true), else: options
     if parent, do: Map.put(options, :parent, parent), else: options
   end
 

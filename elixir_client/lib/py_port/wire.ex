@@ -195,8 +195,8 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, arity, @yield, @id, id::binary-size(8), _::binary>>),
     do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
 
-  def route(<<@version, @small_tuple, _arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
-    do: {:reply, id}
+  def route(<<@version, @small_tuple, arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
 
   def route(<<@version, @small_tuple, _arity, "w\x06output", @id, id::binary-size(8), _::binary>>),
     do: {:output, id}
@@ -305,7 +305,21 @@ defmodule PyPort.Wire do
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
-      [:kind, :type, :message, :traceback, :frames, :begun, :dropped, :file, :line, :function, :source] ++
+      [
+        :kind,
+        :type,
+        :message,
+        :traceback,
+        :frames,
+        :begun,
+        :dropped,
+        :attributes,
+        :value,
+        :file,
+        :line,
+        :function,
+        :source
+      ] ++
       [:os_pid, :uptime_ms, :requests, :open, :importing, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
