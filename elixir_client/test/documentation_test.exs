@@ -8,7 +8,7 @@ defmodule PyPort.DocumentationTest do
 
   @public_modules ~w(
     Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top
-    PyPort PyPort.Bytes PyPort.Code PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool PyPort.Release
+    PyPort PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool PyPort.Release
     PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Telemetry
   )
 

@@ -27,31 +27,31 @@ def install() -> None:
 
 
 def _learn_deque(module: Any) -> None:
-    structs.replacement_by_type[module.deque] = list
+    structs.replacement_by_type.setdefault(module.deque, list)
 
 
 def _learn_collections(module: Any) -> None:
     table = structs.replacement_by_type
-    table[module.ChainMap] = dict
+    table.setdefault(module.ChainMap, dict)
     for kind in (module.UserDict, module.UserList, module.UserString):
-        table[kind] = _data
+        table.setdefault(kind, _data)
 
 
 def _learn_types(module: Any) -> None:
-    structs.replacement_by_type[module.SimpleNamespace] = _attributes
+    structs.replacement_by_type.setdefault(module.SimpleNamespace, _attributes)
 
 
 def _learn_array(module: Any) -> None:
-    structs.replacement_by_type[module.array] = module.array.tolist
+    structs.replacement_by_type.setdefault(module.array, module.array.tolist)
 
 
 def _learn_io(module: Any) -> None:
     for kind in (module.BytesIO, module.StringIO):
-        structs.replacement_by_type[kind] = kind.getvalue
+        structs.replacement_by_type.setdefault(kind, kind.getvalue)
 
 
 def _learn_pyarrow(module: Any) -> None:
-    structs.replacement_by_type[module.Buffer] = memoryview
+    structs.replacement_by_type.setdefault(module.Buffer, memoryview)
 
 
 def _data(value: Any) -> Any:

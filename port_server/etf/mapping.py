@@ -59,20 +59,20 @@ def resolve(value: Any) -> Any:
     """
     kind = type(value)
     table, replacements = structs.to_struct_by_type, structs.replacement_by_type
+    if kind in replacements:
+        return replacements[kind](value)
     known = table.get(kind)
     if known is not None:
         return as_struct(known[0], known[1](value))
-    if kind in replacements:
-        return replacements[kind](value)
     if _instance(value, "enum", "Enum"):
         return value.value
     structs.learn_imported_types()
     for base in kind.__mro__:
+        if base in replacements:
+            return replacements[base](value)
         known = table.get(base)
         if known is not None:
             return as_struct(known[0], known[1](value))
-        if base in replacements:
-            return replacements[base](value)
         if base in _BUILTINS:
             return NotImplemented
     fields = models.fields_of(value)

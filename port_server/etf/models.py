@@ -11,6 +11,7 @@ from . import structs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 
@@ -39,20 +40,46 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return None
 
 
+# What the models of libraries are read by, by their base.
+_readers: dict[type, Callable[[Any], Any]] = {}
+
+
+def both_ways(kind: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]] | None:
+    """Give what makes an instance of a class with fields, and what reads them; None for another."""
+    structs.learn_imported_types()
+    read = next((_readers[base] for base in kind.__mro__ if base in _readers), None)
+    attributes = getattr(kind, "__attrs_attrs__", None)
+    if attributes is not None:  # its parameters have names of their own: _a is a
+        names = {field.name: field.alias or field.name for field in attributes}
+        return lambda given: kind(**{names.get(name, name): given[name] for name in given}), _fields
+    if hasattr(kind, "__dataclass_fields__"):
+        read = _fields
+    return None if read is None else (lambda given: kind(**given), read)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return fields_of(value) or {}
+
+
+def _learn(kind: type, read: Callable[[Any], Any]) -> None:
+    _readers[kind] = read
+    structs.replacement_by_type.setdefault(kind, read)
+
+
 def _learn_pydantic(module: Any) -> None:
-    structs.replacement_by_type[module.BaseModel] = _pydantic
+    _learn(module.BaseModel, _pydantic)
 
 
 def _learn_root(module: Any) -> None:
-    structs.replacement_by_type[module.RootModel] = _root
+    structs.replacement_by_type.setdefault(module.RootModel, _root)
 
 
 def _learn_msgspec(module: Any) -> None:
-    structs.replacement_by_type[module.Struct] = lambda value: {
-        name: field
-        for name in value.__struct_fields__
-        if (field := getattr(value, name)) is not module.UNSET
-    }
+    def read(value: Any) -> dict[str, Any]:
+        fields = {name: getattr(value, name) for name in value.__struct_fields__}
+        return {name: field for name, field in fields.items() if field is not module.UNSET}
+
+    _learn(module.Struct, read)
 
 
 def _pydantic(value: Any) -> Any:

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import datetime as dt
     import decimal
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, TypeVar
 
+    _Function = TypeVar("_Function", bound=Callable[[Any], Any])
     FromStruct = Callable[[dict[Any, Any]], Any]
     ToStruct = Callable[[Any], Mapping[Any, Any] | Struct]
 
@@ -44,8 +45,9 @@ def register(
     Args:
         module: the module, with or without the `Elixir.` in front ("MyApp.Money").
         from_struct: called with a dict of the struct's fields (keys are atoms, `__struct__` is
-            not among them); returns the Python value. A class will do. If it raises, decoding
-            fails with a DecodeError that names the place.
+            not among them); returns the Python value. If it raises, decoding fails with a
+            DecodeError that names the place. A class will do. A dataclass, or a class of attrs,
+            pydantic or msgspec, gets the fields as its arguments, and needs no `to_struct`.
         to_struct: called with a value; returns its fields as a mapping, whose string keys become
             atoms. Without it the type only travels one way.
         python_type: the type `to_struct` is for, its subclasses included; by default
@@ -55,6 +57,13 @@ def register(
         TypeError: `to_struct` was given, and no type to use it for.
     """
     full = module if module.startswith("Elixir.") else "Elixir." + module
+    if isinstance(from_struct, type) and to_struct is None:
+        from .models import both_ways
+
+        ways = both_ways(from_struct)
+        if ways is not None:
+            python_type = python_type or from_struct
+            from_struct, to_struct = ways
     from_struct_by_module[str(full)] = from_struct
     if to_struct is None:
         return
@@ -65,7 +74,42 @@ def register(
         )
     if issubclass(kind, _BUILTIN_BASES):
         registered_builtin_subtypes.add(kind)
+    replacement_by_type.pop(kind, None)
     to_struct_by_type[kind] = (Atom(full), to_struct)
+
+
+def encoder(kind: type) -> Callable[[_Function], _Function]:
+    """Decorate a function that gives what values of a type, and of its subclasses, are sent as.
+
+    Raises:
+        TypeError: it is no type.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"@encoder(type) takes a type, not {kind!r}")
+
+    def add(function: _Function) -> _Function:
+        if issubclass(kind, _BUILTIN_BASES):
+            registered_builtin_subtypes.add(kind)
+        replacement_by_type[kind] = function
+        return function
+
+    return add
+
+
+def decoder(module: str) -> Callable[[_Function], _Function]:
+    """Decorate a function that gives the value for the fields of a struct; see `register`.
+
+    Raises:
+        TypeError: the module is no str.
+    """
+    if not isinstance(module, str):
+        raise TypeError(f'@decoder("MyApp.Money") takes the name of a module, not {module!r}')
+
+    def add(function: _Function) -> _Function:
+        register(module, function)
+        return function
+
+    return add
 
 
 # --- the shapes the client's own Elixir gives its structs -------------------------------------

@@ -1,9 +1,9 @@
 defmodule PyPort.Values do
-  # Finds the functions among the values of a request, which become callbacks, and the handles, which name a server,
-  # wherever they stand but in keys. Pure.
+  # Finds the functions among the values of a request, which become callbacks, the handles, which name a server, and the
+  # structs that are sent as something else, wherever they stand but in keys.
   @moduledoc false
 
-  alias PyPort.{Callback, Object}
+  alias PyPort.{Callback, Encoder, Object}
 
   # Functions with their numbers; handles, the last one first.
   @type found :: %{funs: [{pos_integer(), fun()}], objects: [Object.t()]}
@@ -21,6 +21,10 @@ defmodule PyPort.Values do
   defp special?([head | tail]), do: special?(head) or special?(tail)
   defp special?(value) when is_number(value) or is_binary(value) or is_atom(value) or value == [], do: false
   defp special?(%Object{}), do: true
+
+  defp special?(%_module{} = struct),
+    do: Encoder.impl_for(struct) != Encoder.Any or struct |> :maps.values() |> special?()
+
   defp special?(map) when is_map(map), do: map |> :maps.values() |> special?()
   defp special?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> special?()
   defp special?(value), do: is_function(value)
@@ -33,12 +37,14 @@ defmodule PyPort.Values do
 
   defp replace(%Object{} = object, found), do: {object, %{found | objects: [object | found.objects]}}
 
-  defp replace(map, found) when is_map(map) do
-    Enum.reduce(:maps.to_list(map), {map, found}, fn {key, value}, {map, found} ->
-      {value, found} = scan(value, found)
-      {%{map | key => value}, found}
-    end)
+  defp replace(%module{} = struct, found) do
+    case Encoder.encode(struct) do
+      %^module{} = same -> replace_values(same, found)
+      other -> scan(other, found)
+    end
   end
+
+  defp replace(map, found) when is_map(map), do: replace_values(map, found)
 
   defp replace(tuple, found) when is_tuple(tuple) do
     {list, found} = tuple |> Tuple.to_list() |> replace(found)
@@ -51,6 +57,13 @@ defmodule PyPort.Values do
   end
 
   defp replace(value, found), do: {value, found}
+
+  defp replace_values(map, found) do
+    Enum.reduce(:maps.to_list(map), {map, found}, fn {key, value}, {map, found} ->
+      {value, found} = scan(value, found)
+      {%{map | key => value}, found}
+    end)
+  end
 
   # Puts the functions back for the callbacks in a value.
   @spec restore(term(), (non_neg_integer() -> fun() | nil)) :: term()
