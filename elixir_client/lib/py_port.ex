@@ -55,7 +55,7 @@ defmodule PyPort do
           | {:session, Session.t()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
-          | {:error_value, boolean()}
+          | {:error_value | :typed, boolean()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
 
@@ -110,6 +110,10 @@ defmodule PyPort do
 
   The module is imported if it has not been. It is faster than `eval/3` where the code is one call anyway,
   and needs no Python source.
+
+  With `typed: true` the arguments are what the type hints of the function say: maps become dataclasses, or models of
+  attrs, pydantic and msgspec, and the value or the name of a member that member of an enum, also inside of lists, maps
+  and optional types.
 
   ## Examples
 

@@ -4,7 +4,7 @@ defmodule PyPort.DocumentationTest do
 
   {:ok, modules} = :application.get_key(:py_port, :modules)
   # Those of the tests themselves, and implementations of protocols, have no page.
-  @modules Enum.reject(modules, &(inspect(&1) =~ ~r/^(PyPort\.Test|Inspect)\./))
+  @modules Enum.reject(modules, &(inspect(&1) =~ ~r/^(PyPort\.Test|Inspect|PyPort\.Encoder)\./))
 
   @public_modules ~w(
     Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top

@@ -52,7 +52,8 @@ class Options:
         stream: whether its value is sent item by item.
         plain: whether it can run at once where main is free and it is its turn: it belongs to no
             call, and has time left.
-        usual: whether its value is sent as it is, once.
+        typed: whether the arguments of a call are made by the type hints of its function.
+        usual: whether its value is sent as it is, once, and its arguments stay what they are.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Options:
         "returns",
         "session",
         "stream",
+        "typed",
         "usual",
     )
 
@@ -78,6 +80,7 @@ class Options:
         self.returns = "value"
         self.session: bytes | None = None
         self.stream = False
+        self.typed = False
         self.usual = True
 
     @property
@@ -242,7 +245,7 @@ def read_options(frame: Frame, at: int, *, as_bytes: bool = False) -> tuple[Opti
     options.plain = options.parent is None and (
         options.deadline_ms is None or options.deadline_ms > 0
     )
-    options.usual = options.returns == "value" and not options.stream
+    options.usual = options.returns == "value" and not options.stream and not options.typed
     return options, end
 
 
@@ -263,7 +266,7 @@ def _heed(options: Options, name: str, value: Any) -> None:
         if _word(value) not in _RETURNS:
             raise ProtocolError(f"return is value, object or globals, not {named(value)}")
         options.returns = str(_word(value))
-    elif name in {"stream", "error_value"}:
+    elif name in {"stream", "error_value", "typed"}:
         if type(value) is not bool:
             raise ProtocolError(f"{name} is true or false, not {named(value)}")
         setattr(options, name, value)

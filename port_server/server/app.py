@@ -311,6 +311,7 @@ def _signal_guard() -> SignalGuard:
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
         open_modules=(evaluate, failure, replies, targets),
+        open_files=(str(targets.__file__).replace("targets", "typed"),),
         through_modules=(
             *(containers, imports, mapping, models, objects, scalars, stdio, structs, thread_context),
         ),

@@ -232,16 +232,20 @@ defmodule PyPort.Request do
   end
 
   # The plain request first, which has at most these two.
-  defp wire_options(%{session: nil, return: :value, error_value: false} = options, nil),
-    do: plain_options(options)
+  defp wire_options(%{session: nil, return: :value, error_value: false} = options, nil)
+       when not is_map_key(options, :typed),
+       do: plain_options(options)
 
   defp wire_options(%{session: session, return: return} = options, parent) do
-    error_value? = Map.get(options, :error_value, false)
-    options = plain_options(options)
-    options = if session, do: Map.put(options, :session, session.name), else: options
-    options = if return == :value, do: options, else: Map.put(options, :return, return)
-    options = if error_value?, do: Map.put(options, :error_value, true), else: options
-    if parent, do: Map.put(options, :parent, parent), else: options
+    more = [
+      session: session && session.name,
+      return: if(return != :value, do: return),
+      error_value: options[:error_value] || nil,
+      typed: options[:typed],
+      parent: parent
+    ]
+
+    for {name, value} <- more, value != nil, into: plain_options(options), do: {name, value}
   end
 
   # A stream's timeout is for each of its items, so there is no deadline to tell.
