@@ -72,7 +72,8 @@ defmodule PyPort.Server do
     * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
       have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
-    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. With a tenth of them Logger gets
+      a warning. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
@@ -317,7 +318,7 @@ defmodule PyPort.Server do
         {dropped, said} = Map.pop(said, :dropped, [])
         Callbacks.drop(state.connection, dropped)
         Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
-        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
+        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said)}
 
       _unreadable ->
         {:noreply, state}
