@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+# numpy's names in C, of which several may be one type. Its doubles are Python's floats.
+_NUMBERS = {
+    structs.QUICK_INT: "byte short intc long int_ intp longlong ubyte ushort uintc ulong uint uintp "
+    "ulonglong",
+    structs.QUICK_FLOAT: "half single longdouble",
+    structs.QUICK_BOOL: "bool_",
+}
+
+
 def install() -> None:
     """Have the types learnt once they are imported."""
     structs.when_imported("numpy", _learn_numpy)
@@ -24,6 +33,11 @@ def _learn_numpy(numpy: Any) -> None:
     table.setdefault(numpy.datetime64, lambda value: _datetime64(numpy, value))
     table.setdefault(numpy.timedelta64, lambda value: _timedelta64(numpy, value))
     table.setdefault(numpy.generic, _number)
+    for quick, names in _NUMBERS.items():
+        for name in names.split():
+            kind = getattr(numpy, name, None)
+            if kind is not None and kind not in table and kind not in structs.to_struct_by_type:
+                structs.quick_types[kind] = quick
 
 
 def _learn_pandas(pandas: Any) -> None:

@@ -27,6 +27,10 @@ from_struct_by_module: dict[str, FromStruct] = {}
 to_struct_by_type: dict[type, tuple[Atom, ToStruct]] = {}
 # Functions that give the value to send in place of one, by its type; or NotImplemented.
 replacement_by_type: dict[type, Callable[[Any], Any]] = {}
+# Types of which long lists are common, and how the C extension writes them by itself: numbers of
+# numpy as their value, the others as the struct that the tables above give for them.
+QUICK_INT, QUICK_FLOAT, QUICK_BOOL, QUICK_DATE, QUICK_DATETIME, QUICK_DECIMAL = range(1, 7)
+quick_types: dict[type, int] = {}
 # Types that derive from int, str, dict, ...: for these, looking at an exact type is not enough.
 registered_builtin_subtypes: set[type] = set()
 
@@ -75,6 +79,7 @@ def register(
     if issubclass(kind, _BUILTIN_BASES):
         registered_builtin_subtypes.add(kind)
     replacement_by_type.pop(kind, None)
+    quick_types.pop(kind, None)
     to_struct_by_type[kind] = (Atom(full), to_struct)
 
 
@@ -91,6 +96,7 @@ def encoder(kind: type) -> Callable[[_Function], _Function]:
         if issubclass(kind, _BUILTIN_BASES):
             registered_builtin_subtypes.add(kind)
         replacement_by_type[kind] = function
+        quick_types.pop(kind, None)
         return function
 
     return add
@@ -377,6 +383,7 @@ def _decimal_from(fields: dict[Any, Any]) -> Any:
 
 
 _decimals = "struct"
+_DECIMAL, _SIGN, _COEF, _EXP = (Atom(name) for name in ("Elixir.Decimal", "sign", "coef", "exp"))
 
 
 def set_decimals(how: str) -> None:
@@ -389,6 +396,16 @@ def set_decimals(how: str) -> None:
     if how not in ("struct", "string", "none"):
         raise ValueError(how)
     _decimals = how
+    _learn_quick_decimals()
+
+
+def _learn_quick_decimals() -> None:
+    for kind, function in replacement_by_type.items():
+        if function is _decimal_to:
+            if _decimals == "struct":
+                quick_types[kind] = QUICK_DECIMAL
+            else:
+                quick_types.pop(kind, None)
 
 
 def _decimal_to(value: decimal.Decimal) -> Any:
@@ -410,8 +427,7 @@ def _decimal_to(value: decimal.Decimal) -> Any:
         number, exp = Atom("NaN"), 0
     else:
         number = int(Decimal((0, digits, 0)))
-    fields = {"sign": -1 if sign else 1, "coef": number, "exp": exp}
-    return Struct("Elixir.Decimal", {Atom(name): field for name, field in fields.items()})
+    return Struct(_DECIMAL, {_SIGN: -1 if sign else 1, _COEF: number, _EXP: exp})
 
 
 register("PyPort.Bytes", _bytes_from)
@@ -438,17 +454,24 @@ def when_imported(name: str, learn: Callable[[Any], None]) -> None:
 
 
 def _learn_datetime(module: Any) -> None:
-    for kind, struct, to_struct in (
-        (module.datetime, "Elixir.DateTime", datetime_to),
-        (module.date, "Elixir.Date", _date_fields),
-        (module.time, "Elixir.Time", _time_to),
+    for kind, struct, to_struct, quick in (
+        (module.datetime, "Elixir.DateTime", datetime_to, QUICK_DATETIME),
+        (module.date, "Elixir.Date", _date_fields, QUICK_DATE),
+        (module.time, "Elixir.Time", _time_to, None),
     ):
-        to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
+        if kind in to_struct_by_type or kind in replacement_by_type:
+            continue  # user code has a conversion of its own
+        to_struct_by_type[kind] = (Atom(struct), to_struct)
+        if quick is not None:
+            quick_types[kind] = quick
     replacement_by_type.setdefault(module.timedelta, _timedelta_to)
 
 
 def _learn_decimal(module: Any) -> None:
+    if module.Decimal in to_struct_by_type:  # registered by user code
+        return
     replacement_by_type.setdefault(module.Decimal, _decimal_to)
+    _learn_quick_decimals()
 
 
 when_imported("datetime", _learn_datetime)
