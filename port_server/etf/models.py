@@ -40,7 +40,7 @@ def fields_of(value: Any) -> dict[str, Any] | None:
     return None
 
 
-# What the models of libraries are read by, by their base.
+# Functions that read the models of libraries, by the base of these.
 _readers: dict[type, Callable[[Any], Any]] = {}
 
 

@@ -119,7 +119,7 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
-    int dates_known; /* 1: their layout is what the writer takes it for; -1: it is another */
+    int dates_known;           /* 1: their layout is what the writer takes it for; -1: it is another */
     Py_ssize_t tuple_items_at; /* 3.14 moved them */
     Py_ssize_t last_size;      /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];

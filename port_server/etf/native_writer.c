@@ -1149,7 +1149,9 @@ write_date(Writer *w, PyObject *value, int is_datetime)
         }
         is_utc = 1;
     }
-    if (put_header(w, MAP_EXT, !is_datetime ? 5 : is_utc ? 13 : 9) < 0 || PUT_ATOM(w, "__struct__") < 0 ||
+    if (put_header(w, MAP_EXT, !is_datetime ? 5 : is_utc ? 13
+                                                         : 9) < 0 ||
+        PUT_ATOM(w, "__struct__") < 0 ||
         (!is_datetime ? PUT_ATOM(w, "Elixir.Date")
          : is_utc     ? PUT_ATOM(w, "Elixir.DateTime")
                       : PUT_ATOM(w, "Elixir.NaiveDateTime")) < 0 ||
@@ -1171,7 +1173,7 @@ write_date(Writer *w, PyObject *value, int is_datetime)
     return 0;
 }
 
-#define MOST_DIGITS 18  /* that fit into 64 bits */
+#define MOST_DIGITS 18 /* that fit into 64 bits */
 #define LONGEST_EXPONENT 1000000000L
 
 /* From its text: -12.3E+4. Longer ones, infinities and NaNs are not quick. */

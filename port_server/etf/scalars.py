@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-# numpy's names in C, of which several may be one type. Its doubles are Python's floats.
+# The types of numbers by their names in C, of which several may be one type.
 _NUMBERS = {
-    structs.QUICK_INT: "byte short intc long int_ intp longlong ubyte ushort uintc ulong uint uintp "
-    "ulonglong",
-    structs.QUICK_FLOAT: "half single longdouble",
+    structs.QUICK_INT: "byte short intc long int_ intp longlong "
+    "ubyte ushort uintc ulong uint uintp ulonglong",
+    structs.QUICK_FLOAT: "half single double longdouble",
     structs.QUICK_BOOL: "bool_",
 }
 

@@ -392,7 +392,7 @@ def set_decimals(how: str) -> None:
     Raises:
         ValueError: it is none of these.
     """
-    global _decimals
+    global _decimals  # noqa: PLW0603  one other side
     if how not in ("struct", "string", "none"):
         raise ValueError(how)
     _decimals = how

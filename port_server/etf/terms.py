@@ -20,7 +20,7 @@ else:  # the parameters are for the type checker; typing itself is too slow to i
 
 MAX_ATOM_CHARACTERS = 255  # the BEAM's own limit; it refuses a message with a longer one
 
-# The floats that the BEAM does not have, by the names of the atoms that stand for them (Nx's words).
+# The floats that the BEAM does not have, by the atoms that stand for them (Nx's words).
 NOT_FINITE = {"nan": float("nan"), "infinity": float("inf"), "neg_infinity": float("-inf")}
 
 # Weak, so that a peer that invents names cannot fill the memory; the codecs keep frequent ones.

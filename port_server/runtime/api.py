@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final, Protocol, Self
 
+    _Ref = ref["Callback"]
+
     class Link(Protocol):
         """The part of the server that this module calls."""
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
         def send(self, pid: Pid, term: Any) -> None:
             """Send a message to a process."""
 
+
+if not TYPE_CHECKING:
+    _Ref = ref
 
 CALLBACK_MODULE: Final = "Elixir.PyPort.Callback"
 
@@ -126,7 +131,7 @@ class Callback:
         return Struct(CALLBACK_MODULE, {Atom("index"): self.index, Atom("arity"): self.arity})
 
 
-class _Held(ref[Callback] if TYPE_CHECKING else ref):
+class _Held(_Ref):
     """A weak reference to a callback, which knows its number."""
 
     __slots__ = ("index",)
@@ -151,7 +156,7 @@ def take_dropped_callbacks() -> list[int]:
 
     A frame may be read a second time, so a callback that is gone may come back at once.
     """
-    global _dropped, _dropped_before  # noqa: PLW0603
+    global _dropped, _dropped_before
     before, _dropped_before, _dropped = _dropped_before, _dropped, []
     return [index for index in before if index not in _held]
 

@@ -156,7 +156,7 @@ def _map(kind: type, inner: tuple[Any, ...], value: dict[Any, Any], steps: _Step
         if hasattr(kind, method):
             return getattr(kind, method)(_plain(value))
     if hasattr(kind, "__struct_fields__"):
-        import msgspec  # type: ignore[import-not-found,unused-ignore]
+        import msgspec  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
         return msgspec.convert(_plain(value), kind)
     names = _field_names(kind)
@@ -186,7 +186,7 @@ def _field_names(kind: type) -> dict[str, bool] | None:
     """Give the names of the fields, each with whether it is needed; None for another class."""
     fields = getattr(kind, "__dataclass_fields__", None)
     if fields is not None:
-        import dataclasses
+        import dataclasses  # noqa: PLC0415
 
         none = dataclasses.MISSING
         return {
@@ -195,14 +195,14 @@ def _field_names(kind: type) -> dict[str, bool] | None:
             if field.init
         }
     if hasattr(kind, "__attrs_attrs__"):
-        import attr  # type: ignore[import-not-found,unused-ignore]
+        import attr  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
 
         return {one.name: one.default is attr.NOTHING for one in attr.fields(kind) if one.init}
     if typing.is_typeddict(kind):
         needed = kind.__required_keys__  # type: ignore[attr-defined]
         return {name: name in needed for name in kind.__annotations__}
     if issubclass(kind, tuple) and hasattr(kind, "_fields"):
-        return {name: name not in kind._field_defaults for name in kind._fields}  # type: ignore[attr-defined]  # noqa: SLF001
+        return {name: name not in kind._field_defaults for name in kind._fields}  # type: ignore[attr-defined]
     return None
 
 

@@ -313,7 +313,17 @@ def _signal_guard() -> SignalGuard:
         open_modules=(evaluate, failure, replies, targets),
         open_files=(str(targets.__file__).replace("targets", "typed"),),
         through_modules=(
-            *(containers, imports, mapping, models, objects, scalars, stdio, structs, thread_context),
+            *(
+                containers,
+                imports,
+                mapping,
+                models,
+                objects,
+                scalars,
+                stdio,
+                structs,
+                thread_context,
+            ),
         ),
         describing=(failure.describe_cancelled,),
     )

@@ -75,7 +75,7 @@ class PydanticDataclass:
 
 class ModelV1(pydantic_v1.BaseModel):
     a: int
-    b: list[int] = []
+    b: list[int] = []  # noqa: RUF012
 
 
 class RootV1(pydantic_v1.BaseModel):

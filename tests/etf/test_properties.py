@@ -1,5 +1,6 @@
 """Promises for all values and for all bytes, kept by both codecs alike."""
 
+import datetime as dt
 import math
 
 import erlang
@@ -70,7 +71,8 @@ anything = st.recursive(
     | st.binary(max_size=5).map(bytearray)
     | st.dates()
     | st.times()
-    | st.datetimes()
+    | st.datetimes(timezones=st.none() | st.just(dt.UTC) | st.timezones())
+    | st.timedeltas()
     | st.decimals()
     | st.complex_numbers()
     | st.just(object())

@@ -17,8 +17,9 @@ VALUES = [
     ImproperList([1, "a"], 2),
     *([], [1, NAN], (), (1, (NAN,)), {}, {"a": NAN}, {Atom("a"): 1}, {1.5: {}}, {(NAN, "a"): 1}),
     *({1, "a"}, set(), {float("inf")}, {(1, float("-inf"))}, range(3), range(9, 1, -2), range(0)),
-    *(dt.date(2024, 2, 29), dt.time(1, 2, 3), dt.time(1, 2, 3, 4), dt.datetime(2024, 1, 1)),
-    dt.datetime(2024, 1, 1, 0, 0, 0, 1),
+    *(dt.date(2024, 2, 29), dt.time(1, 2, 3), dt.time(1, 2, 3, 4)),
+    dt.datetime(2024, 1, 1),  # noqa: DTZ001
+    dt.datetime(2024, 1, 1, 0, 0, 0, 1),  # noqa: DTZ001
     dt.datetime(2024, 1, 1, tzinfo=dt.UTC),
     dt.datetime(2024, 7, 1, 12, tzinfo=zoneinfo.ZoneInfo("Europe/Paris")),
     *(decimal.Decimal("1.20"), decimal.Decimal("-0"), decimal.Decimal("1E+3")),

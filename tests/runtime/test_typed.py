@@ -91,7 +91,7 @@ def returned(hint):
         (Typed, {"item": ITEM}, {"item": Item("a")}),
         (Point, {"x": 1, "item": ITEM}, Point(1, Item("a"))),
         (Point, [1], Point(1)),
-        (Optional[Item], None, None),
+        (Optional[Item], None, None),  # noqa: UP045
         (Item | None, ITEM, Item("a")),
         (int | Item, ITEM, Item("a")),
         (str | Color, "BLUE", "BLUE"),
@@ -122,7 +122,7 @@ def test_values_are_made(hint, given, made):
 
 
 def test_wherever_the_argument_stands():
-    def function(a: Item, *rest: Item, b: Item, **more: Item):
+    def function(a: Item, *rest: Item, b: Item, **more: Item):  # noqa: ARG001
         raise AssertionError
 
     args, keywords = bind(function, [ITEM, ITEM, ITEM], {"b": ITEM, "c": ITEM})
@@ -160,8 +160,16 @@ def test_whatever_is_called():
     ("hint", "given", "message"),
     [
         (Color, "green", r"\[0\]: 'green' is no Color. Its members are 'RED', 'BLUE'"),
-        (Order, {"items": [ITEM, {"name": "a", "color": 7}]}, r'\[0\]\["items"\]\[1\]\["color"\]: 7'),
-        (Item, {"name": "a", "colour": 1}, r"\[0\]: Item has no field 'colour'. Its fields are 'nam"),
+        (
+            Order,
+            {"items": [ITEM, {"name": "a", "color": 7}]},
+            r'\[0\]\["items"\]\[1\]\["color"\]: 7',
+        ),
+        (
+            Item,
+            {"name": "a", "colour": 1},
+            r"\[0\]: Item has no field 'colour'. Its fields are 'nam",
+        ),
         (Item, {}, r"\[0\]: Item needs 'name'"),
         (Item | None, {"nam": 1}, r"\[0\]: Item has no field 'nam'"),
     ],
@@ -172,7 +180,7 @@ def test_a_wrong_value_is_named_with_its_place(hint, given, message):
 
 
 def test_hints_that_cannot_be_read_are_an_error_that_names_them():
-    def function(a: "Missing"):  # noqa: F821
+    def function(a: "Missing"):  # noqa: ARG001, F821
         raise AssertionError
 
     with pytest.raises(DecodeError, match=r"hints of .*function cannot be read: name 'Missing'"):

@@ -220,7 +220,9 @@ def test_a_function_can_be_called_after_its_request(port):
     assert (request, function, args) == (name, 7, [1])
     answer(port, call, 2)
     assert port.value(name) == 2
-    name = port.eval("import threading; t = threading.Thread(target=f, args=[2], daemon=True); t.start()")
+    name = port.eval(
+        "import threading; t = threading.Thread(target=f, args=[2], daemon=True); t.start()"
+    )
     port.value(name)
     _request, call, function, args = port.invoked()
     assert (function, args) == (7, [2])

@@ -1,6 +1,6 @@
 defprotocol PyPort.Encoder do
   @moduledoc """
-  What Python is sent for a struct.
+  The value that Python is sent for a struct.
 
   A struct without an implementation arrives as a `Struct` with its module, or as what the module is registered for in
   Python. With one it arrives as what `encode/1` gives, mostly a map:

@@ -4,8 +4,8 @@ defimpl Inspect, for: PyPort.Object do
 
   alias PyPort.Object
 
-  # How long to wait for a repr, and how long not to ask a Python again that was late. One that is busy must not hold up
-  # whoever prints a list of objects.
+  # How long to wait for a repr, and how long not to ask a Python again that was late: a busy Python must not hold up a
+  # process that prints a list of objects.
   @repr_ms 200
   @pause_ms 1_000
 
