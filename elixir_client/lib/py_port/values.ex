@@ -17,6 +17,20 @@ defmodule PyPort.Values do
   def scan(value, found), do: if(special?(value), do: replace(value, found), else: {value, found})
 
   # A look first, because most values have none, and to look takes a fraction of the time of encoding.
+  # Long lists are of numbers or text, mostly: several items at once take two thirds of the time.
+  defp special?([a, b, c, d, e, f, g, h | tail])
+       when is_integer(a) and is_integer(b) and is_integer(c) and is_integer(d) and
+              is_integer(e) and is_integer(f) and is_integer(g) and is_integer(h),
+       do: special?(tail)
+
+  defp special?([a, b, c, d, e, f, g, h | tail])
+       when is_float(a) and is_float(b) and is_float(c) and is_float(d) and
+              is_float(e) and is_float(f) and is_float(g) and is_float(h),
+       do: special?(tail)
+
+  defp special?([a, b, c, d | tail]) when is_binary(a) and is_binary(b) and is_binary(c) and is_binary(d),
+    do: special?(tail)
+
   defp special?([head | tail]) when is_number(head) or is_binary(head) or is_atom(head), do: special?(tail)
   defp special?([head | tail]), do: special?(head) or special?(tail)
   defp special?(value) when is_number(value) or is_binary(value) or is_atom(value) or value == [], do: false
