@@ -46,8 +46,7 @@ def _learn_array(module: Any) -> None:
 
 
 def _learn_io(module: Any) -> None:
-    for kind in (module.BytesIO, module.StringIO):
-        structs.replacement_by_type.setdefault(kind, kind.getvalue)
+    structs.replacement_by_type.setdefault(module.BytesIO, module.BytesIO.getvalue)
 
 
 def _learn_pyarrow(module: Any) -> None:
