@@ -19,6 +19,7 @@ class Settings:
     """
 
     __slots__ = (
+        "as_bytes",
         "async_threads",
         "cancel_resend_ms",
         "code_cache_entries",
@@ -43,6 +44,9 @@ class Settings:
         "running_after_ms",
         "threads",
     )
+
+    as_bytes: bool
+    """Whether the binaries of a request that does not say so itself are bytes, not str."""
 
     max_frame_bytes: int
     """Longest frame read or written. A header above it ends the connection: a stray print looks
@@ -170,6 +174,7 @@ class Settings:
         async_threads: int = 32,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
+        as_bytes: bool = False,
     ) -> None:
         values = locals()
         for name in Settings.__slots__:

@@ -24,10 +24,13 @@ defmodule PyPort do
     * `:timeout` - how long to wait for the answer, in ms, the time spent in queues included, or `:infinity`.
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
-      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
+      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: that of the server or pool, `:str` unless it was
+      started with another.
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
+    * `:error_value` - whether the error of an exception has the exception itself under `value`, a `PyPort.Object`; not for
+      `stream/3`. Default: `false`.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
 
@@ -52,6 +55,7 @@ defmodule PyPort do
           | {:session, Session.t()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
+          | {:error_value | :typed, boolean()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
 
@@ -106,6 +110,10 @@ defmodule PyPort do
 
   The module is imported if it has not been. It is faster than `eval/3` where the code is one call anyway,
   and needs no Python source.
+
+  With `typed: true` the arguments are what the type hints of the function say: maps become dataclasses, or models of
+  attrs, pydantic and msgspec, and the value or the name of a member that member of an enum, also inside of lists, maps
+  and optional types.
 
   ## Examples
 

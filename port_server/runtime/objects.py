@@ -11,6 +11,7 @@ from itertools import count, islice
 from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
 
 from . import failure
+from .api import Callback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -168,7 +169,8 @@ class Exports:
     then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
-        ids: the objects of the reply that is being encoded.
+        ids: the objects of the reply that is being encoded, and -1 - number of the functions of
+            Elixir in it.
         export: gives the handle for a value. The codec calls it for a value that has no term.
     """
 
@@ -180,6 +182,9 @@ class Exports:
         self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
 
     def _export(self, value: Any) -> Struct:
+        if type(value) is Callback:
+            self.ids.append(-1 - value.index)
+            return value.fields
         number, handle = self._objects.add(value)
         self.ids.append(number)
         return handle

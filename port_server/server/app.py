@@ -11,7 +11,7 @@ import os
 import sys
 from time import monotonic
 
-from port_server.etf import mapping, structs
+from port_server.etf import containers, mapping, models, scalars, structs
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
 from port_server.runtime import api, failure, imports, objects, stdio, targets, thread_context
@@ -113,7 +113,7 @@ class Server:
         health = Health(main, async_executor, threads, scheduler, code)
         commands = Commands(port, scheduler, thread, code, async_executor, output, health)
         self._dispatcher = dispatcher = Dispatcher(
-            lock, port, scheduler, main, async_executor, threads, commands
+            lock, port, scheduler, main, async_executor, threads, commands, settings
         )
         self._callbacks = Callbacks(
             lock,
@@ -311,7 +311,20 @@ def _signal_guard() -> SignalGuard:
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
         open_modules=(evaluate, failure, replies, targets),
-        through_modules=(imports, mapping, objects, stdio, structs, thread_context),
+        open_files=(str(targets.__file__).replace("targets", "typed"),),
+        through_modules=(
+            *(
+                containers,
+                imports,
+                mapping,
+                models,
+                objects,
+                scalars,
+                stdio,
+                structs,
+                thread_context,
+            ),
+        ),
         describing=(failure.describe_cancelled,),
     )
 

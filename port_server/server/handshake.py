@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, codec_name, encode, set_templates
+from port_server.etf import Atom, codec_name, encode, set_decimals, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.runtime import failure
@@ -123,6 +123,11 @@ def settings_of(settings: Settings, init: Init) -> Settings:
             if type(value) is not int or value < least:
                 raise wrong_option(name, f"an integer of at least {least}", value)
             changes[name] = value
+    binary_as = options.get("binary_as")
+    if binary_as is not None:
+        if binary_as not in ("str", "bytes"):
+            raise wrong_option("binary_as", '"str" or "bytes"', binary_as)
+        changes["as_bytes"] = binary_as == "bytes"
     changed = settings.replace(**changes)
     try:
         encode(None, max_depth=changed.max_depth)
@@ -180,7 +185,7 @@ def take_templates(options: dict[Any, Any]) -> None:
     """Learn the exact shapes of structs that differ between versions of Elixir.
 
     Raises:
-        RefusedError: they are no structs.
+        RefusedError: they are no structs, or `decimal` is wrong.
     """
     templates = options.get("templates")
     if templates is not None:
@@ -188,6 +193,12 @@ def take_templates(options: dict[Any, Any]) -> None:
             set_templates(templates)
         except (TypeError, AttributeError) as error:
             raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+    decimals = options.get("decimal")
+    if decimals is not None:
+        try:
+            set_decimals(decimals)
+        except ValueError:
+            raise wrong_option("decimal", '"struct", "string" or "none"', decimals) from None
 
 
 def wants_logs(options: dict[Any, Any]) -> bool:

@@ -63,6 +63,7 @@ class SignalGuard:
         borders: Iterable[Any],
         open: Iterable[Any],
         open_modules: Iterable[Any],
+        open_files: Iterable[str],
         through_modules: Iterable[Any],
         describing: Iterable[Any],
     ) -> None:
@@ -72,6 +73,7 @@ class SignalGuard:
             borders: functions that run user code, and make a reply of each exception in them.
             open: functions called by those that may be interrupted at any place.
             open_modules: modules of such functions.
+            open_files: files of such modules that are imported later.
             through_modules: modules whose functions call user code and handle its exceptions, but
                 must not be interrupted themselves.
             describing: functions that describe a failure.
@@ -84,6 +86,7 @@ class SignalGuard:
         self._own_files: dict[str, int] = {
             **dict.fromkeys(IMPORT_FILES, IMPORTING),
             **{str(module.__file__): OPEN for module in open_modules},
+            **dict.fromkeys(open_files, OPEN),
             **{str(module.__file__): THROUGH for module in through_modules},
         }
         self.files = self._own_files.copy()

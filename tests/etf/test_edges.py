@@ -33,7 +33,7 @@ def test_large_texts_and_many_floats(codec):
     assert b"".join(codec.encode_parts(value)) == data
     back = codec.decode(data)
     assert back["floats"] == value["floats"]
-    assert back["mixed"][-1] == Atom("infinity")
+    assert back["mixed"][-1] == float("inf")
     assert back["wide"] == value["wide"]
     assert back["bytes"] == ["y" * 30_000, "z" * 30_000, "w" * 20_000]
     assert codec.encode({"k" * 70_000: 1, b"l" * 70_000: 2, ("m" * 70_000,): 3})

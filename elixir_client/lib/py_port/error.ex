@@ -41,6 +41,10 @@ defmodule PyPort.Error do
   number, as in the metadata of log records, and `code` the beginning of its code, if it kept the event loop from running.
   Without a number the interpreter was held, and `stack` shows by which code.
 
+  `attributes` has the attributes that the code has set on an exception (`self.status = 404`), by their names, as far as they have a
+  counterpart in Elixir and take no more than 64 KiB. With `error_value: true` among the options of the request, `value` is the exception itself, a
+  `PyPort.Object`; as long as it is held, so are the frames of its traceback and all their variables.
+
   A request that was told to end, because its time was up or its answer is not wanted any more, is of kind `:timeout` or
   `:cancelled`, whatever its code makes of that. If the code raised an exception of its own (`RuntimeError: Query
   interrupted`), `type`, `traceback` and `frames` are those of that exception, and `message` has its text.
@@ -80,7 +84,9 @@ defmodule PyPort.Error do
           stderr: [String.t()],
           begun: boolean() | nil,
           stack: String.t() | nil,
-          culprit: culprit() | nil
+          culprit: culprit() | nil,
+          attributes: %{String.t() => term()},
+          value: PyPort.Object.t() | nil
         }
 
   defexception [
@@ -93,6 +99,8 @@ defmodule PyPort.Error do
     :begun,
     :stack,
     :culprit,
+    :value,
+    attributes: %{},
     frames: [],
     stderr: []
   ]
@@ -237,7 +245,9 @@ defmodule PyPort.Error do
       traceback: text(map[:traceback]),
       frames: for(%{file: _, line: _, function: _} = frame <- List.wrap(map[:frames]), do: frame),
       begun: if(is_boolean(map[:begun]), do: map[:begun]),
-      stack: text(map[:stack])
+      stack: text(map[:stack]),
+      attributes: attributes(map[:attributes]),
+      value: map[:value]
     }
   end
 
@@ -265,6 +275,19 @@ defmodule PyPort.Error do
 
   defp wire_message(%{message: message}) when is_binary(message), do: message
   defp wire_message(_map), do: "Python gave no message"
+
+  # Each is a term of its own, so that one with an atom of Python's own is no reason to lose the error.
+  defp attributes(pairs) when is_list(pairs) do
+    for {name, term} <- pairs, {:ok, value} <- [term(term)], into: %{}, do: {name, value}
+  end
+
+  defp attributes(_none), do: %{}
+
+  defp term(term) do
+    {:ok, :erlang.binary_to_term(term, [:safe])}
+  rescue
+    ArgumentError -> :error
+  end
 
   defp text(""), do: nil
   defp text(value) when is_binary(value), do: value

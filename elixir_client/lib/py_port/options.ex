@@ -4,11 +4,20 @@ defmodule PyPort.Options do
 
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
-  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
+  @values [
+    binary_as: nil,
+    stdout: nil,
+    stderr: nil,
+    session: nil,
+    return: :value,
+    owner: nil,
+    error_value: false
+  ]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
-  @stream @request ++ [credit: 512]
+  @call @request ++ [typed: false]
+  @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
 
@@ -23,6 +32,7 @@ defmodule PyPort.Options do
     init_code: nil,
     init_timeout: 60_000,
     allow: [],
+    binary_as: :str,
     logger: true,
     heartbeat_interval: 1_000,
     lost_after: 10_000,
@@ -60,11 +70,13 @@ defmodule PyPort.Options do
   @type request :: %{
           required(:server) => GenServer.server() | nil,
           required(:timeout) => timeout(),
-          required(:binary_as) => :str | :bytes,
+          required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
+          required(:error_value) => boolean(),
+          optional(:typed) => true,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -83,7 +95,17 @@ defmodule PyPort.Options do
 
   @spec call!(keyword()) :: request()
   def call!([]), do: @request_defaults
-  def call!(options), do: options |> request!() |> no_globals!("PyPort.call/4")
+
+  def call!(options) do
+    options =
+      options
+      |> validate!(Map.new(@call), @call, "PyPort.call/4")
+      |> one_server!()
+      |> no_globals!("PyPort.call/4")
+
+    # The usual call must cost nothing more.
+    if options.typed, do: options, else: Map.delete(options, :typed)
+  end
 
   @spec stream!(keyword()) :: request()
   def stream!(options) do
@@ -244,7 +266,7 @@ defmodule PyPort.Options do
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
-  defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
+  defp valid?(name, value) when name in [:logger, :cluster, :error_value, :typed], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
   defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
@@ -304,7 +326,7 @@ defmodule PyPort.Options do
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "a session of PyPort.open_session/1"
   defp expected(:owner), do: "a pid"
-  defp expected(name) when name in [:logger, :cluster], do: "true or false"
+  defp expected(name) when name in [:logger, :cluster, :error_value, :typed], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"

@@ -60,6 +60,8 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
+    * `:binary_as` - what the binaries of globals and arguments are in Python, for requests without this option: `:str`
+      (they must be UTF-8) or `:bytes`. The results of calls into Elixir are the same. Default: `:str`.
     * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
       the network, a disk, a lock) or computes where the GIL is released. With 0 they run one after another in Python's main
       thread, where any code can be stopped. A thread cannot be stopped while it waits in a call that never returns: then
@@ -70,7 +72,8 @@ defmodule PyPort.Server do
     * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
       have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
-    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. With a tenth of them Logger gets
+      a warning. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
@@ -86,7 +89,7 @@ defmodule PyPort.Server do
 
   import PyPort.Server.Requests, only: [is_worker: 2]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Wire}
+  alias PyPort.{Callbacks, Connection, Env, Error, Options, Reaper, Registry, Wire}
 
   alias PyPort.Server.{
     AsyncDelivery,
@@ -111,6 +114,7 @@ defmodule PyPort.Server do
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}
+          | {:binary_as, :str | :bytes}
           | {:heartbeat_interval, pos_integer()}
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
@@ -311,8 +315,10 @@ defmodule PyPort.Server do
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
+        {dropped, said} = Map.pop(said, :dropped, [])
+        Callbacks.drop(state.connection, dropped)
         Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
-        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
+        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said)}
 
       _unreadable ->
         {:noreply, state}

@@ -135,6 +135,7 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_depth: options.max_depth,
       max_objects: options.max_objects,
+      binary_as: Atom.to_string(options.binary_as),
       threads: options.threads,
       async_threads: options.async_threads,
       heartbeat_interval_ms: options.heartbeat_interval,
@@ -143,13 +144,25 @@ defmodule PyPort.Server.Launch do
       output_window_bytes: @output_limit_bytes,
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
-      templates: %{map_set: MapSet.new()}
+      decimal: decimal(Application.get_env(:py_port, :decimal, :struct)),
+      templates: put(%{map_set: MapSet.new()}, :duration, duration())
     }
 
     base
     |> put(:init_code, init_code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
+
+  # A struct of a module that the application does not have would be a broken one.
+  defp decimal(:string), do: "string"
+  defp decimal(:struct), do: if(Code.ensure_loaded?(Decimal), do: "struct", else: "none")
+
+  defp decimal(other) do
+    raise ArgumentError, "config :py_port, decimal: #{inspect(other)} is neither :struct nor :string"
+  end
+
+  # Elixir has it from 1.17 on.
+  defp duration, do: if(Code.ensure_loaded?(Duration), do: struct(Duration))
 
   defp put(map, _key, nil), do: map
   defp put(map, key, value), do: Map.put(map, key, value)
