@@ -68,12 +68,15 @@ def _too_exact(value: Any, target: str, round_it: str, integer: str) -> EncodeEr
 
 def _in_micros(value: Any, unit: str, kind: str, target: str) -> Any:
     """Give a datetime64 or timedelta64 in microseconds, exactly."""
-    micros = value.astype(f"{kind}[us]")
+    try:
+        micros = value.astype(f"{kind}[us]")
+    except OverflowError:
+        raise _out_of_range(value, target) from None
     if micros.astype(value.dtype) == value:
         return micros
     if unit in ("ns", "ps", "fs", "as"):
         raise _too_exact(value, target, f'value.astype("{kind}[us]")', 'value.astype("int64")')
-    raise _out_of_range(value, target)  # numpy wraps around
+    raise _out_of_range(value, target)  # older numpy wraps around
 
 
 def _out_of_range(value: Any, target: str) -> EncodeError:

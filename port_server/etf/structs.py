@@ -165,17 +165,19 @@ def _bytes_from(fields: dict[Any, Any]) -> Any:
     return Struct("Elixir.PyPort.Bytes", fields)
 
 
+_NOT_FINITE_NAMES = tuple(map(Atom, NOT_FINITE))
+
+
 def _map_set_from(fields: dict[Any, Any]) -> Any:
     members = fields.get("map")
     if not isinstance(members, dict):
         return Struct("Elixir.MapSet", fields)
-    if any(name in members for name in NOT_FINITE):  # keys stay atoms, members are values
-        return {NOT_FINITE[key] if _is_not_finite(key) else key for key in members}
-    return set(members)
-
-
-def _is_not_finite(key: Any) -> bool:
-    return type(key) is Atom and key in NOT_FINITE
+    found = set(members)
+    for name in _NOT_FINITE_NAMES:  # keys stay atoms, members are values
+        if name in found and any(key is name for key in found):
+            found.remove(name)
+            found.add(NOT_FINITE[name])
+    return found
 
 
 def _map_set_to(value: Any) -> dict[Any, Any]:

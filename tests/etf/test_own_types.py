@@ -14,8 +14,9 @@ pydantic = pytest.importorskip("pydantic", reason="pydantic is in the group valu
 
 @pytest.fixture(autouse=True)
 def restored():
+    structs.learn_imported_types()  # each is learnt once, and would be forgotten
     tables = (structs.from_struct_by_module, structs.to_struct_by_type)
-    tables += (structs.replacement_by_type,)
+    tables += (structs.replacement_by_type, structs.quick_types)
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

@@ -75,7 +75,7 @@ def test_before_elixir_1_17(codec):
 
 @pytest.mark.parametrize(
     "value",
-    [pandas.NaT, pandas.NA, numpy.datetime64("NaT"), numpy.timedelta64("NaT", "ns")],
+    [pandas.NaT, pandas.NA, numpy.datetime64("NaT", "s"), numpy.timedelta64("NaT", "ns")],
     ids=repr,
 )
 def test_missing_values_are_nil(codec, value):
