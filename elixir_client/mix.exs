@@ -63,7 +63,7 @@ defmodule PyPort.MixProject do
       groups_for_extras: @pages,
       groups_for_modules: [
         Requests: [PyPort, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Bytes, PyPort.Error],
-        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Status, PyPort.Telemetry],
+        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],
         "Shells and notebooks": [PyPort.Interactive, PyPort.Sigils]
       ]

@@ -14,7 +14,16 @@ from time import monotonic
 from port_server.etf import mapping, structs
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.runtime import api, failure, imports, objects, stdio, targets, thread_context
+from port_server.runtime import (
+    api,
+    batches,
+    failure,
+    imports,
+    objects,
+    stdio,
+    targets,
+    thread_context,
+)
 from port_server.runtime.garbage import Garbage
 from port_server.runtime.snippet import Snippet
 from port_server.settings import Settings
@@ -310,7 +319,7 @@ def _signal_guard() -> SignalGuard:
     return SignalGuard(
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
-        open_modules=(evaluate, failure, replies, targets),
+        open_modules=(batches, evaluate, failure, replies, targets),
         through_modules=(imports, mapping, objects, stdio, structs, thread_context),
         describing=(failure.describe_cancelled,),
     )
