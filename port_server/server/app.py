@@ -152,11 +152,15 @@ class Server:
             on_end=self._input_ended,
         )
 
-    def prepare(self, options: dict[Any, Any] | None) -> None:
-        """Take the signals and the forks, and run init_code.
+    def prepare(self, options: dict[Any, Any] | None, preloaded: dict[str, Any] | None) -> None:
+        """Take the signals and the forks, and run preload and init_code.
+
+        Args:
+            options: as given to `__init__`.
+            preloaded: the names that a template has bound.
 
         Raises:
-            RefusedError: it fails.
+            RefusedError: one of them fails.
         """
         self._cancels.install()
         for number in _OURS:
@@ -170,10 +174,14 @@ class Server:
             after_in_parent=self._in_parent,
             after_in_child=self._in_child,
         )
-        code = None if options is None else options.get("init_code")
-        if code is not None:
-            init_code.run(code, self._evaluator, self._async, self._port, self._settings)
-            self._reports.stdio.adopt()
+        evaluator = self._evaluator
+        if preloaded is not None:
+            evaluator.code.namespaces.adopt(preloaded)
+        for option in ("preload", "init_code"):
+            code = None if options is None else options.get(option)
+            if code is not None:
+                init_code.run(code, evaluator, self._async, self._port, self._settings, option)
+                self._reports.stdio.adopt()
 
     def run(self, first: list[Frame]) -> int:
         """Say hello, and serve until there is nothing more to do; give the exit status.
@@ -341,7 +349,7 @@ def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
     port.write_all()
 
 
-def serve(reads: int = 0, writes: int = 1) -> int:
+def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = None) -> int:
     """Serve the port on two fds until it ends; give the exit status.
 
     Claims both before anything else. Ends the process itself if threads of user code would keep it
@@ -372,7 +380,7 @@ def serve(reads: int = 0, writes: int = 1) -> int:
             scheduler.limit(settings)
             handshake.open_page(page, options)
         server = Server(settings, scheduler, thread, page, port, options)
-        server.prepare(options)
+        server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
         say_goodbye(port, handshake.refusal(error))
         status = 1

@@ -21,6 +21,7 @@ defmodule PyPort.Options do
     env: [],
     inherit_env: true,
     init_code: nil,
+    preload: nil,
     init_timeout: 60_000,
     allow: [],
     logger: true,
@@ -124,19 +125,20 @@ defmodule PyPort.Options do
 
   # These options may hold secrets. They are kept in functions, since options are part of states, of child specifications
   # and of all crash reports that print these.
-  @secret [:env, :init_code]
+  @secret [:env, :init_code, :preload]
 
   # The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about.
   @spec seal(term()) :: term()
   def seal(options), do: if(Keyword.keyword?(options), do: Enum.map(options, &sealed/1), else: options)
 
-  defp sealed({name, value}) when name in @secret and value not in [nil, []] and not is_function(value),
-    do: {name, fn -> value end}
+  defp sealed({name, value})
+       when name in @secret and value not in [nil, []] and not is_function(value) and not is_tuple(value),
+       do: {name, fn -> value end}
 
   defp sealed(option), do: option
 
   # The value that a server was started with, or that the function gives which it was started with.
-  @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
+  @spec unseal(:env | :init_code | :preload, term()) :: {:ok, term()} | {:error, String.t()}
   def unseal(name, fun) when is_function(fun) do
     value = fun.()
 
@@ -279,7 +281,11 @@ defmodule PyPort.Options do
   defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
-  defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
+  # Of a server in a pool, the pool that has the template.
+  defp valid?(:preload, {:template, pool}), do: is_pid(pool)
+
+  defp valid?(name, value) when name in [:init_code, :preload],
+    do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
   defp valid?(:allow, value) do
     is_list(value) and
@@ -346,7 +352,10 @@ defmodule PyPort.Options do
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"
-  defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
+
+  defp expected(name) when name in [:init_code, :preload],
+    do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
+
   defp expected(:inherit_env), do: "true, false, or a list of names of OS variables"
   defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
 
