@@ -1,8 +1,8 @@
 """The template of `preload:`: runs that code once, and forks the Pythons of a pool.
 
 A server starts `stub.c` on its port; it connects to the template's socket and passes its fds. The
-template forks, the child serves these fds, and the stub gets two bytes: 0 when the child is there,
-and its exit status when it has ended. The template ends with its standard input.
+template forks, the child serves these fds, and the stub gets two bytes: 0 after the fork, and the
+exit status when the child has ended. The template ends with its standard input.
 
 On standard output are lines for the owner: those that begin with a zero byte are the template's
 own, all others were printed by the code.

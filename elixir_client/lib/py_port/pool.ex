@@ -55,7 +55,7 @@ defmodule PyPort.Pool do
   and prints to Logger. When it ends, or does not answer for 5 s, the servers go on, and the next one starts another
   template.
 
-  A fork has the memory of the template and none of its threads. What does not survive belongs into `:init_code`:
+  A fork has the memory of the template and none of its threads. Put all that does not survive into `:init_code`:
   threads (Logger names those that the code has left), CUDA contexts, connections, event loops. Native thread pools that
   the code has used, such as OpenMP's, can hang in a fork: load the model in the template, and use it in the members. A
   random generator of numpy or torch has one state in all members: seed it in `:init_code`. `atexit` functions that

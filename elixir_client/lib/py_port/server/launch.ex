@@ -179,7 +179,7 @@ defmodule PyPort.Server.Launch do
   def code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
   def code(source), do: source
 
-  # What the port runs, and the options for it: a Python, or in a pool with `preload:` the stub of a fork of its template.
+  # The command of the port, and the options for it: a Python, or in a pool with `preload:` the stub of a fork of its template.
   defp command(%{preload: {:template, pool}} = options) do
     case Preload.member(pool) do
       {:ok, {:stub, stub, socket}} -> {:ok, [stub, socket], %{options | preload: nil}}

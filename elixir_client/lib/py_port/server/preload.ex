@@ -24,7 +24,7 @@ defmodule PyPort.Server.Preload do
   # run the code themselves. A template whose code has run may take `answer_ms` to answer; a fork takes milliseconds.
   defstruct [:pool, :who, :options, :port, :dir, :stub, :timer, phase: :down, waiting: [], answer_ms: 5_000]
 
-  # What a member's server starts: the stub, with the path of the socket; or a Python that runs the code itself.
+  # The program that a member's server starts: the stub, with the path of the socket; or a Python that runs the code itself.
   @type member :: {:stub, stub :: Path.t(), socket :: Path.t()} | {:code, String.t() | PyPort.Code.t()}
 
   @spec start_link({pid(), map()}) :: GenServer.on_start()
@@ -177,12 +177,18 @@ defmodule PyPort.Server.Preload do
   defp close(state) do
     if state.port do
       Reaper.kill(self())
-      # Its end may be the reason.
-      if Port.info(state.port), do: Port.close(state.port)
+      close_port(state.port)
       File.rm_rf(state.dir)
     end
 
     %{stop_timer(state) | phase: :down, port: nil, dir: nil}
+  end
+
+  # It has ended by itself, where the kill was faster.
+  defp close_port(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
   end
 
   defp stop_timer(state) do

@@ -32,7 +32,12 @@ defmodule PyPort.Server.PreloadTest do
   defp replace_member(pool) do
     [one | _] = before = os_pids(pool)
     signal(one, "KILL")
-    assert eventually(fn -> pool |> os_pids() |> then(&(length(&1) == 2 and one not in &1)) end, 1_000)
+
+    assert eventually(
+             fn -> pool |> os_pids() |> then(&(length(&1) == 2 and one not in &1 and nil not in &1)) end,
+             1_000
+           )
+
     before
   end
 
@@ -180,7 +185,7 @@ defmodule PyPort.Server.PreloadTest do
       # The limit does not hold for root.
       code =
         @code <>
-          "; import resource; limit = resource.RLIMIT_NPROC; resource.setrlimit(limit, (0, 64)); os.setuid(64123)"
+          "; import resource, threading; limit = resource.RLIMIT_NPROC; resource.setrlimit(limit, (0, 64)); os.setuid(64123)"
 
       pool = failing_pool(preload: code)
       assert {:error, %Error{kind: :unavailable, begun: false} = error} = PyPort.eval("1", %{}, server: pool)
@@ -188,7 +193,9 @@ defmodule PyPort.Server.PreloadTest do
       assert error.message =~ "ulimit -u"
       pid = template_pid(pool)
       # By the same user, who may raise its limit.
-      prlimit = "import os, resource; os.setuid(64123); resource.prlimit(#{pid}, resource.RLIMIT_NPROC, (64, 64))"
+      prlimit =
+        "import os, resource; os.setuid(64123); resource.prlimit(#{pid}, resource.RLIMIT_NPROC, (64, 64))"
+
       {"", 0} = System.cmd("python3", ["-c", prlimit])
       assert eventually(fn -> PyPort.eval("template", %{}, server: pool) == {:ok, pid} end, 500)
     end
@@ -249,7 +256,7 @@ defmodule PyPort.Server.PreloadTest do
       [template | Enum.map(PyPort.Pool.servers(pool), &PyPort.Server.os_pid/1)]
       """)
 
-    stubs = for pid <- PyPort.Test.Processes.descendants(os_pid), pid not in members, do: pid
+    stubs = for pid <- children(os_pid), pid not in members, do: pid
     signal(os_pid, "KILL")
     assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 150) end)
   end
