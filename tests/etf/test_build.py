@@ -56,7 +56,7 @@ def source(tmp_path_factory):
     shutil.copytree(
         ROOT / "port_server",
         to / "port_server",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        ignore=shutil.ignore_patterns("*.so", "_stub", "__pycache__"),
     )
     return to
 
