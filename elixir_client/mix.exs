@@ -71,7 +71,7 @@ defmodule PyPort.MixProject do
           PyPort.Encoder,
           PyPort.Error
         ],
-        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Status, PyPort.Telemetry],
+        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],
         "Shells and notebooks": [PyPort.Interactive, PyPort.Sigils]
       ]

@@ -34,6 +34,8 @@ defmodule PyPort do
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
 
+  `batched/3` takes `:timeout` and `:batch_key`, one of the `:batch_keys` of its `PyPort.Batcher` (default: `:default`).
+
   ## Functions
 
   A function among the top-level values of `globals`, of the arguments or of the keyword arguments is a callable in
@@ -169,6 +171,22 @@ defmodule PyPort do
     check_globals!(globals)
     PyPort.Stream.new({:eval, code, globals}, options)
   end
+
+  @doc """
+  Gives one item to a `PyPort.Batcher`, and its result: Python gets the items of many callers as one list.
+
+  Options: `:timeout`, the time that the item waits for others included, and `:batch_key`.
+
+  ## Examples
+
+      iex> {:ok, batcher} = PyPort.Batcher.start_link(fun: "builtins:sorted", batch_size: 1)
+      iex> PyPort.batched(batcher, "an item")
+      {:ok, "an item"}
+  """
+  @spec batched(GenServer.server(), term(), [{:timeout, timeout()} | {:batch_key, atom()}]) ::
+          {:ok, term()} | {:error, Error.t()}
+  def batched(batcher, item, options \\ []),
+    do: PyPort.Batcher.ask(batcher, item, Options.batched!(options))
 
   @doc """
   Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.

@@ -8,7 +8,8 @@ defmodule PyPort.DocumentationTest do
 
   @public_modules ~w(
     Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top
-    PyPort PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool PyPort.Release
+    PyPort PyPort.Batcher PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool
+    PyPort.Release
     PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Telemetry
   )
 
@@ -68,6 +69,8 @@ defmodule PyPort.DocumentationTest do
     # Those of its servers stand there.
     assert_options(PyPort.Pool, &PyPort.Options.pool!/1, known(&PyPort.Options.server!/1) -- ["name"])
     assert_options(PyPort, &PyPort.Options.request!/1, [])
+    assert_options(PyPort.Batcher, &PyPort.Options.batcher!/1, [])
+    assert_options(PyPort, &PyPort.Options.batched!/1, [])
     assert_options(PyPort.Env, &PyPort.Env.Config.new!(:default, &1, "."), [])
   end
 

@@ -18,7 +18,7 @@ defmodule PyPort.LayersTest do
     {:server, ~w(server server/), [:base, :wire, :env, :connection]},
     {:pool, ~w(pool pool/), [:base, :env, :connection, :server]},
     {:request, ~w(admission locator request stream stream/), [:base, :wire, :connection, :server, :pool]},
-    {:api, ~w(/py_port application status status/ sigils interactive syntax_check object/ /mix/),
+    {:api, ~w(/py_port application batcher status status/ sigils interactive syntax_check object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 

@@ -14,7 +14,16 @@ from time import monotonic
 from port_server.etf import containers, mapping, models, scalars, structs
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.runtime import api, failure, imports, objects, stdio, targets, thread_context
+from port_server.runtime import (
+    api,
+    batches,
+    failure,
+    imports,
+    objects,
+    stdio,
+    targets,
+    thread_context,
+)
 from port_server.runtime.garbage import Garbage
 from port_server.runtime.snippet import Snippet
 from port_server.settings import Settings
@@ -143,11 +152,15 @@ class Server:
             on_end=self._input_ended,
         )
 
-    def prepare(self, options: dict[Any, Any] | None) -> None:
-        """Take the signals and the forks, and run init_code.
+    def prepare(self, options: dict[Any, Any] | None, preloaded: dict[str, Any] | None) -> None:
+        """Take the signals and the forks, and run preload and init_code.
+
+        Args:
+            options: as given to `__init__`.
+            preloaded: the names that a template has bound.
 
         Raises:
-            RefusedError: it fails.
+            RefusedError: one of them fails.
         """
         self._cancels.install()
         for number in _OURS:
@@ -161,10 +174,14 @@ class Server:
             after_in_parent=self._in_parent,
             after_in_child=self._in_child,
         )
-        code = None if options is None else options.get("init_code")
-        if code is not None:
-            init_code.run(code, self._evaluator, self._async, self._port, self._settings)
-            self._reports.stdio.adopt()
+        evaluator = self._evaluator
+        if preloaded is not None:
+            evaluator.code.namespaces.adopt(preloaded)
+        for option in ("preload", "init_code"):
+            code = None if options is None else options.get(option)
+            if code is not None:
+                init_code.run(code, evaluator, self._async, self._port, self._settings, option)
+                self._reports.stdio.adopt()
 
     def run(self, first: list[Frame]) -> int:
         """Say hello, and serve until there is nothing more to do; give the exit status.
@@ -310,7 +327,7 @@ def _signal_guard() -> SignalGuard:
     return SignalGuard(
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
-        open_modules=(evaluate, failure, replies, targets),
+        open_modules=(batches, evaluate, failure, replies, targets),
         open_files=(str(targets.__file__).replace("targets", "typed"),),
         through_modules=(
             containers,
@@ -343,7 +360,7 @@ def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
     port.write_all()
 
 
-def serve(reads: int = 0, writes: int = 1) -> int:
+def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = None) -> int:
     """Serve the port on two fds until it ends; give the exit status.
 
     Claims both before anything else. Ends the process itself if threads of user code would keep it
@@ -374,7 +391,7 @@ def serve(reads: int = 0, writes: int = 1) -> int:
             scheduler.limit(settings)
             handshake.open_page(page, options)
         server = Server(settings, scheduler, thread, page, port, options)
-        server.prepare(options)
+        server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
         say_goodbye(port, handshake.refusal(error))
         status = 1

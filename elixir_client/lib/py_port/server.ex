@@ -30,6 +30,8 @@ defmodule PyPort.Server do
       request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
       thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
       `hello` on.
+    * `:preload` - for `PyPort.Pool`, which runs it once for all of its servers. A server by itself runs it at each start,
+      before `:init_code`.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -110,7 +112,8 @@ defmodule PyPort.Server do
           | {:python | :cd, String.t() | nil}
           | {:env, variables() | (... -> variables())}
           | {:inherit_env, boolean() | [String.t()]}
-          | {:init_code, String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
+          | {:init_code | :preload,
+             String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:logger, boolean()}

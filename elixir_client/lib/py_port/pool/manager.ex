@@ -128,6 +128,7 @@ defmodule PyPort.Pool.Manager do
       state.options
       |> Map.take(Options.server_names())
       |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]"})
+      |> Map.update!(:preload, &(&1 && {:template, state.pool}))
 
     spec = %{Server.child_spec(Map.to_list(options)) | restart: :temporary}
 

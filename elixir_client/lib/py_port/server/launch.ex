@@ -6,7 +6,7 @@ defmodule PyPort.Server.Launch do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
-  alias PyPort.Server.{AsyncDelivery, RequestTable}
+  alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
   @reads 7
@@ -26,6 +26,10 @@ defmodule PyPort.Server.Launch do
   @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import app; " <>
           "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(app.serve(#{@reads}, #{@writes}))"
 
+  # The same for the template of `preload:`, see PyPort.Server.Preload. Its fds 0 to 2 lead to the owner of the template.
+  @template_boot "import sys; sys.path += sys.argv[1:]; from port_server.server import preload; " <>
+                   "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(preload.serve())"
+
   # The output limit: how much printed text may be on its way to a device. A fast device is never waited for, and a thousand
   # callers with slow ones fit into memory.
   @output_limit_bytes 1_048_576
@@ -43,7 +47,8 @@ defmodule PyPort.Server.Launch do
     stderr_path = StderrFile.path(dir)
 
     with {:ok, options} <- unseal(options),
-         {:ok, port_options} <- prepare(options, stderr_path),
+         {:ok, command, options} <- command(options),
+         {:ok, port_options} <- prepare(options, [stderr_path | command]),
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
@@ -60,10 +65,12 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp unseal(options) do
+  @spec unseal(map()) :: {:ok, map()} | {:error, Error.t()}
+  def unseal(options) do
     with {:ok, env} <- Options.unseal(:env, options.env),
-         {:ok, init_code} <- Options.unseal(:init_code, options.init_code) do
-      {:ok, %{options | env: env, init_code: init_code}}
+         {:ok, init_code} <- Options.unseal(:init_code, options.init_code),
+         {:ok, preload} <- Options.unseal(:preload, options.preload) do
+      {:ok, %{options | env: env, init_code: init_code, preload: preload}}
     else
       {:error, words} -> {:error, unavailable(words)}
     end
@@ -106,7 +113,19 @@ defmodule PyPort.Server.Launch do
     error -> {:error, unavailable("Python could not be started: #{Exception.message(error)}")}
   end
 
-  defp new_dir do
+  # The Python that forks the members of a pool. It reads its configuration from stdin, and writes lines.
+  @spec open_template(map(), line_bytes :: pos_integer()) ::
+          {:ok, port(), pos_integer()} | {:error, Error.t()}
+  def open_template(options, line_bytes) do
+    with {:ok, python} <- python(options, @template_boot),
+         {:ok, directory} <- find_directory(options.cd) do
+      own = [{:line, line_bytes}, :stderr_to_stdout, {:args, ["-c", ~s(exec "$@"), "sh" | python]}]
+      open_port(own ++ common(options) ++ directory)
+    end
+  end
+
+  @spec new_dir() :: Path.t()
+  def new_dir do
     unique = Base.encode32(:rand.bytes(10), case: :lower, padding: false)
     Path.join(System.tmp_dir() || "/tmp", "py_port-#{System.pid()}-#{unique}")
   end
@@ -149,7 +168,8 @@ defmodule PyPort.Server.Launch do
     }
 
     base
-    |> put(:init_code, init_code(options.init_code))
+    |> put(:preload, code(options.preload))
+    |> put(:init_code, code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
 
@@ -167,28 +187,42 @@ defmodule PyPort.Server.Launch do
   defp put(map, _key, nil), do: map
   defp put(map, key, value), do: Map.put(map, key, value)
 
-  defp init_code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
-  defp init_code(source), do: source
+  # As Python is told of it.
+  @spec code(String.t() | PyPort.Code.t() | nil) :: String.t() | tuple() | nil
+  def code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
+  def code(source), do: source
 
-  defp prepare(options, stderr_path) do
-    with {:ok, python} <- find_python(options),
-         {:ok, directory} <- find_directory(options.cd) do
-      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot | Env.package_path()]
-
-      {:ok,
-       [
-         {:packet, 4},
-         :binary,
-         :exit_status,
-         :use_stdio,
-         :hide,
-         # Never suspend a caller that writes; the port's queue is watched instead.
-         {:busy_limits_port, :disabled},
-         {:busy_limits_msgq, :disabled},
-         {:args, arguments},
-         {:env, options |> environment() |> Enum.map(&variable/1)}
-       ] ++ directory}
+  # The command of the port, and the options for it: a Python, or in a pool with `preload:` the stub of a fork of its template.
+  defp command(%{preload: {:template, pool}} = options) do
+    case Preload.member(pool) do
+      {:ok, {:stub, stub, socket}} -> {:ok, [stub, socket], %{options | preload: nil}}
+      {:ok, {:code, code}} -> command(%{options | preload: code})
+      {:error, error} -> {:error, error}
     end
+  end
+
+  defp command(options), do: with({:ok, python} <- python(options, @boot), do: {:ok, python, options})
+
+  defp python(options, boot) do
+    with {:ok, python} <- find_python(options), do: {:ok, [python, "-P", "-c", boot | Env.package_path()]}
+  end
+
+  defp prepare(options, arguments) do
+    with {:ok, directory} <- find_directory(options.cd),
+         do: {:ok, [{:packet, 4}, {:args, ["-c", @shell, "sh" | arguments]}] ++ common(options) ++ directory}
+  end
+
+  defp common(options) do
+    [
+      :binary,
+      :exit_status,
+      :use_stdio,
+      :hide,
+      # Never suspend a caller that writes; the port's queue is watched instead.
+      {:busy_limits_port, :disabled},
+      {:busy_limits_msgq, :disabled},
+      {:env, options |> environment() |> Enum.map(&variable/1)}
+    ]
   end
 
   # A port's variables are added to those of the BEAM; the rest is what has to be taken away from these.

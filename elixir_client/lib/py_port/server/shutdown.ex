@@ -103,8 +103,13 @@ defmodule PyPort.Server.Shutdown do
   defp open(1), do: "1 request was open"
   defp open(count), do: "#{count} requests were open"
 
+  # The exit status of a template's stub where the template has ended before its child.
+  @unknown_status 255
+
   # The report of an end that PyPort has not brought about.
   @spec report(State.t(), exit_status :: non_neg_integer() | nil) :: Error.t()
+  def report(%{options: %{preload: {:template, _pool}}} = state, @unknown_status), do: report(state, nil)
+
   def report(%{shutdown: %{signal: signal}} = state, status) do
     report = Error.exited(status, Stderr.last_lines(state))
     told = if signal, do: ": it was told to end by #{signal}, which PyPort has not sent"
