@@ -202,7 +202,7 @@ class Server:
             self._serve()
             self._finish()
         except FramingError as error:
-            say_goodbye(port, failure.describe_value_error("protocol", error))
+            handshake.say_goodbye(port, failure.describe_value_error("protocol", error))
             return 1
         finally:
             self._control.stop()
@@ -211,9 +211,9 @@ class Server:
 
             log.warning("input_ended_inside_a_frame", missing_bytes=port.reader.missing)
         if dispatcher.stopping:
-            say_goodbye(port, "shutdown")
+            handshake.say_goodbye(port, "shutdown")
         elif self._signalled is not None:
-            say_goodbye(port, self._signalled)
+            handshake.say_goodbye(port, self._signalled)
         port.write_all()
         self._async.stop(_LAST_WAIT_S)
         return 0
@@ -350,16 +350,6 @@ def _log_stray(error: BaseException) -> None:
     log.error("stray_exception", type=failure.type_name(error), message=str(error))
 
 
-def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
-    """Write the last frame."""
-    goodbye = messages.goodbye(reason)
-    if port.silent:  # instead of hello
-        port.begin(goodbye, alone=True)
-        return
-    port.hold([goodbye])
-    port.write_all()
-
-
 def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = None) -> int:
     """Serve the port on two fds until it ends; give the exit status.
 
@@ -393,7 +383,7 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         server = Server(settings, scheduler, thread, page, port, options)
         server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
-        say_goodbye(port, handshake.refusal(error))
+        handshake.say_goodbye(port, handshake.refusal(error))
         status = 1
     else:
         status = server.run(frames)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame, FramingError
     from port_server.settings import Settings
 
+    from .port import Port
     from .status_page import StatusPage
 
 # The settings that `init` may change, with their smallest values.
@@ -239,3 +240,13 @@ def _libc() -> str:
         return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
     except OSError:
         return ""
+
+
+def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
+    """Write the last frame."""
+    goodbye = messages.goodbye(reason)
+    if port.silent:  # instead of hello
+        port.begin(goodbye, alone=True)
+        return
+    port.hold([goodbye])
+    port.write_all()
