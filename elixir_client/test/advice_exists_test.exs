@@ -25,6 +25,8 @@ defmodule PyPort.AdviceExistsTest do
       &Options.call!/1,
       &Options.stream!/1,
       &Options.pool!/1,
+      &Options.batcher!/1,
+      &Options.batched!/1,
       &Options.interactive!/1,
       &Env.Config.new!(:default, &1, "/")
     ]

@@ -52,7 +52,7 @@ def serve() -> int:
         sys.stdout.reconfigure(line_buffering=True)
     config = _read_config(control)
     if not os.access(_STUB, os.X_OK):
-        _say("no_stub", str(_STUB))
+        _say("stubless", str(_STUB))
         return 0
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(config["socket"])

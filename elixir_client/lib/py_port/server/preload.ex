@@ -105,7 +105,7 @@ defmodule PyPort.Server.Preload do
     answer({:ok, {:stub, stub, socket(state)}}, state)
   end
 
-  defp line(<<0, "no_stub ", path::binary>>, %{phase: :booting} = state) do
+  defp line(<<0, "stubless ", path::binary>>, %{phase: :booting} = state) do
     Logger.warning(
       "PyPort #{state.who}: #{path} is missing, which is built with the C extensions, so each member runs the code of " <>
         "preload: itself. mix py_port.doctor tells how to get a C compiler"
