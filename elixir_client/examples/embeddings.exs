@@ -29,6 +29,17 @@ preload = fn version ->
   """
 end
 
+# How many batches were sent, and how many sentences were in them: for applications that have the library :telemetry.
+counts = :counters.new(2, [])
+
+count = fn _event, %{size: size}, _metadata, _config ->
+  :counters.add(counts, 1, 1)
+  :counters.add(counts, 2, size)
+end
+
+if Code.ensure_loaded?(:telemetry) and function_exported?(:telemetry, :attach, 4),
+  do: apply(:telemetry, :attach, ["embeddings", [:py_port, :batcher, :batch], count, nil])
+
 {:ok, supervisor} =
   Supervisor.start_link(
     [
@@ -66,6 +77,9 @@ IO.puts("the second model: #{inspect(vector)}")
 outcomes = callers |> Task.await_many() |> List.flatten()
 lost = Enum.count(outcomes, &(not match?({:ok, _vector}, &1)))
 IO.puts("#{length(outcomes)} sentences of 16 callers, #{lost} lost")
+
+if :counters.get(counts, 1) > 0,
+  do: IO.puts("#{Float.round(:counters.get(counts, 2) / :counters.get(counts, 1), 1)} sentences in a batch")
 
 Supervisor.stop(supervisor)
 Logger.configure(level: level)

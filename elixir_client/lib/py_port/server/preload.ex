@@ -34,7 +34,11 @@ defmodule PyPort.Server.Preload do
   def member(pool) do
     GenServer.call(Registry.fact(pool, :template), :member, @boot_ms)
   catch
-    :exit, _reason -> {:error, unavailable("the template of preload: has not begun within #{@boot_ms} ms")}
+    :exit, {:timeout, _call} ->
+      {:error, unavailable("the template of preload: has not begun within #{@boot_ms} ms")}
+
+    :exit, _reason ->
+      {:error, unavailable("the template of preload: was stopped while a Python waited for it")}
   end
 
   @impl true
