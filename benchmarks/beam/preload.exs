@@ -1,6 +1,6 @@
-# The figures of `preload:` in docs/performance.md; needs numpy and pandas. In elixir_client/:
+# The figures of `preload:` in docs/performance.md; needs numpy and pandas. `make bench` ends with it; alone, in elixir_client/:
 #
-#     MIX_ENV=test sh ../scripts/with-env.sh mix run ../benchmarks/beam/preload.exs
+#     MIX_ENV=prod sh ../scripts/with-env.sh mix run ../benchmarks/beam/preload.exs
 
 Logger.configure(level: :error)
 
@@ -41,9 +41,13 @@ back = fn options ->
   Enum.min(ms)
 end
 
-IO.puts(
-  "back bare fork #{back.(preload: "1")} pandas #{back.(preload: "import pandas")} init_code #{back.(init_code: "import pandas")} plain #{back.([])}"
-)
+for {name, options} <- [
+      {"a bare fork", [preload: "1"]},
+      {"a fork with pandas", [preload: "import pandas"]},
+      {"init_code with pandas", [init_code: "import pandas"]},
+      {"a plain start", []}
+    ],
+    do: IO.puts("from a kill to the next answer, #{name}: #{back.(options)} ms")
 
 mem = fn options ->
   {:ok, pool} = PyPort.Pool.start_link([size: 8, init_timeout: 120_000] ++ options)
