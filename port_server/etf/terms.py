@@ -33,9 +33,10 @@ class _NamedRef(_Ref):
 
 
 def _forget(gone: _NamedRef) -> None:
-    # Another thread may have made the atom anew in the meantime.
-    if _atoms.get(gone.name) is gone:
-        del _atoms[gone.name]
+    # Another thread may have made the atom anew in the meantime: that one is put back.
+    entry = _atoms.pop(gone.name, None)
+    if entry is not None and entry is not gone:
+        _atoms.setdefault(gone.name, entry)
 
 
 class Atom(str):

@@ -146,9 +146,11 @@ _dropped_before: list[int] = []
 
 
 def _drop(gone: _Held) -> None:
-    if _held.get(gone.index) is gone:
-        del _held[gone.index]
+    held = _held.pop(gone.index, None)
+    if held is gone:
         _dropped.append(gone.index)
+    elif held is not None:  # another thread has read the function anew: that one is put back
+        _held.setdefault(gone.index, held)
 
 
 def take_dropped_callbacks() -> list[int]:

@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import threading
+import time
 
 import pytest
 
@@ -204,3 +206,27 @@ def test_running_out_of_memory_anywhere_is_a_memory_error(which):
     else:
         with pytest.raises(expected):
             call()
+
+
+def test_atoms_of_many_threads_are_forgotten_without_an_error(monkeypatch):
+    """A thread drops the last reference to an atom while another one makes it anew."""
+    failures = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
+    end = time.monotonic() + 0.3
+
+    def make():
+        while time.monotonic() < end:
+            for n in range(20):
+                Atom(f"an atom of threads {n % 2}")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
