@@ -216,7 +216,7 @@ def known_to_erlang_py(value):
 
 @given(
     st.recursive(
-        st.booleans() | st.integers() | floats | texts | names | bits,
+        st.booleans() | st.integers() | finite | texts | names | bits,
         lambda children: (
             st.lists(children, max_size=5)
             | st.lists(children, max_size=5).map(tuple)
