@@ -258,7 +258,7 @@ defmodule PyPort.Server.PreloadTest do
 
     stubs = for pid <- children(os_pid), pid not in members, do: pid
     signal(os_pid, "KILL")
-    assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 150) end)
+    assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 100) end)
   end
 
   @tag :tmp_dir
