@@ -48,13 +48,18 @@ def both_ways(kind: type) -> tuple[Callable[[Any], Any], Callable[[Any], Any]] |
     """Give what makes an instance of a class with fields, and what reads them; None for another."""
     structs.learn_imported_types()
     read = next((_readers[base] for base in kind.__mro__ if base in _readers), None)
-    attributes = getattr(kind, "__attrs_attrs__", None)
-    if attributes is not None:  # its parameters have names of their own: _a is a
-        names = {field.name: field.alias or field.name for field in attributes}
-        return lambda given: kind(**{names.get(name, name): given[name] for name in given}), _fields
-    if hasattr(kind, "__dataclass_fields__"):
+    if hasattr(kind, "__attrs_attrs__") or hasattr(kind, "__dataclass_fields__"):
         read = _fields
-    return None if read is None else (lambda given: kind(**given), read)
+    return None if read is None else (constructor(kind), read)
+
+
+def constructor(kind: type) -> Callable[[dict[str, Any]], Any]:
+    """Give what makes an instance of a class of the fields, by their names."""
+    # The parameters of attrs have names of their own: _a is a.
+    names = {
+        field.name: field.alias or field.name for field in getattr(kind, "__attrs_attrs__", ())
+    }
+    return lambda given: kind(**{names.get(name, name): given[name] for name in given})
 
 
 def _fields(value: Any) -> dict[str, Any]:

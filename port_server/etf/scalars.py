@@ -120,4 +120,4 @@ def _timestamp(value: Any) -> Any:
 def _timedelta(value: Any) -> Any:
     if value.nanoseconds:
         raise _too_exact(value, "a Duration", 'value.floor("us")', "value.value")
-    return structs.duration((value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds)
+    return structs.timedelta_to(value)

@@ -76,11 +76,16 @@ def register(
         raise TypeError(
             f"register({module!r}, ...) needs python_type=: which type is to_struct for?"
         )
+    _claim(kind)
+    replacement_by_type.pop(kind, None)
+    to_struct_by_type[kind] = (Atom(full), to_struct)
+
+
+def _claim(kind: type) -> None:
+    """Have values of a type, and of its subclasses, looked up in the tables, even if C knows it."""
     if issubclass(kind, _BUILTIN_BASES):
         registered_builtin_subtypes.add(kind)
-    replacement_by_type.pop(kind, None)
     quick_types.pop(kind, None)
-    to_struct_by_type[kind] = (Atom(full), to_struct)
 
 
 def encoder(kind: type) -> Callable[[_Function], _Function]:
@@ -93,10 +98,8 @@ def encoder(kind: type) -> Callable[[_Function], _Function]:
         raise TypeError(f"@encoder(type) takes a type, not {kind!r}")
 
     def add(function: _Function) -> _Function:
-        if issubclass(kind, _BUILTIN_BASES):
-            registered_builtin_subtypes.add(kind)
+        _claim(kind)
         replacement_by_type[kind] = function
-        quick_types.pop(kind, None)
         return function
 
     return add
@@ -286,7 +289,7 @@ def _datetime_from(fields: dict[Any, Any]) -> Any:
     return naive.replace(tzinfo=unnamed if str(unnamed) == zone else timezone(offset, zone))
 
 
-def datetime_to(value: dt.datetime) -> Any:
+def _datetime_to(value: dt.datetime) -> Any:
     fields = _date_fields(value) | _time_fields(value)
     offset = value.utcoffset()
     if offset is None:
@@ -357,7 +360,8 @@ def duration(micros: int, *, months: int = 0) -> Any:
     )
 
 
-def _timedelta_to(value: dt.timedelta) -> Any:
+def timedelta_to(value: dt.timedelta) -> Any:
+    """Give the `Duration` of a timedelta; NotImplemented if the other side has none."""
     return duration((value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds)
 
 
@@ -457,7 +461,7 @@ def when_imported(name: str, learn: Callable[[Any], None]) -> None:
 
 def _learn_datetime(module: Any) -> None:
     for kind, struct, to_struct, quick in (
-        (module.datetime, "Elixir.DateTime", datetime_to, QUICK_DATETIME),
+        (module.datetime, "Elixir.DateTime", _datetime_to, QUICK_DATETIME),
         (module.date, "Elixir.Date", _date_fields, QUICK_DATE),
         (module.time, "Elixir.Time", _time_to, None),
     ):
@@ -466,7 +470,7 @@ def _learn_datetime(module: Any) -> None:
         to_struct_by_type[kind] = (Atom(struct), to_struct)
         if quick is not None:
             quick_types[kind] = quick
-    replacement_by_type.setdefault(module.timedelta, _timedelta_to)
+    replacement_by_type.setdefault(module.timedelta, timedelta_to)
 
 
 def _learn_decimal(module: Any) -> None:

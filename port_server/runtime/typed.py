@@ -16,10 +16,11 @@ import typing
 
 from port_server.etf import DecodeError, Struct
 from port_server.etf.errors import path_of
+from port_server.etf.models import constructor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
 _Step = tuple[typing.Any, ...]
@@ -173,13 +174,7 @@ def _map(kind: type, inner: tuple[Any, ...], value: dict[Any, Any], steps: _Step
             f"Its fields are {_named(names)}",
             path=path_of(list(steps)),
         )
-    return _constructor(kind)(**given)
-
-
-def _constructor(kind: type) -> Callable[..., Any]:
-    attributes = getattr(kind, "__attrs_attrs__", ())
-    names = {one.name: one.alias or one.name for one in attributes}
-    return lambda **given: kind(**{names.get(name, name): given[name] for name in given})
+    return constructor(kind)(given)
 
 
 def _field_names(kind: type) -> dict[str, bool] | None:

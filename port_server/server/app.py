@@ -328,7 +328,7 @@ def _signal_guard() -> SignalGuard:
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
         open_modules=(batches, evaluate, failure, replies, targets),
-        open_files=(str(targets.__file__).replace("targets", "typed"),),
+        open_files=(str(targets.__file__).removesuffix("targets.py") + "typed.py",),
         through_modules=(
             containers,
             imports,

@@ -34,7 +34,7 @@ def run(
     executor: AsyncExecutor,
     port: Port,
     settings: Settings,
-    option: str = "init_code",
+    option: str,
 ) -> None:
     """Run the code of that option; the names that it binds are seen by every request.
 

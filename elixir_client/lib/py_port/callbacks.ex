@@ -254,7 +254,7 @@ defmodule PyPort.Callbacks do
 
       {:ok, {:invoke, _id, _call_id, function, args, ids}} ->
         # They live as long as the call: a process that is called a million times must not collect them.
-        Ownership.take_over(connection.owner, {:call, call_id}, Enum.filter(ids, &(&1 > 0)), self())
+        Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
         run(function, restore(connection.owner, args, ids), connection, from)
 
       {:ok, _other} ->

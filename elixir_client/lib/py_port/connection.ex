@@ -59,6 +59,14 @@ defmodule PyPort.Connection do
     :ok
   end
 
+  # Closes a port, which may have ended by itself just now.
+  @spec close(port()) :: true
+  def close(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
+  end
+
   # Writes the frame of a request, unless more than `max_queued_bytes` wait before it: then it gives how many do. So one
   # frame of any size passes, and no more wait than that limit and one frame.
   #

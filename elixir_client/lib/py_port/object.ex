@@ -14,7 +14,7 @@ defmodule PyPort.Object do
   the caller. `PyPort.release/1` and the end of `PyPort.with_objects/1` release it earlier, `PyPort.transfer/2`
   gives it to another process.
 
-  ## What is shown
+  ## Inspecting
 
   To inspect an object asks its Python for the `repr`, at that moment and never before, and shows the beginning. This waits for
   200 ms at the most, or `inspect(object, custom_options: [repr_ms: 50])`; with 0 it does not ask. Where no answer comes in time, because

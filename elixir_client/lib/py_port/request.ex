@@ -82,7 +82,7 @@ defmodule PyPort.Request do
   end
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
-    with :ok <- Ownership.take_over(owner, {:reply, id}, Enum.filter(ids, &(&1 > 0)), options.owner),
+    with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
          do: {:ok, Callbacks.restore(owner, value, ids, functions)}
   end
 

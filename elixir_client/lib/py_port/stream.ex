@@ -112,7 +112,7 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Reply.outcome(frame) do
       {:objects, value, ids} ->
-        case take_over(stream, Enum.filter(ids, &(&1 > 0))) do
+        case Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
           :ok -> Callbacks.restore(stream.owner, value, ids)
           {:error, error} -> raise error
         end
@@ -122,9 +122,6 @@ defmodule PyPort.Stream do
         raise error
     end
   end
-
-  defp take_over(stream, ids),
-    do: Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner)
 
   # The generator was told to stop; the error has its place at that time. An exception that it raised instead is its own
   # error.

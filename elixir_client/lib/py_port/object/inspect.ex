@@ -31,11 +31,12 @@ defimpl Inspect, for: PyPort.Object do
       Process.put(late, now + @pause_ms)
       answer = PyPort.call("port_server.runtime.objects:shown", [object], %{}, timeout: ms)
       unless match?({:error, %{kind: :timeout}}, answer), do: Process.delete(late)
-      with {:error, _error} <- answer, do: {:ok, nil}
-    else
-      {:ok, nil}
+
+      case answer do
+        {:ok, repr} -> repr
+        {:error, _error} -> nil
+      end
     end
-    |> elem(1)
   rescue
     # A handle that was made up. To inspect one must not raise.
     _error -> nil

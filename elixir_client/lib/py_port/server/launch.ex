@@ -23,12 +23,12 @@ defmodule PyPort.Server.Launch do
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
   # `python -c`, because people keep their own modules there. The package that ships with this library stands last: a package
   # that is installed in the environment was built for that Python.
-  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import app; " <>
-          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(app.serve(#{@reads}, #{@writes}))"
+  @import "import sys; sys.path += sys.argv[1:]; from port_server.server import "
+  @exit "; sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit"
+  @boot @import <> "app" <> @exit <> "(app.serve(#{@reads}, #{@writes}))"
 
   # The same for the template of `preload:`, see PyPort.Server.Preload. Its fds 0 to 2 lead to the owner of the template.
-  @template_boot "import sys; sys.path += sys.argv[1:]; from port_server.server import preload; " <>
-                   "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(preload.serve())"
+  @template_boot @import <> "preload" <> @exit <> "(preload.serve())"
 
   # The output limit: how much printed text may be on its way to a device. A fast device is never waited for, and a thousand
   # callers with slow ones fit into memory.

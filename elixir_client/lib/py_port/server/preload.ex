@@ -11,7 +11,7 @@ defmodule PyPort.Server.Preload do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Error, Reaper, Registry}
+  alias PyPort.{Connection, Error, Reaper, Registry}
   alias PyPort.Server.Launch
 
   # How long a member's server waits until the template has its socket. The code runs after that.
@@ -52,10 +52,7 @@ defmodule PyPort.Server.Preload do
   def handle_call(:member, from, %{phase: phase} = state) when phase in [:down, :booting],
     do: {:noreply, launch(%{state | waiting: [from | state.waiting]})}
 
-  def handle_call(:member, from, %{phase: :alone} = state) do
-    GenServer.reply(from, code(state))
-    {:noreply, state}
-  end
+  def handle_call(:member, _from, %{phase: :alone} = state), do: {:reply, code(state), state}
 
   def handle_call(:member, from, state) do
     if File.exists?(socket(state)) do
@@ -181,18 +178,11 @@ defmodule PyPort.Server.Preload do
   defp close(state) do
     if state.port do
       Reaper.kill(self())
-      close_port(state.port)
+      Connection.close(state.port)
       File.rm_rf(state.dir)
     end
 
     %{stop_timer(state) | phase: :down, port: nil, dir: nil}
-  end
-
-  # It has ended by itself, where the kill was faster.
-  defp close_port(port) do
-    Port.close(port)
-  rescue
-    ArgumentError -> true
   end
 
   defp stop_timer(state) do

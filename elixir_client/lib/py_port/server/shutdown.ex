@@ -228,7 +228,7 @@ defmodule PyPort.Server.Shutdown do
   # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
   def close(%{connection: connection, delivery: delivery} = state) do
     Reaper.kill(self())
-    close_port(connection.port)
+    Connection.close(connection.port)
 
     # The heir tells the callers of requests that are still open; it gets the table when this process has ended.
     Connection.refuse(connection)
@@ -245,11 +245,5 @@ defmodule PyPort.Server.Shutdown do
     |> Requests.close()
     |> Ownership.close()
     |> Map.merge(%{connection: nil, delivery: nil})
-  end
-
-  defp close_port(port) do
-    Port.close(port)
-  rescue
-    ArgumentError -> true
   end
 end
