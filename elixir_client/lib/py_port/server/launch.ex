@@ -62,11 +62,9 @@ defmodule PyPort.Server.Launch do
 
   defp unseal(options) do
     with {:ok, env} <- Options.unseal(:env, options.env),
-         {:ok, init_code} <- Options.unseal(:init_code, options.init_code) do
-      {:ok, %{options | env: env, init_code: init_code}}
-    else
-      {:error, words} -> {:error, unavailable(words)}
-    end
+         {:ok, init_code} <- Options.unseal(:init_code, options.init_code),
+         do: {:ok, %{options | env: env, init_code: init_code}},
+         else: ({:error, words} -> {:error, unavailable(words)})
   end
 
   defp connection(options, heir, port, os_pid, start_time, dir) do
@@ -119,24 +117,18 @@ defmodule PyPort.Server.Launch do
       {:ok, stderr}
     else
       {:error, reason} ->
-        {:error,
-         unavailable(
-           "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}. " <>
-             "Set TMPDIR to a directory that can be written"
-         )}
+        why = "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}"
+        {:error, unavailable("#{why}. Set TMPDIR to a directory that can be written")}
     end
   end
 
   # Python cannot know its owner, nor the shape of a struct in this version of Elixir.
   defp init_options(options, dir) do
-    base = %{
+    options
+    |> Map.take([:max_frame_bytes, :max_depth, :max_objects, :threads, :async_threads])
+    |> Map.merge(%{
       owner: self(),
       token: Base.encode16(:rand.bytes(16)),
-      max_frame_bytes: options.max_frame_bytes,
-      max_depth: options.max_depth,
-      max_objects: options.max_objects,
-      threads: options.threads,
-      async_threads: options.async_threads,
       heartbeat_interval_ms: options.heartbeat_interval,
       running_after_ms: @running_after_ms,
       logging: options.logger,
@@ -144,9 +136,7 @@ defmodule PyPort.Server.Launch do
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
       templates: %{map_set: MapSet.new()}
-    }
-
-    base
+    })
     |> put(:init_code, init_code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
@@ -221,11 +211,11 @@ defmodule PyPort.Server.Launch do
   defp find_python(nil) do
     case System.get_env("PYPORT_PYTHON") || System.find_executable("python3") do
       nil ->
-        {:error,
-         unavailable(
-           "no Python was found: there is no python3 on the PATH. Install Python 3.11 or newer, or name one with " <>
-             "the option :python (for the default pool: config :py_port, pool: [python: \"/path/to/python3\"])"
-         )}
+        advice =
+          "Install Python 3.11 or newer, or name one with the option :python (for the default pool: config :py_port, " <>
+            "pool: [python: \"/path/to/python3\"])"
+
+        {:error, unavailable("no Python was found: there is no python3 on the PATH. #{advice}")}
 
       python ->
         find_python(python)
@@ -235,10 +225,8 @@ defmodule PyPort.Server.Launch do
   defp find_python(python) do
     case System.find_executable(python) do
       nil ->
-        {:error,
-         unavailable(
-           "the Python interpreter #{inspect(python)} does not exist, or may not be executed; see the option :python"
-         )}
+        why = "the Python interpreter #{inspect(python)} does not exist, or may not be executed"
+        {:error, unavailable("#{why}; see the option :python")}
 
       path ->
         {:ok, path}
@@ -248,10 +236,8 @@ defmodule PyPort.Server.Launch do
   defp find_directory(nil), do: {:ok, []}
 
   defp find_directory(directory) do
-    if File.dir?(directory) do
-      {:ok, [{:cd, String.to_charlist(directory)}]}
-    else
-      {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
-    end
+    if File.dir?(directory),
+      do: {:ok, [{:cd, String.to_charlist(directory)}]},
+      else: {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
   end
 end
