@@ -74,8 +74,19 @@ defmodule PyPort.Error do
           culprit: culprit() | nil
         }
 
-  defexception [:kind, :type, :message, :traceback, :exit_status, :signal, :begun, :stack, :culprit] ++
-                 [frames: [], stderr: []]
+  defexception [
+    :kind,
+    :type,
+    :message,
+    :traceback,
+    :exit_status,
+    :signal,
+    :begun,
+    :stack,
+    :culprit,
+    frames: [],
+    stderr: []
+  ]
 
   # Atoms come from this list and never from the wire.
   @kinds ~w(python timeout cancelled exited killed overloaded encode decode protocol unavailable)a

@@ -27,8 +27,9 @@ defmodule PyPort.Server do
       but `RELEASE_COOKIE`, `false` for none, or a list of names. Default: `true`. See "What Python can see and do" in
       docs/reliability.md.
     * `:init_code` - Python source run once at start, or a function that gives it; the names it defines are seen by every
-      request. With a top-level `await` it runs on the event loop of later requests, and tasks that it creates go on. It
-      cannot wait for calls into Elixir.
+      request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
+      thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
+      `hello` on.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -58,13 +59,16 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
-    * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits or
-      computes where the GIL is released. With 0 they run one after another in Python's main thread. Default: 0.
-      docs/guide.md, "Threads", says when a thread cannot be stopped.
+    * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
+      the network, a disk, a lock) or computes where the GIL is released. With 0 they run one after another in Python's main
+      thread, where any code can be stopped. A thread cannot be stopped while it waits in a call that never returns: then
+      its caller has its `:timeout` on time, the server takes no more requests, finishes the others and starts anew.
+      Default: 0.
     * `:async_threads` - how many threads `asyncio.to_thread` and `run_in_executor` have. Default: 32.
     * `:max_pending` - how many requests may be open before more are refused with `:overloaded`. Default: 1_024.
     * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
-      have not reached Logger yet are lost. Default: 16 MiB.
+      have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
+      Default: 16 MiB.
     * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.

@@ -62,9 +62,11 @@ defmodule PyPort.Server.Launch do
 
   defp unseal(options) do
     with {:ok, env} <- Options.unseal(:env, options.env),
-         {:ok, init_code} <- Options.unseal(:init_code, options.init_code),
-         do: {:ok, %{options | env: env, init_code: init_code}},
-         else: ({:error, words} -> {:error, unavailable(words)})
+         {:ok, init_code} <- Options.unseal(:init_code, options.init_code) do
+      {:ok, %{options | env: env, init_code: init_code}}
+    else
+      {:error, words} -> {:error, unavailable(words)}
+    end
   end
 
   defp connection(options, heir, port, os_pid, start_time, dir) do
@@ -124,11 +126,14 @@ defmodule PyPort.Server.Launch do
 
   # Python cannot know its owner, nor the shape of a struct in this version of Elixir.
   defp init_options(options, dir) do
-    options
-    |> Map.take([:max_frame_bytes, :max_depth, :max_objects, :threads, :async_threads])
-    |> Map.merge(%{
+    base = %{
       owner: self(),
       token: Base.encode16(:rand.bytes(16)),
+      max_frame_bytes: options.max_frame_bytes,
+      max_depth: options.max_depth,
+      max_objects: options.max_objects,
+      threads: options.threads,
+      async_threads: options.async_threads,
       heartbeat_interval_ms: options.heartbeat_interval,
       running_after_ms: @running_after_ms,
       logging: options.logger,
@@ -136,7 +141,9 @@ defmodule PyPort.Server.Launch do
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
       templates: %{map_set: MapSet.new()}
-    })
+    }
+
+    base
     |> put(:init_code, init_code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
