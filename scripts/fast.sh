@@ -16,7 +16,6 @@ trap 'rm -f "$said"' EXIT
 python -m pytest -q -m "not slow and not beam" tests/benchmarks tests/etf tests/house tests/layering tests/protocol \
     tests/runtime tests/server --ignore=tests/server/test_asyncio_executor.py --ignore=tests/server/test_threads.py \
     --ignore=tests/server/test_reader.py --ignore=tests/server/test_calls.py --ignore=tests/server/test_streams.py \
-    --ignore=tests/server/test_plain.py --ignore=tests/server/test_globals.py --ignore=tests/server/test_running.py \
     >"$said" 2>&1 </dev/null &
 pytest=$!
 sh scripts/lint.sh --quick || failed=" lint"

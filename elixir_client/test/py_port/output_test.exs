@@ -8,7 +8,6 @@ defmodule PyPort.OutputTest do
 
   alias PyPort.Error
 
-  @moduletag :waits
   @moduletag :tmp_dir
 
   # A device that takes what it is sent when it is told to.

@@ -8,7 +8,6 @@ defmodule PyPort.TelemetryTest do
   alias PyPort.{Error, Pool, Server}
   alias PyPort.Test.Telemetry
 
-  @moduletag :waits
   @moduletag :tmp_dir
   @moduletag capture_log: true
 

@@ -7,7 +7,6 @@ defmodule PyPort.ThreadsTest do
 
   alias PyPort.{Error, Server}
 
-  @moduletag :waits
   @moduletag capture_log: true
 
   # Nothing that Python can raise ends a wait for a lock that is never released.

@@ -4,7 +4,6 @@ defmodule PyPort.Env.BuildTest do
   alias PyPort.Env.{Build, Config, Manifest}
   alias PyPort.Test.FakeUv
 
-  @moduletag :waits
   @moduletag :tmp_dir
   @toml """
   [project]

@@ -6,8 +6,6 @@ defmodule PyPort.Stream.GeneratorsTest do
 
   alias PyPort.Error
 
-  @moduletag :waits
-
   setup_all do
     start_supervised!({PyPort.Server, name: __MODULE__, heartbeat_interval: 50})
     {:ok, server: __MODULE__}
