@@ -73,9 +73,10 @@ defmodule PyPort.ConnectionTest do
     never_busy = [busy_limits_port: :disabled, busy_limits_msgq: :disabled]
     options = [{:packet, 4}, :binary, args: ["-c", command]] ++ never_busy
     port = Port.open({:spawn_executable, ~c"/bin/sh"}, options)
-    {:os_pid, os_pid} = Port.info(port, :os_pid)
-    # A VM that ends waits until the bytes in a port have been read, or the program has ended.
-    on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+    # A VM that ends waits until the bytes in a port have been read, or its program has ended.
+    with {:os_pid, os_pid} <- Port.info(port, :os_pid),
+         do: on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+
     %{connection() | port: port, max_queued_bytes: max_queued_bytes}
   end
 
