@@ -385,20 +385,12 @@ defmodule PyPort do
   @doc """
   Builds a Python environment at run time, for scripts and notebooks, and starts the default pool in it.
 
-      Mix.install([{:py_port, path: "../pyport/elixir_client"}], config: [py_port: [pool: false]])
+      :ok = PyPort.uv_init(File.read!("pyproject.toml"))
 
-      :ok =
-        PyPort.uv_init(~S'''
-        [project]
-        name = "script"
-        version = "0.0.0"
-        requires-python = ">=3.11"
-        dependencies = ["numpy"]
-        ''')
-
-  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and a
-  default pool that runs in it already is left alone. The output of uv goes to the group leader. The options are those
-  of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it: `python_env: :name`.
+  docs/environments.md has a whole script. The environment is kept in a cache under the project's digest, so the same text
+  is ready at once the next time, and a default pool that runs in it already is left alone. The output of uv goes to the
+  group leader. The options are those of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it:
+  `python_env: :name`.
 
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
   """

@@ -4,14 +4,8 @@ defmodule PyPort.Connection do
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
-              [
-                :max_frame_bytes,
-                :max_queued_bytes,
-                :max_pending,
-                :max_objects_per_owner,
-                patience: 0,
-                ready: false
-              ]
+              [:max_frame_bytes, :max_queued_bytes, :max_pending, :max_objects_per_owner] ++
+              [patience: 0, ready: false]
 
   @type t :: %__MODULE__{
           owner: pid(),

@@ -19,18 +19,9 @@ defmodule PyPort.Error do
 
   ## Requests without an answer
 
-  No request is sent twice. `begun` tells a caller that wants to repeat a request what became of the first one:
-
-    * `false` - its code was never started;
-    * `true` - it was started, and was ended on its way;
-    * `nil` - not known.
-
-  Python says it if it can. Otherwise it is read from the status page, a page of memory that Python keeps up to date and
-  that outlives the process: it shows which request the main thread runs, or ran last, and how many run elsewhere (those
-  that await, streams, those made by a function that Python calls). `begun` is `true` for the request that runs. When the
-  Python has ended it is `false` for requests that were sent after that one, if none runs elsewhere; and `nil` for all
-  others, since a request that was sent before it, or ran last, may have ended, its answer not yet written, or lost. As long
-  as the Python lives, and does not answer, a request may begin at any time: then `begun` is never `false`.
+  No request is sent twice. `begun` tells a caller that wants to repeat a request what became of the first one: `false`, its
+  code was never started; `true`, it was started, and was ended on its way; `nil`, not known. docs/reliability.md says how it
+  is found out.
 
   `stack` is where Python was, as text: the traceback of a request that was interrupted, the stacks of all threads where
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these

@@ -48,9 +48,8 @@ defmodule PyPort.Server do
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
       answer at the latest at `:timeout` + `:cancel_grace` + `:kill_grace`.
-    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms. An
-      import that is cut short leaves the module broken for the life of the process, so the caller has its answer, and the
-      import ends first; after this time its Python is killed. Default: 30_000.
+    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms, before
+      its Python is killed. Default: 30_000. docs/reliability.md says why an import is not cut short.
     * `:after_cancel` - whether a Python in which a running request was interrupted goes on (`:keep`), or is drained and
       started anew (`:restart`), for code that leaves things half done. Default: `:keep`.
     * `:memory_limit` - how much memory Python may have, in bytes; beyond it there is a `MemoryError`. It counts address
@@ -93,18 +92,8 @@ defmodule PyPort.Server do
 
   alias PyPort.{Callbacks, Connection, Env, Error, Options, Reaper, Registry, Wire}
 
-  alias PyPort.Server.{
-    AsyncDelivery,
-    Cancellation,
-    Health,
-    Ownership,
-    RequestTable,
-    Shutdown,
-    Startup,
-    Stderr
-  }
-
-  alias PyPort.Server.Traffic
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, RequestTable}
+  alias PyPort.Server.{Shutdown, Startup, Stderr, Traffic}
 
   @type variables :: [{String.t(), String.t() | nil | false}]
   @type option ::

@@ -32,14 +32,8 @@ defmodule PyPort.Wire do
   # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
-          {:reply, id()}
-          | {:reply_with_objects, id()}
-          | {:yield, id()}
-          | {:yield_with_objects, id()}
+          {:reply | :reply_with_objects | :yield | :yield_with_objects | :output | :pong | :running, id()}
           | {:invoke, maybe_id(), call_id :: id()}
-          | {:output, id()}
-          | {:pong, id()}
-          | {:running, id()}
           | :hello
           | :goodbye
           | :log

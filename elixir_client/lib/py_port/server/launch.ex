@@ -138,11 +138,8 @@ defmodule PyPort.Server.Launch do
       {:ok, stderr}
     else
       {:error, reason} ->
-        {:error,
-         unavailable(
-           "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}. " <>
-             "Set TMPDIR to a directory that can be written"
-         )}
+        why = "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}"
+        {:error, unavailable("#{why}. Set TMPDIR to a directory that can be written")}
     end
   end
 
@@ -268,11 +265,11 @@ defmodule PyPort.Server.Launch do
   defp find_python(nil) do
     case System.get_env("PYPORT_PYTHON") || System.find_executable("python3") do
       nil ->
-        {:error,
-         unavailable(
-           "no Python was found: there is no python3 on the PATH. Install Python 3.11 or newer, or name one with " <>
-             "the option :python (for the default pool: config :py_port, pool: [python: \"/path/to/python3\"])"
-         )}
+        advice =
+          "Install Python 3.11 or newer, or name one with the option :python (for the default pool: config :py_port, " <>
+            "pool: [python: \"/path/to/python3\"])"
+
+        {:error, unavailable("no Python was found: there is no python3 on the PATH. #{advice}")}
 
       python ->
         find_python(python)
@@ -282,10 +279,8 @@ defmodule PyPort.Server.Launch do
   defp find_python(python) do
     case System.find_executable(python) do
       nil ->
-        {:error,
-         unavailable(
-           "the Python interpreter #{inspect(python)} does not exist, or may not be executed; see the option :python"
-         )}
+        why = "the Python interpreter #{inspect(python)} does not exist, or may not be executed"
+        {:error, unavailable("#{why}; see the option :python")}
 
       path ->
         {:ok, path}
@@ -295,10 +290,8 @@ defmodule PyPort.Server.Launch do
   defp find_directory(nil), do: {:ok, []}
 
   defp find_directory(directory) do
-    if File.dir?(directory) do
-      {:ok, [{:cd, String.to_charlist(directory)}]}
-    else
-      {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
-    end
+    if File.dir?(directory),
+      do: {:ok, [{:cd, String.to_charlist(directory)}]},
+      else: {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
   end
 end

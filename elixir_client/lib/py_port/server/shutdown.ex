@@ -7,7 +7,7 @@ defmodule PyPort.Server.Shutdown do
   import PyPort.Deadline, only: [deadline: 1, remaining: 1]
   import PyPort.Server.Requests, only: [is_worker: 2]
 
-  alias PyPort.{Connection, Deadline, Error, Reaper, Registry, StatusPage, Wire}
+  alias PyPort.{Connection, Error, Reaper, Registry, StatusPage, Wire}
   alias PyPort.Server.{Cancellation, Events, Health, Ownership, Requests, State, Stderr, Traffic}
 
   # The signal by which Python says that it was told to end.
@@ -195,7 +195,6 @@ defmodule PyPort.Server.Shutdown do
     state |> Stderr.log() |> close()
   end
 
-  @spec await_exit(State.t(), Deadline.t()) :: {non_neg_integer() | nil, State.t()}
   defp await_exit(%{connection: %{port: port}} = state, deadline) do
     receive do
       {^port, {:data, frame}} ->
