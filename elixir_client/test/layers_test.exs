@@ -110,6 +110,7 @@ defmodule PyPort.LayersTest do
     "py_port/pool/events" => "py_port/telemetry",
     "py_port/pool/manager" => "py_port/pool",
     "py_port/pool/slot" => "py_port/pool",
+    "py_port/pool/state" => "py_port/pool",
     "py_port/pool/waiter" => "py_port/pool",
     "py_port/server/events" => "py_port/telemetry",
     "py_port/server/launch" => "py_port/server/startup",
