@@ -17,8 +17,10 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from pathlib import Path
 from select import POLLIN, poll
+from time import sleep
 
 from port_server.etf import Atom, decode
 from port_server.protocol import messages
@@ -41,6 +43,8 @@ _STUB_S: Final = 5.0
 # How long a template whose code has failed waits for the server that had it started.
 _REFUSE_S: Final = 2.0
 _BACKLOG: Final = 4096
+# How long a template without a free fd waits before it tries again.
+_NO_FD_S: Final = 0.05
 
 
 def serve() -> int:
@@ -90,8 +94,14 @@ def _read_config(control: int) -> dict[Any, Any]:
 
 def _say(word: str, text: str = "") -> None:
     """Write a line for the owner, after whatever the code has printed."""
-    sys.stdout.flush()
+    _flush()
     os.write(1, b"\n\0" + f"{word} {text}".replace("\n", " ").encode() + b"\n")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # whatever the code has put there, and closed
+            stream.flush()
 
 
 def _run(code: Any) -> dict[str, Any]:
@@ -146,10 +156,18 @@ class _Template:
                     if not os.read(self._control, 4096):
                         return None
                     _say("alive")
-                elif (fds := self._accept()) is not None and (port := self._fork(*fds)):
+                elif port := self._start_child():
                     os.close(woken)
                     os.close(wake)
                     return port
+
+    def _start_child(self) -> tuple[int, int] | None:
+        try:
+            accepted = self._accept()
+        except OSError:  # no fd is free; the stub waits
+            sleep(_NO_FD_S)
+            return None
+        return self._fork(*accepted) if accepted else None
 
     def refuse_all(self, description: dict[str, Any]) -> None:
         """Tell the servers that wait, of which there is at least one, why no child comes."""
@@ -178,10 +196,13 @@ class _Template:
         return None
 
     def _fork(self, connection: socket.socket, fds: list[int]) -> tuple[int, int] | None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         try:
-            pid = os.fork()
+            # The warning of threads that are left comes after the fork; as an error it would lose
+            # the child.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pid = os.fork()
         except OSError as error:
             message = (
                 f"the template of preload could not fork: {error.strerror}. Look at the limit on "
@@ -205,9 +226,10 @@ class _Template:
         self._listener.close()
         for other in self._children.values():
             other.close()
-        # Open as long as this process lives, and in no child of it.
-        kept = private(connection.detach())
-        os.register_at_fork(after_in_child=lambda: os.close(kept))
+        # Open as long as this process lives, and in no child of it. In a child of a child the
+        # number may be that of another file.
+        kept = [private(connection.detach())]
+        os.register_at_fork(after_in_child=lambda: kept and os.close(kept.pop()))
         reads, writes, stderr = fds
         os.dup2(stderr, 2)
         os.dup2(2, 1)
