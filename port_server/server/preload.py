@@ -17,7 +17,6 @@ import os
 import signal
 import socket
 import sys
-import warnings
 from pathlib import Path
 from select import POLLIN, poll
 from time import sleep
@@ -32,6 +31,7 @@ from port_server.settings import Settings
 from . import app, hangup, init_code
 from .fds import point_at_null, private
 from .handshake import RefusedError
+from .replies import leave_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def _run(code: Any) -> dict[str, Any]:
     Raises:
         RefusedError: it fails, or is no code.
     """
+    template = os.getpid()
     try:
         snippet = init_code.snippet_of(code, "preload")
         namespace = Namespaces().fresh(snippet, {})
@@ -118,7 +119,11 @@ def _run(code: Any) -> dict[str, Any]:
     except RefusedError:
         raise
     except BaseException as error:
+        if os.getpid() != template:  # a child of the code, which has come to its end
+            leave_child(error)
         raise init_code.refused(error, "preload", Settings()) from None
+    if os.getpid() != template:
+        leave_child(None)
     return namespace
 
 
@@ -198,11 +203,7 @@ class _Template:
     def _fork(self, connection: socket.socket, fds: list[int]) -> tuple[int, int] | None:
         _flush()
         try:
-            # The warning of threads that are left comes after the fork; as an error it would lose
-            # the child.
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                pid = os.fork()
+            pid = os.fork()
         except OSError as error:
             message = (
                 f"the template of preload could not fork: {error.strerror}. Look at the limit on "

@@ -215,7 +215,8 @@ defmodule PyPort.Batcher do
 
   def handle_call({:switch, server}, from, %{running: running} = state),
     do:
-      {:noreply, settle(%{state | server: server, switching: [{from, Map.keys(running)} | state.switching]})}
+      {:noreply,
+       dispatch(settle(%{state | server: server, switching: [{from, Map.keys(running)} | state.switching]}))}
 
   @impl true
   def handle_info(:due, state), do: {:noreply, dispatch(state)}
@@ -371,23 +372,40 @@ defmodule PyPort.Batcher do
     timeout = items |> Enum.map(& &1.deadline) |> Enum.max() |> remaining()
     options = Options.call!(server: state.server, timeout: timeout, binary_as: state.binary_as)
 
-    case Ownership.collect(fn -> Request.ask(asked, options) end) do
+    case request(asked, options) do
       {{:ok, {values, errors}}, taken_over} ->
         deal(items, values, errors, taken_over != [])
         {:ok, map_size(errors)}
 
-      # An item cannot be read, or all are too much for one frame; nothing has begun. Halves find it in a few calls.
-      {{:error, %Error{kind: kind, begun: begun}}, _none}
-      when tl(items) != [] and ((kind == :decode and begun != true) or (kind == :encode and begun == false)) ->
-        {first, second} = Enum.split(items, div(length(items), 2))
-        {_kind, one} = call_python(first, key, state)
-        {_kind, other} = call_python(second, key, state)
-        {kind, one + other}
-
       {{:error, error}, _none} ->
-        answer_all(items, {:error, error})
-        {error.kind, length(items)}
+        if tl(items) != [] and of_one_item?(error, items) do
+          # Halves find it in a few calls.
+          {first, second} = Enum.split(items, div(length(items), 2))
+          {_kind, one} = call_python(first, key, state)
+          {_kind, other} = call_python(second, key, state)
+          {error.kind, one + other}
+        else
+          answer_all(items, {:error, error})
+          {error.kind, length(items)}
+        end
     end
+  end
+
+  # Whether nothing has begun, and it may be for one item: that cannot be read or encoded, is too much for one frame together with
+  # the others, or has an object of another server than theirs.
+  defp of_one_item?(%Error{kind: :decode, begun: begun}, _items), do: begun != true
+  defp of_one_item?(%Error{kind: :encode, begun: begun}, _items), do: begun == false
+
+  defp of_one_item?(%Error{kind: :unavailable, begun: false}, items),
+    do: items |> Enum.map(& &1.item) |> objects() != []
+
+  defp of_one_item?(_error, _items), do: false
+
+  # The encoder of an item may raise.
+  defp request(asked, options) do
+    Ownership.collect(fn -> Request.ask(asked, options) end)
+  rescue
+    error -> {{:error, Error.new(:encode, Exception.message(error), begun: false)}, []}
   end
 
   defp deal(items, values, errors, objects?) do
@@ -424,7 +442,7 @@ defmodule PyPort.Batcher do
   end
 
   defp objects(%Object{} = object), do: [object]
-  defp objects(list) when is_list(list), do: Enum.flat_map(list, &objects/1)
+  defp objects([head | tail]), do: objects(head) ++ objects(tail)
   defp objects(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> objects()
   # A set is a struct, and has its members as keys.
   defp objects(map) when is_map(map), do: map |> :maps.to_list() |> objects()

@@ -56,6 +56,7 @@ defmodule PyPort.BatcherTest do
 
   for value in (double, checked, keyed, later, gated, gated_boxes, gated_lists, raises, boxed, nested_boxes, same_box):
       setattr(batching, value.__name__, value)
+  batching.numbered = lambda items: items
   batching.short = lambda items: items[1:]
   batching.text = lambda items: "text"
   batching.number = lambda items: 1
@@ -163,6 +164,26 @@ defmodule PyPort.BatcherTest do
                ask(start(server, :lengths), items)
 
       assert {one.kind, other.kind} == {:decode, :decode}
+    end
+
+    test "of an item that Elixir cannot send reaches its caller alone", %{server: server} do
+      batcher = start(server, :numbered)
+      foreign = PyPort.eval!("object()", %{}, server: PyPort.Default)
+
+      assert [{:ok, 1}, {:error, unknown}, {:ok, 2}, {:error, raised}] =
+               ask(batcher, [1, foreign, 2, %PyPort.Test.Encoded.Raises{}])
+
+      assert %Error{kind: :unavailable, begun: false, message: "#PyPort.Object<" <> _} = unknown
+      assert %Error{kind: :encode, begun: false, message: "no encoding"} = raised
+    end
+
+    test "is none for objects of several servers of a pool" do
+      pool = PyPort.Test.Pools.start_pool(size: 2, init_code: @module)
+
+      boxes =
+        for server <- PyPort.Pool.servers(pool), do: PyPort.eval!("[1]", %{}, server: server, return: :object)
+
+      assert ask(start(pool, :lengths), boxes) == [{:ok, 1}, {:ok, 1}]
     end
 
     for {fun, words} <- [short: "gave 1 results for a batch of 2", text: "type str", number: "type int"] do

@@ -18,12 +18,6 @@ defmodule PyPort.Test.Pools do
     name
   end
 
-  @doc "What the Python that PyPort starts says of its version."
-  def python_version do
-    {version, 0} = System.cmd(System.get_env("PYPORT_PYTHON", "python3"), ["--version"])
-    version
-  end
-
   @doc "The process ids of the Pythons that take work."
   def os_pids(pool), do: for(server <- PyPort.Pool.servers(pool), do: PyPort.Server.os_pid(server))
 end

@@ -10,7 +10,6 @@ defmodule PyPort.Server.PreloadTest do
 
   @moduletag capture_log: true
 
-  @python PyPort.Test.Pools.python_version()
   @code "import os; template = os.getpid(); runs = []"
 
   defp pool(options \\ []),
@@ -252,19 +251,6 @@ defmodule PyPort.Server.PreloadTest do
       end
     end
 
-    @tag skip: @python < "Python 3.12" && "this Python does not warn of threads when it forks"
-    test "forks where warnings are errors, and there are threads" do
-      code =
-        @code <>
-          "; import threading, time, warnings; warnings.simplefilter('error')" <>
-          "; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
-
-      pool = pool(size: 1, preload: code)
-      assert value(pool, "template") == template_pid(pool)
-      assert value(pool, "import warnings; warnings.filters[0][0]") == "error"
-      assert children(template_pid(pool)) == os_pids(pool)
-    end
-
     test "whose code raises is an error with the code's traceback, and is tried again" do
       mark = new_gate()
       code = "import os\nif not os.path.exists(#{inspect(mark)}): raise ValueError('no model')"
@@ -275,6 +261,14 @@ defmodule PyPort.Server.PreloadTest do
       assert error.message =~ "ValueError: no model"
       open_gate(mark)
       assert eventually(fn -> PyPort.eval("1", %{}, server: pool) == {:ok, 1} end, 500)
+    end
+
+    test "is one, also where its code forks" do
+      for code <- ["os.fork()", "os.fork() or 1 / 0", "os.fork() or exit(3)"] do
+        pool = pool(preload: @code <> "; " <> code)
+        running = fn -> template_pid(pool) |> children() |> Enum.filter(&alive?/1) |> Enum.sort() end
+        assert eventually(fn -> running.() == Enum.sort(os_pids(pool)) end)
+      end
     end
 
     test "whose code never ends is killed after init_timeout" do
