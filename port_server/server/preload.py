@@ -230,7 +230,12 @@ class _Template:
         # Open as long as this process lives, and in no child of it. In a child of a child the
         # number may be that of another file.
         kept = [private(connection.detach())]
-        os.register_at_fork(after_in_child=lambda: kept and os.close(kept.pop()))
+
+        def close_once() -> None:
+            if kept:
+                os.close(kept.pop())
+
+        os.register_at_fork(after_in_child=close_once)
         reads, writes, stderr = fds
         os.dup2(stderr, 2)
         os.dup2(2, 1)

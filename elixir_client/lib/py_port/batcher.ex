@@ -199,7 +199,7 @@ defmodule PyPort.Batcher do
     end
   end
 
-  # The time of an item is up. One that runs gets no objects from here on.
+  # The time of an item is up. An item that runs gets no objects from here on.
   def handle_call({:give_up, ref}, _from, %{waiting: waiting} = state) do
     case waiting do
       %{^ref => {key, number}} ->
