@@ -50,29 +50,29 @@ _NO_FD_S: Final = 0.05
 def serve() -> int:
     """Serve until standard input ends, and in a child its port; give the exit status."""
     faulthandler.enable(2)
-    control = private(os.dup(0))
+    control, owner = private(os.dup(0)), private(os.dup(1))
     point_at_null(0)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
     config = _read_config(control)
     if not os.access(_STUB, os.X_OK):
-        _say("stubless", str(_STUB))
+        _say(owner, "stubless", str(_STUB))
         return 0
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(config["socket"])
     listener.listen(_BACKLOG)
-    _say("listening", str(_STUB))
-    template = _Template(control, listener)
+    _say(owner, "listening", str(_STUB))
+    template = _Template(control, owner, listener)
     try:
         names = _run(config["code"])
     except RefusedError as error:
         template.refuse_all(error.description)
         status = 1
     else:
-        _warn_of_threads()
+        _warn_of_threads(owner)
         gc.collect()
         gc.freeze()  # so that no collection in a child writes to pages that it shares
-        _say("ready")
+        _say(owner, "ready")
         port = template.serve()
         if port is not None:
             return app.serve(*port, names)
@@ -92,10 +92,10 @@ def _read_config(control: int) -> dict[Any, Any]:
     return config
 
 
-def _say(word: str, text: str = "") -> None:
+def _say(owner: int, word: str, text: str = "") -> None:
     """Write a line for the owner, after whatever the code has printed."""
     _flush()
-    os.write(1, b"\n\0" + f"{word} {text}".replace("\n", " ").encode() + b"\n")
+    os.write(owner, b"\n\0" + f"{word} {text}".replace("\n", " ").encode() + b"\n")
 
 
 def _flush() -> None:
@@ -127,19 +127,20 @@ def _run(code: Any) -> dict[str, Any]:
     return namespace
 
 
-def _warn_of_threads() -> None:
+def _warn_of_threads(owner: int) -> None:
     threading = sys.modules.get("threading")
     if threading is not None:
         names = [thread.name for thread in threading.enumerate()]
         if others := [name for name in names if name != threading.main_thread().name]:
-            _say("threads", ", ".join(others))
+            _say(owner, "threads", ", ".join(others))
 
 
 class _Template:
     """The socket of the template, and the children that it has."""
 
-    def __init__(self, control: int, listener: socket.socket) -> None:
+    def __init__(self, control: int, owner: int, listener: socket.socket) -> None:
         self._control = control
+        self._owner = owner
         self._listener = listener
         # The connection to the stub of each child.
         self._children: dict[int, socket.socket] = {}
@@ -160,7 +161,7 @@ class _Template:
                 elif fd == self._control:
                     if not os.read(self._control, 4096):
                         return None
-                    _say("alive")
+                    _say(self._owner, "alive")
                 elif port := self._start_child():
                     os.close(woken)
                     os.close(wake)
@@ -224,6 +225,7 @@ class _Template:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._control)
+        os.close(self._owner)
         self._listener.close()
         for other in self._children.values():
             other.close()

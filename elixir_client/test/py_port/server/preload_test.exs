@@ -243,11 +243,13 @@ defmodule PyPort.Server.PreloadTest do
     for {name, code} <- [
           {"are closed", "sys.stdout.close(); sys.stderr.close()"},
           {"are none", "sys.stdout = sys.stderr = None"},
-          {"cannot flush", "sys.stdout = sys.stderr = object()"}
+          {"cannot flush", "sys.stdout = sys.stderr = object()"},
+          {"lead elsewhere", "[os.dup2(os.open(os.devnull, os.O_WRONLY), fd) for fd in (1, 2)]"}
         ] do
       test "forks where sys.stdout and sys.stderr #{name}" do
         pool = pool(size: 1, preload: @code <> "; import sys; " <> unquote(code))
         assert value(pool, "template") == template_pid(pool)
+        assert eventually(fn -> match?(%{phase: :ready}, template(pool)) end)
       end
     end
 
