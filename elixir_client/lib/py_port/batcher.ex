@@ -36,8 +36,8 @@ defmodule PyPort.Batcher do
 
   An exception object among the results (`ValueError("too long")`, returned and not raised) is the error of that item, and
   the others have their results. An exception that the function raises is the error of all items of the batch, as is the
-  end of its Python. An item that Python cannot read (a binary that is not UTF-8) is the error of its caller alone: the others
-  go to Python without it.
+  end of its Python. An item that cannot be sent (a binary that is not UTF-8, an object of another server, an encoder that raises)
+  is the error of its caller alone: the others go to Python without it.
 
   An item whose caller has ended, or whose `:timeout` has passed, is dropped if its batch has not begun; the error says so by
   `begun: false`. A batch that has begun may run until the last `:timeout` of its items. For the others `begun` is `nil`: their
