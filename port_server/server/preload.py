@@ -19,6 +19,7 @@ import socket
 import sys
 from pathlib import Path
 from select import POLLIN, poll
+from time import sleep
 
 from port_server.etf import Atom, decode
 from port_server.protocol import messages
@@ -30,6 +31,7 @@ from port_server.settings import Settings
 from . import app, hangup, init_code
 from .fds import point_at_null, private
 from .handshake import RefusedError
+from .replies import leave_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,34 +43,36 @@ _STUB_S: Final = 5.0
 # How long a template whose code has failed waits for the server that had it started.
 _REFUSE_S: Final = 2.0
 _BACKLOG: Final = 4096
+# How long a template without a free fd waits before it tries again.
+_NO_FD_S: Final = 0.05
 
 
 def serve() -> int:
     """Serve until standard input ends, and in a child its port; give the exit status."""
     faulthandler.enable(2)
-    control = private(os.dup(0))
+    control, owner = private(os.dup(0)), private(os.dup(1))
     point_at_null(0)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
     config = _read_config(control)
     if not os.access(_STUB, os.X_OK):
-        _say("stubless", str(_STUB))
+        _say(owner, "stubless", str(_STUB))
         return 0
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(config["socket"])
     listener.listen(_BACKLOG)
-    _say("listening", str(_STUB))
-    template = _Template(control, listener)
+    _say(owner, "listening", str(_STUB))
+    template = _Template(control, owner, listener)
     try:
         names = _run(config["code"])
     except RefusedError as error:
         template.refuse_all(error.description)
         status = 1
     else:
-        _warn_of_threads()
+        _warn_of_threads(owner)
         gc.collect()
         gc.freeze()  # so that no collection in a child writes to pages that it shares
-        _say("ready")
+        _say(owner, "ready")
         port = template.serve()
         if port is not None:
             return app.serve(*port, names)
@@ -88,10 +92,16 @@ def _read_config(control: int) -> dict[Any, Any]:
     return config
 
 
-def _say(word: str, text: str = "") -> None:
+def _say(owner: int, word: str, text: str = "") -> None:
     """Write a line for the owner, after whatever the code has printed."""
-    sys.stdout.flush()
-    os.write(1, b"\n\0" + f"{word} {text}".replace("\n", " ").encode() + b"\n")
+    _flush()
+    os.write(owner, b"\n\0" + f"{word} {text}".replace("\n", " ").encode() + b"\n")
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # whatever the code has put there, and closed
+            stream.flush()
 
 
 def _run(code: Any) -> dict[str, Any]:
@@ -100,6 +110,7 @@ def _run(code: Any) -> dict[str, Any]:
     Raises:
         RefusedError: it fails, or is no code.
     """
+    template = os.getpid()
     try:
         snippet = init_code.snippet_of(code, "preload")
         namespace = Namespaces().fresh(snippet, {})
@@ -108,23 +119,28 @@ def _run(code: Any) -> dict[str, Any]:
     except RefusedError:
         raise
     except BaseException as error:
+        if os.getpid() != template:  # a child of the code, which has come to its end
+            leave_child(error)
         raise init_code.refused(error, "preload", Settings()) from None
+    if os.getpid() != template:
+        leave_child(None)
     return namespace
 
 
-def _warn_of_threads() -> None:
+def _warn_of_threads(owner: int) -> None:
     threading = sys.modules.get("threading")
     if threading is not None:
         names = [thread.name for thread in threading.enumerate()]
         if others := [name for name in names if name != threading.main_thread().name]:
-            _say("threads", ", ".join(others))
+            _say(owner, "threads", ", ".join(others))
 
 
 class _Template:
     """The socket of the template, and the children that it has."""
 
-    def __init__(self, control: int, listener: socket.socket) -> None:
+    def __init__(self, control: int, owner: int, listener: socket.socket) -> None:
         self._control = control
+        self._owner = owner
         self._listener = listener
         # The connection to the stub of each child.
         self._children: dict[int, socket.socket] = {}
@@ -145,11 +161,19 @@ class _Template:
                 elif fd == self._control:
                     if not os.read(self._control, 4096):
                         return None
-                    _say("alive")
-                elif (fds := self._accept()) is not None and (port := self._fork(*fds)):
+                    _say(self._owner, "alive")
+                elif port := self._start_child():
                     os.close(woken)
                     os.close(wake)
                     return port
+
+    def _start_child(self) -> tuple[int, int] | None:
+        try:
+            accepted = self._accept()
+        except OSError:  # no fd is free; the stub waits
+            sleep(_NO_FD_S)
+            return None
+        return self._fork(*accepted) if accepted else None
 
     def refuse_all(self, description: dict[str, Any]) -> None:
         """Tell the servers that wait, of which there is at least one, why no child comes."""
@@ -178,8 +202,7 @@ class _Template:
         return None
 
     def _fork(self, connection: socket.socket, fds: list[int]) -> tuple[int, int] | None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         try:
             pid = os.fork()
         except OSError as error:
@@ -202,12 +225,19 @@ class _Template:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         os.close(self._control)
+        os.close(self._owner)
         self._listener.close()
         for other in self._children.values():
             other.close()
-        # Open as long as this process lives, and in no child of it.
-        kept = private(connection.detach())
-        os.register_at_fork(after_in_child=lambda: os.close(kept))
+        # Open as long as this process lives, and in no child of it. In a child of a child the
+        # number may be that of another file.
+        kept = [private(connection.detach())]
+
+        def close_once() -> None:
+            if kept:
+                os.close(kept.pop())
+
+        os.register_at_fork(after_in_child=close_once)
         reads, writes, stderr = fds
         os.dup2(stderr, 2)
         os.dup2(2, 1)

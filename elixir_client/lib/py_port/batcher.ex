@@ -36,11 +36,15 @@ defmodule PyPort.Batcher do
 
   An exception object among the results (`ValueError("too long")`, returned and not raised) is the error of that item, and
   the others have their results. An exception that the function raises is the error of all items of the batch, as is the
-  end of its Python. An item that Python cannot read (a binary that is not UTF-8) is the error of its caller alone: the others
-  go to Python without it.
+  end of its Python. An item that cannot be sent (a binary that is not UTF-8, an object of another server, an encoder that raises)
+  is the error of its caller alone: the others go to Python without it.
 
   An item whose caller has ended, or whose `:timeout` has passed, is dropped if its batch has not begun; the error says so by
-  `begun: false`. A batch that has begun may run until the last `:timeout` of its items.
+  `begun: false`. A batch that has begun may run until the last `:timeout` of its items. For the others `begun` is `nil`: their
+  batch may still wait for a server.
+
+  Objects in the result of an item belong to whom they would with `PyPort.call/4`: the caller, or the process that its task works
+  for.
 
   No function among the values of an item becomes a callback.
 
@@ -76,6 +80,10 @@ defmodule PyPort.Batcher do
 
   # How long the batcher may take to say whether an item has begun.
   @answer_ms 1_000
+
+  # How long a caller whose time is up waits for the end of its batch, whose time is up as well: Python has to end it first, and
+  # that error says whether it had begun, and where it was.
+  @end_ms 100
 
   @doc """
   Starts a batcher, linked to the caller. See the module's documentation for the options.
@@ -121,56 +129,59 @@ defmodule PyPort.Batcher do
   @spec ask(GenServer.server(), term(), map()) :: {:ok, term()} | {:error, Error.t()}
   def ask(batcher, item, %{timeout: timeout, batch_key: key}) do
     ref = make_ref()
+    {owner, _heir} = Ownership.pair(nil)
+    request = :gen_server.send_request(batcher, {:item, ref, key, item, timeout, owner})
 
-    case call(batcher, {:item, ref, key, item, timeout}, timeout) do
-      :timeout ->
-        begun =
-          with begun when not is_boolean(begun) <- call(batcher, {:give_up, key, ref}, @answer_ms), do: nil
+    # An answer that comes before the item is given up is the answer.
+    with :timeout <- :gen_server.wait_response(request, timeout),
+         begun = give_up(batcher, ref),
+         :timeout <- :gen_server.receive_response(request, if(begun == false, do: 0, else: @end_ms)) do
+      {:error, Error.timeout(timeout, begun, nil)}
+    else
+      {:reply, {:objects, value, objects}} ->
+        for object <- objects, do: Ownership.note_in_scope({Object.server(object), owner}, [object.id])
+        {:ok, value}
 
-        {:error, Error.timeout(timeout, begun, nil)}
-
-      {:unknown_key, keys} ->
+      {:reply, {:unknown_key, keys}} ->
         raise ArgumentError,
               "unknown :batch_key #{inspect(key)} for the batcher #{inspect(batcher)}, whose :batch_keys are #{inspect(keys)}"
 
-      outcome ->
+      {:reply, outcome} ->
         outcome
+
+      {:error, {:noproc, _batcher}} ->
+        {:error, Error.unavailable("no PyPort.Batcher is running as #{inspect(batcher)}")}
+
+      {:error, {reason, _batcher}} ->
+        {:error, Error.of_exit(reason)}
     end
   end
 
-  defp call(batcher, message, timeout) do
-    GenServer.call(batcher, message, timeout)
+  # `false` where the item has not begun, and will not; else `nil`.
+  defp give_up(batcher, ref) do
+    GenServer.call(batcher, {:give_up, ref}, @answer_ms)
   catch
-    :exit, {:timeout, _call} ->
-      :timeout
-
-    :exit, {:noproc, _call} ->
-      {:error, Error.unavailable("no PyPort.Batcher is running as #{inspect(batcher)}")}
-
-    :exit, {reason, _call} ->
-      {:error, Error.of_exit(reason)}
+    :exit, _reason -> nil
   end
 
   # --- items ----------------------------------------------------------------------------------
 
-  # `queues` has the items of each key that wait, whether its first has waited for long enough (`due?`), and the timer for
-  # that; `running` the items of each batch by its runner; `switching` who waits for the end of which runners.
+  # `queues` has the items of each key that wait, by their numbers, and the timer of the first; `waiting` the key and number of
+  # each; `running` the items of each batch by its runner; `switching` who waits for the end of which runners.
   @impl true
   def init(options) do
     Process.flag(:trap_exit, true)
-    queues = Map.new(options.batch_keys, &{&1, empty()})
-    {:ok, Map.merge(options, %{queues: queues, running: %{}, switching: []})}
+    queues = Map.new(options.batch_keys, &{&1, %{items: :gb_trees.empty(), timer: nil}})
+    {:ok, Map.merge(options, %{queues: queues, waiting: %{}, running: %{}, switching: []})}
   end
 
-  defp empty, do: %{items: :queue.new(), count: 0, timer: nil, due?: false}
-
   @impl true
-  def handle_call({:item, ref, key, item, timeout}, from, %{queues: queues} = state) do
+  def handle_call({:item, ref, key, item, timeout, owner}, from, %{queues: queues} = state) do
     cond do
       not is_map_key(queues, key) ->
         {:reply, {:unknown_key, state.batch_keys}, state}
 
-      waiting(state) >= state.max_pending ->
+      map_size(state.waiting) >= state.max_pending ->
         message = "#{state.max_pending} items wait for the batcher already (max_pending); ask again later"
         {:reply, {:error, Error.new(:overloaded, message, begun: false)}, state}
 
@@ -179,34 +190,36 @@ defmodule PyPort.Batcher do
           ref: ref,
           from: from,
           item: item,
+          owner: owner,
           deadline: deadline(timeout),
           since: System.monotonic_time()
         }
 
-        {:noreply, state |> put_in([:queues, key], enqueue(queues[key], entry, key, state)) |> dispatch()}
+        {:noreply, state |> enqueue(key, entry) |> dispatch()}
     end
   end
 
-  # The time of an item is up: whether it has begun.
-  def handle_call({:give_up, key, ref}, _from, state) do
-    %{items: items, count: count} = queue = state.queues[key]
-    left = :queue.filter(&(&1.ref != ref), items)
-    began? = :queue.len(left) == count
-    unless began?, do: tell(state, :drop, %{count: 1}, %{batch_key: key, reason: :timeout})
-    {:reply, began?, put_in(state.queues[key], %{queue | items: left, count: :queue.len(left)})}
+  # The time of an item is up. An item that runs gets no objects from here on.
+  def handle_call({:give_up, ref}, _from, %{waiting: waiting} = state) do
+    case waiting do
+      %{^ref => {key, number}} ->
+        tell(state, :drop, %{count: 1}, %{batch_key: key, reason: :timeout})
+        items = :gb_trees.delete(number, state.queues[key].items)
+        {:reply, false, put_items(%{state | waiting: Map.delete(waiting, ref)}, key, items)}
+
+      _answered_or_running ->
+        for {_runner, items} <- state.running, %{ref: ^ref, claim: claim} <- items, do: claim?(claim)
+        {:reply, nil, state}
+    end
   end
 
   def handle_call({:switch, server}, from, %{running: running} = state),
     do:
-      {:noreply, settle(%{state | server: server, switching: [{from, Map.keys(running)} | state.switching]})}
+      {:noreply,
+       dispatch(settle(%{state | server: server, switching: [{from, Map.keys(running)} | state.switching]}))}
 
   @impl true
-  def handle_info({:timeout, timer, key}, state) do
-    case state.queues[key] do
-      %{timer: ^timer} = queue -> {:noreply, dispatch(put_in(state.queues[key], %{queue | due?: true}))}
-      _late -> {:noreply, state}
-    end
-  end
+  def handle_info(:due, state), do: {:noreply, dispatch(state)}
 
   def handle_info({:EXIT, runner, reason}, %{running: running} = state) when is_map_key(running, runner),
     do: {:noreply, state |> ended(runner, reason) |> settle() |> dispatch()}
@@ -216,24 +229,56 @@ defmodule PyPort.Batcher do
   def handle_info({:EXIT, _pid, reason}, state), do: {:stop, reason, state}
   def handle_info(_late, state), do: {:noreply, state}
 
-  defp waiting(%{queues: queues}), do: Enum.reduce(queues, 0, fn {_key, queue}, sum -> sum + queue.count end)
+  defp enqueue(%{queues: queues, waiting: waiting} = state, key, entry) do
+    %{items: items} = queue = queues[key]
+    number = :erlang.unique_integer([:monotonic])
+    state = %{state | waiting: Map.put(waiting, entry.ref, {key, number})}
+    all = :gb_trees.insert(number, entry, items)
+    # The timer is that of the first item.
+    if :gb_trees.is_empty(items),
+      do: put_items(state, key, all),
+      else: %{state | queues: %{queues | key => %{queue | items: all}}}
+  end
 
-  defp enqueue(%{items: items, count: count} = queue, entry, key, state) do
-    timer = queue.timer || :erlang.start_timer(state.batch_timeout, self(), key)
-    %{queue | items: :queue.in(entry, items), count: count + 1, timer: timer}
+  # The first item may be another one now.
+  defp put_items(state, key, items) do
+    with timer when timer != nil <- state.queues[key].timer, do: Process.cancel_timer(timer)
+    due = due(items, state)
+    timer = if due, do: Process.send_after(self(), :due, due, abs: true)
+    put_in(state.queues[key], %{items: items, timer: timer})
+  end
+
+  # When the first of these items has waited for long enough, in ms.
+  defp due(items, state) do
+    unless :gb_trees.is_empty(items) do
+      {_number, %{since: since}} = :gb_trees.smallest(items)
+      System.convert_time_unit(since, :native, :millisecond) + state.batch_timeout
+    end
   end
 
   # --- batches --------------------------------------------------------------------------------
 
   # Begins batches while one is full or due and Python may take one more; the one that has waited longest first.
-  defp dispatch(%{queues: queues, batch_size: size} = state) do
-    ready = for {key, %{count: count} = queue} <- queues, count >= size or (queue.due? and count > 0), do: key
+  defp dispatch(state) do
+    ready =
+      for {key, %{items: items}} <- state.queues,
+          due = due(items, state),
+          why = why(items, due, state),
+          do: {due, key, why}
 
     if ready == [] or map_size(state.running) >= concurrency(state) do
       state
     else
-      key = Enum.min_by(ready, fn key -> :queue.get(queues[key].items).since end)
-      state |> begin(key, if(queues[key].count >= size, do: :size, else: :timeout)) |> dispatch()
+      {_due, key, why} = Enum.min(ready)
+      state |> begin(key, why) |> dispatch()
+    end
+  end
+
+  defp why(items, due, %{batch_size: size}) do
+    cond do
+      :gb_trees.size(items) >= size -> :size
+      remaining(due) == 0 -> :timeout
+      true -> nil
     end
   end
 
@@ -243,35 +288,33 @@ defmodule PyPort.Batcher do
   defp concurrency(%{concurrency: count}), do: count
 
   defp begin(state, key, why) do
-    %{items: items, count: count, timer: timer} = state.queues[key]
-    :erlang.cancel_timer(timer)
-    {taken, left} = :queue.split(min(count, state.batch_size), items)
-    {alive, dead} = taken |> :queue.to_list() |> Enum.split_with(&alive?/1)
+    {taken, left} = take(state.queues[key].items, state.batch_size, [])
+    {alive, dead} = Enum.split_with(taken, &alive?/1)
     if dead != [], do: tell(state, :drop, %{count: length(dead)}, %{batch_key: key, reason: :caller_down})
-    state = put_in(state.queues[key], again(left, key, state))
+    state = put_items(%{state | waiting: Map.drop(state.waiting, Enum.map(taken, & &1.ref))}, key, left)
 
     if alive == [] do
       state
     else
-      runner = spawn_link(fn -> run(alive, key, why, Map.drop(state, [:queues, :running, :switching])) end)
-      put_in(state.running[runner], alive)
+      # Without the items that wait, which would be copied.
+      options = Map.take(state, [:fun, :server, :binary_as, :batch_keys, :name])
+      claims = :atomics.new(length(alive), [])
+      items = for {item, index} <- Enum.with_index(alive, 1), do: Map.put(item, :claim, {claims, index})
+      runner = spawn_link(fn -> run(items, key, why, options) end)
+      put_in(state.running[runner], items)
+    end
+  end
+
+  defp take(items, count, taken) do
+    if count == 0 or :gb_trees.is_empty(items) do
+      {Enum.reverse(taken), items}
+    else
+      {_number, item, items} = :gb_trees.take_smallest(items)
+      take(items, count - 1, [item | taken])
     end
   end
 
   defp alive?(%{from: {pid, _tag}}), do: node(pid) != node() or Process.alive?(pid)
-
-  # The queue behind a batch that begins. Its first item has waited for a part of its time already.
-  defp again(items, key, state) do
-    case :queue.peek(items) do
-      :empty ->
-        empty()
-
-      {:value, %{since: since}} ->
-        waited = System.convert_time_unit(System.monotonic_time() - since, :native, :millisecond)
-        timer = :erlang.start_timer(max(state.batch_timeout - waited, 0), self(), key)
-        %{items: items, count: :queue.len(items), timer: timer, due?: false}
-    end
-  end
 
   # A runner that has ended in order has answered its callers.
   defp ended(state, runner, reason) do
@@ -290,11 +333,13 @@ defmodule PyPort.Batcher do
 
   # Stopped in order: what waits is processed, and what runs is waited for.
   @impl true
-  def terminate(_reason, state), do: finish(%{state | concurrency: map_size(state.queues) + waiting(state)})
+  def terminate(_reason, state) do
+    batches = map_size(state.running) + map_size(state.queues) + map_size(state.waiting)
+    finish(%{state | concurrency: batches, batch_timeout: 0})
+  end
 
   defp finish(state) do
-    queues = Map.new(state.queues, fn {key, queue} -> {key, %{queue | due?: true}} end)
-    state = dispatch(%{state | queues: queues})
+    state = dispatch(state)
 
     if state.running != %{} do
       receive do
@@ -327,23 +372,40 @@ defmodule PyPort.Batcher do
     timeout = items |> Enum.map(& &1.deadline) |> Enum.max() |> remaining()
     options = Options.call!(server: state.server, timeout: timeout, binary_as: state.binary_as)
 
-    case Ownership.collect(fn -> Request.ask(asked, options) end) do
+    case request(asked, options) do
       {{:ok, {values, errors}}, taken_over} ->
         deal(items, values, errors, taken_over != [])
         {:ok, map_size(errors)}
 
-      # An item cannot be read, or all are too much for one frame; nothing has begun. Halves find it in a few calls.
-      {{:error, %Error{kind: kind, begun: begun}}, _none}
-      when tl(items) != [] and ((kind == :decode and begun != true) or (kind == :encode and begun == false)) ->
-        {first, second} = Enum.split(items, div(length(items), 2))
-        {_kind, one} = call_python(first, key, state)
-        {_kind, other} = call_python(second, key, state)
-        {kind, one + other}
-
       {{:error, error}, _none} ->
-        answer_all(items, {:error, error})
-        {error.kind, length(items)}
+        if tl(items) != [] and of_one_item?(error, items) do
+          # Halves find it in a few calls.
+          {first, second} = Enum.split(items, div(length(items), 2))
+          {_kind, one} = call_python(first, key, state)
+          {_kind, other} = call_python(second, key, state)
+          {error.kind, one + other}
+        else
+          answer_all(items, {:error, error})
+          {error.kind, length(items)}
+        end
     end
+  end
+
+  # Whether nothing has begun, and it may be for one item: that cannot be read or encoded, is too much for one frame together with
+  # the others, or has an object of another server than theirs.
+  defp of_one_item?(%Error{kind: :decode, begun: begun}, _items), do: begun != true
+  defp of_one_item?(%Error{kind: :encode, begun: begun}, _items), do: begun == false
+
+  defp of_one_item?(%Error{kind: :unavailable, begun: false}, items),
+    do: items |> Enum.map(& &1.item) |> objects() != []
+
+  defp of_one_item?(_error, _items), do: false
+
+  # The encoder of an item may raise.
+  defp request(asked, options) do
+    Ownership.collect(fn -> Request.ask(asked, options) end)
+  rescue
+    error -> {{:error, Error.new(:encode, Exception.message(error), begun: false)}, []}
   end
 
   defp deal(items, values, errors, objects?) do
@@ -354,20 +416,36 @@ defmodule PyPort.Batcher do
           _none -> if objects?, do: give(value, item), else: {:ok, value}
         end
 
-      GenServer.reply(item.from, outcome)
+      if outcome != :gave_up, do: GenServer.reply(item.from, outcome)
     end
   end
 
-  # Objects in the result of an item belong to its caller.
-  defp give(value, %{from: {caller, _tag}}) do
-    errors = for object <- objects(value), {:error, error} <- [PyPort.transfer(object, caller)], do: error
-    if errors == [], do: {:ok, value}, else: {:error, hd(errors)}
+  # An item is claimed once: for its caller, which gives it up, or by the runner, which is about to hand over objects.
+  defp claim?({claims, index}), do: :atomics.exchange(claims, index, 1) == 0
+
+  # Objects of this process are released when it ends, as now.
+  defp give(value, %{owner: owner, claim: claim} = item) do
+    objects = objects(value)
+
+    cond do
+      objects == [] ->
+        {:ok, value}
+
+      alive?(item) and claim?(claim) ->
+        errors = for object <- objects, {:error, error} <- [PyPort.transfer(object, owner)], do: error
+        if errors != [], do: PyPort.release(objects)
+        if errors == [], do: {:objects, value, objects}, else: {:error, hd(errors)}
+
+      true ->
+        :gave_up
+    end
   end
 
   defp objects(%Object{} = object), do: [object]
-  defp objects(list) when is_list(list), do: Enum.flat_map(list, &objects/1)
+  defp objects([head | tail]), do: objects(head) ++ objects(tail)
   defp objects(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> objects()
-  defp objects(map) when is_map(map) and not is_struct(map), do: map |> Map.to_list() |> objects()
+  # A set is a struct, and has its members as keys.
+  defp objects(map) when is_map(map), do: map |> :maps.to_list() |> objects()
   defp objects(_other), do: []
 
   defp answer_all(items, outcome), do: Enum.each(items, &GenServer.reply(&1.from, outcome))

@@ -34,14 +34,29 @@ defmodule PyPort.BatcherTest do
       while not os.path.exists(paths[0]): time.sleep(0.001)
       return [len(paths)] * len(paths)
 
+  def gated_boxes(paths):
+      gated(paths)
+      return [object() for path in paths]
+
+  def gated_lists(lists):
+      gated([lists[0][0]])
+      return [len(items) for items in lists]
+
+  def nested_boxes(items):
+      return [[{object()}, {object(): 1}, (object(),)] for item in items]
+
+  def same_box(items):
+      return [object()] * len(items)
+
   def raises(items):
       raise KeyError(items[0])
 
   def boxed(items):
       return [[object(), item] for item in items]
 
-  for value in (double, checked, keyed, later, gated, raises, boxed):
+  for value in (double, checked, keyed, later, gated, gated_boxes, gated_lists, raises, boxed, nested_boxes, same_box):
       setattr(batching, value.__name__, value)
+  batching.numbered = lambda items: items
   batching.short = lambda items: items[1:]
   batching.text = lambda items: "text"
   batching.number = lambda items: 1
@@ -75,7 +90,8 @@ defmodule PyPort.BatcherTest do
     {gate, task}
   end
 
-  defp waiting(batcher), do: Enum.sum(for {_key, queue} <- :sys.get_state(batcher).queues, do: queue.count)
+  defp waiting(batcher),
+    do: Enum.sum(for {_key, queue} <- :sys.get_state(batcher).queues, do: :gb_trees.size(queue.items))
 
   describe "a batch" do
     test "holds the items of many callers, and each gets the result of its own", %{server: server} do
@@ -150,6 +166,26 @@ defmodule PyPort.BatcherTest do
       assert {one.kind, other.kind} == {:decode, :decode}
     end
 
+    test "of an item that Elixir cannot send reaches its caller alone", %{server: server} do
+      batcher = start(server, :numbered)
+      foreign = PyPort.eval!("object()", %{}, server: PyPort.Default)
+
+      assert [{:ok, 1}, {:error, unknown}, {:ok, 2}, {:error, raised}] =
+               ask(batcher, [1, foreign, 2, %PyPort.Test.Encoded.Raises{}])
+
+      assert %Error{kind: :unavailable, begun: false, message: "#PyPort.Object<" <> _} = unknown
+      assert %Error{kind: :encode, begun: false, message: "no encoding"} = raised
+    end
+
+    test "is none for objects of several servers of a pool" do
+      pool = PyPort.Test.Pools.start_pool(size: 2, init_code: @module)
+
+      boxes =
+        for server <- PyPort.Pool.servers(pool), do: PyPort.eval!("[1]", %{}, server: server, return: :object)
+
+      assert ask(start(pool, :lengths), boxes) == [{:ok, 1}, {:ok, 1}]
+    end
+
     for {fun, words} <- [short: "gave 1 results for a batch of 2", text: "type str", number: "type int"] do
       test "names the function whose results are not one for each item: #{fun}", %{server: server} do
         assert [{:error, error}, {:error, error}] = ask(start(server, unquote(fun)), [1, 2])
@@ -176,6 +212,11 @@ defmodule PyPort.BatcherTest do
 
       assert_raise ArgumentError, ~r/unknown :batch_key :b .*\[:default\]/s, fn ->
         PyPort.batched(batcher, 1, batch_key: :b)
+      end
+
+      # Also where there is no time to wait for that answer.
+      assert_raise ArgumentError, ~r/unknown :batch_key :b/, fn ->
+        PyPort.batched(batcher, 1, batch_key: :b, timeout: 0)
       end
 
       assert_raise ArgumentError, ~r/:fun .* required/, fn -> Batcher.start_link(server: server) end
@@ -222,6 +263,7 @@ defmodule PyPort.BatcherTest do
       assert eventually(fn -> waiting(batcher) == 2 end)
       assert {:error, %Error{kind: :overloaded, begun: false} = error} = PyPort.batched(batcher, gate)
       assert error.message =~ "max_pending"
+      assert {:error, ^error} = PyPort.batched(batcher, gate, timeout: 0)
       open_gate(gate)
       assert Task.await_many([held | tasks]) == [{:ok, 1}, {:ok, 2}, {:ok, 2}]
     end
@@ -264,6 +306,61 @@ defmodule PyPort.BatcherTest do
     assert PyPort.eval("1", %{}, server: server) == {:ok, 1}
   end
 
+  test "an item whose batch waits for a server has not begun when its time is up" do
+    gate = new_gate()
+    pool = :"pool_#{System.unique_integer([:positive])}"
+    start_supervised!({PyPort.Pool, name: pool, size: 1, init_code: wait_for(gate)})
+    batcher = start(pool, :double, batch_size: 2, batch_timeout: 60_000)
+    longer = Task.async(fn -> PyPort.batched(batcher, 1, timeout: 400) end)
+    # The request of the batch goes on, so whether this item begins is not known.
+    assert {:error, %Error{kind: :timeout, begun: nil}} = PyPort.batched(batcher, 2, timeout: 20)
+    assert {:error, %Error{begun: false}} = Task.await(longer)
+    open_gate(gate)
+  end
+
+  test "batch_timeout holds for the first item behind one that gave up", %{server: server} do
+    batcher = start(server, :double, batch_timeout: 300)
+    assert {:error, %Error{kind: :timeout, begun: false}} = PyPort.batched(batcher, 1, timeout: 100)
+    {us, outcome} = :timer.tc(fn -> PyPort.batched(batcher, 2) end)
+    assert outcome == {:ok, 4}
+    assert us > 280_000
+  end
+
+  test "what waits costs a runner nothing", %{server: server} do
+    batcher = start(server, :gated_lists, batch_size: 1, batch_timeout: 0)
+    numbers = Enum.to_list(1..20_000)
+    [first, rest] = gates = [new_gate(), new_gate()]
+    on_exit(fn -> for gate <- gates, do: File.rm(gate <> ".begun") end)
+    ask = fn gate -> Task.async(fn -> PyPort.batched(batcher, [gate | numbers], timeout: 20_000) end) end
+    held = ask.(first)
+    assert eventually(fn -> File.exists?(first <> ".begun") end)
+    tasks = for _ <- 1..40, do: ask.(rest)
+    assert eventually(fn -> waiting(batcher) == 40 end)
+    open_gate(first)
+    assert eventually(fn -> File.exists?(rest <> ".begun") end)
+    [runner] = Map.keys(:sys.get_state(batcher).running)
+    # The others have 320 KB each.
+    assert {:memory, bytes} = Process.info(runner, :memory)
+    assert bytes < 4_000_000
+    open_gate(rest)
+    assert Task.await_many([held | tasks]) == List.duplicate({:ok, 20_001}, 41)
+  end
+
+  test "thousands of items whose time is up at once cost little each", %{server: server} do
+    batcher = start(server, :gated)
+    {gate, held} = hold(batcher)
+    tasks = for _ <- 1..2_000, do: Task.async(fn -> PyPort.batched(batcher, gate, timeout: 400) end)
+    assert eventually(fn -> waiting(batcher) == 2_000 end)
+    {:reductions, before} = Process.info(batcher, :reductions)
+    outcomes = Task.await_many(tasks)
+    assert Enum.all?(outcomes, &match?({:error, %Error{kind: :timeout, begun: false}}, &1))
+    {:reductions, reductions} = Process.info(batcher, :reductions)
+    assert (reductions - before) / 2_000 < 1_000
+    assert waiting(batcher) == 0
+    open_gate(gate)
+    assert Task.await(held) == {:ok, 1}
+  end
+
   test "64 callers get at least three times as many answers per second as one by one" do
     # 5 ms for a batch, and 0.1 ms for each item.
     code = """
@@ -302,6 +399,63 @@ defmodule PyPort.BatcherTest do
     assert [{:ok, [one, 1]}, {:ok, [other, 2]}] = ask_and_stay(batcher, [1, 2])
     assert {:ok, _} = PyPort.call("builtins:id", [one])
     assert {:ok, _} = PyPort.call("builtins:id", [other])
+  end
+
+  test "objects for a caller that has timed out or ended are released" do
+    server = start_server(init_code: @module)
+    batcher = start(server, :gated_boxes, batch_size: 3, batch_timeout: 60_000)
+    gate = new_gate()
+    on_exit(fn -> File.rm(gate <> ".begun") end)
+    patient = Task.async(fn -> PyPort.batched(batcher, gate, timeout: 20_000) end)
+    actor = start_actor()
+    owner = self()
+
+    # A task that works for this process.
+    killed =
+      spawn(fn ->
+        Process.put(:"$callers", [owner])
+        PyPort.batched(batcher, gate)
+      end)
+
+    assert eventually(fn -> waiting(batcher) == 2 end)
+
+    assert {:error, %Error{kind: :timeout, begun: nil}} =
+             tell(actor, fn -> PyPort.batched(batcher, gate, timeout: 50) end)
+
+    Process.exit(killed, :kill)
+    open_gate(gate)
+    assert {:ok, %PyPort.Object{}} = Task.await(patient)
+    assert eventually(fn -> held(server) == 1 end)
+    assert Process.alive?(actor)
+  end
+
+  test "objects in a result are those of a request: of whom a task works for, and of a scope", %{
+    server: server
+  } do
+    batcher = start(server, :boxed)
+    {:ok, [object, 1]} = fn -> PyPort.batched(batcher, 1) end |> Task.async() |> Task.await()
+    assert {:ok, _} = PyPort.call("builtins:id", [object])
+    {:ok, [object, 2]} = PyPort.with_objects(fn -> PyPort.batched(batcher, 2) end)
+    assert eventually(fn -> match?({:error, _released}, PyPort.call("builtins:id", [object])) end)
+  end
+
+  test "objects are found wherever they stand in a result", %{server: server} do
+    batcher = start(server, :nested_boxes)
+    assert {:ok, [set, %{} = map, {box}]} = PyPort.batched(batcher, 1)
+    objects = [box | Map.keys(map) ++ Enum.to_list(set)]
+    assert length(objects) == 3
+    for object <- objects, do: assert({:ok, _} = PyPort.call("builtins:id", [object]))
+  end
+
+  test "one object for two callers belongs to both", %{server: server} do
+    batcher = start(server, :same_box, batch_size: 2, batch_timeout: 60_000)
+    [one, other] = actors = [start_actor(), start_actor()]
+    tasks = for actor <- actors, do: Task.async(fn -> tell(actor, fn -> PyPort.batched(batcher, 1) end) end)
+    assert [{:ok, object}, {:ok, same}] = Task.await_many(tasks)
+    assert object.id != same.id
+    Process.exit(one, :kill)
+    assert eventually(fn -> not holds?(Process.whereis(server), one) end)
+    assert {:ok, _} = tell(other, fn -> PyPort.call("builtins:id", [same]) end)
   end
 
   # The callers live as long as the test.

@@ -27,6 +27,14 @@ defmodule PyPort.Test.Encoded do
     defstruct [:value]
   end
 
+  defmodule Raises do
+    defstruct []
+  end
+
+  defimpl PyPort.Encoder, for: Raises do
+    def encode(_struct), do: raise("no encoding")
+  end
+
   defimpl PyPort.Encoder, for: Own do
     def encode(%{value: value}), do: {:own, value}
   end

@@ -17,6 +17,9 @@ defmodule PyPort.Server.Preload do
   # How long a member's server waits until the template has its socket. The code runs after that.
   @boot_ms 30_000
 
+  # The longest path of a Unix socket that every system takes: 103 bytes on macOS, 107 on Linux.
+  @socket_bytes 103
+
   # The longest line of its output that goes to Logger in one piece.
   @line_bytes 4_096
 
@@ -66,23 +69,24 @@ defmodule PyPort.Server.Preload do
 
   # Whether it answers; while its code runs it cannot.
   defp ask(%{phase: :ready, timer: nil} = state) do
-    Port.command(state.port, "?")
+    command(state.port, "?")
     %{state | timer: :erlang.start_timer(state.answer_ms, self(), :answer)}
-  rescue
-    # It has just ended, which is the next message.
-    ArgumentError -> state
   end
 
   defp ask(state), do: state
 
+  # As a message: for a template that has just ended it is no error; that end is the next message.
+  defp command(port, data), do: send(port, {self(), {:command, data}})
+
   @impl true
   def handle_info({port, {:data, {_eol, line}}}, %{port: port} = state), do: {:noreply, line(line, state)}
 
-  def handle_info({port, {:exit_status, status}}, %{port: port} = state) do
-    # A code that has failed is reported by the members that have waited for it.
-    Logger.warning("PyPort #{state.who}: the template (preload) has ended with exit status #{status}")
-    {:noreply, failed(unavailable("the template of preload: ended with exit status #{status}"), state)}
-  end
+  def handle_info({port, {:exit_status, status}}, %{port: port} = state),
+    do: {:noreply, ended("exit status #{status}", state)}
+
+  # A port that could not write to it ends without an exit status.
+  def handle_info({:EXIT, port, reason}, %{port: port} = state),
+    do: {:noreply, ended("its standard input (#{inspect(reason)})", state)}
 
   def handle_info({:timeout, timer, what}, %{timer: timer} = state) do
     why =
@@ -154,12 +158,13 @@ defmodule PyPort.Server.Preload do
     Reaper.watch(self(), dir)
 
     with {:ok, options} <- Launch.unseal(options),
+         :ok <- fits(socket(state)),
          :ok <- File.mkdir(dir),
          :ok <- File.chmod(dir, 0o700),
          {:ok, port, os_pid} <- Launch.open_template(options, @line_bytes) do
       Reaper.watch(self(), os_pid, Reaper.start_time(os_pid), dir)
       config = :erlang.term_to_binary(%{socket: socket(state), code: Launch.code(options.preload)})
-      Port.command(port, [<<byte_size(config)::32>>, config])
+      command(port, [<<byte_size(config)::32>>, config])
       timeout = options.init_timeout
       timer = if timeout != :infinity, do: :erlang.start_timer(timeout, self(), :init)
       %{state | port: port, timer: timer}
@@ -172,6 +177,12 @@ defmodule PyPort.Server.Preload do
     end
   end
 
+  # A code that has failed is reported by the members that have waited for it.
+  defp ended(how, state) do
+    Logger.warning("PyPort #{state.who}: the template (preload) has ended with #{how}")
+    failed(unavailable("the template of preload: ended with #{how}"), state)
+  end
+
   defp failed(error, state), do: answer({:error, error}, close(state))
 
   # Kills it, and removes what is left of it.
@@ -179,8 +190,9 @@ defmodule PyPort.Server.Preload do
     if state.port do
       Reaper.kill(self())
       Connection.close(state.port)
-      File.rm_rf(state.dir)
     end
+
+    if state.dir, do: File.rm_rf(state.dir)
 
     %{stop_timer(state) | phase: :down, port: nil, dir: nil}
   end
@@ -188,6 +200,16 @@ defmodule PyPort.Server.Preload do
   defp stop_timer(state) do
     if state.timer, do: :erlang.cancel_timer(state.timer)
     %{state | timer: nil}
+  end
+
+  defp fits(socket) when byte_size(socket) <= @socket_bytes, do: :ok
+
+  defp fits(socket) do
+    {:error,
+     unavailable(
+       "the template of preload: cannot listen on the socket #{socket}, whose path has #{byte_size(socket)} bytes, and may " <>
+         "have #{@socket_bytes}. Set TMPDIR to a directory with a shorter path"
+     )}
   end
 
   defp socket(%{dir: dir}), do: Path.join(dir, "template")

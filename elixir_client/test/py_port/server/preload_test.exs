@@ -6,6 +6,7 @@ defmodule PyPort.Server.PreloadTest do
   import PyPort.Test.{Faults, Pools, Processes, Requests}
 
   alias PyPort.{Error, Registry}
+  alias PyPort.Server.Preload
 
   @moduletag capture_log: true
 
@@ -91,6 +92,29 @@ defmodule PyPort.Server.PreloadTest do
       assert gone?(before)
       assert group_gone?(before)
       assert eventually(fn -> length(os_pids(pool)) == 2 end)
+    end
+
+    test "keep no fd of theirs in processes that they fork, and close none of those" do
+      # The first child takes every number below 100; the second one must find them open.
+      code = """
+      import os
+      def child(run):
+          if (pid := os.fork()) == 0:
+              try:
+                  os._exit(run())
+              finally:
+                  os._exit(99)
+          return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+      def first():
+          while os.open(os.devnull, os.O_RDONLY) < 100: pass
+          return child(second)
+      def second():
+          for fd in range(100): os.fstat(fd)
+          return 0
+      child(first)
+      """
+
+      assert value(pool(size: 1), code) == 0
     end
 
     test "answer as others do: output, stacks, sessions, objects" do
@@ -200,6 +224,35 @@ defmodule PyPort.Server.PreloadTest do
       assert eventually(fn -> PyPort.eval("template", %{}, server: pool) == {:ok, pid} end, 500)
     end
 
+    test "that has no fd left for a member takes it when it has" do
+      # The socket that a member's stub connects to needs a third one.
+      code =
+        @code <>
+          "; import resource; fd = os.dup(0); os.close(fd)" <>
+          "; resource.setrlimit(resource.RLIMIT_NOFILE, (fd + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))"
+
+      pool = failing_pool(preload: code)
+      assert eventually(fn -> match?(%{phase: :ready}, template(pool)) end)
+      pid = template_pid(pool)
+      assert {:error, %Error{}} = PyPort.eval("1", %{}, server: pool, timeout: 200)
+      raise_limit = "import resource; resource.prlimit(#{pid}, resource.RLIMIT_NOFILE, (1000, 1000))"
+      {"", 0} = System.cmd("python3", ["-c", raise_limit])
+      assert eventually(fn -> PyPort.eval("template", %{}, server: pool) == {:ok, pid} end, 500)
+    end
+
+    for {name, code} <- [
+          {"are closed", "sys.stdout.close(); sys.stderr.close()"},
+          {"are none", "sys.stdout = sys.stderr = None"},
+          {"cannot flush", "sys.stdout = sys.stderr = object()"},
+          {"lead elsewhere", "[os.dup2(os.open(os.devnull, os.O_WRONLY), fd) for fd in (1, 2)]"}
+        ] do
+      test "forks where sys.stdout and sys.stderr #{name}" do
+        pool = pool(size: 1, preload: @code <> "; import sys; " <> unquote(code))
+        assert value(pool, "template") == template_pid(pool)
+        assert eventually(fn -> match?(%{phase: :ready}, template(pool)) end)
+      end
+    end
+
     test "whose code raises is an error with the code's traceback, and is tried again" do
       mark = new_gate()
       code = "import os\nif not os.path.exists(#{inspect(mark)}): raise ValueError('no model')"
@@ -212,6 +265,14 @@ defmodule PyPort.Server.PreloadTest do
       assert eventually(fn -> PyPort.eval("1", %{}, server: pool) == {:ok, 1} end, 500)
     end
 
+    test "is one, also where its code forks" do
+      for code <- ["os.fork()", "os.fork() or 1 / 0", "os.fork() or exit(3)"] do
+        pool = pool(preload: @code <> "; " <> code)
+        running = fn -> template_pid(pool) |> children() |> Enum.filter(&alive?/1) |> Enum.sort() end
+        assert eventually(fn -> running.() == Enum.sort(os_pids(pool)) end)
+      end
+    end
+
     test "whose code never ends is killed after init_timeout" do
       gate = new_gate()
       pool = failing_pool(preload: wait_for(gate), init_timeout: 400)
@@ -222,6 +283,42 @@ defmodule PyPort.Server.PreloadTest do
       assert gone?(pid)
       open_gate(gate)
       assert eventually(fn -> PyPort.eval("1", %{}, server: pool) == {:ok, 1} end, 500)
+    end
+
+    test "that cannot be launched leaves no directory" do
+      pool = failing_pool(preload: @code, python: "/no/such/python")
+      assert {:error, %Error{kind: :unavailable} = error} = PyPort.eval("1", %{}, server: pool)
+      assert error.message =~ "/no/such/python"
+      assert template(pool) |> Map.take([:phase, :dir, :port]) == %{phase: :down, dir: nil, port: nil}
+      owner = preload(pool)
+      :erlang.trace(owner, true, [:call])
+      :erlang.trace_pattern({PyPort.Reaper, :watch, 2}, true, [])
+      assert {:error, _} = Preload.member(Process.whereis(pool))
+      assert_receive {:trace, ^owner, :call, {PyPort.Reaper, :watch, [^owner, dir]}}
+      :erlang.trace(owner, false, [:call])
+      refute File.exists?(dir)
+    end
+
+    test "whose port ends without an exit status is replaced" do
+      pool = pool()
+      first = template_pid(pool)
+      # As it does where a write fails.
+      Process.exit(template(pool).port, :epipe)
+      assert eventually(fn -> template(pool).phase == :down end)
+      assert gone?(first)
+      replace_member(pool)
+      assert template_pid(pool) != first
+    end
+
+    test "that ends before it is given its code is an error" do
+      python = new_gate()
+      File.write!(python, "#!/bin/sh\nexec <&-\nexit 5\n")
+      File.chmod!(python, 0o700)
+      pool = failing_pool(preload: String.duplicate("# ", 200_000), python: python)
+      owner = preload(pool)
+      assert {:error, %Error{kind: :unavailable} = error} = PyPort.eval("1", %{}, server: pool)
+      assert error.message =~ "the template of preload: ended with"
+      assert preload(pool) == owner
     end
 
     test "prints to Logger, and names the threads that its code has left" do
@@ -259,6 +356,25 @@ defmodule PyPort.Server.PreloadTest do
     stubs = for pid <- children(os_pid), pid not in members, do: pid
     signal(os_pid, "KILL")
     assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 100) end)
+  end
+
+  test "a path that is too long for the socket is an error that says what to do" do
+    beam = PyPort.Test.Beam.start()
+
+    {:error, error} =
+      PyPort.Test.Beam.ask(beam, """
+      long = Path.join(System.tmp_dir!(), "py_port_test_#{System.pid()}_" <> String.duplicate("x", 100))
+      File.mkdir_p!(long)
+      System.put_env("TMPDIR", long)
+      {:ok, pool} = PyPort.Pool.start_link(size: 1, preload: "1")
+      outcome = PyPort.eval("1", %{}, server: pool, timeout: 5_000)
+      Supervisor.stop(pool)
+      File.rm_rf!(long)
+      outcome
+      """)
+
+    assert error.message =~ ~r/socket .*xxx\/py_port-.*\/template, whose path has \d+ bytes/
+    assert error.message =~ "Set TMPDIR"
   end
 
   @tag :tmp_dir
