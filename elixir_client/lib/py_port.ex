@@ -297,7 +297,7 @@ defmodule PyPort do
   """
   @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
   def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
-    case Locator.connection(object, :infinity) do
+    case Locator.connection(object, :infinity, nil) do
       {:error, error} ->
         {:error, error}
 

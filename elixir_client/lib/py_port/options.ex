@@ -11,19 +11,21 @@ defmodule PyPort.Options do
     session: nil,
     return: :value,
     owner: nil,
-    error_value: false
+    error_value: false,
+    retry: 0
   ]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
-  @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
+  @stream Keyword.drop(@request, [:error_value, :retry]) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
 
   @server [
     name: nil,
     label: nil,
+    queue: nil,
     python: nil,
     python_env: nil,
     cd: nil,
@@ -62,6 +64,7 @@ defmodule PyPort.Options do
           max_age: :infinity,
           max_rss: :infinity,
           drain_timeout: 60_000,
+          max_queue: 10_000,
           cluster: false
         ] ++ @server
 
@@ -91,6 +94,7 @@ defmodule PyPort.Options do
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
           required(:error_value) => boolean(),
+          optional(:retry) => non_neg_integer(),
           optional(:typed) => true,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
@@ -272,11 +276,13 @@ defmodule PyPort.Options do
   defp valid?(:inherit_env, value),
     do: is_boolean(value) or (is_list(value) and Enum.all?(value, &is_binary/1))
 
-  defp valid?(name, value) when name in [:size, :threads], do: is_integer(value) and value >= 0
+  defp valid?(name, value) when name in [:size, :threads, :retry], do: is_integer(value) and value >= 0
+  # Of a server in a pool: its name in Logger, and the requests that wait at the pool.
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
+  defp valid?(:queue, value), do: is_nil(value) or is_reference(value)
 
   @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
-              [:async_threads, :max_objects, :max_objects_per_owner, :batch_size]
+              [:async_threads, :max_objects, :max_objects_per_owner, :batch_size, :max_queue]
   defp valid?(name, value) when name in @positive, do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once; a credit is written in four.

@@ -100,7 +100,7 @@ defmodule PyPort.Pool do
   use Supervisor
 
   alias PyPort.{Env, Error, Options, Reaper, Registry}
-  alias PyPort.Pool.{Manager, Members}
+  alias PyPort.Pool.{Manager, Members, Queue}
   alias PyPort.Server.Preload
 
   @type option :: {atom(), term()}
@@ -189,12 +189,15 @@ defmodule PyPort.Pool do
 
   @impl true
   def init(options) do
+    # Of this process, so that it outlives a manager that crashes.
+    queue = Queue.new()
+
     template =
       if options.preload, do: [%{id: :template, start: {Preload, :start_link, [{self(), options}]}}], else: []
 
     children =
       [Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers)] ++
-        template ++ [%{id: :manager, start: {Manager, :start_link, [{self(), options}]}}]
+        template ++ [%{id: :manager, start: {Manager, :start_link, [{self(), queue, options}]}}]
 
     Supervisor.init(children, strategy: :rest_for_one)
   end

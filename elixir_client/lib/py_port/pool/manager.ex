@@ -11,25 +11,16 @@ defmodule PyPort.Pool.Manager do
 
   require Logger
 
-  import PyPort.Deadline, only: [deadline: 1, now: 0]
+  import PyPort.Deadline, only: [now: 0]
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
-  alias PyPort.Pool.{Events, Members, Policy, Slot, State, Waiter}
+  alias PyPort.Pool.{Events, Members, Policy, Queue, Slot, State, Waiter}
 
   @tick_ms 1_000
 
-  @spec start_link({pid(), map()}) :: GenServer.on_start()
-  def start_link({pool, options}), do: GenServer.start_link(__MODULE__, {pool, options})
-
-  # Waits until a server may be ready, or says why none is going to be.
-  @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
-  def await(manager, timeout) do
-    GenServer.call(manager, {:await, deadline(timeout)}, timeout)
-  catch
-    :exit, {:timeout, _call} -> :timeout
-    :exit, _reason -> :gone
-  end
+  @spec start_link({pid(), Queue.t(), map()}) :: GenServer.on_start()
+  def start_link({_pool, _queue, _options} = args), do: GenServer.start_link(__MODULE__, args)
 
   # The servers of the pool, those that are being taken out included, and what each is doing in it.
   @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
@@ -41,7 +32,7 @@ defmodule PyPort.Pool.Manager do
   # --- startup --------------------------------------------------------------------------------
 
   @impl true
-  def init({pool, options}) do
+  def init({pool, queue, options}) do
     # So that what stands in the registry is taken back when the pool is stopped.
     Process.flag(:trap_exit, true)
 
@@ -53,6 +44,10 @@ defmodule PyPort.Pool.Manager do
         pool: pool,
         manager: self(),
         turn: :atomics.new(1, signed: false),
+        queue: queue,
+        max_queue: options.max_queue,
+        width: max(options.threads, 1),
+        name: options.name,
         cluster: if(options.cluster, do: options.name)
       }
     }
@@ -121,7 +116,7 @@ defmodule PyPort.Pool.Manager do
     options =
       state.options
       |> Map.take(Options.server_names())
-      |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]"})
+      |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]", queue: state.members.queue})
       |> Map.update!(:preload, &(&1 && {:template, state.pool}))
 
     spec = %{Server.child_spec(Map.to_list(options)) | restart: :temporary}
@@ -140,14 +135,6 @@ defmodule PyPort.Pool.Manager do
   # --- requests that wait, and questions ---------------------------------------------------------
 
   @impl true
-  def handle_call({:await, deadline}, from, state) do
-    cond do
-      state.members.connections != {} -> {:reply, :ok, state}
-      error = hopeless(state) -> {:reply, {:error, error}, state}
-      true -> {:noreply, %{state | waiting: [{from, deadline} | state.waiting]}}
-    end
-  end
-
   def handle_call(:overview, _from, state) do
     slots = for {_index, slot} <- Enum.sort(state.slots), server <- Slot.overview(slot), do: server
     draining = for {pid, %{why: why}} <- state.draining, do: {pid, {:draining, why}}
@@ -255,8 +242,11 @@ defmodule PyPort.Pool.Manager do
     Process.send_after(self(), :tick, @tick_ms)
     # A scope of :pg that was restarted has no members.
     Members.announce(state.members, state.members.connections != {})
-    {:noreply, state |> settle() |> forget_late() |> recycle()}
+    {:noreply, state |> settle() |> Events.queue() |> recycle()}
   end
+
+  # A request found no server.
+  def handle_info(:waiting, state), do: {:noreply, tell_waiting(state)}
 
   # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
   def handle_info({:EXIT, _waiter, reason}, state) do
@@ -347,12 +337,6 @@ defmodule PyPort.Pool.Manager do
     %{state | slots: slots}
   end
 
-  # Requests whose time is up have been told, by themselves.
-  defp forget_late(state) do
-    now = now()
-    %{state | waiting: Enum.filter(state.waiting, fn {_from, deadline} -> deadline > now end)}
-  end
-
   # One at a time: a pool whose servers were all started in the same second must not lose them in the same second. And none
   # whose predecessor still runs, so that a pool never has more than twice its size.
   defp recycle(state) do
@@ -401,19 +385,15 @@ defmodule PyPort.Pool.Manager do
 
   defp owners(connections), do: Enum.map(connections, & &1.owner)
 
-  defp tell_waiting(%{waiting: []} = state), do: state
-
-  defp tell_waiting(state) do
+  # The first of those that wait looks for itself.
+  defp tell_waiting(%{members: %{queue: queue, connections: connections}} = state) do
     cond do
-      state.members.connections != {} -> answer_waiting(:ok, state)
-      error = hopeless(state) -> answer_waiting({:error, error}, state)
-      true -> state
+      connections != {} -> Queue.wake(queue)
+      error = hopeless(state) -> Queue.fail(queue, error)
+      true -> :ok
     end
-  end
 
-  defp answer_waiting(answer, state) do
-    for {from, _deadline} <- state.waiting, do: GenServer.reply(from, answer)
-    %{state | waiting: []}
+    state
   end
 
   # --- shutdown ------------------------------------------------------------------------------------

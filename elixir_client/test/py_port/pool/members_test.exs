@@ -26,7 +26,7 @@ defmodule PyPort.Pool.MembersTest do
         port: nil,
         table: table,
         calls: nil,
-        counter: :atomics.new(5, signed: false),
+        counter: :atomics.new(6, signed: true),
         os_pid: 1,
         start_time: 0,
         dir: ""
