@@ -13,7 +13,7 @@ defmodule PyPort.LayersTest do
        ~w(status_page stderr_file telemetry), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
-    {:connection, ~w(connection registry reaper pool/members output ownership remote callbacks),
+    {:connection, ~w(connection registry reaper pool/members pool/queue output ownership remote callbacks),
      [:base, :wire]},
     {:server, ~w(server server/), [:base, :wire, :env, :connection]},
     {:pool, ~w(pool pool/), [:base, :env, :connection, :server]},

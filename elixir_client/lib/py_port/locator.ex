@@ -106,8 +106,8 @@ defmodule PyPort.Locator do
     cond do
       member != nil and (cluster == nil or not Members.full?(member)) -> {:member, member}
       member != nil -> stand_in(cluster) || {:member, member}
-      members.connections == {} -> stand_in(cluster) || await_turn(members, deadline, turn)
       member = busy(members, turn) -> {:member, member}
+      cluster != nil and Members.any(members) == nil -> stand_in(cluster) || await_turn(members, deadline, turn)
       true -> await_turn(members, deadline, turn)
     end
   end

@@ -57,6 +57,9 @@ defmodule PyPort.Options do
     max_objects_per_owner: 50_000
   ]
 
+  # A pool gives its servers this one.
+  @internal [:queue]
+
   # The size of nil is one for each scheduler, which is not known before the VM runs.
   @pool [
           size: nil,
@@ -243,6 +246,8 @@ defmodule PyPort.Options do
 
   @spec explain!(term(), map(), keyword(), String.t()) :: no_return()
   defp explain!(options, defaults, known, whose) do
+    known = Keyword.drop(known, @internal)
+
     unless Keyword.keyword?(options) do
       got = if Keyword.has_key?(known, :env), do: "something else", else: "got: #{inspect(options)}"
       raise ArgumentError, "options must be a keyword list, #{got}"

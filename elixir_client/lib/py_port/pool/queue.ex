@@ -84,7 +84,7 @@ defmodule PyPort.Pool.Queue do
       min(pause, remaining(deadline)) ->
         cond do
           remaining(deadline) > 0 -> look(key, members, deadline, min(2 * pause, @most_pause_ms))
-          leave(queue, key) -> forget(ref, {:error, timed_out(members)})
+          leave(queue, key) -> forget(ref, {:error, timed_out(members.pool)})
           # Its turn has come just now.
           true -> await(key, members, :infinity, @most_pause_ms)
         end
@@ -132,20 +132,22 @@ defmodule PyPort.Pool.Queue do
     answer
   end
 
-  defp timed_out(%{connections: {}, pool: pool}) do
-    Registry.fact(pool, :trouble) ||
-      Error.new(:timeout, "no server of the pool was ready when the time was up", begun: false)
-  end
+  defp timed_out(pool) do
+    with {:ok, %Members{queue: queue} = members} <- Registry.fetch(pool),
+         true <- Members.any(members) != nil do
+      {many, _oldest} = waiting(queue)
 
-  defp timed_out(%{queue: queue}) do
-    {many, _oldest} = waiting(queue)
-
-    Error.new(
-      :timeout,
-      "no server of the pool was free when the time was up: all were running other requests, and #{many} more wait " <>
-        "for one. Give the request more time with the option :timeout, or the pool more servers (:size)",
-      begun: false
-    )
+      Error.new(
+        :timeout,
+        "no server of the pool was free when the time was up: all were running other requests, and #{many} more wait " <>
+          "for one. Give the request more time with the option :timeout, or the pool more servers (:size)",
+        begun: false
+      )
+    else
+      _none_ready ->
+        Registry.fact(pool, :trouble) ||
+          Error.new(:timeout, "no server of the pool was ready when the time was up", begun: false)
+    end
   end
 
   defp ended(%{pool: pool}),
