@@ -138,7 +138,8 @@ defmodule PyPort.Connection do
 
   # A reply has come.
   @spec replied(t()) :: :ok
-  def replied(%__MODULE__{counter: counter}), do: :atomics.put(counter, 6, System.monotonic_time(:microsecond))
+  def replied(%__MODULE__{counter: counter}),
+    do: :atomics.put(counter, 6, System.monotonic_time(:microsecond))
 
   # How long ago the last reply came.
   @spec quiet_us(t()) :: integer()

@@ -5,7 +5,7 @@ defmodule PyPort.Locator do
 
   import PyPort.Deadline, only: [remaining: 1]
 
-  alias PyPort.{Callbacks, Connection, Deadline, Error, Object, Registry, Remote, Server, Session}
+  alias PyPort.{Callbacks, Connection, Deadline, Error, Object, Registry, Reload, Remote, Server, Session}
   alias PyPort.Pool.{Members, Queue}
 
   @type place :: GenServer.server() | Session.t() | Object.t()
@@ -94,9 +94,20 @@ defmodule PyPort.Locator do
   defp of_owner(owner, deadline, turn) do
     case Registry.fetch(owner) do
       {:ok, %Connection{ready: true}} = found -> found
+      {:ok, %Members{reloads?: true}} -> of_reloaded(owner, deadline, turn)
       {:ok, %Members{} = members} -> of_pool(members, deadline, turn)
       :not_started -> {:error, Error.not_started()}
       _starting -> await_ready(owner, deadline)
+    end
+  end
+
+  # In development. The servers of the pool may be others afterwards.
+  defp of_reloaded(pool, deadline, turn) do
+    Reload.check()
+
+    case Registry.fetch(pool) do
+      {:ok, %Members{} = members} -> of_pool(members, deadline, turn)
+      _ended -> {:error, Error.of_exit(:noproc)}
     end
   end
 
@@ -104,11 +115,20 @@ defmodule PyPort.Locator do
     member = if turn == :at_once or Queue.empty?(queue), do: Members.pick(members)
 
     cond do
-      member != nil and (cluster == nil or not Members.full?(member)) -> {:member, member}
-      member != nil -> stand_in(cluster) || {:member, member}
-      member = busy(members, turn) -> {:member, member}
-      cluster != nil and Members.any(members) == nil -> stand_in(cluster) || await_turn(members, deadline, turn)
-      true -> await_turn(members, deadline, turn)
+      member != nil and (cluster == nil or not Members.full?(member)) ->
+        {:member, member}
+
+      member != nil ->
+        stand_in(cluster) || {:member, member}
+
+      member = busy(members, turn) ->
+        {:member, member}
+
+      cluster != nil and Members.any(members) == nil ->
+        stand_in(cluster) || await_turn(members, deadline, turn)
+
+      true ->
+        await_turn(members, deadline, turn)
     end
   end
 

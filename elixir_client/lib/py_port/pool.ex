@@ -99,7 +99,7 @@ defmodule PyPort.Pool do
   # A supervisor over the servers' supervisor and the manager: a manager that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Request}
   alias PyPort.Pool.{Manager, Members, Queue}
   alias PyPort.Server.Preload
 
@@ -119,7 +119,18 @@ defmodule PyPort.Pool do
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
   def start_link(options \\ []),
-    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
+    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default(), &wait/1)
+
+  defp wait(pool) do
+    with {:ok, %{connections: {}} = members} <- Registry.fetch(pool),
+         {:ok, _connection} <- Queue.wait(members, nil, :infinity),
+         do: :ok,
+         else:
+           (
+             {:ok, _members} -> :ok
+             {:error, error} -> {:error, error}
+           )
+  end
 
   @doc false
   def child_spec(options) do
@@ -173,6 +184,55 @@ defmodule PyPort.Pool do
       {:ok, members} -> for connection <- Tuple.to_list(members.connections), do: connection.owner
       {:error, _error} -> []
     end
+  end
+
+  @doc """
+  Replaces all servers of a pool, one after the other, with no request lost: each goes on until its successor has
+  started, and then finishes what it has (see "Replacing servers"). Returns at once; `PyPort.status/1` shows how far it is.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      iex> PyPort.Pool.restart(pool)
+      :ok
+  """
+  @spec restart(Supervisor.supervisor()) :: :ok | {:error, Error.t()}
+  def restart(pool), do: renew(pool, :restart)
+
+  @doc false
+  # Takes all servers out at once, and starts others.
+  @spec reload(Supervisor.supervisor()) :: :ok | {:error, Error.t()}
+  def reload(pool), do: renew(pool, :reload)
+
+  defp renew(pool, how) do
+    with {:ok, members} <- members(pool), do: Manager.renew(members.manager, how)
+  catch
+    :exit, _reason -> {:error, not_running(pool)}
+  end
+
+  @doc """
+  Evaluates the same code in every server of a pool that takes work now, at the same time, to swap a model, say. Gives
+  the outcome of each. The options are those of `PyPort.eval/3`, but `:server` and `:session`.
+
+  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 2, wait: true)
+      iex> outcomes = PyPort.Pool.eval_all(pool, "1 + n", %{n: 1})
+      iex> Enum.all?(outcomes, &match?({_server, {:ok, 2}}, &1))
+      true
+  """
+  @spec eval_all(Supervisor.supervisor(), PyPort.code(), PyPort.globals(), [PyPort.option()]) ::
+          [{pid(), {:ok, term()} | {:error, Error.t()}}]
+  def eval_all(pool, code, globals \\ %{}, options \\ []) when is_map(globals) do
+    servers = servers(pool)
+    options = Options.request!(options)
+
+    servers
+    |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
+    |> Task.await_many(:infinity)
+    |> then(&Enum.zip(servers, &1))
   end
 
   defp members(pool) do

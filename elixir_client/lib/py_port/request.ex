@@ -21,7 +21,7 @@ defmodule PyPort.Request do
     Ownership
   }
 
-  alias PyPort.{Remote, Reply, Values, Wire}
+  alias PyPort.{Registry, Remote, Reply, Values, Wire}
 
   # Time for the server to report the end of a request, however small its graces are.
   @least_patience_ms 50
@@ -59,9 +59,10 @@ defmodule PyPort.Request do
     draft = draft(asked)
     place = Locator.place(options, draft.target, draft.found.objects)
 
-    with {how, connection, id, frame, extra, functions} <- prepare(draft, options, place, deadline, self(), turn) do
+    with {how, connection, id, frame, extra, functions} <-
+           prepare(draft, options, place, deadline, self(), turn) do
       left = if how in [:ok, :member], do: left, else: remaining(deadline)
-      recall = if how in [:member, :turn] and turn == nil, do: :may
+      recall = recall(options, how, turn)
 
       case exchange(connection, id, frame, left, deadline, options.timeout, extra, functions, recall) do
         {:ok, _value} = outcome ->
@@ -97,6 +98,11 @@ defmodule PyPort.Request do
       {:error, error} -> {:error, error}
     end
   end
+
+  # What a request does when it has been sent: it tells `sent` (PyPort.Cast), or it may be recalled, once.
+  defp recall(%{sent: ref}, _how, _turn), do: {:tell, ref}
+  defp recall(_options, how, nil) when how in [:member, :turn], do: :may
+  defp recall(_options, _how, _turn), do: nil
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
@@ -153,13 +159,13 @@ defmodule PyPort.Request do
 
   # --- sessions -------------------------------------------------------------------------------
 
-  # Opens a session on the server of these options, for the process `:opener`, by default this one.
+  # Opens a session on the server of these options, for the process `:owner`, by default this one.
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
   def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
   defp open_session(%{timeout: timeout} = options, deadline) do
     place = options.server || PyPort.Default
-    opener = options[:opener] || self()
+    opener = options.owner || self()
 
     with {how, connection} when how in [:ok, :waited, :member, :turn] <-
            Locator.connection(place, deadline, :at_once) do
@@ -187,7 +193,7 @@ defmodule PyPort.Request do
       end
     else
       {:remote, node, server} ->
-        options = Map.merge(options, %{opener: opener, server: server, timeout: remaining(deadline)})
+        options = %{options | owner: opener, server: server, timeout: remaining(deadline)}
         with {:ok, outcome} <- Remote.call(node, __MODULE__, :open_session, [options], deadline), do: outcome
 
       {:error, error} ->
@@ -198,6 +204,7 @@ defmodule PyPort.Request do
   @spec close_session(Connection.t(), String.t()) :: :ok
   def close_session(connection, name) do
     Connection.command(connection, Wire.close_session(name))
+    Registry.forget_session(connection.owner, name)
     Ownership.tell(connection.owner, {:session_closed, name})
   end
 
@@ -290,14 +297,22 @@ defmodule PyPort.Request do
 
     case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
       {:ok, open} ->
-        recall = if open > 1, do: recall
-        await(ref, connection, id, left, deadline, timeout, recall)
+        await(ref, connection, id, left, deadline, timeout, sent(recall, open))
 
       not_sent ->
         forget(ref)
         not_sent
     end
   end
+
+  defp sent({:tell, ref}, _open) do
+    send(ref, {ref, :sent})
+    nil
+  end
+
+  # None is before it.
+  defp sent(_recall, 1), do: nil
+  defp sent(recall, _open), do: recall
 
   defp await(ref, connection, id, left, deadline, timeout, recall) do
     receive do

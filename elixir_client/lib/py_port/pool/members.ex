@@ -7,7 +7,8 @@ defmodule PyPort.Pool.Members do
   alias PyPort.{Connection, StatusPage}
 
   @enforce_keys [:pool, :manager, :turn, :queue]
-  defstruct @enforce_keys ++ [:name, :cluster, max_queue: 10_000, width: 1, connections: {}]
+  defstruct @enforce_keys ++
+              [:name, :cluster, max_queue: 10_000, width: 1, grows?: false, reloads?: false, connections: {}]
 
   @type t :: %__MODULE__{
           pool: pid(),
@@ -20,6 +21,10 @@ defmodule PyPort.Pool.Members do
           # How many requests a server runs at once, but for those that await.
           width: pos_integer(),
           name: GenServer.name() | nil,
+          # Whether another server may be started if requests wait.
+          grows?: boolean(),
+          # Whether Python files are looked at before a request.
+          reloads?: boolean(),
           # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
           cluster: atom() | nil,
           connections: tuple()
@@ -66,11 +71,18 @@ defmodule PyPort.Pool.Members do
     next = if at + 1 == size, do: 0, else: at + 1
 
     case load(connection) do
-      nil -> least(connections, size, next, left - 1, best)
+      nil ->
+        least(connections, size, next, left - 1, best)
+
       # No load is less than 0.
-      0 -> {0, connection}
-      load when best == nil or load < elem(best, 0) -> least(connections, size, next, left - 1, {load, connection})
-      _more -> least(connections, size, next, left - 1, best)
+      0 ->
+        {0, connection}
+
+      load when best == nil or load < elem(best, 0) ->
+        least(connections, size, next, left - 1, {load, connection})
+
+      _more ->
+        least(connections, size, next, left - 1, best)
     end
   end
 
@@ -99,7 +111,10 @@ defmodule PyPort.Pool.Members do
   @spec room(Connection.t(), StatusPage.t() | nil, threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
     most = if Connection.quiet_us(connection) < @quick_us, do: @most_pipelined, else: max(threads, 1)
-    if Connection.refuses?(connection), do: 0, else: most - Connection.pending(connection) + StatusPage.aside(page)
+
+    if Connection.refuses?(connection),
+      do: 0,
+      else: most - Connection.pending(connection) + StatusPage.aside(page)
   end
 
   # A server that has just ended, or takes no more requests, is passed over before the pool has been told.

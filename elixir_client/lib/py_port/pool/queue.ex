@@ -37,7 +37,8 @@ defmodule PyPort.Pool.Queue do
   end
 
   # Waits for a server that can begin one more request; of the cluster, if the queue is full.
-  @spec wait(Members.t(), arrived() | nil, Deadline.t()) :: {:ok, Connection.t()} | {:error, Error.t()} | :full
+  @spec wait(Members.t(), arrived() | nil, Deadline.t()) ::
+          {:ok, Connection.t()} | {:error, Error.t()} | :full
   def wait(%{queue: queue} = members, arrived, deadline) do
     if arrived == nil and :ets.info(queue, :size) >= members.max_queue do
       :full
@@ -46,8 +47,8 @@ defmodule PyPort.Pool.Queue do
       since = System.monotonic_time()
       key = {arrived || since, ref}
       :ets.insert(queue, {key, self()})
-      # The manager tells those that wait for a server that cannot start.
-      if members.connections == {}, do: send(members.manager, :waiting)
+      # The manager starts another server, or tells those that wait that none can start.
+      if members.connections == {} or members.grows?, do: send(members.manager, :waiting)
 
       key |> look(members, deadline, @least_pause_ms) |> told(members, since)
     end

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Sources, StatusPage, StderrFile, Wire}
   alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
@@ -232,6 +232,14 @@ defmodule PyPort.Server.Launch do
     |> not_inherited()
     |> Map.new(&{&1, nil})
     |> Map.merge(Map.new(variables(options)))
+    |> with_sources()
+  end
+
+  defp with_sources(environment) do
+    case Sources.path(Map.get(environment, "PYTHONPATH", System.get_env("PYTHONPATH"))) do
+      none when none in [nil, false] -> environment
+      path -> Map.put(environment, "PYTHONPATH", path)
+    end
   end
 
   # A process that knows it can run code on the node: https://www.erlang.org/doc/reference_manual/distributed.html#security

@@ -138,7 +138,10 @@ defmodule PyPort.Pool.QueueTest do
           1..100
           |> Enum.map(fn n ->
             Task.async(fn ->
-              PyPort.eval("import asyncio; await asyncio.sleep(0.3); n", %{n: n}, server: pool, timeout: 20_000)
+              PyPort.eval("import asyncio; await asyncio.sleep(0.3); n", %{n: n},
+                server: pool,
+                timeout: 20_000
+              )
             end)
           end)
           |> Task.await_many(20_000)
