@@ -312,7 +312,7 @@ defmodule PyPort.Options do
   defp valid?(name, value) when name in [:size, :threads, :retry], do: is_integer(value) and value >= 0
   # Of a server in a pool: its name in Logger, and the requests that wait at the pool.
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
-  defp valid?(:queue, value), do: is_nil(value) or is_reference(value)
+  defp valid?(:queue, value), do: is_nil(value) or is_struct(value)
 
   @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
               [:async_threads, :max_objects, :max_objects_per_owner, :batch_size, :max_queue]

@@ -16,7 +16,7 @@ defmodule PyPort.Pool.Members do
           # Counts the picks: equal servers take turns.
           turn: :atomics.atomics_ref(),
           # Of requests that wait, and how many may; see PyPort.Pool.Queue.
-          queue: :ets.tid(),
+          queue: struct(),
           max_queue: pos_integer(),
           # How many requests a server runs at once, but for those that await.
           width: pos_integer(),
@@ -32,7 +32,7 @@ defmodule PyPort.Pool.Members do
 
   # A server takes more requests than it can begin now as long as it is quick: its last reply is not older than this. They
   # are pipelined, and Python need not wait for the next one. A longer request than this makes the others wait at the pool.
-  @quick_us 1_000
+  @quick System.convert_time_unit(1, :millisecond, :native)
   # The most that are pipelined, and wait in Python.
   @most_pipelined 64
   # The most servers whose status page is read (15 µs each) for one request.
@@ -86,7 +86,7 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  defp quick?(load, connection), do: load < @most_pipelined and Connection.quiet_us(connection) < @quick_us
+  defp quick?(load, connection), do: load < @most_pipelined and Connection.quiet(connection) < @quick
 
   # Requests that await, and streams, do not keep Python from beginning another.
   defp idle(%{connections: connections, turn: turn, width: width}) do
@@ -110,7 +110,7 @@ defmodule PyPort.Pool.Members do
   # How many more requests a server takes that has just replied.
   @spec room(Connection.t(), StatusPage.t() | nil, threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
-    most = if Connection.quiet_us(connection) < @quick_us, do: @most_pipelined, else: max(threads, 1)
+    most = if Connection.quiet(connection) < @quick, do: @most_pipelined, else: max(threads, 1)
 
     if Connection.refuses?(connection),
       do: 0,

@@ -93,7 +93,8 @@ defmodule PyPort.Pool.Slot do
   @spec idle?(t(), timeout()) :: boolean()
   def idle?(%{connection: connection, successor: nil}, timeout)
       when connection != nil and timeout != :infinity do
-    Connection.pending(connection) == 0 and Connection.quiet_us(connection) >= timeout * 1_000 and
+    Connection.pending(connection) == 0 and
+      Connection.quiet(connection) >= System.convert_time_unit(timeout, :millisecond, :native) and
       match?({%{objects: 0, sessions: 0}, _at}, Registry.fact(connection.owner, :heartbeat))
   end
 

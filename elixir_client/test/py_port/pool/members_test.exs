@@ -20,7 +20,12 @@ defmodule PyPort.Pool.MembersTest do
   # None of its servers has replied lately.
   defp slow(members) do
     for connection <- Tuple.to_list(members.connections),
-        do: :atomics.put(connection.counter, 6, System.monotonic_time(:microsecond) - 1_000)
+        do:
+          :atomics.put(
+            connection.counter,
+            6,
+            System.monotonic_time() - System.convert_time_unit(1, :millisecond, :native)
+          )
 
     members
   end
