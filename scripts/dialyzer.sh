@@ -29,7 +29,7 @@ fi
 cd "$project/elixir_client"
 MIX_ENV=dev mix compile --warnings-as-errors
 say "dialyzer"
-# A protocol is read as mix has consolidated it: the other form names implementations that nobody has written.
+# A protocol is read as mix has consolidated it: the other form names implementations that do not exist.
 compiled=_build/dev/lib/py_port
 protocols=$(cd "$compiled/consolidated" && printf '%s\n' Elixir.PyPort.*.beam)
 for protocol in $protocols; do

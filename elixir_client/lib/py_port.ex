@@ -176,7 +176,7 @@ defmodule PyPort do
 
   The casts of one process to one server run in the order in which they were sent; those to a pool may go to several
   servers. An error after it was sent is logged, with the logger metadata of the caller. The request goes on if the
-  caller ends. What the function returns is dropped. It takes the options of `call/4`, but `:return`, `:owner` and
+  caller ends. The value of the function is dropped. It takes the options of `call/4`, but `:return`, `:owner` and
   `:error_value`; `:timeout` holds for the request as a whole.
 
   ## Examples

@@ -1,4 +1,4 @@
-"""Objects as bytes, on their way to another server: by cloudpickle if it is there, else by pickle."""
+"""Objects as bytes, on their way to another server: by cloudpickle or, without it, by pickle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def dump(value: Any) -> bytes:
         if pickler is pickle:
             advice += ", or install cloudpickle, which can pickle more"
         raise TypeError(
-            f"an object of the type {kind} cannot be copied, since it cannot be pickled ({error}): {advice}"
+            f"an object of the type {kind} cannot be copied, since it cannot be pickled "
+            f"({error}): {advice}"
         ) from None
 
 

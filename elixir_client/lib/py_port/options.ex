@@ -102,6 +102,8 @@ defmodule PyPort.Options do
           required(:return) => :value | :object | :globals,
           required(:error_value) => boolean(),
           optional(:retry) => non_neg_integer(),
+          # The alias that PyPort.Cast is told under when the request has been sent.
+          optional(:sent) => reference(),
           optional(:typed) => true,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,

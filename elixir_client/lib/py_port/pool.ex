@@ -9,18 +9,36 @@ defmodule PyPort.Pool do
       PyPort.eval("statistics.median(data)", %{data: data}, server: Analytics)
 
   A pool goes wherever a server goes: `server: Analytics`, or its pid, in `PyPort.eval/3`, `call/4`, `stream/3`,
-  `open_session/1` and `status/1`. Each request goes to the server that has the fewest requests open, as the caller sees
-  at a glance: no process stands between a caller and a server. Sessions and objects live on one server, and requests
-  that use them go there. A request that finds no server ready waits for one, within its `:timeout`.
+  `open_session/1` and `status/1`. A request goes to a server that can begin it, and no process stands between its caller and
+  that server. Sessions and objects live on one server, and requests that use them go there.
 
   Each server is a `PyPort.Server` with a Python of its own: two requests that compute do so on two cores, and state of
   modules (`some_module.counter += 1`) is each server's own. Objects of different servers cannot meet in one request.
+
+  ## Waiting at the pool
+
+  While every server runs something that takes longer than about a millisecond, requests wait at the pool, in the order of
+  arrival, within their `:timeout`; the server that is free first gets the next one. So a long request holds up no other
+  while a server is free, and a server that ends takes with it only the requests that it has begun, and those that were sent to it
+  in the last few milliseconds: short requests follow each other closely, and Python has the next one at hand. A request
+  that finds itself behind a long one after all is taken back after 5 ms, and waits at the pool. `retry: n` in the options
+  of a request asks again where a server has ended before it began.
+
+  Requests that await, and streams, leave their server free for others; with `threads: n` a server has n places. A
+  request from a callback goes to the Python that has called it, if no other is free. A session is opened at once, on the server
+  with the fewest requests. `PyPort.status/1` and `PyPort.Telemetry` tell how many requests wait, and for how long.
 
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
     * `:size` - how many servers. Default: as many as the BEAM has schedulers. 0 makes sense for a node that only uses
       the pool of others, see `:cluster`.
+    * `:min_size` - how many servers the pool starts with, and keeps: others are started one at a time while requests wait,
+      up to `:size`, and end when they are idle. Default: `:size`.
+    * `:idle_timeout` - how long a server above `:min_size` has no request before it ends, in ms, or `:infinity`. One with an open
+      session or a live object stays. Default: 60_000.
+    * `:max_queue` - how many requests may wait at the pool; one more is an error of the kind `:overloaded`. Default:
+      10_000.
     * `:max_requests` - a server is replaced after this many requests. Default: `:infinity`.
     * `:max_age` - a server is replaced after this long, in ms. Default: `:infinity`.
     * `:max_rss` - a server is replaced when its process has this much memory resident, in bytes. Default: `:infinity`.

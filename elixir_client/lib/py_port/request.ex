@@ -99,7 +99,7 @@ defmodule PyPort.Request do
     end
   end
 
-  # What a request does when it has been sent: it tells `sent` (PyPort.Cast), or it may be recalled, once.
+  # A request that has been sent tells PyPort.Cast, or may be recalled, once.
   defp recall(%{sent: ref}, _how, _turn), do: {:tell, ref}
   defp recall(_options, how, nil) when how in [:member, :turn], do: :may
   defp recall(_options, _how, _turn), do: nil

@@ -3,8 +3,8 @@ defmodule PyPort.Status do
   How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
 
     * `server` - the server's process, or the name under which none is running.
-    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
-      that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
+    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:requested`, `:reload`, `:resized`, `:idle`,
+      or `:not_wanted` for one that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - one of
       * `:idle`, `:busy` - it sends heartbeats; whether it runs a request;
       * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;

@@ -70,19 +70,12 @@ defmodule PyPort.Pool.Members do
     connection = elem(connections, at)
     next = if at + 1 == size, do: 0, else: at + 1
 
-    case load(connection) do
-      nil ->
-        least(connections, size, next, left - 1, best)
-
+    case {load(connection), best} do
       # No load is less than 0.
-      0 ->
-        {0, connection}
-
-      load when best == nil or load < elem(best, 0) ->
-        least(connections, size, next, left - 1, {load, connection})
-
-      _more ->
-        least(connections, size, next, left - 1, best)
+      {0, _best} -> {0, connection}
+      {nil, best} -> least(connections, size, next, left - 1, best)
+      {load, {least, _connection}} when load >= least -> least(connections, size, next, left - 1, best)
+      {load, _more_or_none} -> least(connections, size, next, left - 1, {load, connection})
     end
   end
 

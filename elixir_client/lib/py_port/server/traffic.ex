@@ -112,7 +112,7 @@ defmodule PyPort.Server.Traffic do
     unless Queue.empty?(queue),
       do: Queue.give(queue, connection, Members.room(connection, Health.page(state), threads))
 
-    # One that is recalled is answered while a long one runs.
+    # The answer to `recall` comes while a long request runs.
     if Wire.ok?(frame), do: Connection.replied(connection)
     state
   end
