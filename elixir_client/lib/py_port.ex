@@ -26,11 +26,13 @@ defmodule PyPort do
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
       `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: that of the server or pool, `:str` unless it was
       started with another.
-    * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
+    * `:session` - a session of `open_session/1`, or its name, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
     * `:error_value` - whether the error of an exception has the exception itself under `value`, a `PyPort.Object`; not for
       `stream/3`. Default: `false`.
+    * `:retry` - how often the request is asked again if the server of a pool ends before it has begun it, within
+      the same `:timeout`; not for `stream/3`. Default: 0.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
 
@@ -45,7 +47,20 @@ defmodule PyPort do
       {:ok, [10, 20]}
   """
 
-  alias PyPort.{Code, Connection, Error, Locator, Object, Options, Ownership, Registry, Remote, Request}
+  alias PyPort.{
+    Code,
+    Connection,
+    Deadline,
+    Error,
+    Locator,
+    Object,
+    Options,
+    Ownership,
+    Registry,
+    Remote,
+    Request
+  }
+
   alias PyPort.{Session, Status}
 
   @type code :: String.t() | Code.t()
@@ -54,7 +69,8 @@ defmodule PyPort do
           {:server, GenServer.server()}
           | {:timeout, timeout()}
           | {:binary_as, :str | :bytes}
-          | {:session, Session.t()}
+          | {:session, Session.t() | atom()}
+          | {:retry, non_neg_integer()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
           | {:error_value | :typed, boolean()}
@@ -92,7 +108,7 @@ defmodule PyPort do
   def eval(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    Request.ask({:eval, code, globals}, Options.request!(options))
+    ask({:eval, code, globals}, Options.request!(options))
   end
 
   @doc """
@@ -133,8 +149,15 @@ defmodule PyPort do
   def call(target, args \\ [], kwargs \\ %{}, options \\ []) do
     check_target!(target)
     check_args!(args)
-    Request.ask({:call, target, args, check_kwargs!(kwargs)}, Options.call!(options))
+    ask({:call, target, args, check_kwargs!(kwargs)}, Options.call!(options))
   end
+
+  # A session may be named by its name.
+  defp ask(asked, %{session: name} = options) when is_atom(name) and name != nil do
+    with {:ok, session} <- Registry.session(name), do: Request.ask(asked, %{options | session: session})
+  end
+
+  defp ask(asked, options), do: Request.ask(asked, options)
 
   @doc """
   Like `call/4`, but gives the value itself and raises `PyPort.Error`.
@@ -147,6 +170,34 @@ defmodule PyPort do
   @spec call!(target(), list(), map() | keyword(), [option()]) :: term()
   def call!(target, args \\ [], kwargs \\ %{}, options \\ []),
     do: target |> call(args, kwargs, options) |> value!()
+
+  @doc """
+  Like `call/4`, but does not wait for the answer: it returns when the request has been sent.
+
+  The casts of one process to one server run in the order in which they were sent; those to a pool may go to several
+  servers. An error after it was sent is logged, with the logger metadata of the caller. The request goes on if the
+  caller ends. The value of the function is dropped. It takes the options of `call/4`, but `:return`, `:owner` and
+  `:error_value`; `:timeout` holds for the request as a whole.
+
+  ## Examples
+
+      iex> PyPort.cast("builtins:print", ["indexed"])
+      :ok
+  """
+  @spec cast(target(), list(), map() | keyword(), [option()]) :: :ok | {:error, Error.t()}
+  def cast(target, args \\ [], kwargs \\ %{}, options \\ []) do
+    check_target!(target)
+    check_args!(args)
+    asked = {:call, target, args, check_kwargs!(kwargs)}
+
+    with %{session: name} = options when is_atom(name) and name != nil <- Options.cast!(options),
+         {:ok, session} <- Registry.session(name) do
+      PyPort.Cast.cast(asked, %{options | session: session})
+    else
+      {:error, error} -> {:error, error}
+      options -> PyPort.Cast.cast(asked, options)
+    end
+  end
 
   @doc """
   A Python generator, asynchronous generator, or any iterable as a lazy enumerable.
@@ -169,8 +220,17 @@ defmodule PyPort do
   def stream(code, globals \\ %{}, options \\ []) do
     check_code!(code)
     check_globals!(globals)
-    PyPort.Stream.new({:eval, code, globals}, options)
+    PyPort.Stream.new({:eval, code, globals}, Keyword.replace_lazy(options, :session, &session!/1))
   end
+
+  defp session!(name) when is_atom(name) and name != nil do
+    case Registry.session(name) do
+      {:ok, session} -> session
+      {:error, error} -> raise error
+    end
+  end
+
+  defp session!(session), do: session
 
   @doc """
   Gives one item to a `PyPort.Batcher`, and its result: Python gets the items of many callers as one list.
@@ -189,10 +249,42 @@ defmodule PyPort do
     do: PyPort.Batcher.ask(batcher, item, Options.batched!(options))
 
   @doc """
-  Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
+  Waits until a server, or the first server of a pool, is ready, for `timeout` ms at the most. Gives the error why it is not.
 
-  It ends with the calling process, if `close_session/1` does not end it before. Requests of one session run one at a
+  ## Examples
+
+      iex> PyPort.await_ready(PyPort.Default, 10_000)
+      :ok
+  """
+  @spec await_ready(GenServer.server(), timeout()) :: :ok | {:error, Error.t()}
+  def await_ready(server, timeout \\ 5_000) do
+    deadline = Deadline.deadline(timeout)
+
+    case Locator.connection(server, deadline, :at_once) do
+      {:remote, node, server} ->
+        with {:ok, outcome} <- Remote.call(node, __MODULE__, :await_ready, [server, timeout], deadline),
+             do: outcome
+
+      {:error, error} ->
+        {:error, error}
+
+      _found ->
+        :ok
+    end
+  end
+
+  @doc """
+  Opens a session: names that stay from one request to the next.
+
+  It ends with its owner, if `close_session/1` does not end it before. Requests of one session run one at a
   time, and see each other's context variables, too; two sessions never see each other.
+
+  Options:
+
+    * `:server`, `:timeout` - as in a request.
+    * `:owner` - the process with which the session ends. Default: the calling one. `transfer/2` changes it.
+    * `:name` - an atom, by which all processes of this node can name it: `session: MySession`. If a session of that name
+      is open, the error says so.
 
   ## Examples
 
@@ -202,12 +294,34 @@ defmodule PyPort do
       iex> PyPort.eval("x + 1", %{}, session: session)
       {:ok, 42}
   """
-  @spec open_session([{:server, GenServer.server()} | {:timeout, timeout()}]) ::
-          {:ok, Session.t()} | {:error, Error.t()}
-  def open_session(options \\ []), do: options |> Options.session!() |> Request.open_session()
+  @spec open_session([
+          {:server, GenServer.server()} | {:timeout, timeout()} | {:owner, pid()} | {:name, atom()}
+        ]) :: {:ok, Session.t()} | {:error, Error.t()}
+  def open_session(options \\ []) do
+    %{name: name} = options = Options.session!(options)
+    if name == nil, do: Request.open_session(options), else: open_session(name, options)
+  end
+
+  defp open_session(name, options) do
+    with {:error, _none} <- Registry.session(name),
+         {:ok, session} <- Request.open_session(options) do
+      if Registry.name_session(name, session) do
+        {:ok, session}
+      else
+        close_session(session)
+        open_session(name, options)
+      end
+    else
+      {:ok, session} ->
+        {:error, Error.unavailable("a session is open as #{inspect(name)} already: #{inspect(session)}")}
+
+      {:error, error} ->
+        {:error, error}
+    end
+  end
 
   @doc """
-  Closes a session. To close it again, or after its server has ended, does no harm.
+  Closes a session, which may be named. To close it again, or after its server has ended, does no harm.
 
   ## Examples
 
@@ -215,7 +329,12 @@ defmodule PyPort do
       iex> PyPort.close_session(session)
       :ok
   """
-  @spec close_session(Session.t()) :: :ok
+  @spec close_session(Session.t() | atom()) :: :ok
+  def close_session(name) when is_atom(name) do
+    with {:ok, session} <- Registry.session(name), do: close_session(session)
+    :ok
+  end
+
   def close_session(%Session{server: server} = session) when node(server) != node() do
     Remote.errand(node(server), __MODULE__, :close_session, [session])
     :ok
@@ -286,8 +405,8 @@ defmodule PyPort do
   end
 
   @doc """
-  Gives an object to another process: it is released when that one ends. Refused where that process owns as many as
-  it may (`max_objects_per_owner`).
+  Gives an object or a session to another process: it is released, or closed, when that one ends. An object is refused
+  where that process owns as many as it may (`max_objects_per_owner`).
 
   ## Examples
 
@@ -295,9 +414,16 @@ defmodule PyPort do
       iex> PyPort.transfer(object, Process.whereis(PyPort.Supervisor))
       :ok
   """
-  @spec transfer(Object.t(), pid()) :: :ok | {:error, Error.t()}
+  @spec transfer(Object.t() | Session.t(), pid()) :: :ok | {:error, Error.t()}
+  def transfer(%Session{server: server, name: name} = session, owner) when is_pid(owner) do
+    with {:error, :unknown} <- GenServer.call(server, {:transfer_session, name, owner}),
+         do: {:error, gone(session)}
+  catch
+    :exit, _reason -> {:error, gone(session)}
+  end
+
   def transfer(%Object{id: id} = object, owner) when is_pid(owner) do
-    case Locator.connection(object, :infinity) do
+    case Locator.connection(object, :infinity, nil) do
       {:error, error} ->
         {:error, error}
 
@@ -313,6 +439,45 @@ defmodule PyPort do
     :exit, {:timeout, _call} -> {:error, Error.no_word_of(object)}
     :exit, _reason -> {:error, Error.released(object)}
   end
+
+  defp gone(session),
+    do: Error.unavailable("the session #{inspect(session)} has ended, or its server cannot be reached")
+
+  @doc """
+  Copies an object to another server, or a server of a pool: by cloudpickle where that is installed, else by pickle. The error
+  names the type of an object that cannot be copied. Options: `:timeout`, for each of the two servers, and `:owner`.
+
+  ## Examples
+
+      iex> fraction = PyPort.eval!("from fractions import Fraction; Fraction(6, 8)")
+      iex> {:ok, server} = PyPort.Server.start_link()
+      iex> {:ok, copy} = PyPort.copy(fraction, server)
+      iex> PyPort.eval("f * 4", %{f: copy}) |> elem(0)
+      :ok
+  """
+  @spec copy(Object.t(), GenServer.server(), [{:timeout, timeout()} | {:owner, pid()}]) ::
+          {:ok, Object.t()} | {:error, Error.t()}
+  def copy(%Object{} = object, server, options \\ []) do
+    with {:ok, data} <-
+           call("port_server.runtime.copies:dump", [object], %{}, Keyword.take(options, [:timeout])) do
+      options = Keyword.merge(options, server: server, return: :object)
+      call("port_server.runtime.copies:load", [bytes(data)], %{}, options)
+    end
+  end
+
+  @doc """
+  Starts the Pythons of a pool anew, at once, so that each request from now on sees the Python files as they are; requests that
+  run go on. In development the pools do it by themselves where a Python file has changed (`config :py_port, reload: true`).
+  `PyPort.Pool.restart/1` does it one by one.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      iex> PyPort.reload(pool)
+      :ok
+  """
+  @spec reload(GenServer.server()) :: :ok | {:error, Error.t()}
+  def reload(pool \\ PyPort.Default), do: PyPort.Pool.reload(pool)
 
   @doc """
   Runs `fun`, and releases the objects that came in meanwhile: by requests of the calling process, and by those of its

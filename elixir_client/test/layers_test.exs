@@ -13,12 +13,14 @@ defmodule PyPort.LayersTest do
        ~w(status_page stderr_file telemetry), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
-    {:connection, ~w(connection registry reaper pool/members output ownership remote callbacks),
+    {:connection,
+     ~w(connection registry reaper sources pool/members pool/queue output ownership remote callbacks),
      [:base, :wire]},
     {:server, ~w(server server/), [:base, :wire, :env, :connection]},
-    {:pool, ~w(pool pool/), [:base, :env, :connection, :server]},
-    {:request, ~w(admission locator request stream stream/), [:base, :wire, :connection, :server, :pool]},
-    {:api, ~w(/py_port application batcher status status/ sigils interactive syntax_check object/ /mix/),
+    {:pool, ~w(pool/), [:base, :env, :connection, :server]},
+    {:request, ~w(admission cast locator reload request stream stream/),
+     [:base, :wire, :connection, :server, :pool]},
+    {:api, ~w(/py_port application batcher pool status status/ sigils interactive syntax_check object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 
@@ -104,6 +106,7 @@ defmodule PyPort.LayersTest do
     "py_port/deadline" => "py_port/request/timeout",
     "py_port/locator" => "py_port/pool",
     "py_port/ownership" => "py_port/object",
+    "py_port/sources" => "py_port/reload",
     "py_port/reply" => "py_port/wire",
     "py_port/object/inspect" => "py_port/object",
     "py_port/pool/default" => "py_port/pool",

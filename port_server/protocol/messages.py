@@ -38,6 +38,7 @@ ARITIES: Final = {
     "eval": 5,
     "call": 6,
     "cancel": 2,
+    "recall": 2,
     "ping": 2,
     "stacks": 2,
     "shutdown": 2,
@@ -97,6 +98,12 @@ class _WithId(Message):
 
 class Cancel(_WithId):
     """Stop, or never begin, the request of that id."""
+
+    __slots__ = ()
+
+
+class Recall(_WithId):
+    """Give back the request of that id if it has not begun."""
 
     __slots__ = ()
 
@@ -282,7 +289,7 @@ def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message
         _end(frame, at, kind, id_term)
         return (Credit if kind == "credit" else Ack)(id_term, count)
     _end(frame, at, kind, id_term)
-    return {"cancel": Cancel, "ping": Ping, "stacks": Stacks}[kind](id_term)
+    return {"cancel": Cancel, "recall": Recall, "ping": Ping, "stacks": Stacks}[kind](id_term)
 
 
 def _tuple_header(frame: Frame) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from time import monotonic
 
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import Answer, Cancel, ProtocolError, Shutdown
+from port_server.protocol.messages import Answer, Cancel, ProtocolError, Recall, Shutdown
 from port_server.protocol.requests import Request, Requests
 from port_server.runtime.api import Cancelled
 from port_server.runtime.frames import imported_by_thread
@@ -265,6 +265,8 @@ class Dispatcher:
                 self._answer(frame, message.call_id, message.body_at)
             elif type(message) is Cancel:
                 self.cancel(message.id_term)
+            elif type(message) is Recall:
+                self.recall(message.id_term)
             elif type(message) is Shutdown:
                 self.stopping = True
                 self.grace_ms = message.grace_ms
@@ -319,15 +321,23 @@ class Dispatcher:
             if not call.in_main:
                 call.wake()
 
-    def cancel(self, id_term: bytes) -> None:
-        """Stop a request in any executor. An unknown one is ignored: it may just have ended."""
+    def recall(self, id_term: bytes) -> bool:
+        """Give back a request that has not begun, as cancelled; tell whether it was one."""
         with self._threads.taking:
             dropped = self._scheduler.drop(id_term)
+        if dropped is None:
+            return False
+        self._port.hold(self._main.evaluator.replies.never_begun(dropped))
+        self.finish(dropped)
+        return True
+
+    def cancel(self, id_term: bytes) -> None:
+        """Stop a request in any executor. An unknown one is ignored: it may just have ended."""
+        if self.recall(id_term):
+            return
+        with self._threads.taking:
             request = self._scheduler.find(id_term)
-        if dropped is not None:
-            self._port.hold(self._main.evaluator.replies.never_begun(dropped))
-            self.finish(dropped)
-        elif request is not None:
+        if request is not None:
             (request.executor or self._main).cancel(request)
             self._fail_calls(request)
 

@@ -24,7 +24,8 @@ _ELSEWHERE_AT: Final = slice(5, 7)
 _SENT_AT: Final = slice(7, 11)
 LENGTH_AT: Final = 15
 _BEATS_AT: Final = slice(48, 56)
-_REQUESTS_AT: Final = slice(56, 64)
+_REQUESTS_AT: Final = slice(56, 62)
+_THREADS_AT: Final = slice(62, 64)
 _MOST_ELSEWHERE: Final = 0xFFFF
 _MOST_ID_BYTES: Final = 32
 
@@ -108,12 +109,17 @@ class StatusPage:
             number = _MOST_ELSEWHERE if self._lost else len(self._scheduler.elsewhere)
             self.map[_ELSEWHERE_AT] = min(number, _MOST_ELSEWHERE).to_bytes(2, "little")
 
+    def occupy(self, threads: int) -> None:
+        """Show in how many of its threads the server runs a request. For any thread, as `count`."""
+        if self.map is not None:
+            self.map[_THREADS_AT] = threads.to_bytes(2, "little")
+
     def beat(self, requests: int) -> None:
         """Show that the interpreter lives, and how many requests main has begun."""
         if self.map is not None:
             self._beats += 1
             self.map[_BEATS_AT] = self._beats.to_bytes(8, "little")
-            self.map[_REQUESTS_AT] = requests.to_bytes(8, "little")
+            self.map[_REQUESTS_AT] = requests.to_bytes(6, "little")
             self.count()
 
     def beat_sent(self) -> None:

@@ -394,6 +394,21 @@ def test_a_queued_request_behind_it_is_served():
         is_well(port)
 
 
+def test_a_recalled_request_is_given_back_if_it_has_not_begun():
+    """What runs, what awaits and what waits behind it go on."""
+    with Port() as port:
+        awaits = begin(port, "import asyncio\nawait asyncio.sleep(0.2)\n5")
+        runs = begin(port, "import os, time\nwhile n: time.sleep(0.01); n -= 1\n6", {"n": 30})
+        behind = [port.eval("n", {"n": n}) for n in range(3)]
+        for name in (awaits, runs, behind[1], "of none"):
+            port.tell(Atom("recall"), name)
+        kind, error = port.reply(behind[1])
+        assert (kind, error["kind"], error["begun"]) == ("error", "cancelled", False)
+        assert [port.value(name) for name in (runs, awaits)] == [6, 5]
+        assert [port.value(behind[n]) for n in (0, 2)] == [0, 2]
+        is_well(port)
+
+
 TAKEN = {
     "a handler": "signal.signal(signal.SIGURG, lambda *_: seen.append(1))",
     "ignored": "signal.signal(signal.SIGURG, signal.SIG_IGN)",

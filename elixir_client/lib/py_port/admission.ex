@@ -21,9 +21,9 @@ defmodule PyPort.Admission do
   end
 
   # Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
-  # come together see each other. A request that is not sent leaves no row there.
+  # come together see each other. A request that is not sent leaves no row there. Gives how many are open with it.
   @spec send_request(Connection.t(), tuple(), [Callbacks.row()], iodata()) ::
-          :ok | :not_sent | {:error, Error.t()}
+          {:ok, open :: pos_integer()} | :not_sent | {:error, Error.t()}
   def send_request(connection, row, functions, frame) do
     if Connection.insert(connection, row) do
       open = Connection.pending(connection)
@@ -39,7 +39,7 @@ defmodule PyPort.Admission do
 
         case Connection.submit(connection, frame) do
           :ok ->
-            :ok
+            {:ok, open}
 
           {:full, bytes} ->
             waiting = "#{bytes} bytes are waiting to be read by it"

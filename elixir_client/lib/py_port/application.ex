@@ -33,9 +33,20 @@ defmodule PyPort.Application do
     # growing intervals, so they count as no restarts of this supervisor.
     # Pools that span nodes find each other in a scope of :pg.
     cluster = %{id: PyPort.Cluster, start: {:pg, :start_link, [PyPort.Cluster]}}
-    children = [PyPort.Reaper, cluster | default_pool()]
+    children = [PyPort.Reaper, cluster] ++ reload() ++ default_pool()
     Supervisor.start_link(children, strategy: :one_for_one, name: PyPort.Supervisor)
   end
+
+  # In development the Python files of the application are looked at before its requests.
+  defp reload do
+    reload? = Application.get_env(:py_port, :reload, development?())
+    Application.put_env(:py_port, :reload, reload?)
+    if reload?, do: [{PyPort.Reload, &projects/0}], else: []
+  end
+
+  defp development?, do: Code.ensure_loaded?(Mix) and Process.whereis(Mix.State) != nil and Mix.env() == :dev
+
+  defp projects, do: for(%{project: project} when project != nil <- PyPort.Env.configured(), do: project)
 
   defp default_pool do
     case PyPort.Pool.Default.options() do

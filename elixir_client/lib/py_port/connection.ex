@@ -17,7 +17,8 @@ defmodule PyPort.Connection do
           # {{:owns, owner}, count} of the owners of many objects. They are not in the connection, which is copied for each request.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
-          # and how many of these it is known to have written; how many calls into the BEAM are being served.
+          # and how many of these it is known to have written; how many calls into the BEAM are being served; when the last
+          # reply came, in native units of the monotonic clock.
           counter: :atomics.atomics_ref(),
           os_pid: pos_integer(),
           start_time: non_neg_integer(),
@@ -134,6 +135,15 @@ defmodule PyPort.Connection do
 
   @spec serving?(t()) :: boolean()
   def serving?(connection), do: :atomics.get(connection.counter, 5) > 0
+
+  # A reply has come.
+  @spec replied(t()) :: :ok
+  def replied(%__MODULE__{counter: counter}),
+    do: :atomics.put(counter, 6, :erlang.monotonic_time())
+
+  # How long ago the last reply came, in native units.
+  @spec quiet(t()) :: integer()
+  def quiet(%__MODULE__{counter: counter}), do: :erlang.monotonic_time() - :atomics.get(counter, 6)
 
   # How many requests it was ever asked.
   @spec requests(t()) :: non_neg_integer()

@@ -5,8 +5,8 @@ defmodule PyPort.Locator do
 
   import PyPort.Deadline, only: [remaining: 1]
 
-  alias PyPort.{Connection, Deadline, Error, Object, Registry, Remote, Server, Session}
-  alias PyPort.Pool.{Manager, Members}
+  alias PyPort.{Callbacks, Connection, Deadline, Error, Object, Registry, Reload, Remote, Server, Session}
+  alias PyPort.Pool.{Members, Queue}
 
   @type place :: GenServer.server() | Session.t() | Object.t()
   # The node where a server lives, and what to name there; nil where a session or an object leads the way.
@@ -60,17 +60,24 @@ defmodule PyPort.Locator do
   defp remote?({_name, _node}), do: true
   defp remote?(pid), do: pid != nil and node(pid) != node()
 
-  # The connection of a server that is ready, and whether it was waited for: a server that is still starting is, until the
-  # deadline.
-  @spec connection(place(), Deadline.t()) :: {:ok | :waited, Connection.t()} | {:error, Error.t()} | remote()
-  def connection(%Session{server: owner} = session, deadline), do: of_carrier(owner, session, deadline)
+  # How a server was found: at once (`:ok`), or by waiting for its start (`:waited`); at once in a pool (`:member`), or by
+  # waiting for a member that can begin the request (`:turn`).
+  @type how :: :ok | :waited | :member | :turn
 
-  def connection(%Object{} = object, deadline),
+  # When a request takes its server in a pool: as soon as one can begin it, in the order of arrival (nil: it arrives now), or at
+  # once.
+  @type turn :: Queue.arrived() | nil | :at_once
+
+  # The connection of a server that is ready. It is waited for until the deadline.
+  @spec connection(place(), Deadline.t(), turn()) :: {how(), Connection.t()} | {:error, Error.t()} | remote()
+  def connection(%Session{server: owner} = session, deadline, _turn), do: of_carrier(owner, session, deadline)
+
+  def connection(%Object{} = object, deadline, _turn),
     do: object |> Object.server() |> of_carrier(object, deadline)
 
-  def connection(server, deadline) do
+  def connection(server, deadline, turn) do
     case whereis(server) do
-      pid when is_pid(pid) -> of_owner(pid, deadline)
+      pid when is_pid(pid) -> of_owner(pid, deadline, turn)
       {name, node} -> {:remote, node, name}
       nil -> stand_in(server) || {:error, not_running(server)}
     end
@@ -78,29 +85,77 @@ defmodule PyPort.Locator do
 
   # A session and an object carry their server.
   defp of_carrier(owner, carrier, deadline) do
-    case of_owner(owner, deadline) do
+    case of_owner(owner, deadline, nil) do
       {:remote, node, _pid} -> {:remote, node, nil}
       result -> gone(result, carrier)
     end
   end
 
-  defp of_owner(owner, deadline) do
+  defp of_owner(owner, deadline, turn) do
     case Registry.fetch(owner) do
       {:ok, %Connection{ready: true}} = found -> found
-      # The default pool, mostly: one server, which costs what a server by itself does.
-      {:ok, %Members{connections: {connection}, cluster: nil}} -> {:ok, connection}
-      {:ok, %Members{} = members} -> of_pool(members, deadline)
+      {:ok, %Members{reloads?: true}} -> of_reloaded(owner, deadline, turn)
+      {:ok, %Members{} = members} -> of_pool(members, deadline, turn)
       :not_started -> {:error, Error.not_started()}
       _starting -> await_ready(owner, deadline)
     end
   end
 
-  defp of_pool(%{cluster: cluster} = members, deadline) do
-    case Members.pick(members) do
-      nil -> stand_in(cluster) || await_member(members, deadline)
-      connection when cluster == nil -> {:ok, connection}
-      connection -> (Members.full?(connection) && stand_in(cluster)) || {:ok, connection}
+  # In development. The servers of the pool may be others afterwards.
+  defp of_reloaded(pool, deadline, turn) do
+    Reload.check()
+
+    case Registry.fetch(pool) do
+      {:ok, %Members{} = members} -> of_pool(members, deadline, turn)
+      _ended -> {:error, Error.of_exit(:noproc)}
     end
+  end
+
+  defp of_pool(%{queue: queue, cluster: cluster} = members, deadline, turn) do
+    member = if turn == :at_once or Queue.empty?(queue), do: Members.pick(members)
+
+    cond do
+      member != nil and (cluster == nil or not Members.full?(member)) ->
+        {:member, member}
+
+      member != nil ->
+        stand_in(cluster) || {:member, member}
+
+      member = busy(members, turn) ->
+        {:member, member}
+
+      cluster != nil and Members.any(members) == nil ->
+        stand_in(cluster) || await_turn(members, deadline, turn)
+
+      true ->
+        await_turn(members, deadline, turn)
+    end
+  end
+
+  # The server that takes what cannot wait: a session that is opened, which Python does at once, and a request of a callback,
+  # which the Python that has called it runs at once.
+  defp busy(members, :at_once), do: Members.any(members)
+
+  defp busy(%{connections: connections}, _turn),
+    do: connections |> Tuple.to_list() |> Enum.find(&Callbacks.parent/1)
+
+  defp await_turn(members, deadline, turn) do
+    arrived = if is_integer(turn), do: turn
+
+    case Queue.wait(members, arrived, deadline) do
+      {:ok, connection} -> {:turn, connection}
+      :full -> stand_in(members.cluster) || {:error, full(members)}
+      {:error, error} -> {:error, error}
+    end
+  end
+
+  defp full(members) do
+    Error.new(
+      :overloaded,
+      "the pool #{inspect(members.name || members.pool)} takes no more requests for now: #{members.max_queue} wait for a " <>
+        "server (max_queue); nothing was sent. Ask again later, or give the pool more servers (:size)",
+      begun: false
+    )
   end
 
   # A pool of the same name on another node, any of those that have a server ready. A request that came from another node
@@ -117,18 +172,6 @@ defmodule PyPort.Locator do
   end
 
   defp stand_in(_pid_or_tuple), do: nil
-
-  defp await_member(%{pool: pool, manager: manager}, deadline) do
-    case Manager.await(manager, remaining(deadline)) do
-      :ok -> with {:ok, connection} <- of_owner(pool, deadline), do: {:waited, connection}
-      {:error, error} -> {:error, error}
-      :timeout -> {:error, Registry.fact(pool, :trouble) || still_starting()}
-      :gone -> {:error, Error.unavailable("the pool #{inspect(pool)} is being stopped or restarted")}
-    end
-  end
-
-  defp still_starting,
-    do: Error.new(:timeout, "no server of the pool was ready when the time was up", begun: false)
 
   # A server that is still starting is waited for; a server that could not start gives the reason at once. Any other process
   # would not understand the question, and might crash.

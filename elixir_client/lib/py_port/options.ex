@@ -11,19 +11,22 @@ defmodule PyPort.Options do
     session: nil,
     return: :value,
     owner: nil,
-    error_value: false
+    error_value: false,
+    retry: 0
   ]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
-  @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
-  @session @common
+  @stream Keyword.drop(@request, [:error_value, :retry]) ++ [credit: 512]
+  @session @common ++ [name: nil, owner: nil]
+  @cast Keyword.drop(@call, [:return, :owner, :error_value])
   @interactive Keyword.delete(@request, :return)
 
   @server [
     name: nil,
     label: nil,
+    queue: nil,
     python: nil,
     python_env: nil,
     cd: nil,
@@ -31,6 +34,7 @@ defmodule PyPort.Options do
     inherit_env: true,
     init_code: nil,
     preload: nil,
+    wait: false,
     init_timeout: 60_000,
     allow: [],
     binary_as: :str,
@@ -55,13 +59,19 @@ defmodule PyPort.Options do
     max_objects_per_owner: 50_000
   ]
 
+  # A pool gives its servers this one.
+  @internal [:queue]
+
   # The size of nil is one for each scheduler, which is not known before the VM runs.
   @pool [
           size: nil,
+          min_size: nil,
+          idle_timeout: 60_000,
           max_requests: :infinity,
           max_age: :infinity,
           max_rss: :infinity,
           drain_timeout: 60_000,
+          max_queue: 10_000,
           cluster: false
         ] ++ @server
 
@@ -88,9 +98,12 @@ defmodule PyPort.Options do
           required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
-          required(:session) => PyPort.Session.t() | nil,
+          required(:session) => PyPort.Session.t() | atom(),
           required(:return) => :value | :object | :globals,
           required(:error_value) => boolean(),
+          optional(:retry) => non_neg_integer(),
+          # The alias that PyPort.Cast is told under when the request has been sent.
+          optional(:sent) => reference(),
           optional(:typed) => true,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
@@ -122,6 +135,14 @@ defmodule PyPort.Options do
     if options.typed, do: options, else: Map.delete(options, :typed)
   end
 
+  @spec cast!(keyword()) :: request()
+  def cast!(options) do
+    options
+    |> validate!(Map.new(@cast), @cast, "PyPort.cast/4")
+    |> Enum.into(@request_defaults)
+    |> one_server!()
+  end
+
   @spec stream!(keyword()) :: request()
   def stream!(options) do
     options
@@ -131,7 +152,14 @@ defmodule PyPort.Options do
   end
 
   @spec session!(keyword()) :: map()
-  def session!(options), do: validate!(options, Map.new(@session), @session, "PyPort.open_session/1")
+  def session!(options) do
+    valid = validate!(options, Map.new(@session), @session, "PyPort.open_session/1")
+
+    unless is_atom(valid.name),
+      do: raise(ArgumentError, "option :name must be an atom, got: #{inspect(valid.name)}")
+
+    valid
+  end
 
   @spec interactive!(keyword()) :: map()
   def interactive!(options) do
@@ -191,7 +219,14 @@ defmodule PyPort.Options do
             "a pool with cluster: true needs a name that is an atom, by which the others find it, got: #{inspect(valid.name)}"
     end
 
-    if valid.size, do: valid, else: %{valid | size: System.schedulers_online()}
+    size = valid.size || System.schedulers_online()
+
+    if valid.min_size && valid.min_size > size do
+      raise ArgumentError,
+            "option :min_size must not be more than :size, got: min_size: #{valid.min_size}, size: #{size}"
+    end
+
+    %{valid | size: size}
   end
 
   @spec batcher!(keyword()) :: map()
@@ -210,7 +245,7 @@ defmodule PyPort.Options do
   @spec server_names() :: [atom()]
   def server_names, do: Keyword.keys(@server)
 
-  defp one_server!(%{server: server, session: %PyPort.Session{} = session}) when server != nil do
+  defp one_server!(%{server: server, session: session}) when server != nil and session != nil do
     raise ArgumentError,
           "a session carries its server, so :session and :server cannot both be given, " <>
             "got: session: #{inspect(session)}, server: #{inspect(server)}"
@@ -239,6 +274,8 @@ defmodule PyPort.Options do
 
   @spec explain!(term(), map(), keyword(), String.t()) :: no_return()
   defp explain!(options, defaults, known, whose) do
+    known = Keyword.drop(known, @internal)
+
     unless Keyword.keyword?(options) do
       got = if Keyword.has_key?(known, :env), do: "something else", else: "got: #{inspect(options)}"
       raise ArgumentError, "options must be a keyword list, #{got}"
@@ -260,8 +297,10 @@ defmodule PyPort.Options do
       "Known options: #{Enum.map_join(known, ", ", &inspect/1)}"
   end
 
+  defp valid?(:min_size, value), do: is_nil(value) or (is_integer(value) and value >= 0)
+
   defp valid?(name, value)
-       when name in [:timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
+       when name in [:timeout, :idle_timeout, :init_timeout, :drain_timeout, :gil_held_limit, :lost_after],
        do: value == :infinity or (is_integer(value) and value in 0..@longest_ms)
 
   defp valid?(name, value) when name in [:max_requests, :max_age, :max_rss],
@@ -272,11 +311,13 @@ defmodule PyPort.Options do
   defp valid?(:inherit_env, value),
     do: is_boolean(value) or (is_list(value) and Enum.all?(value, &is_binary/1))
 
-  defp valid?(name, value) when name in [:size, :threads], do: is_integer(value) and value >= 0
+  defp valid?(name, value) when name in [:size, :threads, :retry], do: is_integer(value) and value >= 0
+  # Of a server in a pool: its name in Logger, and the requests that wait at the pool.
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
+  defp valid?(:queue, value), do: is_nil(value) or is_struct(value)
 
   @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
-              [:async_threads, :max_objects, :max_objects_per_owner, :batch_size]
+              [:async_threads, :max_objects, :max_objects_per_owner, :batch_size, :max_queue]
   defp valid?(name, value) when name in @positive, do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once; a credit is written in four.
@@ -298,9 +339,12 @@ defmodule PyPort.Options do
   defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
   defp valid?(:return, value), do: value in [:value, :object, :globals]
-  defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
+  defp valid?(:session, value), do: is_atom(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
-  defp valid?(name, value) when name in [:logger, :cluster, :error_value, :typed], do: is_boolean(value)
+
+  defp valid?(name, value) when name in [:logger, :cluster, :error_value, :typed, :wait],
+    do: is_boolean(value)
+
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
   # Of a server in a pool, the pool that has the template.
@@ -368,7 +412,7 @@ defmodule PyPort.Options do
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
   defp expected(:return), do: ":value, :object or :globals"
-  defp expected(:session), do: "a session of PyPort.open_session/1"
+  defp expected(:session), do: "a session of PyPort.open_session/1, or its name, an atom"
   defp expected(:owner), do: "a pid"
   defp expected(name) when name in [:logger, :cluster, :error_value, :typed], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"

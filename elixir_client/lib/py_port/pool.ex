@@ -9,18 +9,36 @@ defmodule PyPort.Pool do
       PyPort.eval("statistics.median(data)", %{data: data}, server: Analytics)
 
   A pool goes wherever a server goes: `server: Analytics`, or its pid, in `PyPort.eval/3`, `call/4`, `stream/3`,
-  `open_session/1` and `status/1`. Each request goes to the server that has the fewest requests open, as the caller sees
-  at a glance: no process stands between a caller and a server. Sessions and objects live on one server, and requests
-  that use them go there. A request that finds no server ready waits for one, within its `:timeout`.
+  `open_session/1` and `status/1`. A request goes to a server that can begin it, and no process stands between its caller and
+  that server. Sessions and objects live on one server, and requests that use them go there.
 
   Each server is a `PyPort.Server` with a Python of its own: two requests that compute do so on two cores, and state of
   modules (`some_module.counter += 1`) is each server's own. Objects of different servers cannot meet in one request.
+
+  ## Waiting at the pool
+
+  While every server runs something that takes longer than about a millisecond, requests wait at the pool, in the order of
+  arrival, within their `:timeout`; the server that is free first gets the next one. So a long request holds up no other
+  while a server is free, and a server that ends takes with it only the requests that it has begun, and those that were sent to it
+  in the last few milliseconds: short requests follow each other closely, and Python has the next one at hand. A request
+  that finds itself behind a long one after all is taken back after 5 ms, and waits at the pool. `retry: n` in the options
+  of a request asks again where a server has ended before it began.
+
+  Requests that await, and streams, leave their server free for others; with `threads: n` a server has n places. A
+  request from a callback goes to the Python that has called it, if no other is free. A session is opened at once, on the server
+  with the fewest requests. `PyPort.status/1` and `PyPort.Telemetry` tell how many requests wait, and for how long.
 
   ## Options
 
     * `:name` - the name to register, as with `GenServer`.
     * `:size` - how many servers. Default: as many as the BEAM has schedulers. 0 makes sense for a node that only uses
       the pool of others, see `:cluster`.
+    * `:min_size` - how many servers the pool starts with, and keeps: others are started one at a time while requests wait,
+      up to `:size`, and end when they are idle. Default: `:size`.
+    * `:idle_timeout` - how long a server above `:min_size` has no request before it ends, in ms, or `:infinity`. One with an open
+      session or a live object stays. Default: 60_000.
+    * `:max_queue` - how many requests may wait at the pool; one more is an error of the kind `:overloaded`. Default:
+      10_000.
     * `:max_requests` - a server is replaced after this many requests. Default: `:infinity`.
     * `:max_age` - a server is replaced after this long, in ms. Default: `:infinity`.
     * `:max_rss` - a server is replaced when its process has this much memory resident, in bytes. Default: `:infinity`.
@@ -99,8 +117,8 @@ defmodule PyPort.Pool do
   # A supervisor over the servers' supervisor and the manager: a manager that crashes leaves the servers running.
   use Supervisor
 
-  alias PyPort.{Env, Error, Options, Reaper, Registry}
-  alias PyPort.Pool.{Manager, Members}
+  alias PyPort.{Env, Error, Options, Reaper, Registry, Request}
+  alias PyPort.Pool.{Manager, Members, Queue}
   alias PyPort.Server.Preload
 
   @type option :: {atom(), term()}
@@ -119,7 +137,18 @@ defmodule PyPort.Pool do
   """
   @spec start_link([option()]) :: Supervisor.on_start() | {:error, Error.t()}
   def start_link(options \\ []),
-    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default())
+    do: Reaper.start_watched(Supervisor, __MODULE__, options |> Options.pool!() |> Env.put_default(), &wait/1)
+
+  defp wait(pool) do
+    with {:ok, %{connections: {}} = members} <- Registry.fetch(pool),
+         {:ok, _connection} <- Queue.wait(members, nil, :infinity),
+         do: :ok,
+         else:
+           (
+             {:ok, _members} -> :ok
+             {:error, error} -> {:error, error}
+           )
+  end
 
   @doc false
   def child_spec(options) do
@@ -175,6 +204,55 @@ defmodule PyPort.Pool do
     end
   end
 
+  @doc """
+  Replaces all servers of a pool, one after the other, with no request lost: each goes on until its successor has
+  started, and then finishes what it has (see "Replacing servers"). Returns at once; `PyPort.status/1` shows how far it is.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 1)
+      iex> PyPort.Pool.restart(pool)
+      :ok
+  """
+  @spec restart(Supervisor.supervisor()) :: :ok | {:error, Error.t()}
+  def restart(pool), do: renew(pool, :restart)
+
+  @doc false
+  # Takes all servers out at once, and starts others.
+  @spec reload(Supervisor.supervisor()) :: :ok | {:error, Error.t()}
+  def reload(pool), do: renew(pool, :reload)
+
+  defp renew(pool, how) do
+    with {:ok, members} <- members(pool), do: Manager.renew(members.manager, how)
+  catch
+    :exit, _reason -> {:error, not_running(pool)}
+  end
+
+  @doc """
+  Evaluates the same code in every server of a pool that takes work now, at the same time, to swap a model, say. Gives
+  the outcome of each. The options are those of `PyPort.eval/3`, but `:server` and `:session`.
+
+  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well.
+
+  ## Examples
+
+      iex> {:ok, pool} = PyPort.Pool.start_link(size: 2, wait: true)
+      iex> outcomes = PyPort.Pool.eval_all(pool, "1 + n", %{n: 1})
+      iex> Enum.all?(outcomes, &match?({_server, {:ok, 2}}, &1))
+      true
+  """
+  @spec eval_all(Supervisor.supervisor(), PyPort.code(), PyPort.globals(), [PyPort.option()]) ::
+          [{pid(), {:ok, term()} | {:error, Error.t()}}]
+  def eval_all(pool, code, globals \\ %{}, options \\ []) when is_map(globals) do
+    servers = servers(pool)
+    options = Options.request!(options)
+
+    servers
+    |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
+    |> Task.await_many(:infinity)
+    |> then(&Enum.zip(servers, &1))
+  end
+
   defp members(pool) do
     with pid when is_pid(pid) <- GenServer.whereis(pool),
          {:ok, %Members{} = members} <- Registry.fetch(pid) do
@@ -189,12 +267,15 @@ defmodule PyPort.Pool do
 
   @impl true
   def init(options) do
+    # Of this process, so that it outlives a manager that crashes.
+    queue = Queue.new()
+
     template =
       if options.preload, do: [%{id: :template, start: {Preload, :start_link, [{self(), options}]}}], else: []
 
     children =
       [Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers)] ++
-        template ++ [%{id: :manager, start: {Manager, :start_link, [{self(), options}]}}]
+        template ++ [%{id: :manager, start: {Manager, :start_link, [{self(), queue, options}]}}]
 
     Supervisor.init(children, strategy: :rest_for_one)
   end

@@ -105,11 +105,22 @@ defmodule PyPort.Reaper do
   def start_link(_options), do: GenServer.start_link(__MODULE__, [], name: __MODULE__)
 
   # Starts a server or a pool by the callbacks of `module`: neither runs without what the application has started.
-  @spec start_watched(GenServer | Supervisor, module(), map()) :: GenServer.on_start() | {:error, Error.t()}
-  def start_watched(behaviour, module, %{name: name} = options) do
-    if Process.whereis(__MODULE__),
-      do: behaviour.start_link(module, options, if(name, do: [name: name], else: [])),
-      else: {:error, Error.not_started()}
+  @spec start_watched(GenServer | Supervisor, module(), map(), await :: (pid() -> :ok | {:error, Error.t()})) ::
+          GenServer.on_start() | {:error, Error.t()}
+  def start_watched(behaviour, module, %{name: name, wait: wait?} = options, await) do
+    named = if name, do: [name: name], else: []
+
+    with true <- Process.whereis(__MODULE__) != nil || {:error, Error.not_started()},
+         {:ok, pid} when wait? <- behaviour.start_link(module, %{options | wait: false}, named) do
+      case await.(pid) do
+        :ok ->
+          {:ok, pid}
+
+        {:error, error} ->
+          behaviour.stop(pid)
+          {:error, error}
+      end
+    end
   end
 
   # From now on, when `owner` ends, the group of `os_pid` is ended and `dir` removed.

@@ -5,6 +5,7 @@ defmodule PyPort.Registry do
   # | --- | --- |
   # | pid of a server | its connection, from the launch of its Python on |
   # | `{pid, fact}` | `:heartbeat` of a Python, with its time; `:health` state; `:name` of a server; `:pool` of a server; `:template`: the `PyPort.Server.Preload` of a pool; `:trouble`: the error why a pool has no server that works; `:members`: the pool has a persistent term |
+  # | `{:session, name}` | the server of a session with a name, and its number there |
   # | `{:starts, name}` | how often a Python was started for a server of that name |
   # | `:kinds` | how to tell a process that is a server or a pool |
   #
@@ -16,7 +17,7 @@ defmodule PyPort.Registry do
   # PyPort.Reaper removes what a server or a pool leaves here, however it has ended.
   @moduledoc false
 
-  alias PyPort.{Connection, DidYouMean}
+  alias PyPort.{Connection, DidYouMean, Error, Session}
   alias PyPort.Pool.Members
 
   @table __MODULE__
@@ -46,6 +47,7 @@ defmodule PyPort.Registry do
   def delete(owner) do
     :persistent_term.erase({__MODULE__, owner})
     delete_rows([owner, {owner, :heartbeat}, {owner, :health}])
+    forget_session(owner, :_)
   end
 
   @spec all() :: [Connection.t()]
@@ -128,6 +130,33 @@ defmodule PyPort.Registry do
     :persistent_term.erase({__MODULE__, pool})
     delete_rows([{pool, :trouble}, {pool, :template}, {pool, :members}])
     :ets.match_delete(@table, {{:_, :pool}, pool})
+    :ok
+  rescue
+    ArgumentError -> :ok
+  end
+
+  # --- sessions -------------------------------------------------------------------------------
+
+  # Gives a name of this node to a session, unless another one has it.
+  @spec name_session(atom(), Session.t()) :: boolean()
+  def name_session(name, %Session{server: server, name: number}),
+    do: :ets.insert_new(@table, {{:session, name}, {server, number}})
+
+  @spec session(atom()) :: {:ok, Session.t()} | {:error, Error.t()}
+  def session(name) do
+    case value({:session, name}) do
+      {server, number} ->
+        {:ok, %Session{server: server, name: number}}
+
+      nil ->
+        {:error, Error.unavailable("no session is open as #{inspect(name)}: it was not opened, or has ended")}
+    end
+  end
+
+  # A session, or all of a server, have ended.
+  @spec forget_session(pid(), String.t() | :_) :: :ok
+  def forget_session(server, number) do
+    :ets.match_delete(@table, {{:session, :_}, {server, number}})
     :ok
   rescue
     ArgumentError -> :ok

@@ -21,7 +21,7 @@ defmodule PyPort.Request do
     Ownership
   }
 
-  alias PyPort.{Remote, Reply, Values, Wire}
+  alias PyPort.{Registry, Remote, Reply, Values, Wire}
 
   # Time for the server to report the end of a request, however small its graces are.
   @least_patience_ms 50
@@ -29,6 +29,9 @@ defmodule PyPort.Request do
   # How long an answer that comes at the last moment, or after it, waits for its output to be written. A device takes
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
+
+  # A request that has been behind others for this long is recalled from its server, to wait for the next that can begin it.
+  @recall_ms 5
 
   # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
   @look_ms 1_000
@@ -49,19 +52,27 @@ defmodule PyPort.Request do
 
   # Sends a request with valid options, and waits for its outcome.
   @spec ask(asked(), Options.request()) :: outcome()
-  def ask(asked, %{timeout: timeout} = options), do: ask(asked, options, deadline(timeout), timeout)
+  def ask(asked, %{timeout: timeout} = options), do: ask(asked, options, deadline(timeout), timeout, nil)
 
   # To look at the clock takes 0.1 µs, a percent of a plain request: so the time left goes along where it is known.
-  defp ask(asked, options, deadline, left) do
+  defp ask(asked, options, deadline, left, turn) do
     draft = draft(asked)
     place = Locator.place(options, draft.target, draft.found.objects)
 
-    with {found, connection, id, frame, extra, functions} <- prepare(draft, options, place, deadline, self()) do
-      left = if found == :ok, do: left, else: remaining(deadline)
+    with {how, connection, id, frame, extra, functions} <-
+           prepare(draft, options, place, deadline, self(), turn) do
+      left = if how in [:ok, :member], do: left, else: remaining(deadline)
+      recall = recall(options, how, turn)
 
-      case exchange(connection, id, frame, left, deadline, options.timeout, extra, functions) do
+      case exchange(connection, id, frame, left, deadline, options.timeout, extra, functions, recall) do
         {:ok, _value} = outcome ->
           outcome
+
+        # Another request takes long on that server. The first to arrive is the first to go on.
+        :recalled ->
+          Callbacks.drop(connection, functions)
+          arrived = System.monotonic_time() - System.convert_time_unit(@recall_ms, :millisecond, :native)
+          ask(asked, options, deadline, remaining(deadline), arrived)
 
         # The server had just ended, or been taken out, so Python has not heard of the request; to ask another server of
         # its pool is therefore no repetition. A moment later the pool knows that the server is gone.
@@ -69,8 +80,15 @@ defmodule PyPort.Request do
           Callbacks.drop(connection, functions)
 
           if Locator.again?(place, deadline),
-            do: ask(asked, options, deadline, remaining(deadline)),
+            do: ask(asked, options, deadline, remaining(deadline), turn),
             else: Locator.not_taken(place)
+
+        # The server has ended before it began the request.
+        {:error, %Error{kind: kind, begun: false}}
+        when kind in [:exited, :killed] and options.retry > 0 and how in [:member, :turn] ->
+          Callbacks.drop(connection, functions)
+          options = %{options | retry: options.retry - 1}
+          ask(asked, options, deadline, remaining(deadline), turn)
 
         outcome ->
           owned(outcome, connection, id, options, functions)
@@ -80,6 +98,11 @@ defmodule PyPort.Request do
       {:error, error} -> {:error, error}
     end
   end
+
+  # A request that has been sent tells PyPort.Cast, or may be recalled, once.
+  defp recall(%{sent: ref}, _how, _turn), do: {:tell, ref}
+  defp recall(_options, how, nil) when how in [:member, :turn], do: :may
+  defp recall(_options, _how, _turn), do: nil
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
@@ -116,7 +139,7 @@ defmodule PyPort.Request do
       {:ok, {{:error, %Error{kind: :unavailable, begun: false}} = outcome, _none}}
       when is_pid(server) and server != place ->
         if Locator.again?(place, deadline),
-          do: ask(asked, options, deadline, remaining(deadline)),
+          do: ask(asked, options, deadline, remaining(deadline), nil),
           else: outcome
 
       {:ok, {outcome, taken_over}} ->
@@ -136,15 +159,16 @@ defmodule PyPort.Request do
 
   # --- sessions -------------------------------------------------------------------------------
 
-  # Opens a session on the server of these options, for the process `:opener`, by default this one.
+  # Opens a session on the server of these options, for the process `:owner`, by default this one.
   @spec open_session(map()) :: {:ok, PyPort.Session.t()} | {:error, Error.t()}
   def open_session(%{timeout: timeout} = options), do: open_session(options, deadline(timeout))
 
   defp open_session(%{timeout: timeout} = options, deadline) do
     place = options.server || PyPort.Default
-    opener = options[:opener] || self()
+    opener = options.owner || self()
 
-    with {found, connection} when found in [:ok, :waited] <- Locator.connection(place, deadline) do
+    with {how, connection} when how in [:ok, :waited, :member, :turn] <-
+           Locator.connection(place, deadline, :at_once) do
       <<number::64>> = id = Connection.next_id(connection)
       name = Integer.to_string(number)
       # Known to the server before it is known to Python: whatever ends its opener from here on closes it.
@@ -152,7 +176,7 @@ defmodule PyPort.Request do
 
       frame = Wire.open_session(id, name)
 
-      case exchange(connection, id, frame, remaining(deadline), deadline, timeout, nil, []) do
+      case exchange(connection, id, frame, remaining(deadline), deadline, timeout, nil, [], nil) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: connection.owner, name: name}}
 
@@ -169,7 +193,7 @@ defmodule PyPort.Request do
       end
     else
       {:remote, node, server} ->
-        options = Map.merge(options, %{opener: opener, server: server, timeout: remaining(deadline)})
+        options = %{options | owner: opener, server: server, timeout: remaining(deadline)}
         with {:ok, outcome} <- Remote.call(node, __MODULE__, :open_session, [options], deadline), do: outcome
 
       {:error, error} ->
@@ -180,6 +204,7 @@ defmodule PyPort.Request do
   @spec close_session(Connection.t(), String.t()) :: :ok
   def close_session(connection, name) do
     Connection.command(connection, Wire.close_session(name))
+    Registry.forget_session(connection.owner, name)
     Ownership.tell(connection.owner, {:session_closed, name})
   end
 
@@ -216,12 +241,13 @@ defmodule PyPort.Request do
   defp target_object(_name), do: nil
 
   # A request of `caller` for the server of its place, ready to be sent.
-  @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid()) ::
-          {:ok | :waited, Connection.t(), Wire.id(), iodata(), Connection.extra(), [Callbacks.row()]}
+  @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid(), Locator.turn()) ::
+          {Locator.how(), Connection.t(), Wire.id(), iodata(), Connection.extra(), [Callbacks.row()]}
           | {:error, Error.t()}
           | Locator.remote()
-  def prepare(%{verb: verb, body: body, small?: small?, found: found}, options, place, deadline, caller) do
-    with {how, connection} when how in [:ok, :waited] <- Locator.connection(place, deadline),
+  def prepare(%{verb: verb, body: body, small?: small?, found: found}, options, place, deadline, caller, turn) do
+    with {how, connection} when how in [:ok, :waited, :member, :turn] <-
+           Locator.connection(place, deadline, turn),
          :ok <- Locator.same_server(found.objects, connection),
          id = Connection.next_id(connection),
          body = put_elem(body, 0, wire_options(options, Callbacks.parent(connection))),
@@ -264,12 +290,14 @@ defmodule PyPort.Request do
 
   # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does the end of the
   # server, which can come at any time, by the heir of its table.
-  defp exchange(connection, id, frame, left, deadline, timeout, extra, functions) do
+  #
+  # `:recalled` is for a request that may be recalled (`recall` is `:may`), and has not begun.
+  defp exchange(connection, id, frame, left, deadline, timeout, extra, functions, recall) do
     ref = :erlang.alias()
 
     case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
-      :ok ->
-        await(ref, connection, id, left, deadline, timeout)
+      {:ok, open} ->
+        await(ref, connection, id, left, deadline, timeout, sent(recall, open))
 
       not_sent ->
         forget(ref)
@@ -277,11 +305,20 @@ defmodule PyPort.Request do
     end
   end
 
-  defp await(ref, connection, id, left, deadline, timeout) do
+  defp sent({:tell, ref}, _open) do
+    send(ref, {ref, :sent})
+    nil
+  end
+
+  # None is before it.
+  defp sent(_recall, 1), do: nil
+  defp sent(recall, _open), do: recall
+
+  defp await(ref, connection, id, left, deadline, timeout, recall) do
     receive do
       {^ref, frame} when is_binary(frame) ->
         :erlang.unalias(ref)
-        Reply.outcome(frame)
+        frame |> Reply.outcome() |> recalled(recall)
 
       # The request has printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
@@ -291,15 +328,24 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         {:error, Error.of_exit(reason, id)}
     after
-      min(left, @look_ms) -> look(ref, connection, id, remaining(deadline), deadline, timeout)
+      min(left, if(recall == :may, do: @recall_ms, else: @look_ms)) ->
+        look(ref, connection, id, remaining(deadline), deadline, timeout, recall)
     end
   end
 
-  defp look(ref, connection, id, 0, _deadline, timeout), do: timed_out(ref, connection, id, timeout)
+  defp recalled({:error, %Error{kind: :cancelled, begun: false}}, :sent), do: :recalled
+  defp recalled(outcome, _recall), do: outcome
 
-  defp look(ref, connection, id, left, deadline, timeout) do
+  defp look(ref, connection, id, 0, _deadline, timeout, _recall), do: timed_out(ref, connection, id, timeout)
+
+  defp look(ref, connection, id, left, deadline, timeout, :may) do
+    Connection.command(connection, Wire.recall(id))
+    await(ref, connection, id, left, deadline, timeout, :sent)
+  end
+
+  defp look(ref, connection, id, left, deadline, timeout, recall) do
     if Process.alive?(connection.owner),
-      do: await(ref, connection, id, left, deadline, timeout),
+      do: await(ref, connection, id, left, deadline, timeout, recall),
       # The heir is just telling why; or it was killed with the server, and tells no caller.
       else: await_end(ref, connection, id, timeout, deadline(@least_patience_ms), :killed)
   end

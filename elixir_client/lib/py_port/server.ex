@@ -30,6 +30,8 @@ defmodule PyPort.Server do
       request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
       thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
       `hello` on.
+    * `:wait` - whether `start_link/1` returns only when Python is ready, or gives the error why it is not: then the
+      application does not start without its Python. Default: `false`.
     * `:preload` - for `PyPort.Pool`, which runs it once for all of its servers. A server by itself runs it at each start,
       before `:init_code`.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
@@ -130,7 +132,10 @@ defmodule PyPort.Server do
   """
   @spec start_link([option()]) :: GenServer.on_start()
   def start_link(options \\ []),
-    do: Reaper.start_watched(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default())
+    do:
+      Reaper.start_watched(GenServer, __MODULE__, options |> Options.server!() |> Env.put_default(), &wait/1)
+
+  defp wait(server), do: with({:ok, _connection} <- await_ready(server, :infinity), do: :ok)
 
   @doc false
   def child_spec(options) do
@@ -286,6 +291,11 @@ defmodule PyPort.Server do
   end
 
   def handle_call({:transfer, ids, _owner}, _from, state), do: {:reply, {:error, ids}, state}
+
+  def handle_call({:transfer_session, name, owner}, _from, state) do
+    {answer, state} = Ownership.transfer_session(state, name, owner)
+    {:reply, answer, state}
+  end
 
   @impl true
   def handle_cast({:ownership, change}, state), do: {:noreply, Ownership.cast(state, change)}

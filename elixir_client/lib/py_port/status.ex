@@ -3,8 +3,8 @@ defmodule PyPort.Status do
   How a server is, as far as is known without asking Python. `PyPort.status/1` gives these.
 
     * `server` - the server's process, or the name under which none is running.
-    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:resized`, or `:not_wanted` for one
-      that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
+    * `draining` - why its pool takes it out (`:max_requests`, `:max_age`, `:max_rss`, `:requested`, `:reload`, `:resized`, `:idle`,
+      or `:not_wanted` for one that has never worked), while it still has requests, sessions or objects; `nil` for one that takes new work.
     * `state` - one of
       * `:idle`, `:busy` - it sends heartbeats; whether it runs a request;
       * `:gil_held` - silent, and computing: code holds the interpreter. `stacks/1` shows where;
@@ -18,6 +18,8 @@ defmodule PyPort.Status do
     * `restarts` - how often a Python was started anew for a server of this name; 0 where it has no name.
     * `running`, `running_ms` - the number of the request that the main thread is running, and since when; `nil` if none.
     * `queue` - how many requests wait in Python for their turn.
+    * `pool_queue`, `pool_wait_ms` - how many requests wait at its pool for a server that can begin them, and for how long
+      the first of them has; the same for all servers of a pool.
     * `pending` - how many requests have no final answer yet, as this side counts; the only number that is of now.
     * `requests` - how many were answered since the start of Python.
     * `objects`, `sessions`, `tasks`, `calls` - the numbers of live handles, open sessions, requests that await, and calls
@@ -32,7 +34,8 @@ defmodule PyPort.Status do
   @enforce_keys [:server, :state]
   defstruct @enforce_keys ++
               [:running, :running_ms, :os_pid, :rss_bytes, :beat_age_ms, :draining] ++
-              [restarts: 0, pending: 0, queue: 0, requests: 0, objects: 0, sessions: 0, tasks: 0, calls: 0]
+              [restarts: 0, pending: 0, queue: 0, requests: 0, objects: 0, sessions: 0, tasks: 0, calls: 0] ++
+              [pool_queue: 0, pool_wait_ms: 0]
 
   @type state ::
           :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :starting | :down
@@ -49,6 +52,8 @@ defmodule PyPort.Status do
           draining: atom() | nil,
           pending: non_neg_integer(),
           queue: non_neg_integer(),
+          pool_queue: non_neg_integer(),
+          pool_wait_ms: non_neg_integer(),
           requests: non_neg_integer(),
           objects: non_neg_integer(),
           sessions: non_neg_integer(),
@@ -57,7 +62,7 @@ defmodule PyPort.Status do
         }
 
   alias PyPort.{Connection, Registry, Remote}
-  alias PyPort.Pool.{Manager, Members}
+  alias PyPort.Pool.{Manager, Members, Queue}
 
   @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
 
@@ -114,8 +119,10 @@ defmodule PyPort.Status do
 
   defp of_pid(pid, restarts) do
     case Registry.fetch(pid) do
-      {:ok, %Members{manager: manager}} ->
-        for {server, role} <- Manager.overview(manager), do: of_member(server, role, pid)
+      {:ok, %Members{manager: manager, queue: queue}} ->
+        {length, oldest} = Queue.waiting(queue)
+        waiting = %{pool_queue: length, pool_wait_ms: System.convert_time_unit(oldest, :native, :millisecond)}
+        for {server, role} <- Manager.overview(manager), do: struct!(of_member(server, role, pid), waiting)
 
       _server ->
         [%{of_owner(pid) | restarts: restarts}]

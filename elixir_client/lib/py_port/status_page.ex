@@ -5,12 +5,14 @@ defmodule PyPort.StatusPage do
   @moduledoc false
 
   @enforce_keys [:phase, :off_main, :running, :heartbeats]
-  defstruct @enforce_keys ++ [:last, sent: 0]
+  defstruct @enforce_keys ++ [:last, sent: 0, threads: 0]
 
   @type t :: %__MODULE__{
           phase: :starting | :serving | :draining,
           # How many requests run off the main thread: the page does not show which.
           off_main: non_neg_integer(),
+          # How many of these run in threads of `:threads`.
+          threads: non_neg_integer(),
           # The id of the request that the main thread runs.
           running: binary() | nil,
           # The id that the main thread showed last, whether it still runs or not.
@@ -53,12 +55,13 @@ defmodule PyPort.StatusPage do
   @spec parse(binary()) :: t() | nil
   def parse(
         <<"PYP1", phase, off_main::16-little, sent::32-little, _head::binary-size(4), size,
-          id::binary-size(@longest_id), heartbeats::64-little, _begun::64-little>>
+          id::binary-size(@longest_id), heartbeats::64-little, _begun::48-little, threads::16-little>>
       )
       when is_map_key(@phases, phase) and size <= @longest_id do
     %__MODULE__{
       phase: Map.fetch!(@phases, phase),
       off_main: off_main,
+      threads: threads,
       running: if(size > 0, do: binary_part(id, 0, size)),
       last: if(binary_part(id, 0, 8) != <<0::64>>, do: binary_part(id, 0, 8)),
       heartbeats: heartbeats,
@@ -67,6 +70,11 @@ defmodule PyPort.StatusPage do
   end
 
   def parse(_other), do: nil
+
+  # How many requests do not keep Python from beginning another, because they await, stand on the event loop, or are streams.
+  @spec aside(t() | nil) :: non_neg_integer()
+  def aside(nil), do: 0
+  def aside(%{off_main: off_main, threads: threads}), do: off_main - threads
 
   # The place of a request without an answer.
   #

@@ -31,8 +31,8 @@ defmodule PyPort.Stream do
     place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
-    case Request.prepare(draft, options, place, deadline, consumer) do
-      {how, connection, id, frame, extra, functions} when how in [:ok, :waited] ->
+    case Request.prepare(draft, options, place, deadline, consumer, nil) do
+      {_how, connection, id, frame, extra, functions} ->
         relay = Relay.start(connection, {id, frame, extra, functions}, options.credit, consumer)
         {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
 

@@ -32,11 +32,15 @@ defmodule PyPort.Telemetry do
 
   | event | measurements | further metadata |
   | --- | --- | --- |
-  | `[:py_port, :pool, :server_in]` | `servers` | `reason`: `:start` of a server in a free place, or why it has taken over from another: `:max_requests`, `:max_age`, `:max_rss` |
-  | `[:py_port, :pool, :server_out]` | `servers`; `duration` since it was taken in, `requests` that it was asked | `reason`: `:max_requests`, `:max_age`, `:max_rss`, `:resized`, `:ended` by itself, `:restart` (`after_cancel: :restart`) |
+  | `[:py_port, :pool, :server_in]` | `servers` | `reason`: `:start` of a server in a free place, or why it has taken over from another: `:max_requests`, `:max_age`, `:max_rss`, `:requested` (`PyPort.Pool.restart/1`) |
+  | `[:py_port, :pool, :server_out]` | `servers`; `duration` since it was taken in, `requests` that it was asked | `reason`: `:max_requests`, `:max_age`, `:max_rss`, `:requested`, `:reload`, `:resized`, `:idle`, `:ended` by itself, `:restart` (`after_cancel: :restart`) |
   | `[:py_port, :pool, :resize]` | `size`, and the `previous` one | |
 
-  Handlers run in the pool's manager: a slow handler delays the replacement of servers, and no request.
+  | `[:py_port, :pool, :queue]` | `length`, how many requests wait at the pool; `wait`, for how long the first of them has | once a second, while any do |
+  | `[:py_port, :pool, :wait]` | `duration` for which a request has waited at the pool; `queue`, how many still do | `result`: `:ok`, or `:error` where its time was up or the pool has ended |
+
+  Handlers run in the pool's manager, and that of `:wait` in the caller: a slow handler delays the replacement of servers, or that
+  request.
 
   ## Batchers
 

@@ -123,6 +123,10 @@ defmodule PyPort.Wire do
   @spec cancel(id()) :: binary()
   def cancel(id), do: <<@version, @small_tuple, 2, "w\x06cancel", @id, id::binary-size(8)>>
 
+  # Takes back a request that has not begun.
+  @spec recall(id()) :: binary()
+  def recall(id), do: <<@version, @small_tuple, 2, "w\x06recall", @id, id::binary-size(8)>>
+
   # An integer of the protocol is written in four bytes, which hold up to 2 GiB; more is as good as that.
   @largest_count 0x7FFFFFFF
 
@@ -211,6 +215,11 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, "w\x05hello", _::binary>>), do: :hello
   def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
+
+  # Whether a reply has a value.
+  @spec ok?(binary()) :: boolean()
+  def ok?(<<@version, @small_tuple, _arity, @ok, _::binary>>), do: true
+  def ok?(_frame), do: false
 
   # The ids of the handles in a frame without a reader (which has died, or could not read it):
   # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.

@@ -92,4 +92,49 @@ defmodule PyPort.SessionTest do
     session = %Session{server: self(), name: "7"}
     assert inspect(session) == "#PyPort.Session<7 #{inspect(self())}>"
   end
+
+  describe "with a name and an owner" do
+    test "all processes find it by its name, until it ends" do
+      name = :"session_#{System.unique_integer([:positive])}"
+      {:ok, session} = PyPort.open_session(name: name)
+      assert {:ok, nil} = PyPort.eval("x = 1", %{}, session: name)
+      ask = fn -> PyPort.eval("x", %{}, session: name) end
+      assert ask |> Task.async() |> Task.await() == {:ok, 1}
+      assert PyPort.call("builtins:len", [[1]], %{}, session: name) == {:ok, 1}
+      assert "yield x" |> PyPort.stream(%{}, session: name) |> Enum.to_list() == [1]
+
+      assert {:error, %PyPort.Error{kind: :unavailable, message: message}} = PyPort.open_session(name: name)
+      assert message =~ "is open as #{inspect(name)} already"
+
+      assert PyPort.close_session(name) == :ok
+      assert PyPort.close_session(name) == :ok
+      assert {:error, %PyPort.Error{kind: :unavailable, message: message}} = ask.()
+      assert message =~ "no session is open as #{inspect(name)}"
+      assert_raise PyPort.Error, fn -> PyPort.stream("1", %{}, session: name) |> Enum.to_list() end
+      assert {:ok, another} = PyPort.open_session(name: name)
+      refute another.name == session.name
+      PyPort.close_session(another)
+      assert_raise ArgumentError, fn -> PyPort.open_session(name: "text") end
+    end
+
+    test "it ends with its owner, which can be another process, and change" do
+      holder = fn -> spawn(fn -> receive do: (:end -> :ok) end) end
+      [first, second] = [holder.(), holder.()]
+      name = :"session_#{System.unique_integer([:positive])}"
+      {:ok, session} = PyPort.open_session(owner: first, name: name)
+      assert {:ok, nil} = PyPort.eval("x = 1", %{}, session: session)
+      assert PyPort.transfer(session, second) == :ok
+      send(first, :end)
+      assert {:ok, 1} = PyPort.eval("x", %{}, session: session)
+      assert {:ok, 1} = PyPort.eval("x", %{}, session: name)
+      send(second, :end)
+
+      assert PyPort.Test.Processes.eventually(
+               fn -> match?({:error, _gone}, PyPort.eval("x", %{}, session: name)) end,
+               200
+             )
+
+      assert {:error, %PyPort.Error{kind: :unavailable}} = PyPort.transfer(session, self())
+    end
+  end
 end

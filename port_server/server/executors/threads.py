@@ -294,6 +294,7 @@ class ThreadExecutor:
         context = evaluator.code.namespaces.enter_context(request.options.session)
         context.run(self._output.enter, request.id_term)
         stack = self._stacks.setdefault(request.thread, [])
+        self._page.occupy(len(self._stacks))
         reply: Reply | None
         try:
             if request.cancelled:
@@ -314,6 +315,7 @@ class ThreadExecutor:
         self._output.stopping.pop(get_ident(), None)
         if not stack:
             self._stacks.pop(get_ident(), None)
+            self._page.occupy(len(self._stacks))
         if reply is not None:
             self._finish(request, context, reply)
 

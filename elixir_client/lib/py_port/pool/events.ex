@@ -4,7 +4,7 @@ defmodule PyPort.Pool.Events do
   @moduledoc false
 
   alias PyPort.{Connection, Telemetry}
-  alias PyPort.Pool.{Slot, State}
+  alias PyPort.Pool.{Queue, Slot, State}
 
   # The server of a slot takes work from now on.
   @spec taken_in(State.t(), pos_integer(), reason :: atom()) :: State.t()
@@ -32,6 +32,15 @@ defmodule PyPort.Pool.Events do
   @spec resized(State.t(), previous :: non_neg_integer()) :: State.t()
   def resized(state, previous),
     do: tell(state, :resize, %{size: state.options.size, previous: previous}, %{})
+
+  # Requests wait at the pool.
+  @spec queue(State.t()) :: State.t()
+  def queue(state) do
+    case Queue.waiting(state.members.queue) do
+      {0, _wait} -> state
+      {length, wait} -> tell(state, :queue, %{length: length, wait: wait}, %{})
+    end
+  end
 
   defp servers(state), do: Enum.count(state.slots, fn {_index, slot} -> slot.connection != nil end)
 

@@ -11,25 +11,16 @@ defmodule PyPort.Pool.Manager do
 
   require Logger
 
-  import PyPort.Deadline, only: [deadline: 1, now: 0]
+  import PyPort.Deadline, only: [now: 0]
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
-  alias PyPort.Pool.{Events, Members, Policy, Slot, State, Waiter}
+  alias PyPort.Pool.{Events, Members, Policy, Queue, Slot, State, Waiter}
 
   @tick_ms 1_000
 
-  @spec start_link({pid(), map()}) :: GenServer.on_start()
-  def start_link({pool, options}), do: GenServer.start_link(__MODULE__, {pool, options})
-
-  # Waits until a server may be ready, or says why none is going to be.
-  @spec await(pid(), timeout()) :: :ok | {:error, Error.t()} | :timeout | :gone
-  def await(manager, timeout) do
-    GenServer.call(manager, {:await, deadline(timeout)}, timeout)
-  catch
-    :exit, {:timeout, _call} -> :timeout
-    :exit, _reason -> :gone
-  end
+  @spec start_link({pid(), Queue.t(), map()}) :: GenServer.on_start()
+  def start_link({_pool, _queue, _options} = args), do: GenServer.start_link(__MODULE__, args)
 
   # The servers of the pool, those that are being taken out included, and what each is doing in it.
   @spec overview(pid()) :: [{pid() | nil, Slot.role()}]
@@ -38,10 +29,15 @@ defmodule PyPort.Pool.Manager do
   @spec resize(pid(), non_neg_integer()) :: :ok
   def resize(manager, size), do: GenServer.call(manager, {:resize, size})
 
+  # Replaces all servers, one after the other (`:restart`), or at once, so that no request that comes later goes to one of
+  # them (`:reload`).
+  @spec renew(pid(), :restart | :reload) :: :ok
+  def renew(manager, how), do: GenServer.call(manager, how)
+
   # --- startup --------------------------------------------------------------------------------
 
   @impl true
-  def init({pool, options}) do
+  def init({pool, queue, options}) do
     # So that what stands in the registry is taken back when the pool is stopped.
     Process.flag(:trap_exit, true)
 
@@ -53,6 +49,12 @@ defmodule PyPort.Pool.Manager do
         pool: pool,
         manager: self(),
         turn: :atomics.new(1, signed: false),
+        queue: queue,
+        max_queue: options.max_queue,
+        width: max(options.threads, 1),
+        name: options.name,
+        grows?: options.min_size != nil,
+        reloads?: Application.get_env(:py_port, :reload, false),
         cluster: if(options.cluster, do: options.name)
       }
     }
@@ -71,9 +73,12 @@ defmodule PyPort.Pool.Manager do
       state.pool |> Supervisor.which_children() |> List.keyfind(:servers, 0)
 
     state = take_over(%{state | supervisor: supervisor})
-    missing = max(state.options.size - map_size(state.slots), 0)
+    missing = max(least(state.options) - map_size(state.slots), 0)
     {:noreply, state |> add_slots(missing) |> publish()}
   end
+
+  defp least(%{min_size: nil, size: size}), do: size
+  defp least(%{min_size: least, size: size}), do: min(least, size)
 
   # Servers that run already are those of a manager that crashed. It is not known which of them were being taken out, so those
   # that are ready stay, up to the size.
@@ -121,7 +126,7 @@ defmodule PyPort.Pool.Manager do
     options =
       state.options
       |> Map.take(Options.server_names())
-      |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]"})
+      |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]", queue: state.members.queue})
       |> Map.update!(:preload, &(&1 && {:template, state.pool}))
 
     spec = %{Server.child_spec(Map.to_list(options)) | restart: :temporary}
@@ -140,14 +145,6 @@ defmodule PyPort.Pool.Manager do
   # --- requests that wait, and questions ---------------------------------------------------------
 
   @impl true
-  def handle_call({:await, deadline}, from, state) do
-    cond do
-      state.members.connections != {} -> {:reply, :ok, state}
-      error = hopeless(state) -> {:reply, {:error, error}, state}
-      true -> {:noreply, %{state | waiting: [{from, deadline} | state.waiting]}}
-    end
-  end
-
   def handle_call(:overview, _from, state) do
     slots = for {_index, slot} <- Enum.sort(state.slots), server <- Slot.overview(slot), do: server
     draining = for {pid, %{why: why}} <- state.draining, do: {pid, {:draining, why}}
@@ -160,16 +157,26 @@ defmodule PyPort.Pool.Manager do
 
     state =
       if size >= many do
-        add_slots(state, size - many)
+        add_slots(state, max(least(state.options) - many, 0))
       else
         # Those that serve are kept first, and of them the ones with the least numbers.
         state.slots
         |> Enum.sort_by(fn {index, slot} -> {slot.connection == nil, index} end)
         |> Enum.drop(size)
-        |> Enum.reduce(state, fn {index, slot}, state -> remove_slot(index, slot, state) end)
+        |> remove_slots(:resized, state)
       end
 
     {:reply, :ok, publish(state)}
+  end
+
+  def handle_call(:restart, _from, state) do
+    slots = Map.new(state.slots, fn {index, slot} -> {index, %{slot | restart?: slot.connection != nil}} end)
+    {:reply, :ok, recycle(%{state | slots: slots})}
+  end
+
+  def handle_call(:reload, _from, %{slots: slots} = state) do
+    state = remove_slots(slots, :reload, state)
+    {:reply, :ok, state |> add_slots(map_size(slots)) |> publish()}
   end
 
   # The error if waiting is pointless: every server has tried to start, and could not. A server that is about to be started
@@ -193,6 +200,7 @@ defmodule PyPort.Pool.Manager do
           |> State.put_slot(index, Slot.ready(slot, connection, now()))
           |> publish()
           |> Events.taken_in(index, :start)
+          |> grow()
 
         {:succeeds, index, slot} ->
           # Out of the members before it is asked whether it has anything left.
@@ -202,6 +210,7 @@ defmodule PyPort.Pool.Manager do
           |> drain(index, slot.pid, slot.why)
           |> Events.taken_in(index, slot.why)
           |> Events.taken_out(index, slot, slot.why)
+          |> recycle()
 
         nil ->
           state
@@ -255,8 +264,11 @@ defmodule PyPort.Pool.Manager do
     Process.send_after(self(), :tick, @tick_ms)
     # A scope of :pg that was restarted has no members.
     Members.announce(state.members, state.members.connections != {})
-    {:noreply, state |> settle() |> forget_late() |> recycle()}
+    {:noreply, state |> settle() |> Events.queue() |> grow() |> shrink() |> recycle()}
   end
+
+  # A request waits.
+  def handle_info(:waiting, state), do: {:noreply, state |> tell_waiting() |> grow()}
 
   # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
   def handle_info({:EXIT, _waiter, reason}, state) do
@@ -309,7 +321,10 @@ defmodule PyPort.Pool.Manager do
 
   # --- taking out --------------------------------------------------------------------------------
 
-  defp remove_slot(index, slot, state) do
+  defp remove_slots(slots, why, state),
+    do: Enum.reduce(slots, state, fn {index, slot}, state -> remove_slot(index, slot, why, state) end)
+
+  defp remove_slot(index, slot, why, state) do
     if slot.retry, do: :erlang.cancel_timer(slot.retry)
     state = %{state | slots: Map.delete(state.slots, index)}
     state = if slot.successor, do: stop(state, index, slot.successor), else: state
@@ -322,7 +337,7 @@ defmodule PyPort.Pool.Manager do
         stop(state, index, slot.pid)
 
       true ->
-        state |> publish() |> drain(index, slot.pid, :resized) |> Events.taken_out(index, slot, :resized)
+        state |> publish() |> drain(index, slot.pid, why) |> Events.taken_out(index, slot, why)
     end
   end
 
@@ -336,6 +351,29 @@ defmodule PyPort.Pool.Manager do
     put_in(state.draining[pid], %{slot: index, why: :not_wanted})
   end
 
+  # --- growth ------------------------------------------------------------------------------------
+
+  # One server at a time, as long as requests wait.
+  defp grow(%{slots: slots, options: %{size: size}, members: %{queue: queue}} = state) do
+    starting? = Enum.any?(slots, fn {_index, slot} -> slot.connection == nil end)
+
+    if map_size(slots) < size and not starting? and not Queue.empty?(queue),
+      do: add_slots(state, 1),
+      else: state
+  end
+
+  # One server at a time, that with the highest number.
+  defp shrink(%{slots: slots, options: options} = state) do
+    idle = for {index, slot} <- slots, Slot.idle?(slot, options.idle_timeout), do: {index, slot}
+
+    if idle != [] and map_size(slots) > least(options) do
+      {index, slot} = Enum.max_by(idle, &elem(&1, 0))
+      remove_slot(index, slot, :idle, state)
+    else
+      state
+    end
+  end
+
   # --- once a second -----------------------------------------------------------------------------
 
   defp settle(state) do
@@ -345,12 +383,6 @@ defmodule PyPort.Pool.Manager do
       do: Registry.delete_fact(state.pool, :trouble)
 
     %{state | slots: slots}
-  end
-
-  # Requests whose time is up have been told, by themselves.
-  defp forget_late(state) do
-    now = now()
-    %{state | waiting: Enum.filter(state.waiting, fn {_from, deadline} -> deadline > now end)}
   end
 
   # One at a time: a pool whose servers were all started in the same second must not lose them in the same second. And none
@@ -401,19 +433,15 @@ defmodule PyPort.Pool.Manager do
 
   defp owners(connections), do: Enum.map(connections, & &1.owner)
 
-  defp tell_waiting(%{waiting: []} = state), do: state
-
-  defp tell_waiting(state) do
+  # The first of those that wait looks for itself.
+  defp tell_waiting(%{members: %{queue: queue, connections: connections}} = state) do
     cond do
-      state.members.connections != {} -> answer_waiting(:ok, state)
-      error = hopeless(state) -> answer_waiting({:error, error}, state)
-      true -> state
+      connections != {} -> Queue.wake(queue)
+      error = hopeless(state) -> Queue.fail(queue, error)
+      true -> :ok
     end
-  end
 
-  defp answer_waiting(answer, state) do
-    for {from, _deadline} <- state.waiting, do: GenServer.reply(from, answer)
-    %{state | waiting: []}
+    state
   end
 
   # --- shutdown ------------------------------------------------------------------------------------

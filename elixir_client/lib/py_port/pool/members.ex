@@ -4,69 +4,110 @@ defmodule PyPort.Pool.Members do
   # and asks no process.
   @moduledoc false
 
-  alias PyPort.Connection
+  alias PyPort.{Connection, StatusPage}
 
-  @enforce_keys [:pool, :manager, :turn]
-  defstruct [:pool, :manager, :turn, :cluster, connections: {}]
+  @enforce_keys [:pool, :manager, :turn, :queue]
+  defstruct @enforce_keys ++
+              [:name, :cluster, max_queue: 10_000, width: 1, grows?: false, reloads?: false, connections: {}]
 
   @type t :: %__MODULE__{
           pool: pid(),
           manager: pid(),
           # Counts the picks: equal servers take turns.
           turn: :atomics.atomics_ref(),
+          # Of requests that wait, and how many may; see PyPort.Pool.Queue.
+          queue: struct(),
+          max_queue: pos_integer(),
+          # How many requests a server runs at once, but for those that await.
+          width: pos_integer(),
+          name: GenServer.name() | nil,
+          # Whether another server may be started if requests wait.
+          grows?: boolean(),
+          # Whether Python files are looked at before a request.
+          reloads?: boolean(),
           # Its name, where pools of that name on other nodes stand in for it; nil where it is of this node alone.
           cluster: atom() | nil,
           connections: tuple()
         }
 
-  # Up to here the loads of all are read (75 ns each). Beyond it those of two random ones: the better of two is nearly the
-  # best of all, and no caller pays for the size of the pool.
-  @look_at_all 8
+  # A server takes more requests than it can begin now as long as it is quick: its last reply is not older than this. They
+  # are pipelined, and Python need not wait for the next one. A longer request than this makes the others wait at the pool.
+  @quick System.convert_time_unit(1, :millisecond, :native)
+  # The most that are pipelined, and wait in Python.
+  @most_pipelined 64
+  # The most servers whose status page is read (15 µs each) for one request.
+  @most_pages 8
 
-  # The server for one more request, or nil for a pool without one.
+  # The server that can begin one more request, or nil.
   #
   # Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
   # see the same loads, and would all take the first.
   @spec pick(t()) :: Connection.t() | nil
-  # Whether it is alive shows when the request is put into its table.
-  def pick(%{connections: {connection}}), do: connection
-  def pick(%{connections: {}}), do: nil
-
-  def pick(%{connections: connections, turn: turn}) do
-    size = tuple_size(connections)
-    turn = :atomics.add_get(turn, 1, 1)
-
-    if size <= @look_at_all do
-      least(connections, size, rem(turn, size), size, nil, nil)
-    else
-      # A hash of the turn, taken for one of all pairs, is as good a die as :rand, and leaves no seed in the caller.
-      pair = :erlang.phash2(turn, size * (size - 1))
-      one = div(pair, size - 1)
-      other = rem(one + 1 + rem(pair, size - 1), size)
-
-      case {load(elem(connections, one)), load(elem(connections, other))} do
-        {nil, nil} -> least(connections, size, one, size, nil, nil)
-        {nil, _load} -> elem(connections, other)
-        {_load, nil} -> elem(connections, one)
-        {load, other_load} -> elem(connections, if(other_load < load, do: other, else: one))
-      end
+  def pick(%{width: width} = members) do
+    case least(members) do
+      {load, connection} when load < width -> connection
+      {load, connection} -> if quick?(load, connection), do: connection, else: idle(members)
+      nil -> nil
     end
   end
 
-  defp least(_connections, _size, _at, 0, best, _load), do: best
+  # The server that has the fewest requests, whether it can begin one or not.
+  @spec any(t()) :: Connection.t() | nil
+  def any(members) do
+    with {_load, connection} <- least(members), do: connection
+  end
 
-  defp least(connections, size, at, left, best, best_load) do
+  defp least(%{connections: {}}), do: nil
+
+  defp least(%{connections: connections, turn: turn}) do
+    size = tuple_size(connections)
+    least(connections, size, rem(:atomics.add_get(turn, 1, 1), size), size, nil)
+  end
+
+  defp least(_connections, _size, _at, 0, best), do: best
+
+  defp least(connections, size, at, left, best) do
     connection = elem(connections, at)
     next = if at + 1 == size, do: 0, else: at + 1
 
-    case load(connection) do
-      nil -> least(connections, size, next, left - 1, best, best_load)
+    case {load(connection), best} do
       # No load is less than 0.
-      0 -> connection
-      # A number is less than nil.
-      load when load < best_load -> least(connections, size, next, left - 1, connection, load)
-      _more -> least(connections, size, next, left - 1, best, best_load)
+      {0, _best} -> {0, connection}
+      {nil, best} -> least(connections, size, next, left - 1, best)
+      {load, {least, _connection}} when load >= least -> least(connections, size, next, left - 1, best)
+      {load, _more_or_none} -> least(connections, size, next, left - 1, {load, connection})
     end
+  end
+
+  defp quick?(load, connection), do: load < @most_pipelined and Connection.quiet(connection) < @quick
+
+  # Requests that await, and streams, do not keep Python from beginning another.
+  defp idle(%{connections: connections, turn: turn, width: width}) do
+    size = tuple_size(connections)
+    first = :atomics.get(turn, 1)
+
+    Enum.find_value(1..min(size, @most_pages), fn step ->
+      connection = elem(connections, rem(first + step, size))
+
+      with load when load != nil <- load(connection),
+           true <- load - StatusPage.aside(StatusPage.read(connection.dir)) < width do
+        # Others may follow at once.
+        Connection.replied(connection)
+        connection
+      else
+        _busy_or_gone -> nil
+      end
+    end)
+  end
+
+  # How many more requests a server takes that has just replied.
+  @spec room(Connection.t(), StatusPage.t() | nil, threads :: non_neg_integer()) :: integer()
+  def room(connection, page, threads) do
+    most = if Connection.quiet(connection) < @quick, do: @most_pipelined, else: max(threads, 1)
+
+    if Connection.refuses?(connection),
+      do: 0,
+      else: most - Connection.pending(connection) + StatusPage.aside(page)
   end
 
   # A server that has just ended, or takes no more requests, is passed over before the pool has been told.

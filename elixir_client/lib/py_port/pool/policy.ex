@@ -13,7 +13,7 @@ defmodule PyPort.Pool.Policy do
           age_ms: non_neg_integer(),
           rss_bytes: non_neg_integer() | nil
         }
-  @type reason :: :max_requests | :max_age | :max_rss
+  @type reason :: :max_requests | :max_age | :max_rss | :requested
 
   # A crash after this long counts as the first one again.
   @settled_ms 10_000

@@ -10,8 +10,19 @@ defmodule PyPort.Pool.Slot do
   @rest_ms 30_000
 
   # `pid` without `connection` is starting; neither is waiting for `retry`. `successor` is a server that starts in order to
-  # take over, `why` the reason; `error` is why the last start failed.
-  defstruct [:pid, :connection, :ready_at, :retry, :error, :successor, :why, :rest_until, crashes: 0]
+  # take over, `why` the reason; `error` is why the last start failed; `restart?` whether another server is asked for.
+  defstruct [
+    :pid,
+    :connection,
+    :ready_at,
+    :retry,
+    :error,
+    :successor,
+    :why,
+    :rest_until,
+    crashes: 0,
+    restart?: false
+  ]
 
   @type t :: %__MODULE__{
           pid: pid() | nil,
@@ -22,7 +33,8 @@ defmodule PyPort.Pool.Slot do
           successor: pid() | nil,
           why: Policy.reason() | nil,
           rest_until: integer() | nil,
-          crashes: non_neg_integer()
+          crashes: non_neg_integer(),
+          restart?: boolean()
         }
 
   @type role :: :serving | :starting | {:draining, atom()} | :down
@@ -36,7 +48,7 @@ defmodule PyPort.Pool.Slot do
   # The successor is ready and takes over.
   @spec succeeded(t(), Connection.t(), integer()) :: t()
   def succeeded(%{successor: pid} = slot, connection, now),
-    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0}, connection, now)
+    do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0, restart?: false}, connection, now)
 
   # The successor is not going to be ready.
   @spec keep_old(t(), integer()) :: t()
@@ -65,6 +77,8 @@ defmodule PyPort.Pool.Slot do
   @spec due(t(), Policy.limits(), integer()) :: Policy.reason() | nil
   def due(%{rest_until: rest_until}, _limits, now) when rest_until != nil and now < rest_until, do: nil
 
+  def due(%{restart?: true}, _limits, _now), do: :requested
+
   def due(%{connection: connection} = slot, limits, now) do
     facts = %{
       requests: Connection.requests(connection),
@@ -74,6 +88,17 @@ defmodule PyPort.Pool.Slot do
 
     Policy.due(facts, limits)
   end
+
+  # Whether the server has nothing to do, and has had nothing for that long. The heartbeat tells of sessions and objects.
+  @spec idle?(t(), timeout()) :: boolean()
+  def idle?(%{connection: connection, successor: nil}, timeout)
+      when connection != nil and timeout != :infinity do
+    Connection.pending(connection) == 0 and
+      Connection.quiet(connection) >= System.convert_time_unit(timeout, :millisecond, :native) and
+      match?({%{objects: 0, sessions: 0}, _at}, Registry.fact(connection.owner, :heartbeat))
+  end
+
+  def idle?(_slot, _timeout), do: false
 
   @spec overview(t()) :: [{pid() | nil, role()}]
   def overview(%{pid: nil}), do: [{nil, :down}]

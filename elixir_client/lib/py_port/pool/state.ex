@@ -2,11 +2,11 @@ defmodule PyPort.Pool.State do
   # The state of a pool's manager.
   @moduledoc false
 
-  alias PyPort.{Deadline, Options}
+  alias PyPort.Options
   alias PyPort.Pool.{Members, Slot}
 
   @enforce_keys [:pool, :who, :options, :members]
-  defstruct @enforce_keys ++ [:supervisor, slots: %{}, draining: %{}, waiting: []]
+  defstruct @enforce_keys ++ [:supervisor, slots: %{}, draining: %{}]
 
   @type t :: %__MODULE__{
           pool: pid(),
@@ -18,8 +18,6 @@ defmodule PyPort.Pool.State do
           slots: %{optional(pos_integer()) => Slot.t()},
           # The servers that are being taken out. Slot 0 is for one that an earlier manager has left.
           draining: %{optional(pid()) => %{slot: non_neg_integer(), why: atom()}},
-          # The requests that found no server ready.
-          waiting: [{GenServer.from(), Deadline.t()}],
           # The servers that take work, as callers see them.
           members: Members.t()
         }

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
+  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Sources, StatusPage, StderrFile, Wire}
   alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
@@ -77,9 +77,9 @@ defmodule PyPort.Server.Launch do
   end
 
   defp connection(options, heir, port, os_pid, start_time, dir) do
-    counter = :atomics.new(5, signed: false)
+    counter = :atomics.new(6, signed: true)
 
-    %Connection{
+    connection = %Connection{
       owner: self(),
       port: port,
       table: RequestTable.new(heir, counter),
@@ -94,6 +94,10 @@ defmodule PyPort.Server.Launch do
       max_objects_per_owner: options.max_objects_per_owner,
       patience: options.cancel_grace + options.kill_grace
     }
+
+    # The clock may have begun below 0.
+    Connection.replied(connection)
+    connection
   end
 
   defp calls(allow) do
@@ -228,6 +232,14 @@ defmodule PyPort.Server.Launch do
     |> not_inherited()
     |> Map.new(&{&1, nil})
     |> Map.merge(Map.new(variables(options)))
+    |> with_sources()
+  end
+
+  defp with_sources(environment) do
+    case Sources.path(Map.get(environment, "PYTHONPATH", System.get_env("PYTHONPATH"))) do
+      none when none in [nil, false] -> environment
+      path -> Map.put(environment, "PYTHONPATH", path)
+    end
   end
 
   # A process that knows it can run code on the node: https://www.erlang.org/doc/reference_manual/distributed.html#security

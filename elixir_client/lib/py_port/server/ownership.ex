@@ -5,7 +5,7 @@ defmodule PyPort.Server.Ownership do
 
   require Logger
 
-  alias PyPort.{Connection, Error, Wire}
+  alias PyPort.{Connection, Error, Registry, Wire}
   alias PyPort.Server.{OwnershipTable, State}
 
   # `monitors` has that of each holder; `crowded` the owners of many objects that Logger names with the
@@ -52,6 +52,14 @@ defmodule PyPort.Server.Ownership do
       {:ok, carry_out({table, effects}, state)}
     else
       {:error, error_or_unknown} -> {{:error, error_or_unknown}, state}
+    end
+  end
+
+  @spec transfer_session(State.t(), String.t(), pid()) :: {:ok | {:error, :unknown}, State.t()}
+  def transfer_session(%{ownership: %{table: table}} = state, name, owner) do
+    case OwnershipTable.transfer_session(table, name, owner) do
+      {:error, :unknown} -> {{:error, :unknown}, state}
+      changed -> {:ok, carry_out(changed, state)}
     end
   end
 
@@ -113,10 +121,15 @@ defmodule PyPort.Server.Ownership do
     case to_python do
       {:release, ids} -> Connection.command(connection, Wire.release(ids))
       {:release_in, frame} -> release_in(connection, frame)
-      {:close_session, name} -> Connection.command(connection, Wire.close_session(name))
+      {:close_session, name} -> close_session(connection, name)
     end
 
     part
+  end
+
+  defp close_session(connection, name) do
+    Registry.forget_session(connection.owner, name)
+    Connection.command(connection, Wire.close_session(name))
   end
 
   # Releases the objects of a frame that no process reads. Walking over a large frame takes its time, so a process

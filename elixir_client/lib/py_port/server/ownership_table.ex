@@ -105,6 +105,13 @@ defmodule PyPort.Server.OwnershipTable do
   @spec open_session(t(), String.t(), pid()) :: {t(), [effect()]}
   def open_session(table, name, opener), do: put(table, {:session, name}, opener, nil)
 
+  @spec transfer_session(t(), String.t(), pid()) :: {t(), [effect()]} | {:error, :unknown}
+  def transfer_session(table, name, owner) do
+    if is_map_key(table.things, {:session, name}),
+      do: open_session(table, name, owner),
+      else: {:error, :unknown}
+  end
+
   @spec close_session(t(), String.t()) :: {t(), [effect()]}
   def close_session(table, name) do
     {_value, table, effects} = take(table, {:session, name})

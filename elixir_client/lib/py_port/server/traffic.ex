@@ -4,7 +4,8 @@ defmodule PyPort.Server.Traffic do
   @moduledoc false
 
   alias PyPort.{Callbacks, Connection, Output, Wire}
-  alias PyPort.Server.{AsyncDelivery, Cancellation, Ownership, Requests, State}
+  alias PyPort.Pool.{Members, Queue}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State}
 
   # Gives back frames that it does not know.
   @spec frame(Wire.routed(), binary(), State.t()) :: {:ok, State.t()} | :other
@@ -95,13 +96,25 @@ defmodule PyPort.Server.Traffic do
           send(ref, {ref, frame})
         end
 
-        Requests.forget(state, id)
+        state |> Requests.forget(id) |> next_turn(frame)
 
       # No process has asked.
       [] ->
         if objects?, do: Ownership.release_in(state.connection, frame)
-        over(state, id)
+        state |> over(id) |> next_turn(frame)
     end
+  end
+
+  # Those that wait at the pool of this server get its turns.
+  defp next_turn(%{options: %{queue: nil}} = state, _frame), do: state
+
+  defp next_turn(%{options: %{queue: queue, threads: threads}, connection: connection} = state, frame) do
+    unless Queue.empty?(queue),
+      do: Queue.give(queue, connection, Members.room(connection, Health.page(state), threads))
+
+    # The answer to `recall` comes while a long request runs.
+    if Wire.ok?(frame), do: Connection.replied(connection)
+    state
   end
 
   defp objects(state, id, reader, frame) do

@@ -59,7 +59,7 @@ defmodule PyPort.Stream.Relay do
       }
 
       case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
-        :ok -> loop(state)
+        {:ok, _open} -> loop(state)
         not_sent -> ended(state, not_sent)
       end
     end)

@@ -1,0 +1,295 @@
+defmodule PyPort.Pool.QueueTest do
+  # A request of a pool is bound to a server as late as it can be.
+  use ExUnit.Case, async: true
+
+  alias PyPort.{Error, Pool}
+
+  defp pool(options) do
+    options = Keyword.put_new(options, :size, 2)
+    {:ok, pool} = start_supervised({Pool, options}, id: make_ref())
+    eventually(fn -> length(Pool.servers(pool)) == options[:size] end)
+    pool
+  end
+
+  defp eventually(condition, left \\ 400) do
+    cond do
+      condition.() -> :ok
+      left == 0 -> flunk("the condition did not come true")
+      true -> Process.sleep(10) && eventually(condition, left - 1)
+    end
+  end
+
+  # Runs until the file is there, and tells on which Python.
+  @gate "import os, time\nopen(path + '.begun', 'w').close()\nwhile not os.path.exists(path): time.sleep(0.002)\nos.getpid()"
+
+  defp block(pool, path, options \\ []) do
+    task =
+      Task.async(fn ->
+        PyPort.eval(@gate, %{path: path}, [server: pool, timeout: 30_000] ++ options)
+      end)
+
+    eventually(fn -> File.exists?(path <> ".begun") end)
+    task
+  end
+
+  defp open(path), do: File.write!(path, "")
+
+  describe "behind a long request" do
+    @describetag :tmp_dir
+
+    test "none waits while another server is free", %{tmp_dir: dir} do
+      pool = pool([])
+      job = fn -> PyPort.eval("import time; time.sleep(0.02)", %{}, server: pool) end
+      timed = fn -> job |> :timer.tc() |> elem(0) end
+      alone = Enum.max(for _ <- 1..5, do: timed.())
+      long = block(pool, Path.join(dir, "a"))
+
+      waits =
+        1..10
+        |> Enum.map(fn _caller -> Task.async(fn -> for _ <- 1..10, do: timed.() end) end)
+        |> Task.await_many(20_000)
+        |> List.flatten()
+
+      # 10 callers on one server: each waits for nine others.
+      assert Enum.max(waits) < 20 * alone
+      refute Task.yield(long, 0)
+      open(Path.join(dir, "a"))
+      assert {:ok, _pid} = Task.await(long)
+    end
+
+    test "one that was pipelined with it is taken back", %{tmp_dir: dir} do
+      pool = pool([])
+      path = Path.join(dir, "a")
+
+      # Tiny requests keep both servers quick, so that each takes more than it can begin; then one of them becomes long.
+      tiny =
+        for _ <- 1..16 do
+          Task.async(fn ->
+            for _ <- 1..200 do
+              {us, {:ok, 2}} = :timer.tc(fn -> PyPort.eval("1 + 1", %{}, server: pool, timeout: 20_000) end)
+              us
+            end
+          end)
+        end
+
+      long = block(pool, path)
+      assert tiny |> Task.await_many(20_000) |> List.flatten() |> Enum.max() < 1_000_000
+      refute Task.yield(long, 0)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+    end
+
+    test "requests go on in the order of arrival", %{tmp_dir: dir} do
+      pool = pool(size: 1, init_code: "import sys; sys.seen = []")
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+
+      waiting =
+        for n <- 1..5 do
+          task = Task.async(fn -> PyPort.eval("sys.seen.append(n)", %{n: n}, server: pool) end)
+          eventually(fn -> queued(pool) == n end)
+          task
+        end
+
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await_many(waiting) == List.duplicate({:ok, nil}, 5)
+      assert PyPort.eval!("sys.seen", %{}, server: pool) == [1, 2, 3, 4, 5]
+    end
+
+    test "a session, an object, and a session that is opened go where they must", %{tmp_dir: dir} do
+      pool = pool([])
+      {:ok, session} = PyPort.open_session(server: pool)
+      {:ok, nil} = PyPort.eval("x = 1", %{}, session: session)
+      object = PyPort.eval!("[1]", %{}, server: pool, return: :object)
+      tasks = for name <- ["a", "b"], do: block(pool, Path.join(dir, name))
+
+      {:ok, another} = PyPort.open_session(server: pool)
+
+      asked = [
+        Task.async(fn -> PyPort.eval("x", %{}, session: session) end),
+        Task.async(fn -> PyPort.call("builtins:len", [object]) end),
+        Task.async(fn -> PyPort.eval("5", %{}, session: another) end)
+      ]
+
+      for name <- ["a", "b"], do: open(Path.join(dir, name))
+      assert Task.await_many(asked) == [{:ok, 1}, {:ok, 1}, {:ok, 5}]
+      assert [{:ok, _}, {:ok, _}] = Task.await_many(tasks)
+    end
+
+    test "a request of a callback runs on the server that has called it" do
+      pool = pool(size: 2)
+      nested = fn n -> PyPort.eval!("n + 1", %{n: n}, server: pool) end
+
+      # More than there are servers: each is in a callback while it is asked.
+      tasks =
+        for n <- 1..8 do
+          Task.async(fn -> PyPort.eval("f(n)", %{f: nested, n: n}, server: pool, timeout: 10_000) end)
+        end
+
+      assert Task.await_many(tasks, 15_000) == for(n <- 1..8, do: {:ok, n + 1})
+    end
+
+    test "what awaits keeps no other from beginning" do
+      pool = pool([])
+
+      {us, answers} =
+        :timer.tc(fn ->
+          1..100
+          |> Enum.map(fn n ->
+            Task.async(fn ->
+              PyPort.eval("import asyncio; await asyncio.sleep(0.3); n", %{n: n},
+                server: pool,
+                timeout: 20_000
+              )
+            end)
+          end)
+          |> Task.await_many(20_000)
+        end)
+
+      assert answers == for(n <- 1..100, do: {:ok, n})
+      assert us < 3_000_000
+    end
+
+    test "a stream whose consumer is slow keeps no other from beginning" do
+      pool = pool(size: 1)
+      stream = PyPort.stream("range(10_000)", %{}, server: pool, credit: 4)
+      assert [0, 1] = Enum.take(stream, 2)
+
+      seen =
+        stream
+        |> Elixir.Stream.take(3)
+        |> Enum.map(fn item -> {item, PyPort.eval!("1 + 1", %{}, server: pool, timeout: 2_000)} end)
+
+      assert seen == [{0, 2}, {1, 2}, {2, 2}]
+    end
+
+    test "threads are as many places", %{tmp_dir: dir} do
+      pool = pool(size: 1, threads: 2)
+      first = block(pool, Path.join(dir, "a"))
+      assert PyPort.eval("1 + 1", %{}, server: pool, timeout: 2_000) == {:ok, 2}
+      second = block(pool, Path.join(dir, "b"))
+      third = Task.async(fn -> PyPort.eval("3", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      open(Path.join(dir, "b"))
+      assert Task.await(third) == {:ok, 3}
+      open(Path.join(dir, "a"))
+      assert [{:ok, _}, {:ok, _}] = Task.await_many([first, second])
+    end
+  end
+
+  describe "the end of a server" do
+    @describetag :tmp_dir
+
+    test "takes with it only what it has begun", %{tmp_dir: dir} do
+      pool = pool([])
+      tasks = for name <- ["a", "b"], do: block(pool, Path.join(dir, name))
+      waiting = for n <- 1..10, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 10 end)
+
+      [%{os_pid: os_pid} | _] = PyPort.status(pool)
+      System.cmd("kill", ["-9", "#{os_pid}"])
+
+      assert Task.await_many(waiting) == for(n <- 1..10, do: {:ok, n})
+      for name <- ["a", "b"], do: open(Path.join(dir, name))
+      outcomes = Task.await_many(tasks)
+      assert [{:error, %Error{begun: true}}] = Enum.filter(outcomes, &match?({:error, _}, &1))
+    end
+
+    test "leaves what it has not begun to another, with :retry" do
+      pool = pool(size: 1)
+      {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
+      os_pid = connection.os_pid
+      # Stopped, so that it begins nothing.
+      System.cmd("kill", ["-STOP", "#{os_pid}"])
+
+      [with_retry, without] =
+        for retry <- [1, 0] do
+          task = Task.async(fn -> PyPort.eval("1 + 1", %{}, server: pool, retry: retry, timeout: 20_000) end)
+          eventually(fn -> PyPort.Connection.pending(connection) == 1 or queued(pool) > 0 end)
+          if retry == 1, do: :timer.sleep(1)
+          task
+        end
+
+      System.cmd("kill", ["-9", "#{os_pid}"])
+      assert Task.await(with_retry, 20_000) == {:ok, 2}
+      assert Task.await(without, 20_000) == {:ok, 2}
+    end
+  end
+
+  describe "the queue" do
+    @describetag :tmp_dir
+
+    test "has a limit, a length and a time", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 2)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = for n <- 1..2, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 2 end)
+
+      assert {:error, %Error{kind: :overloaded, begun: false, message: message}} =
+               PyPort.eval("3", %{}, server: pool)
+
+      assert message =~ "max_queue"
+      Process.sleep(20)
+      assert [%{pool_queue: 2, pool_wait_ms: ms}] = PyPort.status(pool)
+      assert ms >= 20
+      open(path)
+      assert {:ok, _} = Task.await(long)
+      assert waiting |> Task.await_many() |> Enum.sort() == [{:ok, 1}, {:ok, 2}]
+      assert [%{pool_queue: 0, pool_wait_ms: 0}] = PyPort.status(pool)
+    end
+
+    test "loses the callers that are dead or late, and nothing else", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+
+      dead =
+        for _ <- 1..3 do
+          {:ok, pid} = Task.start(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+          pid
+        end
+
+      eventually(fn -> queued(pool) == 3 end)
+
+      assert {:error, %Error{kind: :timeout, begun: false, message: message}} =
+               PyPort.eval("1", %{}, server: pool, timeout: 30)
+
+      assert message =~ "no server of the pool was free"
+      last = Task.async(fn -> PyPort.eval("4", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 4 end)
+      for pid <- dead, do: Process.exit(pid, :kill)
+      open(path)
+      assert {:ok, _} = Task.await(long)
+      assert Task.await(last) == {:ok, 4}
+      assert queued(pool) == 0
+    end
+
+    test "outlives the manager, and ends with the pool", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      {:ok, %{manager: manager}} = PyPort.Registry.fetch(pool)
+      Process.exit(manager, :kill)
+      open(path)
+      assert {:ok, _} = Task.await(long)
+      assert Task.await(waiting) == {:ok, 1}
+
+      long = block(pool, Path.join(dir, "b"))
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      Supervisor.stop(pool)
+      assert {:error, %Error{kind: :unavailable, begun: false}} = Task.await(waiting)
+      assert {:error, %Error{}} = Task.await(long)
+    end
+  end
+
+  defp queued(pool) do
+    {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+    {length, _oldest} = PyPort.Pool.Queue.waiting(queue)
+    length
+  end
+end
