@@ -435,6 +435,18 @@ write_bytes(Writer *w, PyObject *value)
     return put(w, data, size);
 }
 
+/* Whether the items of a buffer are numbers or single bytes; those of an array of objects are addresses. */
+static int
+is_numeric(const char *format)
+{
+    if (format == NULL) {
+        return 1;
+    }
+    format += *format != 0 && strchr("@=<>!", *format) != NULL;
+    format += *format == 'Z'; /* of a complex number */
+    return *format != 0 && strchr("?bBhHiIlLqQnNefdgFDc", *format) != NULL && format[1] == 0;
+}
+
 /* bytearray and memoryview */
 static int
 write_buffer(Writer *w, PyObject *value)
@@ -455,7 +467,11 @@ write_buffer(Writer *w, PyObject *value)
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
         return fail_conversion(w, value);
     }
-    if (view.len > (Py_ssize_t)UINT32_MAX) {
+    if (!is_numeric(view.format)) {
+        wfail(w, "Send the values as a list, as array.tolist() gives them",
+              "the items of a memoryview of format '%s' are no numbers", view.format);
+    }
+    else if (view.len > (Py_ssize_t)UINT32_MAX) {
         fail_binary_too_large(w, view.len);
     }
     else if (!PyBuffer_IsContiguous(&view, 'C')) {
