@@ -19,6 +19,7 @@ class Settings:
     """
 
     __slots__ = (
+        "arrays",
         "async_threads",
         "cancel_resend_ms",
         "code_cache_entries",
@@ -41,8 +42,16 @@ class Settings:
         "pipe_bytes",
         "read_bytes",
         "running_after_ms",
+        "tables",
         "threads",
     )
+
+    arrays: str
+    """What the arrays in a value are sent as where the request does not say it: "object", "tensor"
+    or "nx"."""
+
+    tables: str
+    """The same for tables: "object", "arrow" or "explorer"."""
 
     max_frame_bytes: int
     """Longest frame read or written. A header above it ends the connection: a stray print looks
@@ -170,6 +179,8 @@ class Settings:
         async_threads: int = 32,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
+        arrays: str = "object",
+        tables: str = "object",
     ) -> None:
         values = locals()
         for name in Settings.__slots__:
@@ -178,6 +189,6 @@ class Settings:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"settings are frozen; use replace({name}=...)")
 
-    def replace(self, **changes: int) -> Self:
+    def replace(self, **changes: int | str) -> Self:
         """Give a copy with `changes`; an unknown name is a TypeError."""
         return type(self)(**{name: getattr(self, name) for name in Settings.__slots__} | changes)

@@ -73,6 +73,7 @@ _NO_VALUE: list[Any] = []  # what every Elixir so far maps a MapSet's members to
 _DEFAULT_TEMPLATES: dict[str, dict[Any, Any]] = {
     "map_set": {Atom("map"): {}, Atom("version"): 2},
     "range": {Atom("first"): 0, Atom("last"): 0, Atom("step"): 1},
+    "nx_tensor": {},
 }
 _templates = dict(_DEFAULT_TEMPLATES)
 
@@ -98,6 +99,11 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
         if not isinstance(template, Struct):
             raise TypeError(f"the template {name!s} is a {type(template).__name__}, no Struct")
         _templates[str(name)] = dict(template)
+
+
+def template(name: str) -> dict[Any, Any]:
+    """Give the fields of a template; none for `"nx_tensor"` where the application has no Nx."""
+    return _templates[name]
 
 
 # --- built in --------------------------------------------------------------------------------
@@ -288,7 +294,21 @@ def _decimal_to(value: decimal.Decimal) -> dict[Any, Any]:
     return {"sign": -1 if sign else 1, "coef": number, "exp": exp}
 
 
+def _tensor_from(fields: dict[Any, Any]) -> Any:
+    from . import arrays
+
+    return arrays.from_fields(fields)
+
+
+def _table_from(fields: dict[Any, Any]) -> Any:
+    from . import tables
+
+    return tables.from_fields(fields)
+
+
 register("PyPort.Bytes", _bytes_from)
+register("PyPort.Tensor", _tensor_from)
+register("PyPort.Table", _table_from)
 register("MapSet", _map_set_from, _map_set_to, python_type=set)
 register("MapSet", _map_set_from, _map_set_to, python_type=frozenset)
 register("Range", _range_from, _range_to, python_type=range)

@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _BODY_AT: Final = ID_LENGTH_AT + 1
 _RETURNS: Final = frozenset(("value", "object", "globals"))
+# What arrays and tables are sent as, the default first.
+FORMS: Final = {
+    "arrays": ("object", "tensor", "nx"),
+    "tables": ("object", "arrow", "explorer"),
+}
 _EMPTY_MAP: Final = b"t\0\0\0\0"
 # A host program sends a few hundred different ones at most; the ids of calls in them are not kept.
 _MOST_KEPT: Final = 256
@@ -42,6 +47,7 @@ class Options:
     """The options of a request. Read once, shared by requests, never changed.
 
     Attributes:
+        arrays: what arrays are sent as, "object", "tensor" or "nx"; None for the server's default.
         as_bytes: whether its binaries are decoded as bytes, not as str.
         credit: how many items of a stream may be sent to begin with.
         deadline_ms: how long it may wait before it begins, None for ever.
@@ -49,12 +55,14 @@ class Options:
         returns: "value", "object" or "globals".
         session: the name of its session, or None.
         stream: whether its value is sent item by item.
+        tables: what tables are sent as, "object", "arrow" or "explorer"; None as for arrays.
         plain: whether it can run at once where main is free and it is its turn: it belongs to no
             call, and has time left.
-        usual: whether its value is sent as it is, once.
+        usual: whether its value is sent as it is, once, and by the server's defaults.
     """
 
     __slots__ = (
+        "arrays",
         "as_bytes",
         "credit",
         "deadline_ms",
@@ -63,6 +71,7 @@ class Options:
         "returns",
         "session",
         "stream",
+        "tables",
         "usual",
     )
 
@@ -75,6 +84,8 @@ class Options:
         self.returns = "value"
         self.session: bytes | None = None
         self.stream = False
+        self.arrays: str | None = None
+        self.tables: str | None = None
         self.usual = True
 
     @property
@@ -236,6 +247,8 @@ def read_options(frame: Frame, at: int) -> tuple[Options, int]:
         options.deadline_ms is None or options.deadline_ms > 0
     )
     options.usual = options.returns == "value" and not options.stream
+    if options.arrays is not None or options.tables is not None:
+        options.usual = False
     return options, end
 
 
@@ -260,6 +273,11 @@ def _heed(options: Options, name: str, value: Any) -> None:
         if type(value) is not bool:
             raise ProtocolError(f"stream is true or false, not {named(value)}")
         options.stream = value
+    elif name in FORMS:
+        if _word(value) not in FORMS[name]:
+            known = ", ".join(FORMS[name])
+            raise ProtocolError(f"{name} is one of {known}, not {named(_word(value))}")
+        setattr(options, name, str(_word(value)))
     elif name == "credit":
         if type(value) is not int or value < 0:
             raise ProtocolError(f"credit is how many items may be sent, not {named(value)}")

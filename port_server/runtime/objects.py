@@ -23,6 +23,8 @@ MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
 
+LOADED: Final = 0  # in the place of an id, see Exports
+
 _MANY: Final = 10  # objects: with fewer, heartbeats name no type
 _SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
 
@@ -168,25 +170,63 @@ class Exports:
     then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
-        ids: the objects of the reply that is being encoded.
-        export: gives the handle for a value. The codec calls it for a value that has no term.
+        ids: the objects of the reply that is being encoded; LOADED stands for tables in it that
+            the client is to load.
+        export: gives the struct or the handle for a value. The codec calls it for a value that has
+            no term.
+        forms: what arrays and tables are sent as, by the options `arrays` and `tables`.
     """
 
-    __slots__ = ("_objects", "export", "ids")
+    __slots__ = ("_defaults", "_objects", "export", "forms", "ids")
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, forms: tuple[str, str]) -> None:
         self._objects = objects
         self.ids: list[int] = []
         self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
+        self.forms = self._defaults = forms
 
     def _export(self, value: Any) -> Struct:
+        arrays, tables = self.forms
+        if tables != "object" or type(value).__name__ == "ArrowStream":
+            from port_server.etf import tables as of_tables  # noqa: PLC0415  no start needs it
+
+            struct = of_tables.struct_of(value)
+            if struct is not None:
+                if tables == "explorer":
+                    self.ids.append(LOADED)
+                return struct
+        if arrays != "object":
+            from port_server.etf import arrays as of_arrays  # noqa: PLC0415
+
+            struct = of_arrays.struct_of(value, arrays)
+            if struct is not None:
+                return struct
+        return self.handle(value)
+
+    def use(self, arrays: str | None, tables: str | None) -> tuple[str, str]:
+        """Send arrays and tables in these forms from here on; give the forms before."""
+        before = self.forms
+        self.forms = (arrays or before[0], tables or before[1])
+        return before
+
+    def handle(self, value: Any) -> Struct:
+        """Keep any value, and give its handle.
+
+        Raises:
+            EncodeError: there are too many objects.
+        """
         number, handle = self._objects.add(value)
         self.ids.append(number)
         return handle
 
-    def put_back(self, ids: list[int]) -> None:
-        """Go on with a reply whose ids were taken."""
-        self.ids = ids
+    def put_aside(self) -> tuple[list[int], tuple[str, str]]:
+        """Begin anew, for requests on top; give what `put_back` needs."""
+        forms, self.forms = self.forms, self._defaults
+        return self.take(), forms
+
+    def put_back(self, aside: tuple[list[int], tuple[str, str]]) -> None:
+        """Go on with the reply that was put aside."""
+        self.ids, self.forms = aside
 
     def take(self) -> list[int]:
         """Give the ids, and begin a new list: the reply is complete."""

@@ -147,7 +147,7 @@ class Evaluator:
     def __init__(self, code: Code, replies: Replies, settings: Settings) -> None:
         self._settings = settings
         self.code = code
-        self.exports = Exports(code.objects)
+        self.exports = Exports(code.objects, (settings.arrays, settings.tables))
         self.replies = replies
         self._plain: Any = None
         if _fast is not None and codec_name == "native":

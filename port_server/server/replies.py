@@ -59,10 +59,20 @@ class Replies:
         Raises:
             EncodeError: it cannot be written.
         """
+        options = request.options
+        if options.arrays is None and options.tables is None:
+            return self._value(request, value, exports, head)
+        before = exports.use(options.arrays, options.tables)
+        try:
+            return self._value(request, value, exports, head)
+        finally:
+            exports.use(*before)
+
+    def _value(self, request: Request, value: Any, exports: Exports, head: bytes) -> list[Part]:
         returns = request.options.returns
         bindings: dict[str, Any] | None = None
         if returns == "object":
-            value = exports.export(value)
+            value = exports.handle(value)
         elif returns == "globals" and request.snippet is not None:
             assert request.namespace is not None
             bindings = _bindings(request.namespace, request.snippet.names)
@@ -123,7 +133,7 @@ class Replies:
             except EncodeError:
                 kept[name] = value
             exports.undo()
-        return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
+        return {**bindings, **{name: exports.handle(value) for name, value in kept.items()}}
 
     def failed(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
         """Write the reply for a failure of a request."""
@@ -182,10 +192,10 @@ class Replies:
             return failure.describe("unavailable", "", str(error), begun=False)
         if isinstance(error, NamespaceError):
             return failure.describe_value_error("decode", error)
+        if request.cancelled:  # code, or a library that encodes, may have raised another exception
+            return failure.describe_cancelled(error, self._settings, told_to_end)
         if isinstance(error, EncodeError) and step == "result":
             return failure.describe_value_error("encode", self._about_size(error))
-        if request.cancelled:  # its code may have raised another exception for that
-            return failure.describe_cancelled(error, self._settings, told_to_end)
         return failure.describe_exception(error, self._settings)
 
     def _about_size(self, error: EncodeError) -> EtfError:
