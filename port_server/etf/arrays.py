@@ -17,6 +17,7 @@ from .terms import Atom, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Final
 
     # Kind and bytes of an item as numpy writes them ("f8"), shape, bytes in C order, meta.
@@ -63,12 +64,15 @@ _WAYS_OUT: Final = "Convert it first, or send it as it is with return: :object o
 # --- to Elixir --------------------------------------------------------------------------------
 
 
-def struct_of(value: Any, arrays: str) -> Struct | None:
+def struct_of(
+    value: Any, arrays: str, place: Callable[[memoryview], Any] = memoryview
+) -> Struct | None:
     """Give the struct for an array; None for a value that is none.
 
     Args:
         value: any value.
         arrays: "tensor" for a `PyPort.Tensor`, "nx" for an `Nx.Tensor`.
+        place: gives the value to send for the data, a view of bytes.
 
     Raises:
         EncodeError: no such struct has the type of its items, or its memory cannot be read here.
@@ -80,13 +84,16 @@ def struct_of(value: Any, arrays: str) -> Struct | None:
     if code not in _TYPES:
         raise _no_type(value, code)
     kind = _TYPES[code]
+    data = memoryview(data).cast("B") if 0 not in shape else memoryview(b"")
     if arrays == "nx":
-        return _nx_tensor(value, kind, shape, data, meta)
-    fields = {"type": kind, "shape": shape, "data": data, "meta": meta}
+        return _nx_tensor(value, kind, shape, meta, lambda: place(data))
+    fields = {"type": kind, "shape": shape, "data": place(data), "meta": meta}
     return Struct("Elixir.PyPort.Tensor", fields)
 
 
-def _nx_tensor(value: Any, kind: Any, shape: Any, data: Any, meta: dict[Atom, Any]) -> Struct:
+def _nx_tensor(
+    value: Any, kind: Any, shape: Any, meta: dict[Atom, Any], data: Callable[[], Any]
+) -> Struct:
     template = structs.template("nx_tensor")
     if not template:
         raise EncodeError(
@@ -99,7 +106,7 @@ def _nx_tensor(value: Any, kind: Any, shape: Any, data: Any, meta: dict[Atom, An
         raise EncodeError(
             f"Nx has no tensors without items, as one of the shape {shape}", _WAYS_OUT
         )
-    backend = Struct(template[Atom("data")].module, {"state": data})
+    backend = Struct(template[Atom("data")].module, {"state": data()})
     names = [None] * len(shape)
     fields = {"data": backend, "type": kind, "shape": shape, "names": names}
     return Struct("Elixir.Nx.Tensor", template | {Atom(name): fields[name] for name in fields})

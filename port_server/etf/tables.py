@@ -44,14 +44,18 @@ class ArrowStream:
         return f"<port_server.ArrowStream of {len(self.data)} bytes>"
 
 
-def struct_of(value: Any) -> Struct | None:
+def struct_of(value: Any, place: Callable[[memoryview], Any] = memoryview) -> Struct | None:
     """Give the struct for a table; None for a value that is none.
+
+    Args:
+        value: any value.
+        place: gives the value to send for the data, a view of bytes.
 
     Raises:
         EncodeError: it cannot be written as an Arrow stream.
     """
     if type(value) is ArrowStream:
-        return _table(value.data)
+        return _table(place(memoryview(value.data)))
     if not hasattr(type(value), "__arrow_c_stream__"):
         return None
     own = type(value).__module__.partition(".")[0]
@@ -63,7 +67,7 @@ def struct_of(value: Any) -> Struct | None:
             "Make it a table of types that Arrow has, as series.to_frame() does for a column, or "
             "send it as it is with return: :object or tables: :object",
         ) from None
-    return _table(data)
+    return _table(place(memoryview(data)))
 
 
 def from_fields(fields: dict[Any, Any]) -> ArrowStream:

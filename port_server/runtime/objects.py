@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
     from port_server.settings import Settings
 
+    Aside = tuple[list[int | memoryview], tuple[str, str]]
+
 MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
 
+# As the codec's: a smaller binary is copied by the BEAM in less time than its place takes.
+_BEHIND_FROM_BYTES: Final = 65_536
 LOADED: Final = 0  # in the place of an id, see Exports
 
 _MANY: Final = 10  # objects: with fewer, heartbeats name no type
@@ -170,8 +174,8 @@ class Exports:
     then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
-        ids: the objects of the reply that is being encoded; LOADED stands for tables in it that
-            the client is to load.
+        ids: the objects of the reply that is being encoded, LOADED for tables in it that the client
+            is to load, and large data that stands behind its term.
         export: gives the struct or the handle for a value. The codec calls it for a value that has
             no term.
         forms: what arrays and tables are sent as, by the options `arrays` and `tables`.
@@ -181,7 +185,7 @@ class Exports:
 
     def __init__(self, objects: Objects, forms: tuple[str, str]) -> None:
         self._objects = objects
-        self.ids: list[int] = []
+        self.ids: list[int | memoryview] = []
         self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
         self.forms = self._defaults = forms
 
@@ -190,7 +194,7 @@ class Exports:
         if tables != "object" or type(value).__name__ == "ArrowStream":
             from port_server.etf import tables as of_tables  # noqa: PLC0415  no start needs it
 
-            struct = of_tables.struct_of(value)
+            struct = of_tables.struct_of(value, self._place)
             if struct is not None:
                 if tables == "explorer":
                     self.ids.append(LOADED)
@@ -198,10 +202,18 @@ class Exports:
         if arrays != "object":
             from port_server.etf import arrays as of_arrays  # noqa: PLC0415
 
-            struct = of_arrays.struct_of(value, arrays)
+            struct = of_arrays.struct_of(value, arrays, self._place)
             if struct is not None:
                 return struct
         return self.handle(value)
+
+    def _place(self, data: memoryview) -> Any:
+        """Put large data behind the term, where the BEAM has no need to copy it; give its place."""
+        if len(data) < _BEHIND_FROM_BYTES:
+            return data
+        offset = sum(len(before) for before in self.ids if type(before) is memoryview)
+        self.ids.append(data)
+        return Struct("Elixir.PyPort.Bytes", {"data": (offset, len(data))})
 
     def use(self, arrays: str | None, tables: str | None) -> tuple[str, str]:
         """Send arrays and tables in these forms from here on; give the forms before."""
@@ -219,23 +231,25 @@ class Exports:
         self.ids.append(number)
         return handle
 
-    def put_aside(self) -> tuple[list[int], tuple[str, str]]:
+    def put_aside(self) -> Aside:
         """Begin anew, for requests on top; give what `put_back` needs."""
-        forms, self.forms = self.forms, self._defaults
-        return self.take(), forms
+        aside = self.ids, self.forms
+        self.ids, self.forms = [], self._defaults
+        return aside
 
-    def put_back(self, aside: tuple[list[int], tuple[str, str]]) -> None:
+    def put_back(self, aside: Aside) -> None:
         """Go on with the reply that was put aside."""
         self.ids, self.forms = aside
 
-    def take(self) -> list[int]:
-        """Give the ids, and begin a new list: the reply is complete."""
-        ids, self.ids = self.ids, []
-        return ids
+    def take(self) -> tuple[list[int], list[memoryview]]:
+        """Give the ids and the data, and begin a new list: the reply is complete."""
+        taken, self.ids = self.ids, []
+        data = [one for one in taken if type(one) is memoryview]
+        return [one for one in taken if type(one) is int], data
 
     def undo(self) -> None:
         """Forget the objects of a reply that is not going to be sent."""
-        self._objects.release(self.take())
+        self._objects.release(self.take()[0])
         self._objects.drop()
 
 

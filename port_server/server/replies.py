@@ -104,12 +104,25 @@ class Replies:
         return parts
 
     def with_objects(self, reply: Reply, exports: Exports) -> list[Part]:
-        """Add the ids of the objects in a reply to it."""
+        """Add the ids of the objects in a reply to it, and the data that stands behind its term.
+
+        Raises:
+            EncodeError: it is too large with the data.
+        """
         parts = self.parts(reply)
         if exports.ids:
-            parts = messages.with_objects(parts, exports.ids)
-            exports.take()
+            ids, data = exports.take()
+            if ids:
+                parts = messages.with_objects(parts, ids)
+            if data:
+                parts = [*parts, *data]
+                self._check_size(sum(map(len, parts)))
         return parts
+
+    def _check_size(self, size: int) -> None:
+        limit = self._settings.max_frame_bytes
+        if size > limit:
+            raise EncodeError(f"the term and its data are larger than {limit} bytes")
 
     @staticmethod
     def parts(reply: Reply) -> list[Part]:

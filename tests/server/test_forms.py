@@ -82,6 +82,35 @@ def test_the_numbers_arrive(begin):
         assert pa.table(port.value(port.eval(code), 60))["n"].to_pylist() == list(range(size))
 
 
+def test_large_data_stands_behind_the_term(begin):
+    """In the order of its places, beside objects, small data and functions; not above the limit."""
+    port = begin(arrays="tensor", tables="arrow", max_frame_bytes=4_500_000)
+    code = """
+import numpy as np, pyarrow as pa
+large = [np.full(100_000, n) for n in range(3)]
+table = pa.table({'n': np.arange(100_000)})
+"""
+    name = port.eval(code + "{'a': large, 'b': (np.arange(3), table, large[0]), 'c': object()}")
+    kind, value, ids = port.reply(name, 60)
+    assert (kind, len(ids)) == ("ok", 1)
+    assert [array[-1] for array in value[b"a"]] == [0, 1, 2]
+    small, table, again = value[b"b"]
+    assert (small.tolist(), again[-1], pa.table(table)["n"][-1].as_py()) == ([0, 1, 2], 0, 99_999)
+    port.tell(Atom("release"), ids)
+    for wrong in ("large * 2", "{'a': [object()], 'b': large * 2}", "large * 2, 'x' * 100_000"):
+        error = port.error(port.eval(code + wrong))
+        assert error[Atom("kind")] == "encode"
+        assert b"larger than 4500000 bytes" in error[Atom("message")]
+        assert b"larger max_frame_bytes" in error[Atom("message")]
+    assert port.settled(objects=0)
+    callback = Struct("Elixir.PyPort.Callback", {Atom("index"): 0, Atom("arity"): 1})
+    name = port.eval(code + "f(large)", {"f": callback})
+    _request, call, _function, args = port.invoked()
+    assert [array[-1] for array in args[0]] == [0, 1, 2]
+    port.tell(Atom("answer"), call, (Atom("ok"), 1))
+    assert port.value(name) == 1
+
+
 def test_items_of_streams_are_what_they_were_when_they_were_made(begin):
     """A generator may use its array again for the next item."""
     port = begin(arrays="tensor")

@@ -6,7 +6,7 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Callback, Connection, Output, Ownership, Remote, StatusPage, Wire}
+  alias PyPort.{Callback, Connection, Libraries, Output, Ownership, Remote, StatusPage, Wire}
 
   # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
@@ -212,9 +212,16 @@ defmodule PyPort.Callbacks do
         run(function, args, connection, context)
 
       {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
-        # They live as long as the call: a process that is called a million times must not collect them.
-        Ownership.take_over(connection.owner, {:call, call_id}, object_ids, self())
-        run(function, args, connection, context)
+        case Libraries.load(args, object_ids) do
+          {:ok, args, ids} ->
+            # They live as long as the call: a process that is called a million times must not collect them.
+            Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
+            run(function, args, connection, context)
+
+          {:error, why} ->
+            Ownership.disclaim(connection.owner, {:call, call_id})
+            error(why)
+        end
 
       {:ok, _other} ->
         error("a call of an unknown shape")
@@ -235,7 +242,7 @@ defmodule PyPort.Callbacks do
           Remote.call_home(home, __MODULE__, :apply_at_home, [fun, args])
 
         {:ok, fun} ->
-          {:ok, apply(fun, args)}
+          {:ok, Libraries.outgoing(apply(fun, args))}
 
         {:refused, message} ->
           error(:refused, message)
@@ -251,7 +258,7 @@ defmodule PyPort.Callbacks do
   defp argument(value, _funs), do: value
 
   @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
-  def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
+  def apply_at_home(fun, args), do: attempt(fn -> {:ok, Libraries.outgoing(apply(fun, args))} end)
 
   # The outcome of `call`, or what went wrong in it, as Python is told.
   defp attempt(call) do

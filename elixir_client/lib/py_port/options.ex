@@ -2,9 +2,12 @@ defmodule PyPort.Options do
   # The options of requests, servers and pools: their defaults, and the error of a wrong one. Pure.
   @moduledoc false
 
+  alias PyPort.Libraries
+
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
-  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil]
+  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil] ++
+            [arrays: nil, tables: nil]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
@@ -23,6 +26,8 @@ defmodule PyPort.Options do
     init_code: nil,
     init_timeout: 60_000,
     allow: [],
+    arrays: :object,
+    tables: :object,
     logger: true,
     heartbeat_interval: 1_000,
     lost_after: 10_000,
@@ -65,6 +70,9 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
           required(:return) => :value | :object | :globals,
+          # nil for the server's own.
+          required(:arrays) => :object | :tensor | :nx | nil,
+          required(:tables) => :object | :arrow | :explorer | nil,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -241,6 +249,10 @@ defmodule PyPort.Options do
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
   defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
+  defp valid?(:arrays, :nx), do: Libraries.nx?()
+  defp valid?(:arrays, value), do: value in [:object, :tensor]
+  defp valid?(:tables, :explorer), do: Libraries.explorer?()
+  defp valid?(:tables, value), do: value in [:object, :arrow]
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
@@ -301,6 +313,11 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
+  defp expected(:arrays), do: ":object, :tensor, or :nx where the application has the library :nx"
+
+  defp expected(:tables),
+    do: ":object, :arrow, or :explorer where the application has the library :explorer"
+
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "a session of PyPort.open_session/1"
   defp expected(:owner), do: "a pid"

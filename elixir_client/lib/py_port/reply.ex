@@ -2,7 +2,7 @@ defmodule PyPort.Reply do
   # A reply of Python, or an item of a stream, as the outcome of a request.
   @moduledoc false
 
-  alias PyPort.{Error, Wire}
+  alias PyPort.{Error, Libraries, Wire}
 
   # `:objects` for a value with handles inside, which have no owner yet; `:unread` for a frame that cannot be read and may
   # hold handles.
@@ -20,7 +20,13 @@ defmodule PyPort.Reply do
     end
   end
 
-  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids), do: {:objects, value, ids}
+  defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids) do
+    case Libraries.load(value, ids) do
+      {:ok, value, ids} -> {:objects, value, ids}
+      {:error, why} -> {:unread, Error.new(:decode, why, begun: true)}
+    end
+  end
+
   defp outcome_of({:ok, {:error, _id, description}}), do: {:error, Error.from_wire(description)}
   defp outcome_of({:ok, {_ok_or_yield, _id, value}}), do: {:ok, value}
 

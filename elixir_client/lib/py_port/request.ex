@@ -219,12 +219,15 @@ defmodule PyPort.Request do
   end
 
   # The plain request first, which has at most these two.
-  defp wire_options(%{session: nil, return: :value} = options, nil), do: plain_options(options)
+  defp wire_options(%{session: nil, return: :value, arrays: nil, tables: nil} = options, nil),
+    do: plain_options(options)
 
-  defp wire_options(%{session: session, return: return} = options, parent) do
+  defp wire_options(%{session: session, return: return, arrays: arrays, tables: tables} = options, parent) do
     options = plain_options(options)
     options = if session, do: Map.put(options, :session, session.name), else: options
     options = if return == :value, do: options, else: Map.put(options, :return, return)
+    options = if arrays, do: Map.put(options, :arrays, arrays), else: options
+    options = if tables, do: Map.put(options, :tables, tables), else: options
     if parent, do: Map.put(options, :parent, parent), else: options
   end
 

@@ -3,7 +3,7 @@ defmodule PyPort.Values do
   # Top-level values only: to walk whole data would cost more than to encode it. Pure.
   @moduledoc false
 
-  alias PyPort.{Callback, Object}
+  alias PyPort.{Callback, Libraries, Object}
 
   # Functions in the order of their index, last first; handles in no order.
   @type found :: %{funs: [fun()], objects: [Object.t()]}
@@ -14,7 +14,9 @@ defmodule PyPort.Values do
   def none, do: @none
 
   @spec scan(map() | list(), found()) :: {map() | list(), found()}
-  def scan(values, found) when is_map(values) do
+  def scan(values, found), do: values |> Libraries.outgoing() |> functions(found)
+
+  defp functions(values, found) when is_map(values) do
     if Enum.any?(values, fn {_name, value} -> special?(value) end) do
       {pairs, found} =
         Enum.map_reduce(values, found, fn {name, value}, found ->
@@ -28,9 +30,9 @@ defmodule PyPort.Values do
     end
   end
 
-  def scan([], found), do: {[], found}
+  defp functions([], found), do: {[], found}
 
-  def scan(values, found) when is_list(values) do
+  defp functions(values, found) when is_list(values) do
     if Enum.any?(values, &special?/1), do: Enum.map_reduce(values, found, &one/2), else: {values, found}
   end
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from port_server.protocol.requests import Request
+    from port_server.runtime.objects import Aside
     from port_server.server.cancel import Cancels
     from port_server.server.evaluate import Evaluator
     from port_server.server.main_thread import MainThread
@@ -149,7 +150,7 @@ class MainExecutor:
 
     # --- a call into the BEAM ---------------------------------------------------------------------
 
-    def pause(self) -> tuple[list[int], tuple[str, str]]:
+    def pause(self) -> Aside:
         """Wait in the midst of a request: others may run on top. Give what `resume` needs."""
         stack = self.thread.stack
         request = stack[-1]
@@ -160,7 +161,7 @@ class MainExecutor:
         # It may wait while it is encoded, and the requests on top have their own objects.
         return self.evaluator.exports.put_aside()
 
-    def resume(self, aside: tuple[list[int], tuple[str, str]]) -> None:
+    def resume(self, aside: Aside) -> None:
         """Go on with the request that `pause` left."""
         self.evaluator.exports.put_back(aside)
         self.thread.stack.pop()

@@ -5,7 +5,7 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
+  alias PyPort.{Connection, Env, Error, Libraries, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
   alias PyPort.Server.{AsyncDelivery, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
@@ -143,7 +143,9 @@ defmodule PyPort.Server.Launch do
       output_window_bytes: @output_limit_bytes,
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
-      templates: %{map_set: MapSet.new()}
+      arrays: Atom.to_string(options.arrays),
+      tables: Atom.to_string(options.tables),
+      templates: put(%{map_set: MapSet.new()}, :nx_tensor, Libraries.nx_template())
     }
 
     base
