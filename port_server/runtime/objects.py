@@ -211,9 +211,14 @@ class Exports:
         """Put large data behind the term, where the BEAM has no need to copy it; give its place."""
         if len(data) < _BEHIND_FROM_BYTES:
             return data
-        offset = sum(len(before) for before in self.ids if type(before) is memoryview)
+        place = (self.data_bytes, len(data))
         self.ids.append(data)
-        return Struct("Elixir.PyPort.Bytes", {"data": (offset, len(data))})
+        return Struct("Elixir.PyPort.Bytes", {"data": place})
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes are to stand behind the term."""
+        return sum(len(data) for data in self.ids if type(data) is memoryview)
 
     def use(self, arrays: str | None, tables: str | None) -> tuple[str, str]:
         """Send arrays and tables in these forms from here on; give the forms before."""

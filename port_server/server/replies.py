@@ -111,18 +111,14 @@ class Replies:
         """
         parts = self.parts(reply)
         if exports.ids:
+            limit = self._settings.max_frame_bytes
+            if sum(map(len, parts)) + exports.data_bytes > limit:
+                raise EncodeError(f"the term and its data are larger than {limit} bytes")
             ids, data = exports.take()
             if ids:
                 parts = messages.with_objects(parts, ids)
-            if data:
-                parts = [*parts, *data]
-                self._check_size(sum(map(len, parts)))
+            parts = [*parts, *data]
         return parts
-
-    def _check_size(self, size: int) -> None:
-        limit = self._settings.max_frame_bytes
-        if size > limit:
-            raise EncodeError(f"the term and its data are larger than {limit} bytes")
 
     @staticmethod
     def parts(reply: Reply) -> list[Part]:
