@@ -7,7 +7,8 @@ that is compared takes turns round by round. --guard measures little, looks at t
 and exits with 1 if a promise is broken twice over; it measures again before it says so, for as long
 as the machine is restless.
 
-$PYPORT_PYTHON is the Python that is measured; it needs port_server, and numpy for one figure.
+$PYPORT_PYTHON is the Python that is measured; it needs port_server, and numpy, pandas and
+pyarrow for some figures.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ PHASES = (
     "payloads",
     "binaries",
     "streams",
+    "arrays",
     "start",
     "memory",
     "jobs",
@@ -86,6 +88,7 @@ def settings(*, short: bool, numpy: bool) -> dict[str, dict[str, Any]]:
         "payloads": {"rounds": 20 // few},
         "binaries": {"rounds": 12 // few, "sizes": sizes},
         "streams": {"rounds": 12 // few, "items": 100_000 // few, "prints": 1000},
+        "arrays": {"rounds": 12 // few},
         "start": {"rounds": 12 // few, "numpy": numpy},
         "memory": {"rounds": 8 // few, "large": True},
         "jobs": {"rounds": 12 // few, "requests": 1000 // few},
@@ -194,9 +197,9 @@ def _revision() -> str:
     return git.stdout.strip() or "not in a repository"
 
 
-def has_numpy() -> bool:
-    """Tell whether the Python that is measured has numpy."""
-    look = [PYTHON, "-c", "import numpy"]
+def has(modules: str) -> bool:
+    """Tell whether the Python that is measured has these modules."""
+    look = [PYTHON, "-c", f"import {modules}"]
     return subprocess.run(look, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
@@ -267,8 +270,11 @@ def main() -> int:
         if options.guard:
             return guard(bench, options.only.split(",") if options.only else list(GUARD))
         before = os.getloadavg()[0]
-        plan = settings(short=options.short, numpy=has_numpy())
+        plan = settings(short=options.short, numpy=has("numpy"))
         for phase in options.only.split(",") if options.only else PHASES:
+            if phase == "arrays" and not has("pandas, pyarrow"):
+                print("arrays: left out, this Python has no pandas and pyarrow", file=sys.stderr)
+                continue
             bench.measure(phase, plan[phase])
         machine = bench.machine()
     machine["load"] = f"{before:.1f} before the run, {os.getloadavg()[0]:.1f} after it"

@@ -25,6 +25,10 @@ defmodule PyPort do
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
       `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
+    * `:arrays` - what an array of Python's in the value is: `:object`, a `PyPort.Object`; `:tensor`, a `PyPort.Tensor`; or `:nx`, an
+      `Nx.Tensor`. Default: that of the server.
+    * `:tables` - what a table in the value is: `:object`; `:arrow`, a `PyPort.Table`; or `:explorer`, an
+      `Explorer.DataFrame`. Default: that of the server.
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
@@ -49,6 +53,8 @@ defmodule PyPort do
           {:server, GenServer.server()}
           | {:timeout, timeout()}
           | {:binary_as, :str | :bytes}
+          | {:arrays, :object | :tensor | :nx}
+          | {:tables, :object | :arrow | :explorer}
           | {:session, Session.t()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}

@@ -41,7 +41,7 @@ class ArrowStream:
         return _first(_READERS)(self.data).__arrow_c_stream__(requested_schema)
 
     def __repr__(self) -> str:
-        return f"<port_server.ArrowStream of {len(self.data)} bytes>"
+        return f"<port_server.etf.tables.ArrowStream of {len(self.data)} bytes>"
 
 
 def struct_of(value: Any, place: Callable[[memoryview], Any] = memoryview) -> Struct | None:

@@ -121,7 +121,7 @@ def test_without_any_of_them_the_error_names_them(codec, only):
 def test_a_table_that_arrives_is_a_table_for_all_libraries(codec):
     """Twice and more often, because the stream is read anew each time."""
     table = received(codec, sent(codec, ARROW)["data"])
-    assert repr(table).startswith("<port_server.ArrowStream of ")
+    assert repr(table).startswith("<port_server.etf.tables.ArrowStream of ")
     for _ in range(2):
         assert pa.table(table).to_pydict() == COLUMNS
         assert pl.DataFrame(table).to_arrow().to_pydict() == COLUMNS

@@ -8,8 +8,8 @@ defmodule PyPort.Table do
       {:ok, %PyPort.Table{format: :arrow_stream, data: data}} =
         PyPort.eval("import pandas as pd; pd.DataFrame({'a': [1, 2]})", %{}, tables: :arrow)
 
-  Among the values of a request it is a `port_server.ArrowStream`, which all libraries take that import Arrow C streams:
-  `polars.DataFrame(table)`, `pyarrow.table(table)`, `pandas.DataFrame.from_arrow(table)`, and duckdb's queries.
+  Among the values of a request it is an Arrow C stream, which data frame libraries import: `polars.DataFrame(table)`,
+  `pyarrow.table(table)`, `pandas.DataFrame.from_arrow(table)`, `duckdb.from_arrow(table)`.
 
   An `Explorer.DataFrame` among the values goes the same way by itself, and `tables: :explorer` gives one in place of this
   struct.

@@ -44,14 +44,14 @@ defmodule Nx do
   def shape(%Tensor{shape: shape}), do: shape
   def type(%Tensor{type: type}), do: type
 
-  def to_flat_list(%Tensor{type: {:f, bits}} = tensor),
-    do: for(<<number::float-native-size(bits) <- to_binary(tensor)>>, do: number)
+  def to_flat_list(%Tensor{type: {:f, 64}} = tensor), do: for(<<n::float-native <- to_binary(tensor)>>, do: n)
 
-  def to_flat_list(%Tensor{type: {:s, bits}} = tensor),
-    do: for(<<number::signed-native-size(bits) <- to_binary(tensor)>>, do: number)
+  def to_flat_list(%Tensor{type: {:s, 64}} = tensor),
+    do: for(<<n::signed-native-64 <- to_binary(tensor)>>, do: n)
 
-  defp number(number, {:f, bits}), do: <<number::float-native-size(bits)>>
-  defp number(number, {_integer, bits}), do: <<number::native-size(bits)>>
+  defp number(number, {:f, 64}), do: <<number::float-native>>
+  defp number(number, {:s, 32}), do: <<number::native-32>>
+  defp number(number, {:s, 64}), do: <<number::native-64>>
 
   defp sizes([first | _] = list), do: [length(list) | sizes(first)]
   defp sizes(_number), do: []
