@@ -47,8 +47,8 @@ class Settings:
     )
 
     arrays: str
-    """What the arrays in a value are sent as where the request does not say it: "object", "tensor"
-    or "nx"."""
+    """The form in which the arrays of a value are sent where the request does not say it: "object",
+    "tensor" or "nx"."""
 
     tables: str
     """The same for tables: "object", "arrow" or "explorer"."""

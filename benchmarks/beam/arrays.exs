@@ -77,7 +77,7 @@ defmodule Bench.Arrays do
     fn -> PyPort.eval!("sorted(#{code} for _ in range(15))[7]", %{}, options) * 1.0e9 end
   end
 
-  # What the largest array adds to the peak of Python, and to what the BEAM has when it has arrived: the BEAM's own port driver
+  # The bytes that the largest array adds to the peak of Python, and to the BEAM when it has arrived. The BEAM's own port driver
   # has each frame twice for a moment, so its peak is the same for a binary.
   defp peaks(out) do
     server = Subjects.server(init_code: "import numpy\narray = numpy.ones(#{@large_numbers})")

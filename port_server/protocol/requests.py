@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _BODY_AT: Final = ID_LENGTH_AT + 1
 _RETURNS: Final = frozenset(("value", "object", "globals"))
-# What arrays and tables are sent as, the default first.
+# The forms that arrays and tables are sent in, the default first.
 FORMS: Final = {
     "arrays": ("object", "tensor", "nx"),
     "tables": ("object", "arrow", "explorer"),
