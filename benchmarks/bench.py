@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from figures import (
     BINARY_SIZES,
@@ -35,6 +35,9 @@ from figures import (
     Summary,
 )
 from report import as_json, measured, show, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 HERE = Path(__file__).resolve().parent
 CLIENT = HERE.parent / "elixir_client"
@@ -66,6 +69,7 @@ GUARD = {
     "payloads": {"rounds": 4},
     "binaries": {"rounds": 4, "sizes": [LARGEST]},
     "streams": {"rounds": 4, "items": 50_000, "prints": 100},
+    "arrays": {"rounds": 4},
     "start": {"rounds": 5, "numpy": False},
     "memory": {"rounds": 1, "large": False},
 }
@@ -203,6 +207,15 @@ def has(modules: str) -> bool:
     return subprocess.run(look, stderr=subprocess.DEVNULL, check=False).returncode == 0
 
 
+def possible(only: str | None, phases: Iterable[str]) -> list[str]:
+    """Give the phases to measure, without the one that this Python lacks the libraries for."""
+    wanted = only.split(",") if only else list(phases)
+    if "arrays" in wanted and not has("pandas, pyarrow"):
+        print("arrays: left out, this Python has no pandas and pyarrow", file=sys.stderr)
+        wanted.remove("arrays")
+    return wanted
+
+
 # --- the guard -----------------------------------------------------------------------------------
 
 
@@ -268,13 +281,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pyport-bench-") as folder:
         bench = Bench(Path(folder))
         if options.guard:
-            return guard(bench, options.only.split(",") if options.only else list(GUARD))
+            return guard(bench, possible(options.only, list(GUARD)))
         before = os.getloadavg()[0]
         plan = settings(short=options.short, numpy=has("numpy"))
-        for phase in options.only.split(",") if options.only else PHASES:
-            if phase == "arrays" and not has("pandas, pyarrow"):
-                print("arrays: left out, this Python has no pandas and pyarrow", file=sys.stderr)
-                continue
+        for phase in possible(options.only, PHASES):
             bench.measure(phase, plan[phase])
         machine = bench.machine()
     machine["load"] = f"{before:.1f} before the run, {os.getloadavg()[0]:.1f} after it"
