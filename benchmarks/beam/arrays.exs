@@ -68,7 +68,7 @@ defmodule Bench.Arrays do
   defp several(fun) do
     fn ->
       :erlang.garbage_collect()
-      Measure.p50(fun, 15)
+      Measure.p50(fun, 40)
     end
   end
 
