@@ -6,8 +6,11 @@ as it can.
 """
 
 import sysconfig
+from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 # One binary for CPython 3.11 and all later ones. Free-threaded builds have no stable ABI, and would
 # turn the GIL on again for an extension that relies on it: they run the same in Python.
@@ -33,7 +36,23 @@ def extension(name: str, *sources: str) -> Extension:
     )
 
 
+class Build(build_ext):
+    """The extensions, and the program that `preload:` needs, beside `_watch`."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.extensions:
+            return
+        target = Path(self.get_ext_fullpath("port_server.server._watch")).with_name("_stub")
+        try:
+            objects = self.compiler.compile(["port_server/server/stub.c"], self.build_temp)
+            self.compiler.link_executable(objects, target.name, output_dir=str(target.parent))
+        except (CCompilerError, ExecError, PlatformError) as error:
+            self.warn(f"building port_server/server/stub.c failed: {error}")
+
+
 setup(
+    cmdclass={"build_ext": Build},
     ext_modules=[
         extension("port_server.etf.native", *(f"port_server/etf/{name}" for name in CODEC)),
         extension("port_server.server._fast", "port_server/server/fast.c"),

@@ -63,8 +63,8 @@ defmodule PyPort.MixProject do
       groups_for_extras: @pages,
       groups_for_modules: [
         Requests: [PyPort, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
-        Values: [PyPort.Bytes, PyPort.Table, PyPort.Tensor],
-        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Status, PyPort.Telemetry],
+        Values: [PyPort.Bytes, PyPort.Encoder, PyPort.Table, PyPort.Tensor],
+        "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],
         "Shells and notebooks": [PyPort.Interactive, PyPort.Sigils]
       ]

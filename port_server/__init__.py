@@ -10,7 +10,15 @@ are kept and sent back as they are; `Struct` is a dict with the name of its modu
 Structs as types of one's own, both ways:
 
     from port_server import register
-    register("MyApp.Money", Money, lambda money: {"amount": money.amount})
+    register("MyApp.Money", Money)      # a dataclass, or a model of attrs, pydantic, msgspec
+
+or each way by itself:
+
+    @decoder("MyApp.Money")
+    def money(fields): return Money(**fields)
+
+    @encoder(Money)
+    def fields(money): return {"amount": money.amount}
 
 Calls into the BEAM, from code that runs in a server that Elixir started:
 
@@ -36,6 +44,8 @@ from .etf import (
     Port,
     Reference,
     Struct,
+    decoder,
+    encoder,
     register,
 )
 
@@ -59,6 +69,8 @@ __all__ = [
     "Reference",
     "Struct",
     "call",
+    "decoder",
+    "encoder",
     "register",
     "send",
 ]

@@ -20,6 +20,7 @@ class Settings:
 
     __slots__ = (
         "arrays",
+        "as_bytes",
         "async_threads",
         "cancel_resend_ms",
         "code_cache_entries",
@@ -52,6 +53,8 @@ class Settings:
 
     tables: str
     """The same for tables: "object", "arrow" or "explorer"."""
+    as_bytes: bool
+    """Whether the binaries of a request that does not say so itself are bytes, not str."""
 
     max_frame_bytes: int
     """Longest frame read or written. A header above it ends the connection: a stray print looks
@@ -181,6 +184,7 @@ class Settings:
         max_queue_bytes: int = 1 << 28,
         arrays: str = "object",
         tables: str = "object",
+        as_bytes: bool = False,
     ) -> None:
         values = locals()
         for name in Settings.__slots__:

@@ -12,4 +12,8 @@ say "Installing a wheel, with numpy, pandas and pyarrow, in .cache/bench/venv"
 UV_PROJECT_ENVIRONMENT="$bench/venv" uv sync --quiet --locked --no-editable --compile-bytecode \
     --no-default-groups --group bench --group examples --group tables --reinstall-package port-server
 export PYPORT_PYTHON="$bench/venv/bin/python"
-exec python benchmarks/bench.py --json "$bench/result.json" "$@"
+python benchmarks/bench.py --json "$bench/result.json" "$@"
+case " $* " in *" --only "*) exit 0 ;; esac
+say "preload (with the numpy and pandas of .venv)"
+cd elixir_client
+PYPORT_PYTHON="$project/.venv/bin/python" MIX_ENV=prod mix run ../benchmarks/beam/preload.exs

@@ -17,4 +17,4 @@ cd "$project"
 rm -rf .venv .cache build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis ./*.egg-info
 rm -rf elixir_client/_build elixir_client/cover elixir_client/tmp elixir_client/priv/wheels elixir_client/erl_crash.dump
 find port_server tests benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
-find port_server -name '*.so' -type f -exec rm -f {} +
+find port_server \( -name '*.so' -o -name _stub \) -type f -exec rm -f {} +

@@ -13,7 +13,7 @@ mkdir "$out"
 cd "$project/elixir_client"
 cp -RL mix.exs .formatter.exs README.md CHANGELOG.md LICENSE lib examples priv docs notebooks "$out/"
 # The package lists its files by their endings; a wheel is of one platform.
-find "$out" \( -name '*.so' -o -name __pycache__ -o -name wheels \) -prune -exec rm -rf {} +
+find "$out" \( -name '*.so' -o -name _stub -o -name __pycache__ -o -name wheels \) -prune -exec rm -rf {} +
 [ -z "${1:-}" ] || exit 0
 
 say "The package is laid out in $out"

@@ -17,7 +17,7 @@ cd "$project"
 # From a copy: what an earlier build has left in build/ would be packed, too.
 mkdir "$out/source"
 cp -R pyproject.toml setup.py README.md LICENSE port_server "$out/source/"
-find "$out/source" \( -name '*.so' -o -name __pycache__ \) -prune -exec rm -rf {} +
+find "$out/source" \( -name '*.so' -o -name _stub -o -name __pycache__ \) -prune -exec rm -rf {} +
 quietly uv build --wheel --python "$VIRTUAL_ENV/bin/python" --out-dir "$out" "$out/source" ||
     die "uv build failed; what it said stands above"
 wheel=$(find "$out" -maxdepth 1 -name '*.whl')

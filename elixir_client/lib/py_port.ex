@@ -24,7 +24,8 @@ defmodule PyPort do
     * `:timeout` - how long to wait for the answer, in ms, the time spent in queues included, or `:infinity`.
       Default: 5_000.
     * `:binary_as` - what the binaries of globals and arguments are in Python: `:str` (they must be UTF-8) or
-      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: `:str`.
+      `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: that of the server or pool, `:str` unless it was
+      started with another.
     * `:arrays` - what an array of Python's in the value is: `:object`, a `PyPort.Object`; `:tensor`, a `PyPort.Tensor`; or `:nx`, an
       `Nx.Tensor`. Default: that of the server.
     * `:tables` - what a table in the value is: `:object`; `:arrow`, a `PyPort.Table`; or `:explorer`, an
@@ -32,8 +33,12 @@ defmodule PyPort do
     * `:session` - a session of `open_session/1`, whose names the code sees and sets. It carries its server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
+    * `:error_value` - whether the error of an exception has the exception itself under `value`, a `PyPort.Object`; not for
+      `stream/3`. Default: `false`.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
     * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
+
+  `batched/3` takes `:timeout` and `:batch_key`, one of the `:batch_keys` of its `PyPort.Batcher` (default: `:default`).
 
   ## Functions
 
@@ -58,6 +63,7 @@ defmodule PyPort do
           | {:session, Session.t()}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
+          | {:error_value | :typed, boolean()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
 
@@ -113,6 +119,10 @@ defmodule PyPort do
   The module is imported if it has not been. It is faster than `eval/3` where the code is one call anyway,
   and needs no Python source.
 
+  With `typed: true` the arguments are what the type hints of the function say: maps become dataclasses, or models of
+  attrs, pydantic and msgspec, and the value or the name of a member that member of an enum, also inside of lists, maps
+  and optional types.
+
   ## Examples
 
       iex> PyPort.call("math:gcd", [12, 18])
@@ -167,6 +177,22 @@ defmodule PyPort do
     check_globals!(globals)
     PyPort.Stream.new({:eval, code, globals}, options)
   end
+
+  @doc """
+  Gives one item to a `PyPort.Batcher`, and its result: Python gets the items of many callers as one list.
+
+  Options: `:timeout`, the time that the item waits for others included, and `:batch_key`.
+
+  ## Examples
+
+      iex> {:ok, batcher} = PyPort.Batcher.start_link(fun: "builtins:sorted", batch_size: 1)
+      iex> PyPort.batched(batcher, "an item")
+      {:ok, "an item"}
+  """
+  @spec batched(GenServer.server(), term(), [{:timeout, timeout()} | {:batch_key, atom()}]) ::
+          {:ok, term()} | {:error, Error.t()}
+  def batched(batcher, item, options \\ []),
+    do: PyPort.Batcher.ask(batcher, item, Options.batched!(options))
 
   @doc """
   Opens a session: names that stay from one request to the next. Options: `:server` and `:timeout`.
@@ -365,20 +391,12 @@ defmodule PyPort do
   @doc """
   Builds a Python environment at run time, for scripts and notebooks, and starts the default pool in it.
 
-      Mix.install([{:py_port, path: "../pyport/elixir_client"}], config: [py_port: [pool: false]])
+      :ok = PyPort.uv_init(File.read!("pyproject.toml"))
 
-      :ok =
-        PyPort.uv_init(~S'''
-        [project]
-        name = "script"
-        version = "0.0.0"
-        requires-python = ">=3.11"
-        dependencies = ["numpy"]
-        ''')
-
-  The environment is kept in a cache under the project's digest, so the same text is ready at once the next time, and a
-  default pool that runs in it already is left alone. The output of uv goes to the group leader. The options are those
-  of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it: `python_env: :name`.
+  docs/environments.md has a whole script. The environment is kept in a cache under the project's digest, so the same text
+  is ready at once the next time, and a default pool that runs in it already is left alone. The output of uv goes to the
+  group leader. The options are those of `PyPort.Env`, and `:name` (default: `:default`), under which servers find it:
+  `python_env: :name`.
 
   Gives `{:error, %PyPort.Error{kind: :unavailable}}` with uv's words and what to do about them.
   """

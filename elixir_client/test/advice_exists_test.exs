@@ -22,8 +22,11 @@ defmodule PyPort.AdviceExistsTest do
   defp options do
     askers = [
       &Options.request!/1,
+      &Options.call!/1,
       &Options.stream!/1,
       &Options.pool!/1,
+      &Options.batcher!/1,
+      &Options.batched!/1,
       &Options.interactive!/1,
       &Env.Config.new!(:default, &1, "/")
     ]
@@ -35,7 +38,7 @@ defmodule PyPort.AdviceExistsTest do
           [name] <- Regex.scan(~r/:\w+/, names),
           do: String.trim_leading(name, ":")
 
-    MapSet.new(listed ++ ~w(environments pool uv_init carry_python releases steps compilers))
+    MapSet.new(listed ++ ~w(environments pool decimal uv_init carry_python releases steps compilers))
   end
 
   # --- what is said ---------------------------------------------------------------------------

@@ -4,11 +4,15 @@ defmodule PyPort.DocumentationTest do
 
   {:ok, modules} = :application.get_key(:py_port, :modules)
   # Those of the tests themselves, and implementations of protocols, have no page.
-  @modules Enum.reject(modules, &(inspect(&1) =~ ~r/^(PyPort\.Test|Inspect|Nx|Explorer)\b/))
+  @modules Enum.reject(
+             modules,
+             &(inspect(&1) =~ ~r/^(PyPort\.Test\.|Inspect\.|PyPort\.Encoder\.|Nx\b|Explorer\b)/)
+           )
 
   @public_modules ~w(
     Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top
-    PyPort PyPort.Bytes PyPort.Code PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool PyPort.Release
+    PyPort PyPort.Batcher PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool
+    PyPort.Release
     PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Table PyPort.Telemetry PyPort.Tensor
   )
 
@@ -68,6 +72,8 @@ defmodule PyPort.DocumentationTest do
     # Those of its servers stand there.
     assert_options(PyPort.Pool, &PyPort.Options.pool!/1, known(&PyPort.Options.server!/1) -- ["name"])
     assert_options(PyPort, &PyPort.Options.request!/1, [])
+    assert_options(PyPort.Batcher, &PyPort.Options.batcher!/1, [])
+    assert_options(PyPort, &PyPort.Options.batched!/1, [])
     assert_options(PyPort.Env, &PyPort.Env.Config.new!(:default, &1, "."), [])
   end
 

@@ -22,7 +22,7 @@ defmodule PyPort.ExamplesTest do
   end
 
   test "none is left out" do
-    tested = ~w(arrays callers demo plot progress statistics supervised tables tokens)
+    tested = ~w(arrays callers demo embeddings plot progress statistics supervised tables tokens)
 
     assert @examples |> Path.join("*.exs") |> Path.wildcard() |> Enum.map(&Path.basename(&1, ".exs")) ==
              tested
@@ -87,6 +87,13 @@ defmodule PyPort.ExamplesTest do
     assert printed =~ "\r" <> String.duplicate("░", 39) or printed =~ "\r█" <> String.duplicate("░", 39)
     assert printed =~ "\r" <> String.duplicate("█", 40) <> " 100 %\n"
     assert printed =~ "π is about 3.1"
+  end
+
+  test "embeddings.exs: no sentence is lost while the model changes" do
+    printed = run("embeddings.exs")
+    assert printed =~ "the first model: [1, 10, 3]"
+    assert printed =~ "the second model: [2, 10, 3]"
+    assert printed =~ ~r/^\d+ sentences of 16 callers, 0 lost$/m
   end
 
   test "supervised.exs: a worker that crashed is there again" do

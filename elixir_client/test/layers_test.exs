@@ -9,7 +9,7 @@ defmodule PyPort.LayersTest do
   # use besides itself. The first layer that has a file counts.
   @layers [
     {:base,
-     ~w(bytes callback code session object values deadline did_you_mean error options) ++
+     ~w(bytes callback code encoder session object values deadline did_you_mean error options) ++
        ~w(status_page stderr_file telemetry libraries tensor table), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
@@ -18,7 +18,7 @@ defmodule PyPort.LayersTest do
     {:server, ~w(server server/), [:base, :wire, :env, :connection]},
     {:pool, ~w(pool pool/), [:base, :env, :connection, :server]},
     {:request, ~w(admission locator request stream stream/), [:base, :wire, :connection, :server, :pool]},
-    {:api, ~w(/py_port application status status/ sigils interactive syntax_check /mix/),
+    {:api, ~w(/py_port application batcher status status/ sigils interactive syntax_check object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 
@@ -105,11 +105,12 @@ defmodule PyPort.LayersTest do
     "py_port/locator" => "py_port/pool",
     "py_port/ownership" => "py_port/object",
     "py_port/reply" => "py_port/wire",
-    "py_port/values" => "py_port/callbacks",
+    "py_port/object/inspect" => "py_port/object",
     "py_port/pool/default" => "py_port/pool",
     "py_port/pool/events" => "py_port/telemetry",
     "py_port/pool/manager" => "py_port/pool",
     "py_port/pool/slot" => "py_port/pool",
+    "py_port/pool/state" => "py_port/pool",
     "py_port/pool/waiter" => "py_port/pool",
     "py_port/server/events" => "py_port/telemetry",
     "py_port/server/launch" => "py_port/server/startup",

@@ -23,7 +23,7 @@ defmodule PyPort.MixProjectTest do
   defp below(root, folder) do
     for file <- Path.wildcard(Path.join([root, folder, "**"]), match_dot: true),
         File.regular?(file),
-        not (file =~ ~r{/__pycache__/|\.so$}),
+        not (file =~ ~r{/__pycache__/|\.so$|/_stub$}),
         do: Path.relative_to(file, root)
   end
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from .errors import DecodeError, EncodeError, EtfError
-from .structs import register, set_templates
+from .structs import decoder, encoder, register, set_decimals, set_templates
 from .terms import (
     Atom,
     BitString,
@@ -62,9 +62,12 @@ __all__ = [
     "Struct",
     "codec_name",
     "decode",
+    "decoder",
     "encode",
     "encode_parts",
+    "encoder",
     "read_term",
     "register",
+    "set_decimals",
     "set_templates",
 ]

@@ -23,6 +23,7 @@ from .fallback_encode import (
 )
 from .mapping import name_of
 from .terms import (
+    NOT_FINITE,
     Atom,
     BitString,
     FrozenList,
@@ -47,6 +48,7 @@ __all__ = ["decode", "encode", "encode_parts", "read_term"]
 erlang.set_undefined(b"nil")
 
 _CONSTANTS = {"true": True, "false": False, "nil": None}
+_NOT_FINITE_NAMES = {str(number): Atom(name) for name, number in NOT_FINITE.items()}
 _WAYS_OUT = "Wrap it in PyPort.bytes/1, or pass binary_as: :bytes to have every binary as bytes"
 
 
@@ -160,6 +162,8 @@ class _Reader:
         if tag in (100, 115, 118, 119):
             self.at = begin
             name = self.atom_name()
+            if name in NOT_FINITE and not self.plain:
+                return NOT_FINITE[name]
             return _CONSTANTS[name] if name in _CONSTANTS else Atom(name)
         if tag == 109:
             return self.binary(self.take(self.number(4)), begin, as_key=as_key)
@@ -336,6 +340,8 @@ class _Reader:
             except BadTermError as bad:
                 bad.steps.append(KEY)
                 raise
+            if type(key) is float and key - key != 0.0:
+                key = _NOT_FINITE_NAMES[str(key)]  # a key is a name: an atom there stays one
             self.owed -= 1
             try:
                 if key in fields:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import sys
 
-from . import structs
+from . import containers, models, scalars, structs
 from .terms import Atom, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+scalars.install()
+containers.install()
+models.install()
 
 _BUILTINS = frozenset((int, float, str, bytes, bytearray, memoryview, list, tuple, dict))
 
@@ -49,12 +53,14 @@ def resolve(value: Any) -> Any:
     """Give the value to encode in place of `value`, or NotImplemented if there is none.
 
     In this order: a type registered in `structs` gives its Struct; an enum member its value; a
-    type whose base is registered (the nearest in the method resolution order) that one's Struct;
-    subclasses of built-in types NotImplemented, because they go as their base; dataclasses a dict
-    with string keys; UUIDs and paths their text; numpy scalars the number.
+    type whose base is registered (the nearest in the method resolution order) what that one gives;
+    subclasses of built-in types NotImplemented, because they go as their base; objects with fields
+    a dict with string keys; UUIDs and paths their text.
     """
     kind = type(value)
-    table = structs.to_struct_by_type
+    table, replacements = structs.to_struct_by_type, structs.replacement_by_type
+    if kind in replacements:
+        return replacements[kind](value)
     known = table.get(kind)
     if known is not None:
         return as_struct(known[0], known[1](value))
@@ -62,33 +68,21 @@ def resolve(value: Any) -> Any:
         return value.value
     structs.learn_imported_types()
     for base in kind.__mro__:
+        if base in replacements:
+            return replacements[base](value)
         known = table.get(base)
         if known is not None:
             return as_struct(known[0], known[1](value))
         if base in _BUILTINS:
             return NotImplemented
-    fields = getattr(kind, "__dataclass_fields__", None)
-    if fields is not None and "dataclasses" in sys.modules:
-        wanted = getattr(sys.modules["dataclasses"], "_FIELD", None)
-        return {
-            name: getattr(value, name)
-            for name, field in fields.items()
-            if field._field_type is wanted  # noqa: SLF001  ClassVar and InitVar are no fields
-        }
+    fields = models.fields_of(value)
+    if fields is not None:
+        return fields
     if _instance(value, "uuid", "UUID"):
         return str(value)
     if _instance(value, "pathlib", "PurePath"):
         return bytes(value)  # a file name is bytes; surrogates would not survive as text
-    if _instance(value, "numpy", "generic"):
-        return _number(value)
     return NotImplemented
-
-
-def _number(value: Any) -> Any:
-    plain = value.item()
-    if type(plain) is type(value):  # a long double has no smaller form of its own
-        return float(plain) if value.dtype.kind == "f" else NotImplemented
-    return NotImplemented if isinstance(plain, complex) else plain
 
 
 def name_of(value: object) -> str:

@@ -103,8 +103,9 @@ typedef struct {
     X(bitstring_type) X(improper_type) X(frozen_list_type) X(frozen_map_type) X(struct_type)       \
     X(pid_of) X(port_of) X(reference_of) X(fun_of) X(local_of)                                     \
     X(etf_error) X(decode_error) X(encode_error) X(hook_failed) X(path_of) X(show) X(key_step)     \
-    X(resolve) X(name_of) X(from_struct_by_module) X(registered_builtin_subtypes)                  \
-    X(atom_struct)                                                                                 \
+    X(resolve) X(name_of) X(from_struct_by_module) X(registered_builtin_subtypes) X(quick_types)   \
+    X(atom_struct) X(atom_nan) X(atom_infinity) X(atom_neg_infinity)                               \
+    X(nan) X(infinity) X(neg_infinity) X(utc)                                                      \
     X(dict_new) X(int_from_bytes) X(int_to_bytes) X(int_abs) X(int_bit_length)                     \
     X(s_binary_as) X(s_floats_as) X(s_max_depth) X(s_plain_structs) X(s_head) X(s_default)         \
     X(s_max_bytes) X(s_by_reference_from) X(s_str) X(s_bytes) X(s_memoryview) X(s_list)            \
@@ -118,6 +119,7 @@ typedef struct {
 #undef X
     PyObject *small_ints[256];
     int layouts_known;
+    int dates_known;           /* 1: their layout is what the writer takes it for; -1: it is another */
     Py_ssize_t tuple_items_at; /* 3.14 moved them */
     Py_ssize_t last_size;      /* of the last result that outgrew the stack: the next may be like it */
     CacheSlot atoms[ATOM_SLOTS];

@@ -131,6 +131,7 @@ module_exec(PyObject *module)
     IMPORT(name_of, mapping, "name_of")
     IMPORT(from_struct_by_module, structs, "from_struct_by_module")
     IMPORT(registered_builtin_subtypes, structs, "registered_builtin_subtypes")
+    IMPORT(quick_types, structs, "quick_types")
     ATTRIBUTE(dict_new, (PyObject *)&PyDict_Type, "__new__")
     ATTRIBUTE(int_from_bytes, (PyObject *)&PyLong_Type, "from_bytes")
     ATTRIBUTE(int_to_bytes, (PyObject *)&PyLong_Type, "to_bytes")
@@ -186,10 +187,16 @@ module_exec(PyObject *module)
         if (import_into(&atom_type, terms, "Atom") < 0) {
             return -1;
         }
+        st->atom_nan = PyObject_CallFunction(atom_type, "s", "nan");
+        st->atom_infinity = PyObject_CallFunction(atom_type, "s", "infinity");
+        st->atom_neg_infinity = PyObject_CallFunction(atom_type, "s", "neg_infinity");
+        st->nan = PyFloat_FromDouble(Py_NAN);
+        st->infinity = PyFloat_FromDouble(Py_HUGE_VAL);
+        st->neg_infinity = PyFloat_FromDouble(-Py_HUGE_VAL);
         st->atom_struct = PyObject_CallFunction(atom_type, "s", "__struct__");
         st->atom_type = atom_type;
     }
-    return st->atom_struct == NULL ? -1 : 0;
+    return PyErr_Occurred() ? -1 : 0;
 }
 
 static int

@@ -325,6 +325,37 @@ atom_named(Reader *r, const unsigned char *begin, int tag, const unsigned char *
     return value;
 }
 
+/* The atom, or the float that it stands for. */
+static inline PyObject *
+atom_value(Reader *r, PyObject *atom /* stolen */)
+{
+    State *st = r->st;
+    PyObject *number = atom == st->atom_nan            ? st->nan
+                       : atom == st->atom_infinity     ? st->infinity
+                       : atom == st->atom_neg_infinity ? st->neg_infinity
+                                                       : NULL;
+    if (LIKELY(number == NULL || atom == NULL || r->plain_structs)) {
+        return atom;
+    }
+    Py_DECREF(atom);
+    return Py_NewRef(number);
+}
+
+/* A key is a name: an atom there stays one. */
+static inline PyObject *
+key_value(State *st, PyObject *key /* stolen */)
+{
+    PyObject *atom = key == st->nan            ? st->atom_nan
+                     : key == st->infinity     ? st->atom_infinity
+                     : key == st->neg_infinity ? st->atom_neg_infinity
+                                               : NULL;
+    if (LIKELY(atom == NULL || key == NULL)) {
+        return key;
+    }
+    Py_DECREF(key);
+    return Py_NewRef(atom);
+}
+
 /* Moves past an atom whose tag comes next; gives its name's bytes and tag. */
 static const unsigned char *
 take_atom(Reader *r, int *tag, Py_ssize_t *size)
@@ -998,7 +1029,7 @@ again:
             }
         }
         else {
-            key = read_value(r, 1);
+            key = key_value(st, read_value(r, 1));
         }
         if (UNLIKELY(key == NULL)) {
             failure_step_key(&r->failure, st->key_step);
@@ -1097,12 +1128,12 @@ read_value(Reader *r, int as_key)
     case SMALL_ATOM_UTF8_EXT:
         size = take_length(r, 1);
         p = size < 0 ? NULL : take(r, size);
-        return p == NULL ? NULL : atom_named(r, begin, begin[0], p, size);
+        return p == NULL ? NULL : atom_value(r, atom_named(r, begin, begin[0], p, size));
     case ATOM_EXT:
     case ATOM_UTF8_EXT:
         size = take_length(r, 2);
         p = size < 0 ? NULL : take(r, size);
-        return p == NULL ? NULL : atom_named(r, begin, begin[0], p, size);
+        return p == NULL ? NULL : atom_value(r, atom_named(r, begin, begin[0], p, size));
     case SMALL_TUPLE_EXT:
         return read_tuple(r, begin, take_length(r, 1), as_key);
     case LARGE_TUPLE_EXT:

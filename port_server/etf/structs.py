@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import sys
 
-from .terms import Atom, Struct
+from .errors import EncodeError
+from .terms import NOT_FINITE, Atom, Struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import datetime as dt
     import decimal
     from collections.abc import Callable, Mapping
-    from typing import Any
+    from typing import Any, TypeVar
 
+    _Function = TypeVar("_Function", bound=Callable[[Any], Any])
     FromStruct = Callable[[dict[Any, Any]], Any]
     ToStruct = Callable[[Any], Mapping[Any, Any] | Struct]
 
 # The codecs read these two tables directly.
 from_struct_by_module: dict[str, FromStruct] = {}
 to_struct_by_type: dict[type, tuple[Atom, ToStruct]] = {}
+# Functions that give the value to send in place of one, by its type; or NotImplemented.
+replacement_by_type: dict[type, Callable[[Any], Any]] = {}
+# Types of which long lists are common, and how the C extension writes them by itself: numbers of
+# numpy as their value, the others as the struct that the tables above give for them.
+QUICK_INT, QUICK_FLOAT, QUICK_BOOL, QUICK_DATE, QUICK_DATETIME, QUICK_DECIMAL = range(1, 7)
+quick_types: dict[type, int] = {}
 # Types that derive from int, str, dict, ...: for these, looking at an exact type is not enough.
 registered_builtin_subtypes: set[type] = set()
 
@@ -41,8 +49,9 @@ def register(
     Args:
         module: the module, with or without the `Elixir.` in front ("MyApp.Money").
         from_struct: called with a dict of the struct's fields (keys are atoms, `__struct__` is
-            not among them); returns the Python value. A class will do. If it raises, decoding
-            fails with a DecodeError that names the place.
+            not among them); returns the Python value. If it raises, decoding fails with a
+            DecodeError that names the place. A class will do. A dataclass, or a class of attrs,
+            pydantic or msgspec, gets the fields as its arguments, and needs no `to_struct`.
         to_struct: called with a value; returns its fields as a mapping, whose string keys become
             atoms. Without it the type only travels one way.
         python_type: the type `to_struct` is for, its subclasses included; by default
@@ -52,6 +61,13 @@ def register(
         TypeError: `to_struct` was given, and no type to use it for.
     """
     full = module if module.startswith("Elixir.") else "Elixir." + module
+    if isinstance(from_struct, type) and to_struct is None:
+        from .models import both_ways
+
+        ways = both_ways(from_struct)
+        if ways is not None:
+            python_type = python_type or from_struct
+            from_struct, to_struct = ways
     from_struct_by_module[str(full)] = from_struct
     if to_struct is None:
         return
@@ -60,9 +76,49 @@ def register(
         raise TypeError(
             f"register({module!r}, ...) needs python_type=: which type is to_struct for?"
         )
+    _claim(kind)
+    replacement_by_type.pop(kind, None)
+    to_struct_by_type[kind] = (Atom(full), to_struct)
+
+
+def _claim(kind: type) -> None:
+    """Have values of a type, and of its subclasses, looked up in the tables, even if C knows it."""
     if issubclass(kind, _BUILTIN_BASES):
         registered_builtin_subtypes.add(kind)
-    to_struct_by_type[kind] = (Atom(full), to_struct)
+    quick_types.pop(kind, None)
+
+
+def encoder(kind: type) -> Callable[[_Function], _Function]:
+    """Decorate a function that gives what values of a type, and of its subclasses, are sent as.
+
+    Raises:
+        TypeError: it is no type.
+    """
+    if not isinstance(kind, type):
+        raise TypeError(f"@encoder(type) takes a type, not {kind!r}")
+
+    def add(function: _Function) -> _Function:
+        _claim(kind)
+        replacement_by_type[kind] = function
+        return function
+
+    return add
+
+
+def decoder(module: str) -> Callable[[_Function], _Function]:
+    """Decorate a function that gives the value for the fields of a struct; see `register`.
+
+    Raises:
+        TypeError: the module is no str.
+    """
+    if not isinstance(module, str):
+        raise TypeError(f'@decoder("MyApp.Money") takes the name of a module, not {module!r}')
+
+    def add(function: _Function) -> _Function:
+        register(module, function)
+        return function
+
+    return add
 
 
 # --- the shapes the client's own Elixir gives its structs -------------------------------------
@@ -74,6 +130,7 @@ _DEFAULT_TEMPLATES: dict[str, dict[Any, Any]] = {
     "map_set": {Atom("map"): {}, Atom("version"): 2},
     "range": {Atom("first"): 0, Atom("last"): 0, Atom("step"): 1},
     "nx_tensor": {},
+    "duration": {},
 }
 _templates = dict(_DEFAULT_TEMPLATES)
 
@@ -83,8 +140,9 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
 
     Args:
         templates: from a name to a value as the wire gave it: `"map_set"` to `MapSet.new()`, read
-            with `plain_structs=True` so that it stays a Struct. Unknown names are ignored;
-            an empty mapping brings the defaults (Elixir 1.14's) back.
+            with `plain_structs=True` so that it stays a Struct. Unknown names are ignored.
+            Without `"duration"`, that Elixir has no `Duration` (it came with 1.17). An empty
+            mapping brings the defaults back: Elixir 1.14's, and `Duration`.
 
     Raises:
         TypeError: a template is no Struct.
@@ -99,6 +157,8 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
         if not isinstance(template, Struct):
             raise TypeError(f"the template {name!s} is a {type(template).__name__}, no Struct")
         _templates[str(name)] = dict(template)
+    if templates and "duration" not in templates:
+        del _templates["duration"]
 
 
 def template(name: str) -> dict[Any, Any]:
@@ -114,11 +174,19 @@ def _bytes_from(fields: dict[Any, Any]) -> Any:
     return Struct("Elixir.PyPort.Bytes", fields)
 
 
+_NOT_FINITE_NAMES = tuple(map(Atom, NOT_FINITE))
+
+
 def _map_set_from(fields: dict[Any, Any]) -> Any:
     members = fields.get("map")
     if not isinstance(members, dict):
         return Struct("Elixir.MapSet", fields)
-    return set(members)
+    found = set(members)
+    for name in _NOT_FINITE_NAMES:  # keys stay atoms, members are values
+        if name in found and any(key is name for key in found):
+            found.remove(name)
+            found.add(NOT_FINITE[name])
+    return found
 
 
 def _map_set_to(value: Any) -> dict[Any, Any]:
@@ -257,6 +325,52 @@ def _text(value: Any) -> str:
     raise TypeError("a time zone's name is text")  # bytes() of an integer is that many zeros
 
 
+def _duration_from(fields: dict[Any, Any]) -> Any:
+    try:
+        if fields["year"] or fields["month"]:
+            return Struct("Elixir.Duration", fields)  # of no fixed length
+        from datetime import timedelta
+
+        return timedelta(
+            weeks=fields["week"],
+            days=fields["day"],
+            hours=fields["hour"],
+            minutes=fields["minute"],
+            seconds=fields["second"],
+            microseconds=fields["microsecond"][0],
+        )
+    except (KeyError, OverflowError):
+        return Struct("Elixir.Duration", fields)
+
+
+def duration(micros: int, *, months: int = 0) -> Any:
+    """Give a `Duration`, whose parts have one sign; NotImplemented if the other side has none."""
+    if "duration" not in _templates:
+        return NotImplemented
+    sign = -1 if micros < 0 else 1
+    seconds, part = divmod(abs(micros), 1_000_000)
+    days, seconds = divmod(seconds, 86_400)
+    years = int(months / 12)  # towards zero
+    return Struct(
+        "Elixir.Duration",
+        {
+            Atom("year"): years,
+            Atom("month"): months - years * 12,
+            Atom("week"): 0,
+            Atom("day"): sign * days,
+            Atom("hour"): 0,
+            Atom("minute"): 0,
+            Atom("second"): sign * seconds,
+            Atom("microsecond"): (sign * part, 6 if part else 0),
+        },
+    )
+
+
+def timedelta_to(value: dt.timedelta) -> Any:
+    """Give the `Duration` of a timedelta; NotImplemented if the other side has none."""
+    return duration((value.days * 86_400 + value.seconds) * 1_000_000 + value.microseconds)
+
+
 # Decimal(int) takes quadratic time: 5 ms at 10,000 digits, minutes at a million.
 _MOST_DECIMAL_BITS = 33_220
 
@@ -280,9 +394,43 @@ def _decimal_from(fields: dict[Any, Any]) -> Any:
         return Struct("Elixir.Decimal", fields)  # an exponent that Python's Decimal has no room for
 
 
-def _decimal_to(value: decimal.Decimal) -> dict[Any, Any]:
+_decimals = "struct"
+_DECIMAL, _SIGN, _COEF, _EXP = (Atom(name) for name in ("Elixir.Decimal", "sign", "coef", "exp"))
+
+
+def set_decimals(how: str) -> None:
+    """Say what Decimals become: "struct", "string", or "none" if they are an error.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    global _decimals  # noqa: PLW0603  one other side
+    if how not in ("struct", "string", "none"):
+        raise ValueError(how)
+    _decimals = how
+    _learn_quick_decimals()
+
+
+def _learn_quick_decimals() -> None:
+    for kind, function in replacement_by_type.items():
+        if function is _decimal_to:
+            if _decimals == "struct":
+                quick_types[kind] = QUICK_DECIMAL
+            else:
+                quick_types.pop(kind, None)
+
+
+def _decimal_to(value: decimal.Decimal) -> Any:
     from decimal import Decimal
 
+    if _decimals == "string":
+        return str(value)
+    if _decimals == "none":
+        raise EncodeError(
+            "it is a Decimal, and the Elixir application does not have the library of that name",
+            'Add {:decimal, "~> 2.0"} to the dependencies in mix.exs, or set '
+            "config :py_port, decimal: :string to have them as text, or return a float or a str",
+        )
     sign, digits, exp = value.as_tuple()
     number: Any
     if exp == "F":
@@ -291,7 +439,7 @@ def _decimal_to(value: decimal.Decimal) -> dict[Any, Any]:
         number, exp = Atom("NaN"), 0
     else:
         number = int(Decimal((0, digits, 0)))
-    return {"sign": -1 if sign else 1, "coef": number, "exp": exp}
+    return Struct(_DECIMAL, {_SIGN: -1 if sign else 1, _COEF: number, _EXP: exp})
 
 
 def _tensor_from(fields: dict[Any, Any]) -> Any:
@@ -317,24 +465,48 @@ register("Time", _time_from)
 register("NaiveDateTime", _naive_from)
 register("DateTime", _datetime_from)
 register("Decimal", _decimal_from)
+register("Duration", _duration_from)
 registered_builtin_subtypes.clear()  # set and frozenset are exact types, not subtypes
 
-_late: dict[str, Callable[[Any], tuple[tuple[type, str, ToStruct], ...]]] = {
-    "datetime": lambda module: (
-        (module.datetime, "Elixir.DateTime", _datetime_to),
-        (module.date, "Elixir.Date", _date_fields),
-        (module.time, "Elixir.Time", _time_to),
-    ),
-    "decimal": lambda module: ((module.Decimal, "Elixir.Decimal", _decimal_to),),
-}
+_late: dict[str, list[Callable[[Any], None]]] = {}
+
+
+def when_imported(name: str, learn: Callable[[Any], None]) -> None:
+    """Have `learn(module)` add the types of a module to the tables, once user code has imported it.
+
+    Values of a type exist only after its module is imported, so no start imports it.
+    """
+    _late.setdefault(name, []).append(learn)
+
+
+def _learn_datetime(module: Any) -> None:
+    for kind, struct, to_struct, quick in (
+        (module.datetime, "Elixir.DateTime", _datetime_to, QUICK_DATETIME),
+        (module.date, "Elixir.Date", _date_fields, QUICK_DATE),
+        (module.time, "Elixir.Time", _time_to, None),
+    ):
+        if kind in to_struct_by_type or kind in replacement_by_type:
+            continue  # user code has a conversion of its own
+        to_struct_by_type[kind] = (Atom(struct), to_struct)
+        if quick is not None:
+            quick_types[kind] = quick
+    replacement_by_type.setdefault(module.timedelta, timedelta_to)
+
+
+def _learn_decimal(module: Any) -> None:
+    if module.Decimal in to_struct_by_type:  # registered by user code
+        return
+    replacement_by_type.setdefault(module.Decimal, _decimal_to)
+    _learn_quick_decimals()
+
+
+when_imported("datetime", _learn_datetime)
+when_imported("decimal", _learn_decimal)
 
 
 def learn_imported_types() -> None:
-    """Register the built-in types of modules that user code has imported since the last call.
-
-    Values of datetime's types exist only after datetime is imported, so no start imports it.
-    """
-    for name, types_of in list(_late.items()):
+    """Learn the types of modules that user code has imported since the last call."""
+    for name, learners in list(_late.items()):
         module = sys.modules.get(name)
         # Another thread may be importing it: the class may be missing, or be the one in Python that
         # the one in C replaces. It has no values yet.
@@ -342,9 +514,8 @@ def learn_imported_types() -> None:
         if module is None or getattr(spec, "_initializing", False):
             continue
         try:
-            types = types_of(module)
+            for learn in learners:
+                learn(module)
         except AttributeError:  # a user's own module of that name
             continue
-        for kind, struct, to_struct in types:
-            to_struct_by_type.setdefault(kind, (Atom(struct), to_struct))
         _late.pop(name, None)  # last, because another thread may run this function as well

@@ -20,6 +20,9 @@ else:  # the parameters are for the type checker; typing itself is too slow to i
 
 MAX_ATOM_CHARACTERS = 255  # the BEAM's own limit; it refuses a message with a longer one
 
+# The floats that the BEAM does not have, by the atoms that stand for them (Nx's words).
+NOT_FINITE = {"nan": float("nan"), "infinity": float("inf"), "neg_infinity": float("-inf")}
+
 # Weak, so that a peer that invents names cannot fill the memory; the codecs keep frequent ones.
 _atoms: dict[str, _NamedRef] = {}
 
@@ -30,9 +33,10 @@ class _NamedRef(_Ref):
 
 
 def _forget(gone: _NamedRef) -> None:
-    # Another thread may have made the atom anew in the meantime.
-    if _atoms.get(gone.name) is gone:
-        del _atoms[gone.name]
+    # Another thread may have made the atom anew in the meantime: that one is put back.
+    entry = _atoms.pop(gone.name, None)
+    if entry is not None and entry is not gone:
+        _atoms.setdefault(gone.name, entry)
 
 
 class Atom(str):
@@ -218,8 +222,8 @@ class Fun(Opaque):
 
     def __call__(self, *_arguments: object, **_keywords: object) -> NoReturn:
         raise TypeError(
-            f"{self!r} came inside of another value and cannot be called here, only sent back: "
-            f"functions are callable at the top level of globals and arguments"
+            f"{self!r} came in a key of a map or in a set and cannot be called here, only sent "
+            f"back: functions are callable everywhere else in globals, arguments and results"
         )
 
     def _text(self) -> str:

@@ -392,7 +392,7 @@ def atom_keys(map: Mapping[str, Any]) -> dict[Any, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if type(value) is dict:  # a Struct stays one
         return atom_keys(value)
     if isinstance(value, list):
         return [_plain(item) for item in value]

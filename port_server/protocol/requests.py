@@ -51,6 +51,7 @@ class Options:
         as_bytes: whether its binaries are decoded as bytes, not as str.
         credit: how many items of a stream may be sent to begin with.
         deadline_ms: how long it may wait before it begins, None for ever.
+        error_value: whether the error of an exception has a handle of it.
         parent: the id of the call into the BEAM that it was made by, or None.
         returns: "value", "object" or "globals".
         session: the name of its session, or None.
@@ -58,7 +59,9 @@ class Options:
         tables: what tables are sent as, "object", "arrow" or "explorer"; None as for arrays.
         plain: whether it can run at once where main is free and it is its turn: it belongs to no
             call, and has time left.
-        usual: whether its value is sent as it is, once, and by the server's defaults.
+        typed: whether the arguments of a call are made by the type hints of its function.
+        usual: whether its value is sent as it is, once, and by the server's defaults, and its
+            arguments stay what they are.
     """
 
     __slots__ = (
@@ -66,19 +69,22 @@ class Options:
         "as_bytes",
         "credit",
         "deadline_ms",
+        "error_value",
         "parent",
         "plain",
         "returns",
         "session",
         "stream",
         "tables",
+        "typed",
         "usual",
     )
 
-    def __init__(self) -> None:
-        self.as_bytes = False
+    def __init__(self, *, as_bytes: bool = False) -> None:
+        self.as_bytes = as_bytes
         self.credit = 0
         self.deadline_ms: int | None = None
+        self.error_value = False
         self.parent: bytes | None = None
         self.plain = True
         self.returns = "value"
@@ -86,6 +92,7 @@ class Options:
         self.stream = False
         self.arrays: str | None = None
         self.tables: str | None = None
+        self.typed = False
         self.usual = True
 
     @property
@@ -186,10 +193,12 @@ class Requests:
         kept: options that were read, by the bytes of their term; for C, which looks there first.
     """
 
-    __slots__ = ("kept",)
+    __slots__ = ("_as_bytes", "kept")
 
-    def __init__(self) -> None:
-        self.kept: dict[bytes, Options] = {_EMPTY_MAP: Options()}
+    def __init__(self, *, as_bytes: bool = False) -> None:
+        """Prepare; `as_bytes` is for requests that do not say what binaries are."""
+        self._as_bytes = as_bytes
+        self.kept: dict[bytes, Options] = {_EMPTY_MAP: Options(as_bytes=as_bytes)}
 
     def read(self, frame: Frame) -> Request | None:
         """Read a request with the fixed prefix; None for anything else.
@@ -213,7 +222,7 @@ class Requests:
             ProtocolError: they are wrong; with its id.
         """
         try:
-            options, end = read_options(frame, at)
+            options, end = read_options(frame, at, as_bytes=self._as_bytes)
         except DecodeError as error:
             raise ProtocolError(str(error.at("options")), id_term) from None
         except ProtocolError as error:
@@ -227,8 +236,10 @@ class Requests:
         return Request(frame, is_call, id_term, options, end)
 
 
-def read_options(frame: Frame, at: int) -> tuple[Options, int]:
+def read_options(frame: Frame, at: int, *, as_bytes: bool = False) -> tuple[Options, int]:
     """Read and check the options that begin at `at`; give them, and where they end.
+
+    `as_bytes` is the default of theirs.
 
     Raises:
         DecodeError: they cannot be read.
@@ -239,16 +250,20 @@ def read_options(frame: Frame, at: int) -> tuple[Options, int]:
     given, end = read_term(frame, at, binary_as="bytes", plain_structs=True)
     if type(given) is not dict:
         raise ProtocolError(f"options are a map, not {named(given)}")
-    options = Options()
+    options = Options(as_bytes=as_bytes)
     for name, value in given.items():
         if value is not None:
             _heed(options, name, value)
     options.plain = options.parent is None and (
         options.deadline_ms is None or options.deadline_ms > 0
     )
-    options.usual = options.returns == "value" and not options.stream
-    if options.arrays is not None or options.tables is not None:
-        options.usual = False
+    options.usual = (
+        options.returns == "value"
+        and not options.stream
+        and not options.typed
+        and options.arrays is None
+        and options.tables is None
+    )
     return options, end
 
 
@@ -269,10 +284,10 @@ def _heed(options: Options, name: str, value: Any) -> None:
         if _word(value) not in _RETURNS:
             raise ProtocolError(f"return is value, object or globals, not {named(value)}")
         options.returns = str(_word(value))
-    elif name == "stream":
+    elif name in {"stream", "error_value", "typed"}:
         if type(value) is not bool:
-            raise ProtocolError(f"stream is true or false, not {named(value)}")
-        options.stream = value
+            raise ProtocolError(f"{name} is true or false, not {named(value)}")
+        setattr(options, name, value)
     elif name in FORMS:
         if _word(value) not in FORMS[name]:
             known = ", ".join(FORMS[name])

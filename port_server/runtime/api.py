@@ -6,11 +6,15 @@ exception says what to do.
 
 from __future__ import annotations
 
+from _weakref import ref
+
 from port_server.etf import Atom, DecodeError, Pid, Struct, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, Protocol
+    from typing import Any, Final, Protocol, Self
+
+    _Ref = ref["Callback"]
 
     class Link(Protocol):
         """The part of the server that this module calls."""
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
         def send(self, pid: Pid, term: Any) -> None:
             """Send a message to a process."""
 
+
+if not TYPE_CHECKING:
+    _Ref = ref
 
 CALLBACK_MODULE: Final = "Elixir.PyPort.Callback"
 
@@ -79,46 +86,81 @@ class RequestEndedError(Exception):
 
 
 class Callback:
-    """An Elixir function, given to a request: call it like any other.
+    """An Elixir function: call it like any other.
 
     In plain code and in threads the call gives the result; in async code it gives an awaitable.
-    It works until its request has ended. As an argument of a call into the BEAM it is the function
-    itself again.
+    Keyword arguments are its last argument, a map. It works as long as it is held. Wherever it is
+    sent back to Elixir, it is the function itself again.
     """
 
-    __slots__ = ("__weakref__", "_id_term", "arity", "index")
+    __slots__ = ("__name__", "__weakref__", "arity", "index")
 
-    def __init__(self, index: int, arity: int, id_term: bytes | None) -> None:
+    def __init__(self, index: int, arity: int, name: str) -> None:
         self.index = index
         self.arity = arity
-        self._id_term = id_term
+        self.__name__ = name
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Call the function.
 
         Raises:
             ElixirError: it failed.
-            RuntimeError: its request has ended.
             TypeError: the number of arguments is wrong.
         """
-        if len(args) != self.arity:
-            raise TypeError(f"{self!r} takes {self.arity} arguments, not {len(args)}")
+        given = [*args, keywords] if keywords else list(args)
+        if len(given) != self.arity:
+            raise TypeError(f"{self!r} takes {self.arity} arguments, not {len(given)}")
+        link = _connected()
         try:
-            if self._id_term is None:
-                raise RequestEndedError
-            return _connected().invoke(self._id_term, self.index, _arguments(args, self._id_term))
+            return link.invoke(link.request_id(), self.index, given)
         except RequestEndedError:
-            raise RuntimeError(
-                f"{self!r} can no longer be called: the request that it was given to has ended. "
-                f"Pass it to each request that needs it"
-            ) from None
+            return link.invoke(None, self.index, given)
 
-    def belongs_to(self, id_term: bytes | None) -> bool:
-        """Tell whether it was given to that request."""
-        return id_term is not None and self._id_term == id_term
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
 
     def __repr__(self) -> str:
-        return f"<Elixir function {self.index}/{self.arity}>"
+        return f"<Elixir function {self.__name__}/{self.arity}>"
+
+    @property
+    def fields(self) -> Struct:
+        """The struct that stands for it on the wire."""
+        return Struct(CALLBACK_MODULE, {Atom("index"): self.index, Atom("arity"): self.arity})
+
+
+class _Held(_Ref):
+    """A weak reference to a callback, which knows its number."""
+
+    __slots__ = ("index",)
+    index: int
+
+
+# The callbacks that are held, by their numbers, and the numbers of those that were dropped since
+# the last heartbeat and since the one before it.
+_held: dict[int, _Held] = {}
+_dropped: list[int] = []
+_dropped_before: list[int] = []
+
+
+def _drop(gone: _Held) -> None:
+    held = _held.pop(gone.index, None)
+    if held is gone:
+        _dropped.append(gone.index)
+    elif held is not None:  # another thread has read the function anew: that one is put back
+        _held.setdefault(gone.index, held)
+
+
+def take_dropped_callbacks() -> list[int]:
+    """Give the numbers of callbacks that nothing has held since the last time. In one thread.
+
+    A frame may be read a second time, so a callback that is gone may come back at once.
+    """
+    global _dropped, _dropped_before
+    before, _dropped_before, _dropped = _dropped_before, _dropped, []
+    return [index for index in before if index not in _held]
 
 
 def call(module: str, function: str, args: list[Any] | tuple[Any, ...] = ()) -> Any:
@@ -142,19 +184,7 @@ def call(module: str, function: str, args: list[Any] | tuple[Any, ...] = ()) -> 
     link = _connected()
     name = (full_name(module).encode(), function.encode())
     id_term = link.request_id()
-    return link.invoke(id_term, name, _arguments(args, id_term))
-
-
-def _arguments(args: Any, id_term: bytes | None) -> list[Any]:
-    """Turn callbacks among the arguments back into functions, if this request was given them."""
-    if Callback not in map(type, args):
-        return list(args)
-    return [
-        Struct(CALLBACK_MODULE, {Atom("index"): arg.index, Atom("arity"): arg.arity})
-        if type(arg) is Callback and arg.belongs_to(id_term)
-        else arg
-        for arg in args
-    ]
+    return link.invoke(id_term, name, list(args))
 
 
 def send(pid: Pid, term: Any) -> None:
@@ -200,10 +230,17 @@ def error_of(description: Any) -> ElixirError:
 
 
 def _callback_from(fields: dict[Any, Any]) -> Callback:
-    index, arity = fields.get("index"), fields.get("arity")
+    index, arity, name = fields.get("index"), fields.get("arity"), fields.get("name", "fn")
     if type(index) is not int or type(arity) is not int or arity < 0:
         raise DecodeError("a PyPort.Callback has an index and an arity, both integers")
-    return Callback(index, arity, None if _link is None else _link.request_id())
+    known = _held.get(index)
+    callback = None if known is None else known()
+    if callback is None:
+        callback = Callback(index, arity, name.decode() if isinstance(name, bytes) else str(name))
+        held = _Held(callback, _drop)
+        held.index = index
+        _held[index] = held
+    return callback
 
 
 def _connected() -> Link:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, EtfError
+from port_server.etf import Atom, EtfError, encode
 
 from . import environment, shadows, sources
 
@@ -114,6 +114,7 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
     report = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
     _leave_out_own_frames(report)
     limit = settings.max_error_text_chars
+    attributes = attributes_of(error, limit)
     frames = [
         {
             "file": frame.filename,
@@ -138,7 +139,26 @@ def _describe(error: BaseException, settings: Settings) -> dict[str, Any]:
         "message": cut(_text(error), limit),
         "traceback": cut(valid("".join(report.format())), limit),
         "frames": [{name: _clean(value) for name, value in frame.items()} for frame in frames],
+        **({"attributes": attributes} if attributes else {}),
     }
+
+
+def attributes_of(error: BaseException, most_bytes: int) -> list[tuple[str, bytes]]:
+    """Write the attributes of an exception that can be written: each a term of its own.
+
+    The other side leaves out one that it cannot read.
+    """
+    found = []
+    for name, value in dict(getattr(error, "__dict__", ())).items():
+        if not isinstance(name, str) or name.startswith("__"):  # __notes__ are in the traceback
+            continue
+        try:
+            term = encode(value, max_bytes=most_bytes)
+        except Exception:  # noqa: S112  without a term, too large, or a conversion that raises
+            continue
+        found.append((valid(name), term))
+        most_bytes -= len(term)
+    return found
 
 
 def _add_hint(error: BaseException) -> None:

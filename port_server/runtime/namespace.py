@@ -208,7 +208,10 @@ class Namespaces:
             if kept.entered and kept.entered[-1] is context:
                 kept.entered.pop()
             else:  # by identity: contexts are equal if they hold the same values
-                kept.entered = [entered for entered in kept.entered if entered is not context]
+                left = [entered for entered in kept.entered if entered is not context]
+                if len(left) == len(kept.entered):  # the session was closed and opened anew
+                    return
+                kept.entered = left
             if not kept.entered:
                 kept.context = context
 

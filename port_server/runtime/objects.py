@@ -11,6 +11,7 @@ from itertools import count, islice
 from port_server.etf import Atom, DecodeError, EncodeError, Struct, register
 
 from . import failure
+from .api import Callback
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -174,8 +175,9 @@ class Exports:
     then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
-        ids: the objects of the reply that is being encoded, LOADED for tables in it that the client
-            is to load, and large data that stands behind its term.
+        ids: the objects of the reply that is being encoded, -1 - number of the functions of Elixir
+            in it, LOADED for tables in it that the client is to load, and large data that stands
+            behind its term.
         export: gives the struct or the handle for a value. The codec calls it for a value that has
             no term.
         forms: what arrays and tables are sent as, by the options `arrays` and `tables`.
@@ -190,6 +192,9 @@ class Exports:
         self.forms = self._defaults = forms
 
     def _export(self, value: Any) -> Struct:
+        if type(value) is Callback:
+            self.ids.append(-1 - value.index)
+            return value.fields
         arrays, tables = self.forms
         if tables != "object" or type(value).__name__ == "ArrowStream":
             from port_server.etf import tables as of_tables  # noqa: PLC0415  no start needs it

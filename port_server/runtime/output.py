@@ -242,9 +242,9 @@ class Output:
             waiting = waiting or bool(printed.parts)
         return waiting
 
-    def stop(self, ident: int) -> None:
-        """Let the next print of a thread raise Cancelled."""
-        self.stopping[ident] = 0.0
+    def stop(self, ident: int, since: float) -> None:
+        """Let prints of a thread raise Cancelled from that time on, in monotonic seconds."""
+        self.stopping[ident] = since
 
     def _is_stopping(self) -> bool:
         return bool(self.stopping) and monotonic() > self.stopping.get(get_ident(), _NEVER)

@@ -11,10 +11,19 @@ import os
 import sys
 from time import monotonic
 
-from port_server.etf import mapping, structs
+from port_server.etf import containers, mapping, models, scalars, structs
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.runtime import api, failure, imports, objects, stdio, targets, thread_context
+from port_server.runtime import (
+    api,
+    batches,
+    failure,
+    imports,
+    objects,
+    stdio,
+    targets,
+    thread_context,
+)
 from port_server.runtime.garbage import Garbage
 from port_server.runtime.snippet import Snippet
 from port_server.settings import Settings
@@ -113,7 +122,7 @@ class Server:
         health = Health(main, async_executor, threads, scheduler, code)
         commands = Commands(port, scheduler, thread, code, async_executor, output, health)
         self._dispatcher = dispatcher = Dispatcher(
-            lock, port, scheduler, main, async_executor, threads, commands
+            lock, port, scheduler, main, async_executor, threads, commands, settings
         )
         self._callbacks = Callbacks(
             lock,
@@ -143,11 +152,15 @@ class Server:
             on_end=self._input_ended,
         )
 
-    def prepare(self, options: dict[Any, Any] | None) -> None:
-        """Take the signals and the forks, and run init_code.
+    def prepare(self, options: dict[Any, Any] | None, preloaded: dict[str, Any] | None) -> None:
+        """Take the signals and the forks, and run preload and init_code.
+
+        Args:
+            options: as given to `__init__`.
+            preloaded: the names that a template has bound.
 
         Raises:
-            RefusedError: it fails.
+            RefusedError: one of them fails.
         """
         self._cancels.install()
         for number in _OURS:
@@ -161,10 +174,14 @@ class Server:
             after_in_parent=self._in_parent,
             after_in_child=self._in_child,
         )
-        code = None if options is None else options.get("init_code")
-        if code is not None:
-            init_code.run(code, self._evaluator, self._async, self._port, self._settings)
-            self._reports.stdio.adopt()
+        evaluator = self._evaluator
+        if preloaded is not None:
+            evaluator.code.namespaces.adopt(preloaded)
+        for option in ("preload", "init_code"):
+            code = None if options is None else options.get(option)
+            if code is not None:
+                init_code.run(code, evaluator, self._async, self._port, self._settings, option)
+                self._reports.stdio.adopt()
 
     def run(self, first: list[Frame]) -> int:
         """Say hello, and serve until there is nothing more to do; give the exit status.
@@ -185,7 +202,7 @@ class Server:
             self._serve()
             self._finish()
         except FramingError as error:
-            say_goodbye(port, failure.describe_value_error("protocol", error))
+            handshake.say_goodbye(port, failure.describe_value_error("protocol", error))
             return 1
         finally:
             self._control.stop()
@@ -194,9 +211,9 @@ class Server:
 
             log.warning("input_ended_inside_a_frame", missing_bytes=port.reader.missing)
         if dispatcher.stopping:
-            say_goodbye(port, "shutdown")
+            handshake.say_goodbye(port, "shutdown")
         elif self._signalled is not None:
-            say_goodbye(port, self._signalled)
+            handshake.say_goodbye(port, self._signalled)
         port.write_all()
         self._async.stop(_LAST_WAIT_S)
         return 0
@@ -310,8 +327,19 @@ def _signal_guard() -> SignalGuard:
     return SignalGuard(
         borders=(Evaluator.evaluate, Stream.advance),
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
-        open_modules=(evaluate, failure, replies, targets),
-        through_modules=(imports, mapping, objects, stdio, structs, thread_context),
+        open_modules=(batches, evaluate, failure, replies, targets),
+        open_files=(str(targets.__file__).removesuffix("targets.py") + "typed.py",),
+        through_modules=(
+            containers,
+            imports,
+            mapping,
+            models,
+            objects,
+            scalars,
+            stdio,
+            structs,
+            thread_context,
+        ),
         describing=(failure.describe_cancelled,),
     )
 
@@ -322,17 +350,7 @@ def _log_stray(error: BaseException) -> None:
     log.error("stray_exception", type=failure.type_name(error), message=str(error))
 
 
-def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
-    """Write the last frame."""
-    goodbye = messages.goodbye(reason)
-    if port.silent:  # instead of hello
-        port.begin(goodbye, alone=True)
-        return
-    port.hold([goodbye])
-    port.write_all()
-
-
-def serve(reads: int = 0, writes: int = 1) -> int:
+def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = None) -> int:
     """Serve the port on two fds until it ends; give the exit status.
 
     Claims both before anything else. Ends the process itself if threads of user code would keep it
@@ -363,9 +381,9 @@ def serve(reads: int = 0, writes: int = 1) -> int:
             scheduler.limit(settings)
             handshake.open_page(page, options)
         server = Server(settings, scheduler, thread, page, port, options)
-        server.prepare(options)
+        server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
-        say_goodbye(port, handshake.refusal(error))
+        handshake.say_goodbye(port, handshake.refusal(error))
         status = 1
     else:
         status = server.run(frames)

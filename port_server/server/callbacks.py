@@ -210,7 +210,7 @@ class Callbacks:
             main.resume(aside)
         if cancels.alert:
             cancels.check()
-        return call.result(self._settings.max_depth)
+        return call.result(self._settings)
 
     def _go_on(self, call: Call) -> None:
         """Run one thing that was made from within a call of main's, or read the port once."""
@@ -238,7 +238,7 @@ class Callbacks:
         finally:
             self._end(call)
             self._threads.run_on_top(call)  # came with the answer
-        return call.result(self._settings.max_depth)
+        return call.result(self._settings)
 
     def _check_cancelled(self, call: Call) -> None:
         """Raise Cancelled if the request of a call in a thread, or one below it, is cancelled."""
@@ -255,7 +255,7 @@ class Callbacks:
             await call.future
         finally:
             self._end(call)
-        return call.result(self._settings.max_depth)
+        return call.result(self._settings)
 
     def _check_depth(self, waiting: int) -> None:
         limit = self._settings.max_nested_calls

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from port_server.protocol.framing import Frame
     from port_server.protocol.requests import Request
+    from port_server.settings import Settings
 
     from .streams import Stream
 
@@ -82,7 +83,7 @@ class Call:
         self.failure = error
         self.wake()
 
-    def result(self, max_depth: int) -> Any:
+    def result(self, settings: Settings) -> Any:
         """Read the result.
 
         Raises:
@@ -96,8 +97,9 @@ class Call:
         if frame[at : at + 2] == _PAIR:
             tag, at = read_term(frame, at + 2)
             if tag == "ok":
-                binary_as = "str" if self.request is None else self.request.options.binary_as
-                return read_term(frame, at, binary_as=binary_as, max_depth=max_depth)[0]
+                whose = settings if self.request is None else self.request.options
+                binary_as = "bytes" if whose.as_bytes else "str"
+                return read_term(frame, at, binary_as=binary_as, max_depth=settings.max_depth)[0]
             if tag == "error":
                 raise error_of(read_term(frame, at, binary_as="bytes")[0])
         raise ElixirError("error", "", "the answer is neither {ok, Value} nor {error, Map}")

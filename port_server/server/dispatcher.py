@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from typing import Final
 
     from port_server.protocol.framing import Frame
+    from port_server.settings import Settings
 
     from .calls import Call
     from .commands import Commands
@@ -58,6 +59,7 @@ class Dispatcher:
         async_executor: AsyncExecutor,
         threads: ThreadExecutor,
         commands: Commands,
+        settings: Settings,
     ) -> None:
         self.grace_ms: int | None = None
         self.stopping = False
@@ -66,7 +68,7 @@ class Dispatcher:
         self._lock = lock
         self._main = main
         self._port = port
-        self._requests = Requests()
+        self._requests = Requests(as_bytes=settings.as_bytes)
         self._scheduler = scheduler
         self._threads = threads
 

@@ -279,7 +279,14 @@ class Evaluator:
         keywords = _keywords(given)
         if options.session is not None:
             self.code.namespaces.of_session(options.session)
-        return find()(*args, **keywords)
+        function = find()
+        if options.typed:
+            from port_server.runtime import typed  # noqa: PLC0415  imports inspect and typing
+
+            request.step = "args"
+            args, keywords = typed.bind(function, args, keywords)
+            request.step = "run"
+        return function(*args, **keywords)
 
     def _reply(self, request: Request, value: Any) -> Reply | None:
         """Give the reply that carries a value; None if it is to be awaited or iterated first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from port_server.etf import Atom, codec_name, encode, set_templates
+from port_server.etf import Atom, codec_name, encode, set_decimals, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
 from port_server.protocol.requests import FORMS
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from port_server.protocol.framing import Frame, FramingError
     from port_server.settings import Settings
 
+    from .port import Port
     from .status_page import StatusPage
 
 # The settings that `init` may change, with their smallest values.
@@ -130,6 +131,11 @@ def settings_of(settings: Settings, init: Init) -> Settings:
             if value not in forms:
                 raise wrong_option(name, "one of " + ", ".join(forms), value)
             changes[name] = str(value)
+    binary_as = options.get("binary_as")
+    if binary_as is not None:
+        if binary_as not in ("str", "bytes"):
+            raise wrong_option("binary_as", '"str" or "bytes"', binary_as)
+        changes["as_bytes"] = binary_as == "bytes"
     changed = settings.replace(**changes)
     try:
         encode(None, max_depth=changed.max_depth)
@@ -187,7 +193,7 @@ def take_templates(options: dict[Any, Any]) -> None:
     """Learn the exact shapes of structs that differ between versions of Elixir.
 
     Raises:
-        RefusedError: they are no structs.
+        RefusedError: they are no structs, or `decimal` is wrong.
     """
     templates = options.get("templates")
     if templates is not None:
@@ -195,6 +201,12 @@ def take_templates(options: dict[Any, Any]) -> None:
             set_templates(templates)
         except (TypeError, AttributeError) as error:
             raise wrong_option("templates", f"a map of structs ({error})", templates) from None
+    decimals = options.get("decimal")
+    if decimals is not None:
+        try:
+            set_decimals(decimals)
+        except ValueError:
+            raise wrong_option("decimal", '"struct", "string" or "none"', decimals) from None
 
 
 def wants_logs(options: dict[Any, Any]) -> bool:
@@ -235,3 +247,13 @@ def _libc() -> str:
         return "musl" if any(name.startswith("ld-musl") for name in os.listdir("/lib")) else ""  # noqa: PTH208
     except OSError:
         return ""
+
+
+def say_goodbye(port: Port, reason: str | dict[str, Any]) -> None:
+    """Write the last frame."""
+    goodbye = messages.goodbye(reason)
+    if port.silent:  # instead of hello
+        port.begin(goodbye, alone=True)
+        return
+    port.hold([goodbye])
+    port.write_all()

@@ -9,6 +9,7 @@ import os
 from time import monotonic
 
 from port_server.etf import Atom
+from port_server.runtime.api import take_dropped_callbacks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,7 +67,11 @@ class Health:
     def beat(self) -> dict[str, Any]:
         """Count a heartbeat, and give its map."""
         self._sequence += 1
-        return self.status()
+        status = self.status()
+        dropped = take_dropped_callbacks()
+        if dropped:
+            status["dropped"] = dropped
+        return status
 
     def status(self) -> dict[str, Any]:
         """Give the status map."""

@@ -1,4 +1,4 @@
-"""Runs `init_code`: plain code in the main thread, and awaits its coroutines on the event loop.
+"""Runs `init_code` and `preload`: plain code in the main thread, coroutines on the event loop.
 
 The loop is the one that awaiting requests use later, so tasks that are created here go on, and
 what is bound to the loop (queues, connections) serves those requests.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock
 
+from port_server.etf import Atom
 from port_server.runtime import failure
 from port_server.runtime.snippet import COROUTINE, PLAIN, compile_snippet
 
@@ -28,15 +29,20 @@ if TYPE_CHECKING:
 
 
 def run(
-    code: Any, evaluator: Evaluator, executor: AsyncExecutor, port: Port, settings: Settings
+    code: Any,
+    evaluator: Evaluator,
+    executor: AsyncExecutor,
+    port: Port,
+    settings: Settings,
+    option: str,
 ) -> None:
-    """Run it; the names that it binds are seen by every request.
+    """Run the code of that option; the names that it binds are seen by every request.
 
     Raises:
         RefusedError: it fails, or is no code.
     """
     try:
-        snippet = _snippet(code)
+        snippet = snippet_of(code, option)
         namespace = evaluator.code.namespaces.fresh(snippet, {})
         value = snippet.run(namespace)
         _refuse_lost_tasks()
@@ -47,23 +53,33 @@ def run(
     except BaseException as error:
         if port.forked:
             leave_child(error)
-        raise RefusedError(failure.describe_exception(error, settings)) from None
+        raise refused(error, option, settings) from None
     if port.forked:
         leave_child(None)
     evaluator.code.namespaces.adopt(namespace)
 
 
-def _snippet(code: Any) -> Snippet:
-    """Compile it, in either of its forms."""
+def refused(error: BaseException, option: str, settings: Settings) -> RefusedError:
+    """Make the refusal for an exception of the code of that option."""
+    description = failure.describe_exception(error, settings)
+    return RefusedError({**description, "option": Atom(option)})
+
+
+def snippet_of(code: Any, option: str) -> Snippet:
+    """Compile the code of that option, in either of its forms.
+
+    Raises:
+        RefusedError: it is no code, or has a top-level yield.
+    """
     if type(code) is str:
-        snippet = compile_snippet(code, "<init_code>")
+        snippet = compile_snippet(code, f"<{option}>")
     elif type(code) is tuple and len(code) == 4 and code[0] == "code":
         _tag, text, file, line = code
         snippet = compile_snippet(text, file, line)
     else:
-        raise wrong_option("init_code", "a binary or {code, Source, File, Line}", code)
+        raise wrong_option(option, "a binary or {code, Source, File, Line}", code)
     if snippet.kind not in {PLAIN, COROUTINE}:
-        raise wrong_option("init_code", "code without a top-level yield", snippet.kind)
+        raise wrong_option(option, "code without a top-level yield", snippet.kind)
     return snippet
 
 

@@ -153,7 +153,7 @@ class Replies:
         try:
             if isinstance(error, MemoryError):
                 return self._memory.lend(self._failure, error, request)
-            return self._failure(error, request)
+            return self._failure(error, request, exports)
         except Cancelled:
             raise  # it becomes the answer: see `interrupted`
         except BaseException:  # e.g. a `__class__` that raises: every failure has a reply
@@ -172,8 +172,18 @@ class Replies:
         request.step = "run"
         return self.failed(error, request, exports)
 
-    def _failure(self, error: BaseException, request: Request) -> list[Part]:
-        return [messages.error(request.id_term, self._description(error, request))]
+    def _failure(
+        self, error: BaseException, request: Request, exports: Exports | None = None
+    ) -> list[Part]:
+        description = self._description(error, request)
+        if exports is None:
+            return [messages.error(request.id_term, description)]
+        if request.options.error_value and description["kind"] == "python":
+            try:
+                description["value"] = exports.handle(error)
+            except EncodeError as full:  # too many objects
+                description["message"] += f" (no error.value: {full})"
+        return self.with_objects([messages.error(request.id_term, description)], exports)
 
     def _description(self, error: BaseException, request: Request) -> dict[str, Any]:
         step = request.step

@@ -67,6 +67,7 @@ class SignalGuard:
         borders: Iterable[Any],
         open: Iterable[Any],
         open_modules: Iterable[Any],
+        open_files: Iterable[str],
         through_modules: Iterable[Any],
         describing: Iterable[Any],
     ) -> None:
@@ -76,6 +77,7 @@ class SignalGuard:
             borders: functions that run user code, and make a reply of each exception in them.
             open: functions called by those that may be interrupted at any place.
             open_modules: modules of such functions.
+            open_files: files of such modules that are imported later.
             through_modules: modules whose functions call user code and handle its exceptions, but
                 must not be interrupted themselves.
             describing: functions that describe a failure.
@@ -89,6 +91,7 @@ class SignalGuard:
             **dict.fromkeys(IMPORT_FILES, IMPORTING),
             **dict.fromkeys(_LIKE_USER_CODE, FOREIGN),
             **{str(module.__file__): OPEN for module in open_modules},
+            **dict.fromkeys(open_files, OPEN),
             **{str(module.__file__): THROUGH for module in through_modules},
         }
         self.files = self._own_files.copy()

@@ -56,7 +56,7 @@ def source(tmp_path_factory):
     shutil.copytree(
         ROOT / "port_server",
         to / "port_server",
-        ignore=shutil.ignore_patterns("*.so", "__pycache__"),
+        ignore=shutil.ignore_patterns("*.so", "_stub", "__pycache__"),
     )
     return to
 
@@ -86,6 +86,7 @@ def test_a_wheel_is_built_with_and_without_a_compiler(source, tmp_path, compiler
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         binaries = [name for name in archive.namelist() if name.endswith(".so")]
+        stubs = [one for one in archive.infolist() if one.filename.endswith("/_stub")]
         archive.extractall(tmp_path / "unpacked")
     if codec == "native":
         assert sorted(binaries) == [
@@ -94,8 +95,11 @@ def test_a_wheel_is_built_with_and_without_a_compiler(source, tmp_path, compiler
             "port_server/server/_watch.abi3.so",
         ]
         assert "-cp311-abi3-" in wheel.name
+        # The program of `preload:` can be executed after an install.
+        assert [bool(one.external_attr >> 16 & 0o111) for one in stubs] == [True]
     else:
         assert binaries == []
+        assert stubs == []
     assert python(LOOK, PYTHONPATH=str(tmp_path / "unpacked"), PORT_SERVER_CODEC="") == (
         f"{codec} [1, 'a', None]"
     )

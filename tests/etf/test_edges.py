@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import threading
+import time
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_large_texts_and_many_floats(codec):
     assert b"".join(codec.encode_parts(value)) == data
     back = codec.decode(data)
     assert back["floats"] == value["floats"]
-    assert back["mixed"][-1] == Atom("infinity")
+    assert back["mixed"][-1] == float("inf")
     assert back["wide"] == value["wide"]
     assert back["bytes"] == ["y" * 30_000, "z" * 30_000, "w" * 20_000]
     assert codec.encode({"k" * 70_000: 1, b"l" * 70_000: 2, ("m" * 70_000,): 3})
@@ -204,3 +206,27 @@ def test_running_out_of_memory_anywhere_is_a_memory_error(which):
     else:
         with pytest.raises(expected):
             call()
+
+
+def test_atoms_of_many_threads_are_forgotten_without_an_error(monkeypatch):
+    """A thread drops the last reference to an atom while another one makes it anew."""
+    failures = []
+    monkeypatch.setattr(sys, "unraisablehook", failures.append)
+    end = time.monotonic() + 0.3
+
+    def make():
+        while time.monotonic() < end:
+            for n in range(20):
+                Atom(f"an atom of threads {n % 2}")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=make) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []

@@ -8,7 +8,7 @@ import zoneinfo
 
 import pytest
 
-from port_server.etf import Atom, EncodeError, Struct, set_templates
+from port_server.etf import Atom, EncodeError, Struct, set_decimals, set_templates
 
 UTC = dt.UTC
 try:
@@ -167,3 +167,17 @@ def test_a_type_is_learnt_after_its_import_however_early_it_was_looked_for():
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_decimals_without_their_library(codec):
+    """An error that names the type, the place and three ways out; or text."""
+    try:
+        set_decimals("none")
+        with pytest.raises(EncodeError, match=r"rows.*Decimal.*mix\.exs.*decimal: :string.*float"):
+            codec.encode({"rows": [decimal.Decimal("1.5")]})
+        set_decimals("string")
+        assert codec.encode([decimal.Decimal("1.50")]) == codec.encode(["1.50"])
+    finally:
+        set_decimals("struct")
+    with pytest.raises(ValueError, match="text"):
+        set_decimals("text")

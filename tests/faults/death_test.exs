@@ -61,6 +61,8 @@ defmodule PyPort.Faults.DeathTest do
     report =
       fault("out of memory under a limit", [memory_limit: limit], fn server ->
         outcome = run(server, "memory_hog", timeout: 20_000)
+        # Known from the first heartbeat on.
+        assert eventually(fn -> match?([%{rss_bytes: rss}] when rss != nil, PyPort.status(server)) end)
         [%{rss_bytes: rss}] = PyPort.status(server)
         assert rss < limit
         outcome

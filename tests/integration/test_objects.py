@@ -95,7 +95,7 @@ def test_methods_are_called_without_eval_strings(server):
     assert server.call("operator:getitem", [handle, 0])[2] == 3
     adder = server.value("lambda a, b=0: a + b")
     assert server.call(adder, [1], {"b": 2})[2] == 3
-    holder = server.value("import types; types.SimpleNamespace(a=types.SimpleNamespace(b=len))")
+    holder = server.value("type('Holder', (), {'a': type('A', (), {'b': len})})")
     assert server.call((holder, "a.b"), ["four"])[2] == 4
 
 

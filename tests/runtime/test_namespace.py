@@ -5,6 +5,7 @@ import linecache
 import subprocess
 import sys
 import traceback
+from contextvars import ContextVar
 
 import pytest
 
@@ -114,3 +115,16 @@ def test_a_closed_session_that_outlives_its_module_says_nothing():
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert (ended.stdout, ended.stderr) == ("left\n", "")
+
+
+def test_a_request_leaves_no_context_in_a_session_that_was_opened_anew():
+    """In a thread it may end after its session was closed and opened."""
+    variable = ContextVar("variable")
+    namespaces = Namespaces()
+    namespaces.open(b"one")
+    context = namespaces.enter_context(b"one")
+    context.run(variable.set, 1)
+    namespaces.close(b"one")
+    namespaces.open(b"one")
+    namespaces.leave_context(b"one", context)
+    assert variable not in namespaces.enter_context(b"one")

@@ -213,11 +213,20 @@ def test_cancelling_an_outer_request_ends_every_level_down_to_it(port):
     assert port.error(outer)["kind"] == "cancelled"
 
 
-def test_a_function_cannot_be_called_after_its_request(port):
-    port.value(port.eval("import builtins; builtins.f = f", {"f": callback()}))
-    error = port.error(port.eval("f(1)"))
-    assert error["type"] == b"RuntimeError"
-    assert b"has ended" in error["message"]
+def test_a_function_can_be_called_after_its_request(port):
+    port.value(port.eval("import builtins; builtins.f = f", {"f": callback(7)}))
+    name = port.eval("f(1)")
+    request, call, function, args = port.invoked()
+    assert (request, function, args) == (name, 7, [1])
+    answer(port, call, 2)
+    assert port.value(name) == 2
+    name = port.eval(
+        "import threading; t = threading.Thread(target=f, args=[2], daemon=True); t.start()"
+    )
+    port.value(name)
+    _request, call, function, args = port.invoked()
+    assert (function, args) == (7, [2])
+    answer(port, call, None)
 
 
 def test_the_number_of_arguments_is_checked(port):

@@ -56,7 +56,12 @@ ours = _ours["ours"]
 @pytest.fixture
 def guard():
     return SignalGuard(
-        borders=(border,), open=(), open_modules=(), through_modules=(), describing=(describe,)
+        borders=(border,),
+        open=(),
+        open_files=(),
+        open_modules=(),
+        through_modules=(),
+        describing=(describe,),
     )
 
 

@@ -22,9 +22,9 @@ defmodule PyPort.Admission do
 
   # Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
   # come together see each other. A request that is not sent leaves no row there.
-  @spec send_request(Connection.t(), tuple(), Callbacks.context() | nil, iodata()) ::
+  @spec send_request(Connection.t(), tuple(), [Callbacks.row()], iodata()) ::
           :ok | :not_sent | {:error, Error.t()}
-  def send_request(connection, row, context, frame) do
+  def send_request(connection, row, functions, frame) do
     if Connection.insert(connection, row) do
       open = Connection.pending(connection)
 
@@ -35,7 +35,7 @@ defmodule PyPort.Admission do
           "#{open - 1} of at most #{connection.max_pending} requests are open (max_pending)"
         )
       else
-        if context, do: Callbacks.keep(connection, context)
+        Callbacks.keep(connection, functions)
 
         case Connection.submit(connection, frame) do
           :ok ->
@@ -43,6 +43,7 @@ defmodule PyPort.Admission do
 
           {:full, bytes} ->
             waiting = "#{bytes} bytes are waiting to be read by it"
+            Callbacks.drop(connection, functions)
             refuse(connection, row, "#{waiting} (max_queued_bytes: #{connection.max_queued_bytes})")
         end
       end
@@ -54,7 +55,6 @@ defmodule PyPort.Admission do
   defp refuse(connection, row, why) do
     id = elem(row, 0)
     Connection.withdraw(connection, id)
-    Callbacks.forget(connection, id)
 
     message =
       "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>

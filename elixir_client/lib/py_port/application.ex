@@ -5,7 +5,18 @@ defmodule PyPort.Application do
 
   # `[:safe]` refuses atoms that the VM has not met, so the modules whose structs Python may send are
   # loaded before the first reply is read.
-  @struct_modules [MapSet, Range, Date, Time, NaiveDateTime, DateTime, Calendar.ISO, Decimal, PyPort.Bytes] ++
+  @struct_modules [
+                    MapSet,
+                    Range,
+                    Date,
+                    Time,
+                    NaiveDateTime,
+                    DateTime,
+                    Calendar.ISO,
+                    Decimal,
+                    Duration,
+                    PyPort.Bytes
+                  ] ++
                     [PyPort.Object, PyPort.Callback]
 
   @kinds %{{PyPort.Server, :init, 1} => :server, {:supervisor, PyPort.Pool, 1} => :pool}

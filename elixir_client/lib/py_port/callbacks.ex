@@ -1,46 +1,85 @@
 defmodule PyPort.Callbacks do
   # Calls from Python into the BEAM. Each runs in a worker of its own, which the server spawns and links to (see
-  # PyPort.Server.Requests). The context of a request's calls, its functions first of all, is a row of the server's table,
-  # which the caller writes before it asks: so it does not pass through the server.
+  # PyPort.Server.Requests). A function that Python is given is a row of the server's table, which the caller writes before
+  # it asks: so it does not pass through the server. The row stays until Python no longer holds the function.
   #
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Callback, Connection, Libraries, Output, Ownership, Remote, StatusPage, Wire}
+  alias PyPort.{Connection, Libraries, Output, Ownership, Registry, Remote, StatusPage, Values, Wire}
 
   # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
 
   # --- for the caller and the server ----------------------------------------------------------
 
-  # The caller of a request, as its calls see it: `{request, functions, caller, group leader, $callers, Logger's metadata,
-  # home}`; `home` is where the functions are called, if not here.
-  @type context :: {Wire.maybe_id(), tuple(), pid(), pid(), [pid()], map(), Remote.home() | nil}
+  # The caller of a request, as its calls see it: `{caller, group leader, $callers, Logger's metadata, home}`; `home` is
+  # where the functions are called, if not here.
+  @type context :: {pid(), pid(), [pid()], map(), Remote.home() | nil}
+  @type row :: {{:function, pos_integer()}, fun(), context()}
 
-  # The context for calls of a request of `caller`; its functions are in the order of their index, last first. For the
-  # caller itself, or the process that stands in for it.
-  @spec context(Wire.id(), [fun()], pid()) :: context()
-  def context(id, funs, caller), do: context(id, funs, caller, Process.group_leader(), &Process.get/1)
+  # Rows for the functions of a request of `caller`. For the caller itself, or the process that stands in for it.
+  @spec rows([{pos_integer(), fun()}], pid()) :: [row()]
+  def rows([], _caller), do: []
 
-  # Keeps it where calls find it. The request has its row by then, and Python has not heard of it yet.
-  @spec keep(Connection.t(), context()) :: boolean()
-  def keep(connection, context) do
-    :ets.insert(connection.calls, context)
+  def rows(funs, caller) do
+    context = context(caller, Process.group_leader(), &Process.get/1)
+    for {number, fun} <- funs, do: {{:function, number}, fun, context}
+  end
+
+  # Keeps them where calls find them. Python has not heard of them yet.
+  @spec keep(Connection.t(), [row()] | tuple()) :: boolean()
+  def keep(_connection, []), do: true
+
+  def keep(connection, rows) do
+    :ets.insert(connection.calls, rows)
   rescue
     ArgumentError -> false
   end
 
+  # Drops functions that Python does not hold any more, or that have not reached it.
+  @spec drop(Connection.t(), [row() | pos_integer()]) :: :ok
+  def drop(connection, rows) do
+    Enum.each(rows, fn
+      {{:function, number}, _fun, _context} -> forget(connection, {:function, number})
+      number -> forget(connection, {:function, number})
+    end)
+  end
+
+  # Puts the functions back for the callbacks in a value of Python's, if there are any. The reader's own rows are known to it.
+  @spec restore(pid(), term(), [integer()], [row()]) :: term()
+  def restore(owner, value, ids, rows \\ []) do
+    with true <- Enum.any?(ids, &(&1 < 0)), {:ok, %Connection{} = connection} <- Registry.fetch(owner) do
+      Values.restore(value, &function(connection, &1, rows))
+    else
+      _none -> value
+    end
+  end
+
+  defp function(connection, number, rows) do
+    case List.keyfind(rows, {:function, number}, 0) || row(connection, number) do
+      {_key, fun, _context} -> fun
+      nil -> nil
+    end
+  end
+
+  defp row(connection, number) do
+    List.first(:ets.lookup(connection.calls, {:function, number}))
+  rescue
+    ArgumentError -> nil
+  end
+
   # Forgets what `keep/2` has kept; of a worker, that it serves a call.
-  @spec forget(Connection.t(), Wire.id() | pid()) :: true
+  @spec forget(Connection.t(), Wire.id() | pid() | {:function, pos_integer()}) :: true
   def forget(connection, id) do
     :ets.delete(connection.calls, id)
   rescue
     ArgumentError -> true
   end
 
-  # The requests whose functions are kept.
+  # The requests whose contexts are kept.
   @spec kept(Connection.t()) :: [Wire.id()]
-  def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :_, :_, :_, :_, :_, :_}, [], [:"$1"]}])
+  def kept(%{calls: calls}), do: :ets.select(calls, [{{:"$1", :context, :_}, [], [:"$1"]}])
 
   # Starts a worker for a call of the request `id`, whose caller is `caller`. It is linked to this process.
   @spec start(Connection.t(), Wire.maybe_id(), Wire.id(), pid(), binary()) :: pid()
@@ -140,30 +179,27 @@ defmodule PyPort.Callbacks do
 
   # --- the caller, as its calls see it --------------------------------------------------------
 
-  defp context(id, funs, caller, group_leader, get) do
-    {id, funs |> Enum.reverse() |> List.to_tuple(), caller, group_leader, List.wrap(get.(:"$callers")),
-     get.(:"$logger_metadata$") || %{}, Remote.home(get)}
+  defp context(caller, group_leader, get) do
+    {caller, group_leader, List.wrap(get.(:"$callers")), get.(:"$logger_metadata$") || %{}, Remote.home(get)}
   end
 
+  # For calls by name: kept for the next one.
   defp context_of(connection, id, caller) do
     case :ets.lookup(connection.calls, id) do
-      [context] ->
+      [{_id, :context, context}] ->
         context
 
-      # A request without functions, whose code calls by name: kept for its next call.
       [] ->
         dictionary = dictionary(caller)
 
         context =
           context(
-            id,
-            [],
             caller,
             Output.group_leader(caller),
             &(dictionary |> List.keyfind(&1, 0, {nil, nil}) |> elem(1))
           )
 
-        keep(connection, context)
+        keep(connection, {id, :context, context})
         context
     end
   end
@@ -178,25 +214,30 @@ defmodule PyPort.Callbacks do
   # --- the worker -----------------------------------------------------------------------------
 
   defp work(connection, id, call_id, caller, frame) do
-    {_id, _funs, caller, group_leader, callers, metadata, _home} =
-      context = context_of(connection, id, caller)
+    # The row goes with the answer: a worker that ends without one leaves it.
+    :ets.insert(connection.calls, {self(), call_id, id})
+    write_answer(connection, call_id, outcome(frame, call_id, connection, {id, caller}))
+    forget(connection, self())
+  end
 
+  defp put_context({caller, group_leader, callers, metadata, _home}) do
     Process.group_leader(self(), group_leader)
     Process.put(:"$callers", [caller | callers])
     if metadata != %{}, do: :logger.set_process_metadata(metadata)
-    # The row goes with the answer: a worker that ends without one leaves it.
-    :ets.insert(connection.calls, {self(), call_id, id})
-    write_answer(connection, call_id, outcome(frame, call_id, connection, context))
-    forget(connection, self())
   end
 
   defp answer(connection, call_id, outcome), do: Connection.command(connection, Wire.answer(call_id, outcome))
 
-  defp write_answer(connection, call_id, outcome) do
-    frame = Wire.answer(call_id, outcome)
+  defp write_answer(connection, call_id, {how, value}) do
+    {value, found} = Values.scan(value, Values.none())
+    rows = rows(found.funs, self())
+    keep(connection, rows)
+    frame = Wire.answer(call_id, {how, value})
     bytes = :erlang.iolist_size(frame)
 
     if bytes > connection.max_frame_bytes do
+      drop(connection, rows)
+
       message =
         "the result takes #{bytes} bytes, the limit is #{connection.max_frame_bytes} (max_frame_bytes)"
 
@@ -206,17 +247,17 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp outcome(frame, call_id, connection, context) do
+  defp outcome(frame, call_id, connection, from) do
     case Wire.decode(frame) do
       {:ok, {:invoke, _id, _call_id, function, args}} ->
-        run(function, args, connection, context)
+        run(function, args, connection, from)
 
-      {:ok, {:invoke, _id, _call_id, function, args, object_ids}} ->
-        case Libraries.load(args, object_ids) do
-          {:ok, args, ids} ->
+      {:ok, {:invoke, _id, _call_id, function, args, ids}} ->
+        case Libraries.load(args, ids) do
+          {:ok, args} ->
             # They live as long as the call: a process that is called a million times must not collect them.
             Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
-            run(function, args, connection, context)
+            run(function, restore(connection.owner, args, ids), connection, from)
 
           {:error, why} ->
             Ownership.disclaim(connection.owner, {:call, call_id})
@@ -232,17 +273,15 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp run(function, args, connection, {_id, funs, _caller, _group_leader, _callers, _metadata, home})
-       when is_list(args) do
+  defp run(function, args, connection, from) when is_list(args) do
     attempt(fn ->
-      args = Enum.map(args, &argument(&1, funs))
+      case resolve(function, length(args), connection, from) do
+        {:ok, fun, {_caller, _group_leader, _callers, _metadata, home} = context} ->
+          put_context(context)
 
-      case resolve(function, length(args), funs, connection) do
-        {:ok, fun} when home != nil and is_integer(function) ->
-          Remote.call_home(home, __MODULE__, :apply_at_home, [fun, args])
-
-        {:ok, fun} ->
-          {:ok, Libraries.outgoing(apply(fun, args))}
+          if home != nil and is_integer(function),
+            do: Remote.call_home(home, __MODULE__, :apply_at_home, [fun, args]),
+            else: {:ok, apply(fun, args)}
 
         {:refused, message} ->
           error(:refused, message)
@@ -250,15 +289,11 @@ defmodule PyPort.Callbacks do
     end)
   end
 
-  defp run(_function, args, _connection, _context),
+  defp run(_function, args, _connection, _from),
     do: error("the arguments must be a list, got: #{inspect(args)}")
 
-  # A function of the request that Python passes back is the same function again.
-  defp argument(%Callback{index: index}, funs) when index < tuple_size(funs), do: elem(funs, index)
-  defp argument(value, _funs), do: value
-
   @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
-  def apply_at_home(fun, args), do: attempt(fn -> {:ok, Libraries.outgoing(apply(fun, args))} end)
+  def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
 
   # The outcome of `call`, or what went wrong in it, as Python is told.
   defp attempt(call) do
@@ -271,28 +306,28 @@ defmodule PyPort.Callbacks do
     :throw, value -> raised(:throw, "throw", inspect(value), __STACKTRACE__)
   end
 
-  defp resolve(index, arity, funs, _connection) when is_integer(index) do
-    if index >= 0 and index < tuple_size(funs) do
-      fun = elem(funs, index)
+  defp resolve(number, arity, connection, _from) when is_integer(number) do
+    case row(connection, number) do
+      {_key, fun, context} when is_function(fun, arity) ->
+        {:ok, fun, context}
 
-      if is_function(fun, arity) do
-        {:ok, fun}
-      else
+      {_key, fun, _context} ->
         # The error that Elixir would raise here.
         raise BadArityError, function: fun, args: List.duplicate(:_, arity)
-      end
-    else
-      {:refused, "the request has no function number #{index}"}
+
+      nil ->
+        {:refused, "Python was given no function of the number #{number}, or has dropped it"}
     end
   end
 
-  defp resolve({module, function}, arity, _funs, connection) when is_binary(module) and is_binary(function) do
+  defp resolve({module, function}, arity, connection, {id, caller})
+       when is_binary(module) and is_binary(function) do
     [{:allow, allow}] = :ets.lookup(connection.calls, :allow)
 
     with {:ok, module} <- existing_module(module),
          {:ok, function} <- existing_atom(function),
          true <- allowed?(allow, module, function, arity) do
-      {:ok, Function.capture(module, function, arity)}
+      {:ok, Function.capture(module, function, arity), context_of(connection, id, caller)}
     else
       _no ->
         name = "#{String.replace_prefix(module, "Elixir.", "")}.#{function}/#{arity}"
@@ -303,7 +338,7 @@ defmodule PyPort.Callbacks do
     end
   end
 
-  defp resolve(other, _arity, _funs, _connection), do: {:refused, "this is no function: #{inspect(other)}"}
+  defp resolve(other, _arity, _connection, _from), do: {:refused, "this is no function: #{inspect(other)}"}
 
   # "Enum" for Enum, "lists" for :lists.
   defp existing_module(<<first, _::binary>> = name) when first in ?A..?Z do

@@ -4,22 +4,16 @@ defmodule PyPort.Connection do
 
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
-              [
-                :max_frame_bytes,
-                :max_queued_bytes,
-                :max_pending,
-                :max_objects_per_owner,
-                patience: 0,
-                ready: false
-              ]
+              [:max_frame_bytes, :max_queued_bytes, :max_pending, :max_objects_per_owner] ++
+              [patience: 0, ready: false]
 
   @type t :: %__MODULE__{
           owner: pid(),
           port: port(),
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
-          # Rows for calls of this Python into the BEAM: {worker, call id, request} of the processes that serve one; the contexts of
-          # PyPort.Callbacks, which begin with a request's id; {:allow, list}, the functions that it may call by name; and
+          # Rows for calls of this Python into the BEAM: {worker, call id, request} of the processes that serve one; the functions that
+          # Python was given and the contexts of requests, see PyPort.Callbacks; {:allow, list}, the functions that it may call by name; and
           # {{:owns, owner}, count} of the owners of many objects. They are not in the connection, which is copied for each request.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
@@ -38,7 +32,7 @@ defmodule PyPort.Connection do
         }
 
   # The last element of the row of a request: nil for a plain one, which must not pay for it.
-  @type extra :: nil | %{devices: PyPort.Output.devices(), functions?: boolean()}
+  @type extra :: nil | %{devices: PyPort.Output.devices()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>
@@ -57,6 +51,14 @@ defmodule PyPort.Connection do
   defp write(%__MODULE__{port: port, owner: owner}, frame) do
     send(port, {owner, {:command, frame}})
     :ok
+  end
+
+  # Closes a port, which may have ended by itself just now.
+  @spec close(port()) :: true
+  def close(port) do
+    Port.close(port)
+  rescue
+    ArgumentError -> true
   end
 
   # Writes the frame of a request, unless more than `max_queued_bytes` wait before it: then it gives how many do. So one

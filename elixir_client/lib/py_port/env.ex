@@ -1,25 +1,14 @@
 defmodule PyPort.Env do
   @moduledoc """
-  Python environments: built by uv from a few lines of configuration, locked, checked before use.
+  Python environments: built by uv from a few lines of configuration, locked, checked before use. docs/environments.md
+  shows the way from a new project to a release.
 
       # mix.exs
-      def project do
-        [compilers: Mix.compilers() ++ [:py_port], ...]
-      end
+      compilers: Mix.compilers() ++ [:py_port]
 
       # config/config.exs
-      config :py_port, :uv_init,
-        pyproject_toml: \"\"\"
-        [project]
-        name = "my_app_python"
-        version = "0.0.0"
-        requires-python = "==3.12.*"
-        dependencies = ["numpy", "pandas"]
-        \"\"\"
+      config :py_port, :uv_init, project: "python"
 
-  `mix compile` then has [uv](https://docs.astral.sh/uv/) resolve, lock and install; `PyPort.eval/3` runs in that
-  environment, and a release carries it (`PyPort.Release`). Commit the lock, `priv/py_port/default/uv.lock`. A build that
-  fails is a warning of the compiler, and requests get `{:error, %PyPort.Error{kind: :unavailable}}` with the reason.
   Without the line in mix.exs, and under `Mix.install/2`, the environment is built when the application `:py_port`
   starts for the first time. Scripts and notebooks may also call `PyPort.uv_init/2`.
 

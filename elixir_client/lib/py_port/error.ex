@@ -19,18 +19,9 @@ defmodule PyPort.Error do
 
   ## Requests without an answer
 
-  No request is sent twice. `begun` tells a caller that wants to repeat a request what became of the first one:
-
-    * `false` - its code was never started;
-    * `true` - it was started, and was ended on its way;
-    * `nil` - not known.
-
-  Python says it if it can. Otherwise it is read from the status page, a page of memory that Python keeps up to date and
-  that outlives the process: it shows which request the main thread runs, or ran last, and how many run elsewhere (those
-  that await, streams, those made by a function that Python calls). `begun` is `true` for the request that runs. When the
-  Python has ended it is `false` for requests that were sent after that one, if none runs elsewhere; and `nil` for all
-  others, since a request that was sent before it, or ran last, may have ended, its answer not yet written, or lost. As long
-  as the Python lives, and does not answer, a request may begin at any time: then `begun` is never `false`.
+  No request is sent twice. `begun` tells a caller that wants to repeat a request what became of the first one: `false`, its
+  code was never started; `true`, it was started, and was ended on its way; `nil`, not known. docs/reliability.md says how it
+  is found out.
 
   `stack` is where Python was, as text: the traceback of a request that was interrupted, the stacks of all threads where
   it did not end by itself (`PyPort.stacks/1`), or what `faulthandler` wrote at a crash. `frames` has the first of these
@@ -40,6 +31,10 @@ defmodule PyPort.Error do
   `culprit` is set if a Python was killed, or a request could not be ended, because of another request: `request` is its
   number, as in the metadata of log records, and `code` the beginning of its code, if it kept the event loop from running.
   Without a number the interpreter was held, and `stack` shows by which code.
+
+  `attributes` has the attributes that the code has set on an exception (`self.status = 404`), by their names, as far as they have a
+  counterpart in Elixir and take no more than 64 KiB. With `error_value: true` among the options of the request, `value` is the exception itself, a
+  `PyPort.Object`; as long as it is held, so are the frames of its traceback and all their variables.
 
   A request that was told to end, because its time was up or its answer is not wanted any more, is of kind `:timeout` or
   `:cancelled`, whatever its code makes of that. If the code raised an exception of its own (`RuntimeError: Query
@@ -80,7 +75,9 @@ defmodule PyPort.Error do
           stderr: [String.t()],
           begun: boolean() | nil,
           stack: String.t() | nil,
-          culprit: culprit() | nil
+          culprit: culprit() | nil,
+          attributes: %{String.t() => term()},
+          value: PyPort.Object.t() | nil
         }
 
   defexception [
@@ -93,6 +90,8 @@ defmodule PyPort.Error do
     :begun,
     :stack,
     :culprit,
+    :value,
+    attributes: %{},
     frames: [],
     stderr: []
   ]
@@ -237,7 +236,9 @@ defmodule PyPort.Error do
       traceback: text(map[:traceback]),
       frames: for(%{file: _, line: _, function: _} = frame <- List.wrap(map[:frames]), do: frame),
       begun: if(is_boolean(map[:begun]), do: map[:begun]),
-      stack: text(map[:stack])
+      stack: text(map[:stack]),
+      attributes: attributes(map[:attributes]),
+      value: map[:value]
     }
   end
 
@@ -265,6 +266,19 @@ defmodule PyPort.Error do
 
   defp wire_message(%{message: message}) when is_binary(message), do: message
   defp wire_message(_map), do: "Python gave no message"
+
+  # Each is a term of its own, so that one with an atom of Python's own is no reason to lose the error.
+  defp attributes(pairs) when is_list(pairs) do
+    for {name, term} <- pairs, {:ok, value} <- [term(term)], into: %{}, do: {name, value}
+  end
+
+  defp attributes(_none), do: %{}
+
+  defp term(term) do
+    {:ok, :erlang.binary_to_term(term, [:safe])}
+  rescue
+    ArgumentError -> :error
+  end
 
   defp text(""), do: nil
   defp text(value) when is_binary(value), do: value

@@ -6,7 +6,7 @@ defmodule PyPort.Object do
   `return: :object` any value does. In the globals, arguments or target of a later request it is the very same object again:
 
       {:ok, counter} = PyPort.eval("import collections; collections.Counter(words)", %{words: ~w(a b a)})
-      inspect(counter)          #=> #PyPort.Object<collections.Counter <collections.Counter object at 0x7f31c6d2b9d0>>
+      inspect(counter)          #=> #PyPort.Object<collections.Counter Counter({'a': 2, 'b': 1})>
       {:ok, 2} = PyPort.call({counter, "total"}) ...
 
   It belongs to a process, and is released with it: the option `owner:` of the request names that process; without it
@@ -14,9 +14,12 @@ defmodule PyPort.Object do
   the caller. `PyPort.release/1` and the end of `PyPort.with_objects/1` release it earlier, `PyPort.transfer/2`
   gives it to another process.
 
-  `repr` is a short text that was made with the handle: Python's own `repr` of built-in types, and
-  `<module.Type object at 0x...>` of all others, because a `__repr__` may take long or fail, and the request would pay
-  for it. To see it, ask for it: `PyPort.call("builtins:repr", [object])`.
+  ## Inspecting
+
+  To inspect an object asks its Python for the `repr`, at that moment and never before, and shows the beginning. This waits for
+  200 ms at the most, or `inspect(object, custom_options: [repr_ms: 50])`; with 0 it does not ask. Where no answer comes in time, because
+  Python is busy, or where the object has been released, the text in the field `repr` is shown. It was made with the handle and runs no code of the
+  object's type: `<module.Type object at 0x...>` for most types. A Python that was late is not asked again for a second. `show/1` gives the whole `repr`.
   """
 
   # The token is the server's: it keeps handles that were made up, or come from a Python that has ended, out.
@@ -50,22 +53,18 @@ defmodule PyPort.Object do
     :erlang.list_to_pid(~c"<0.#{number}.#{serial}")
   end
 
-  defimpl Inspect do
-    def inspect(%{type: type, repr: repr}, _options) do
-      "#PyPort.Object<#{text(type)} #{repr |> text() |> one_line()}>"
-    end
+  @doc """
+  The whole `repr` of an object, as Python has it now. The options are those of `PyPort.call/4`, such as `:timeout`.
 
-    defp one_line(text), do: text |> String.split() |> Enum.join(" ") |> shorten()
+  Raises `PyPort.Error`.
 
-    defp shorten(text) do
-      if String.length(text) > 80, do: String.slice(text, 0, 79) <> "…", else: text
-    end
+  ## Examples
 
-    # To inspect a made-up handle must not raise.
-    defp text(value) when is_binary(value) do
-      if String.valid?(value), do: value, else: Kernel.inspect(value)
-    end
-
-    defp text(value), do: Kernel.inspect(value)
-  end
+      iex> object = PyPort.eval!("list(range(100))", %{}, return: :object)
+      iex> object |> PyPort.Object.show() |> String.slice(-8, 8)
+      " 98, 99]"
+  """
+  @spec show(t(), keyword()) :: String.t()
+  # Requests stand above this module, since handles are among their values.
+  def show(%__MODULE__{} = object, options \\ []), do: Inspect.impl_for!(object).show(object, options)
 end

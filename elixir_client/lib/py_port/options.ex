@@ -6,12 +6,22 @@ defmodule PyPort.Options do
 
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
-  @values [binary_as: :str, stdout: nil, stderr: nil, session: nil, return: :value, owner: nil] ++
-            [arrays: nil, tables: nil]
+  @values [
+    binary_as: nil,
+    stdout: nil,
+    stderr: nil,
+    session: nil,
+    return: :value,
+    owner: nil,
+    error_value: false,
+    arrays: nil,
+    tables: nil
+  ]
 
   @request @common ++ @values
   @request_defaults Map.new(@request)
-  @stream @request ++ [credit: 512]
+  @call @request ++ [typed: false]
+  @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
 
@@ -24,10 +34,12 @@ defmodule PyPort.Options do
     env: [],
     inherit_env: true,
     init_code: nil,
+    preload: nil,
     init_timeout: 60_000,
     allow: [],
     arrays: :object,
     tables: :object,
+    binary_as: :str,
     logger: true,
     heartbeat_interval: 1_000,
     lost_after: 10_000,
@@ -59,13 +71,27 @@ defmodule PyPort.Options do
           cluster: false
         ] ++ @server
 
+  @batcher [
+    name: nil,
+    fun: nil,
+    server: nil,
+    batch_size: 64,
+    batch_timeout: 5,
+    batch_keys: [:default],
+    concurrency: nil,
+    max_pending: 10_000,
+    binary_as: :str
+  ]
+
+  @batched [timeout: 5_000, batch_key: :default]
+
   # The BEAM's own timers end at 2 ** 32 ms, 49 days; a request to another node adds some seconds.
   @longest_ms 4_294_000_000
 
   @type request :: %{
           required(:server) => GenServer.server() | nil,
           required(:timeout) => timeout(),
-          required(:binary_as) => :str | :bytes,
+          required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | nil,
@@ -73,6 +99,8 @@ defmodule PyPort.Options do
           # nil for the server's own.
           required(:arrays) => :object | :tensor | :nx | nil,
           required(:tables) => :object | :arrow | :explorer | nil,
+          required(:error_value) => boolean(),
+          optional(:typed) => true,
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -91,7 +119,17 @@ defmodule PyPort.Options do
 
   @spec call!(keyword()) :: request()
   def call!([]), do: @request_defaults
-  def call!(options), do: options |> request!() |> no_globals!("PyPort.call/4")
+
+  def call!(options) do
+    options =
+      options
+      |> validate!(Map.new(@call), @call, "PyPort.call/4")
+      |> one_server!()
+      |> no_globals!("PyPort.call/4")
+
+    # The usual call must cost nothing more.
+    if options.typed, do: options, else: Map.delete(options, :typed)
+  end
 
   @spec stream!(keyword()) :: request()
   def stream!(options) do
@@ -118,19 +156,20 @@ defmodule PyPort.Options do
 
   # These options may hold secrets. They are kept in functions, since options are part of states, of child specifications
   # and of all crash reports that print these.
-  @secret [:env, :init_code]
+  @secret [:env, :init_code, :preload]
 
   # The same options, for a child specification. Wrong ones are left for `start_link/1` to complain about.
   @spec seal(term()) :: term()
   def seal(options), do: if(Keyword.keyword?(options), do: Enum.map(options, &sealed/1), else: options)
 
-  defp sealed({name, value}) when name in @secret and value not in [nil, []] and not is_function(value),
-    do: {name, fn -> value end}
+  defp sealed({name, value})
+       when name in @secret and value not in [nil, []] and not is_function(value) and not is_tuple(value),
+       do: {name, fn -> value end}
 
   defp sealed(option), do: option
 
   # The value that a server was started with, or that the function gives which it was started with.
-  @spec unseal(:env | :init_code, term()) :: {:ok, term()} | {:error, String.t()}
+  @spec unseal(:env | :init_code | :preload, term()) :: {:ok, term()} | {:error, String.t()}
   def unseal(name, fun) when is_function(fun) do
     value = fun.()
 
@@ -163,6 +202,19 @@ defmodule PyPort.Options do
 
     if valid.size, do: valid, else: %{valid | size: System.schedulers_online()}
   end
+
+  @spec batcher!(keyword()) :: map()
+  def batcher!(options) do
+    valid = validate!(options, Map.new(@batcher), @batcher, "PyPort.Batcher")
+
+    unless valid.fun,
+      do: raise(ArgumentError, "option :fun of PyPort.Batcher is required: #{expected(:fun)}")
+
+    valid
+  end
+
+  @spec batched!(keyword()) :: %{timeout: timeout(), batch_key: atom()}
+  def batched!(options), do: validate!(options, Map.new(@batched), @batched, "PyPort.batched/3")
 
   @spec server_names() :: [atom()]
   def server_names, do: Keyword.keys(@server)
@@ -233,7 +285,7 @@ defmodule PyPort.Options do
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
 
   @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
-              [:async_threads, :max_objects, :max_objects_per_owner]
+              [:async_threads, :max_objects, :max_objects_per_owner, :batch_size]
   defp valid?(name, value) when name in @positive, do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once; a credit is written in four.
@@ -246,6 +298,11 @@ defmodule PyPort.Options do
   defp valid?(name, value) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: is_integer(value) and value >= 0
 
+  defp valid?(:fun, value), do: is_binary(value) and value =~ ~r/^[^:]+:[^:]+$/
+  defp valid?(:batch_timeout, value), do: is_integer(value) and value in 0..@longest_ms
+  defp valid?(:batch_keys, value), do: is_list(value) and value != [] and Enum.all?(value, &is_atom/1)
+  defp valid?(:batch_key, value), do: is_atom(value)
+  defp valid?(:concurrency, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
   defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
@@ -256,10 +313,14 @@ defmodule PyPort.Options do
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_nil(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
-  defp valid?(name, value) when name in [:logger, :cluster], do: is_boolean(value)
+  defp valid?(name, value) when name in [:logger, :cluster, :error_value, :typed], do: is_boolean(value)
   defp valid?(name, value) when name in [:python, :cd], do: is_nil(value) or is_binary(value)
   defp valid?(:python_env, value), do: is_atom(value) and not is_boolean(value)
-  defp valid?(:init_code, value), do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
+  # Of a server in a pool, the pool that has the template.
+  defp valid?(:preload, {:template, pool}), do: is_pid(pool)
+
+  defp valid?(name, value) when name in [:init_code, :preload],
+    do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
   defp valid?(:allow, value) do
     is_list(value) and
@@ -291,6 +352,12 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: "milliseconds (0 or more)"
 
+  defp expected(:fun), do: ~s(the name of a Python function, such as "my_pkg.embed:encode")
+  defp expected(:batch_size), do: "a number of items (1 or more)"
+  defp expected(:batch_timeout), do: "milliseconds (0 to #{@longest_ms})"
+  defp expected(:batch_keys), do: "a list of one or more atoms"
+  defp expected(:batch_key), do: "an atom, one of the :batch_keys of the batcher"
+  defp expected(:concurrency), do: "a number of batches (1 or more), or nil for one on each server"
   defp expected(:after_cancel), do: ":keep or :restart"
   defp expected(:memory_limit), do: "a number of bytes (1 or more), or nil for none"
   defp expected(:size), do: "a number of servers (0 or more)"
@@ -321,11 +388,14 @@ defmodule PyPort.Options do
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "a session of PyPort.open_session/1"
   defp expected(:owner), do: "a pid"
-  defp expected(name) when name in [:logger, :cluster], do: "true or false"
+  defp expected(name) when name in [:logger, :cluster, :error_value, :typed], do: "true or false"
   defp expected(:python), do: "the path of a Python interpreter, or its name on the PATH"
   defp expected(:python_env), do: "the name of an environment of config :py_port, :uv_init, such as :default"
   defp expected(:cd), do: "a directory"
-  defp expected(:init_code), do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
+
+  defp expected(name) when name in [:init_code, :preload],
+    do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
+
   defp expected(:inherit_env), do: "true, false, or a list of names of OS variables"
   defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
 

@@ -12,8 +12,8 @@ defmodule PyPort.Ownership do
   @type taken_over :: [{{server :: pid(), owner :: pid()}, [pos_integer()]}]
 
   # Gives the objects of a reply to their owner, and after it to its heir. They are released where the owner would have too
-  # many.
-  @spec take_over(pid(), claim(), [pos_integer()], owner()) :: :ok | {:error, Error.t()}
+  # many. The negative ids among theirs are functions, which have no owner.
+  @spec take_over(pid(), claim(), [integer()], owner()) :: :ok | {:error, Error.t()}
   # The node of the caller decides whether they are in scope.
   def take_over(server, claim, ids, {owner, heir}), do: take_over(server, claim, ids, owner, heir, true)
 
@@ -24,6 +24,8 @@ defmodule PyPort.Ownership do
   end
 
   defp take_over(server, claim, ids, owner, heir, in_scope?) do
+    ids = Enum.filter(ids, &(&1 > 0))
+
     case room(server, owner, ids) do
       :ok ->
         tell(server, {:take_over, claim, ids, owner, heir})

@@ -27,6 +27,7 @@ defmodule PyPort.Pool do
       A server without a request so far is not replaced for it: the next would be as large.
     * `:drain_timeout` - how long a server that is taken out may still work for those who have something on it, in ms,
       or `:infinity`. Default: 60_000.
+    * `:preload` - Python source that is run once for the whole pool, or a function that gives it; see "Preloading" below.
     * `:cluster` - whether pools of the same name on other nodes stand in for this one, and this one for them. Default:
       `false`.
 
@@ -43,6 +44,25 @@ defmodule PyPort.Pool do
 
   One server is replaced at a time, however many are due. A place whose last server is still being drained is not
   replaced again: there are never more than two servers for each place.
+
+  ## Preloading
+
+      {PyPort.Pool, name: Models, size: 8, preload: "import torch; model = load()"}
+
+  One process, the template, runs the code once. The servers' Pythons are forks of it: they see the names that the code
+  has bound, share its memory as long as neither side writes to it, and start in milliseconds. `:init_code` runs after the
+  fork, in each of them. The template starts with the first server, gets `:cd`, `:env` and `:init_timeout` of the servers,
+  and prints to Logger. When it ends, or does not answer for 5 s, the servers go on, and the next one starts another
+  template.
+
+  A fork has the memory of the template and none of its threads. Put all that does not survive into `:init_code`:
+  threads (Logger names those that the code has left), CUDA contexts, connections, event loops. Native thread pools that
+  the code has used, such as OpenMP's, can hang in a fork: load the model in the template, and use it in the members. A
+  random generator of numpy or torch has one state in all members: seed it in `:init_code`. `atexit` functions that
+  the code registers run at the end of each member.
+
+  A small program that is built with the C extensions connects a server to the template. Without it each server runs the
+  code itself, before `:init_code`, and Logger says so once.
 
   ## When servers end
 
@@ -81,6 +101,7 @@ defmodule PyPort.Pool do
 
   alias PyPort.{Env, Error, Options, Reaper, Registry}
   alias PyPort.Pool.{Manager, Members}
+  alias PyPort.Server.Preload
 
   @type option :: {atom(), term()}
 
@@ -168,10 +189,12 @@ defmodule PyPort.Pool do
 
   @impl true
   def init(options) do
-    children = [
-      Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers),
-      %{id: :manager, start: {Manager, :start_link, [{self(), options}]}}
-    ]
+    template =
+      if options.preload, do: [%{id: :template, start: {Preload, :start_link, [{self(), options}]}}], else: []
+
+    children =
+      [Supervisor.child_spec({DynamicSupervisor, strategy: :one_for_one}, id: :servers)] ++
+        template ++ [%{id: :manager, start: {Manager, :start_link, [{self(), options}]}}]
 
     Supervisor.init(children, strategy: :rest_for_one)
   end

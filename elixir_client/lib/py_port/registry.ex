@@ -4,7 +4,7 @@ defmodule PyPort.Registry do
   # | key | value |
   # | --- | --- |
   # | pid of a server | its connection, from the launch of its Python on |
-  # | `{pid, fact}` | `:heartbeat` of a Python, with its time; `:health` state; `:name` of a server; `:pool` of a server; `:trouble`: the error why a pool has no server that works; `:members`: the pool has a persistent term |
+  # | `{pid, fact}` | `:heartbeat` of a Python, with its time; `:health` state; `:name` of a server; `:pool` of a server; `:template`: the `PyPort.Server.Preload` of a pool; `:trouble`: the error why a pool has no server that works; `:members`: the pool has a persistent term |
   # | `{:starts, name}` | how often a Python was started for a server of that name |
   # | `:kinds` | how to tell a process that is a server or a pool |
   #
@@ -24,7 +24,7 @@ defmodule PyPort.Registry do
   # A list that is read, not searched.
   @names_shown 10
 
-  @type fact :: :heartbeat | :health | :name | :pool | :trouble
+  @type fact :: :heartbeat | :health | :name | :pool | :template | :trouble
   @type kind :: :server | :pool
 
   # `kinds` maps the initial call of a process to what the process is.
@@ -126,7 +126,7 @@ defmodule PyPort.Registry do
   @spec delete_pool(pid()) :: :ok
   def delete_pool(pool) do
     :persistent_term.erase({__MODULE__, pool})
-    delete_rows([{pool, :trouble}, {pool, :members}])
+    delete_rows([{pool, :trouble}, {pool, :template}, {pool, :members}])
     :ets.match_delete(@table, {{:_, :pool}, pool})
     :ok
   rescue

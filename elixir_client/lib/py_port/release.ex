@@ -10,16 +10,9 @@ defmodule PyPort.Release do
       ]
 
   The environments of `config :py_port, :uv_init` are copied to `py_port/` under the release's root, and found there by
-  the release wherever it is moved to. Their bytecode is compiled in a form that needs neither time stamps nor a disk
-  that can be written, so images and read-only systems start as fast as a development machine.
-
-  ## The Python itself
-
-  A Python that uv fetched is a directory of its own that can be moved, so the release carries it, and the target
-  needs none. A Python of the system's (Debian's `/usr/bin/python3`, the one of an image such as `python:3.12`) is bound
-  to its place and is referenced: it has to be on the target, at the same path; if it is not, servers say so at boot.
-
-  `carry_python:` under `:py_port` in the release's options decides otherwise:
+  the release wherever it is moved to. docs/deployment.md says what a release carries. A Python that uv fetched comes along;
+  another one is referenced, and has to be on the target, at the same path. `carry_python:` under `:py_port` in the release's
+  options decides otherwise:
 
       my_app: [steps: [...], py_port: [carry_python: true]]
 

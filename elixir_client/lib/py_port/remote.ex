@@ -32,12 +32,8 @@ defmodule PyPort.Remote do
     home = %{caller: self(), callers: Process.get(:"$callers", []), logger_metadata: metadata, ref: ref}
     callers = [self() | home.callers]
 
-    call(
-      node,
-      {__MODULE__, :serve, [{module, function, args}, self(), callers, metadata, home]},
-      ref,
-      deadline
-    )
+    what = {__MODULE__, :serve, [{module, function, args}, self(), callers, metadata, home]}
+    call(node, what, ref, deadline)
   end
 
   # Calls a function on `node` for what is not a request: its value, or an error.
@@ -116,10 +112,8 @@ defmodule PyPort.Remote do
       {:error, unreachable(node)}
 
     :error, {:exception, :undef, [{^module, ^function, _args, _place} | _rest]} ->
-      {:error,
-       unavailable(
-         "there is no PyPort on the node #{node}, or not the same version as here: add it to that node, too"
-       )}
+      why = "there is no PyPort on the node #{node}, or not the same version as here"
+      {:error, unavailable("#{why}: add it to that node, too")}
 
     # The caller made it, as it would have here.
     :error, {:exception, %ArgumentError{} = error, stacktrace} ->

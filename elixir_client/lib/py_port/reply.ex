@@ -4,12 +4,13 @@ defmodule PyPort.Reply do
 
   alias PyPort.{Error, Libraries, Wire}
 
-  # `:objects` for a value with handles inside, which have no owner yet; `:unread` for a frame that cannot be read and may
-  # hold handles.
+  # `:objects` for a value with handles inside, and `:failed` for an error with one, which have no owner yet; `:unread` for a
+  # frame that cannot be read and may hold handles.
   @type outcome ::
           {:ok, term()}
           | {:error, Error.t()}
-          | {:objects, term(), [pos_integer()]}
+          | {:objects, term(), [integer()]}
+          | {:failed, Error.t(), [pos_integer()]}
           | {:unread, Error.t()}
 
   @spec outcome(binary()) :: outcome()
@@ -20,9 +21,12 @@ defmodule PyPort.Reply do
     end
   end
 
+  defp outcome_of({:ok, {:error, _id, description, ids}}) when is_list(ids),
+    do: {:failed, Error.from_wire(description), ids}
+
   defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids) do
     case Libraries.load(value, ids) do
-      {:ok, value, ids} -> {:objects, value, ids}
+      {:ok, value} -> {:objects, value, ids}
       {:error, why} -> {:unread, Error.new(:decode, why, begun: true)}
     end
   end

@@ -56,22 +56,24 @@ defmodule PyPort.Request do
     draft = draft(asked)
     place = Locator.place(options, draft.target, draft.found.objects)
 
-    with {found, connection, id, frame, extra, context} <- prepare(draft, options, place, deadline, self()) do
+    with {found, connection, id, frame, extra, functions} <- prepare(draft, options, place, deadline, self()) do
       left = if found == :ok, do: left, else: remaining(deadline)
 
-      case exchange(connection, id, frame, left, deadline, options.timeout, extra, context) do
+      case exchange(connection, id, frame, left, deadline, options.timeout, extra, functions) do
         {:ok, _value} = outcome ->
           outcome
 
         # The server had just ended, or been taken out, so Python has not heard of the request; to ask another server of
         # its pool is therefore no repetition. A moment later the pool knows that the server is gone.
         :not_sent ->
+          Callbacks.drop(connection, functions)
+
           if Locator.again?(place, deadline),
             do: ask(asked, options, deadline, remaining(deadline)),
             else: Locator.not_taken(place)
 
         outcome ->
-          owned(outcome, connection, id, options)
+          owned(outcome, connection, id, options, functions)
       end
     else
       {:remote, node, server} -> ask_remote(node, server, asked, options, deadline)
@@ -79,16 +81,28 @@ defmodule PyPort.Request do
     end
   end
 
-  defp owned({:objects, value, ids}, connection, id, options) do
-    with :ok <- Ownership.take_over(connection.owner, {:reply, id}, ids, options.owner), do: {:ok, value}
+  defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
+    with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
+         do: {:ok, Callbacks.restore(owner, value, ids, functions)}
   end
 
-  defp owned({:unread, error}, connection, id, _options) do
+  defp owned({:failed, error, ids}, %{owner: owner}, id, options, _functions) do
+    with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner), do: {:error, error}
+  end
+
+  defp owned({:unread, error}, connection, id, _options, _functions) do
     Ownership.disclaim(connection.owner, {:reply, id})
     {:error, error}
   end
 
-  defp owned(outcome, _connection, _id, _options), do: outcome
+  # No code of such a request has run, so Python holds none of its functions.
+  defp owned({:error, %Error{kind: kind, begun: begun}} = outcome, connection, _id, _options, functions)
+       when kind in [:decode, :protocol] or begun == false do
+    Callbacks.drop(connection, functions)
+    outcome
+  end
+
+  defp owned(outcome, _connection, _id, _options, _functions), do: outcome
 
   # --- on other nodes -------------------------------------------------------------------------
 
@@ -138,7 +152,7 @@ defmodule PyPort.Request do
 
       frame = Wire.open_session(id, name)
 
-      case exchange(connection, id, frame, remaining(deadline), deadline, timeout, nil, nil) do
+      case exchange(connection, id, frame, remaining(deadline), deadline, timeout, nil, []) do
         {:ok, _nil} ->
           {:ok, %PyPort.Session{server: connection.owner, name: name}}
 
@@ -203,7 +217,7 @@ defmodule PyPort.Request do
 
   # A request of `caller` for the server of its place, ready to be sent.
   @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid()) ::
-          {:ok | :waited, Connection.t(), Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+          {:ok | :waited, Connection.t(), Wire.id(), iodata(), Connection.extra(), [Callbacks.row()]}
           | {:error, Error.t()}
           | Locator.remote()
   def prepare(%{verb: verb, body: body, small?: small?, found: found}, options, place, deadline, caller) do
@@ -213,46 +227,52 @@ defmodule PyPort.Request do
          body = put_elem(body, 0, wire_options(options, Callbacks.parent(connection))),
          frame = Wire.request(verb, id, body, small?),
          :ok <- Admission.fits(connection, frame) do
-      context = if found.funs != [], do: Callbacks.context(id, found.funs, caller)
-      {how, connection, id, frame, extra(options, context), context}
+      {how, connection, id, frame, extra(options), Callbacks.rows(found.funs, caller)}
     end
   end
 
   # The plain request first, which has at most these two.
-  defp wire_options(%{session: nil, return: :value, arrays: nil, tables: nil} = options, nil),
-    do: plain_options(options)
+  defp wire_options(
+         %{session: nil, return: :value, error_value: false, arrays: nil, tables: nil} = options,
+         nil
+       )
+       when not is_map_key(options, :typed),
+       do: plain_options(options)
 
-  defp wire_options(%{session: session, return: return, arrays: arrays, tables: tables} = options, parent) do
-    options = plain_options(options)
-    options = if session, do: Map.put(options, :session, session.name), else: options
-    options = if return == :value, do: options, else: Map.put(options, :return, return)
-    options = if arrays, do: Map.put(options, :arrays, arrays), else: options
-    options = if tables, do: Map.put(options, :tables, tables), else: options
-    if parent, do: Map.put(options, :parent, parent), else: options
+  defp wire_options(%{session: session, return: return} = options, parent) do
+    more = [
+      session: session && session.name,
+      return: if(return != :value, do: return),
+      error_value: options[:error_value] || nil,
+      arrays: options[:arrays],
+      tables: options[:tables],
+      typed: options[:typed],
+      parent: parent
+    ]
+
+    for {name, value} <- more, value != nil, into: plain_options(options), do: {name, value}
   end
 
   # A stream's timeout is for each of its items, so there is no deadline to tell.
+  defp plain_options(%{credit: credit, binary_as: nil}), do: %{stream: true, credit: credit}
   defp plain_options(%{credit: credit, binary_as: as}), do: %{stream: true, credit: credit, binary_as: as}
-  defp plain_options(%{timeout: :infinity, binary_as: :str}), do: %{}
-  defp plain_options(%{timeout: timeout, binary_as: :str}), do: %{deadline_ms: timeout}
+  defp plain_options(%{timeout: :infinity, binary_as: nil}), do: %{}
+  defp plain_options(%{timeout: timeout, binary_as: nil}), do: %{deadline_ms: timeout}
   defp plain_options(%{timeout: :infinity, binary_as: as}), do: %{binary_as: as}
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
   # The last element of the row of a request: nil for a plain one.
-  defp extra(%{stdout: nil, stderr: nil}, nil), do: nil
-  defp extra(%{stdout: nil, stderr: nil}, _context), do: %{devices: nil, functions?: true}
-
-  defp extra(%{stdout: stdout, stderr: stderr}, context),
-    do: %{devices: {stdout, stderr}, functions?: context != nil}
+  defp extra(%{stdout: nil, stderr: nil}), do: nil
+  defp extra(%{stdout: stdout, stderr: stderr}), do: %{devices: {stdout, stderr}}
 
   # --- sending and waiting --------------------------------------------------------------------
 
   # Alias, row, command, in this order: a reply can only come after the command, and finds the row; so does the end of the
   # server, which can come at any time, by the heir of its table.
-  defp exchange(connection, id, frame, left, deadline, timeout, extra, context) do
+  defp exchange(connection, id, frame, left, deadline, timeout, extra, functions) do
     ref = :erlang.alias()
 
-    case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
+    case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
       :ok ->
         await(ref, connection, id, left, deadline, timeout)
 

@@ -30,6 +30,8 @@ defmodule PyPort.Server do
       request. It runs in the main thread. With a top-level `await` it runs on the event loop of later requests, in the
       thread of that loop, and tasks that it creates go on. It cannot wait for calls into Elixir, which are answered from
       `hello` on.
+    * `:preload` - for `PyPort.Pool`, which runs it once for all of its servers. A server by itself runs it at each start,
+      before `:init_code`.
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
@@ -48,9 +50,8 @@ defmodule PyPort.Server do
       read no further) may take to end, in ms. Default: 1_000.
     * `:kill_grace` - how long after that its Python is killed at the latest, in ms. Default: 1_000. A caller has its
       answer at the latest at `:timeout` + `:cancel_grace` + `:kill_grace`.
-    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms. An
-      import that is cut short leaves the module broken for the life of the process, so the caller has its answer, and the
-      import ends first; after this time its Python is killed. Default: 30_000.
+    * `:import_grace` - how long an import may go on that a request was in the midst of when it was cancelled, in ms, before
+      its Python is killed. Default: 30_000. docs/reliability.md says why an import is not cut short.
     * `:after_cancel` - whether a Python in which a running request was interrupted goes on (`:keep`), or is drained and
       started anew (`:restart`), for code that leaves things half done. Default: `:keep`.
     * `:memory_limit` - how much memory Python may have, in bytes; beyond it there is a `MemoryError`. It counts address
@@ -62,6 +63,8 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
+    * `:binary_as` - what the binaries of globals and arguments are in Python, for requests without this option: `:str`
+      (they must be UTF-8) or `:bytes`. The results of calls into Elixir are the same. Default: `:str`.
     * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
       the network, a disk, a lock) or computes where the GIL is released. With 0 they run one after another in Python's main
       thread, where any code can be stopped. A thread cannot be stopped while it waits in a call that never returns: then
@@ -72,7 +75,8 @@ defmodule PyPort.Server do
     * `:max_stderr_bytes` - how large the file of Python's stderr may become, in bytes; then it is emptied, and lines that
       have not reached Logger yet are lost. Its size is checked ten times a second, and a hundred times while it grows.
       Default: 16 MiB.
-    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. Default: 100_000.
+    * `:max_objects` - how many `PyPort.Object` handles may be alive before no more are made. With a tenth of them Logger gets
+      a warning. Default: 100_000.
     * `:max_objects_per_owner` - how many of them one process may own before it gets no more, so that one process that
       keeps them all does not take them from the others. Default: 50_000. An owner of a tenth of that is named in Logger.
 
@@ -88,20 +92,10 @@ defmodule PyPort.Server do
 
   import PyPort.Server.Requests, only: [is_worker: 2]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Wire}
+  alias PyPort.{Callbacks, Connection, Env, Error, Options, Reaper, Registry, Wire}
 
-  alias PyPort.Server.{
-    AsyncDelivery,
-    Cancellation,
-    Health,
-    Ownership,
-    RequestTable,
-    Shutdown,
-    Startup,
-    Stderr
-  }
-
-  alias PyPort.Server.Traffic
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, RequestTable}
+  alias PyPort.Server.{Shutdown, Startup, Stderr, Traffic}
 
   @type variables :: [{String.t(), String.t() | nil | false}]
   @type option ::
@@ -109,12 +103,14 @@ defmodule PyPort.Server do
           | {:python | :cd, String.t() | nil}
           | {:env, variables() | (... -> variables())}
           | {:inherit_env, boolean() | [String.t()]}
-          | {:init_code, String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
+          | {:init_code | :preload,
+             String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:arrays, :object | :tensor | :nx}
           | {:tables, :object | :arrow | :explorer}
           | {:logger, boolean()}
+          | {:binary_as, :str | :bytes}
           | {:heartbeat_interval, pos_integer()}
           | {:cancel_grace | :kill_grace | :import_grace | :shutdown_grace, non_neg_integer()}
           | {:after_cancel, :keep | :restart}
@@ -315,8 +311,10 @@ defmodule PyPort.Server do
   defp control(:heartbeat, frame, state) do
     case Wire.decode(frame) do
       {:ok, {:heartbeat, %{} = said}} ->
+        {dropped, said} = Map.pop(said, :dropped, [])
+        Callbacks.drop(state.connection, dropped)
         Registry.put_fact(self(), :heartbeat, {said, System.monotonic_time(:millisecond)})
-        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said[:type])}
+        {:noreply, state |> Health.heartbeat(said) |> Ownership.warn(said)}
 
       _unreadable ->
         {:noreply, state}

@@ -30,24 +30,9 @@ defmodule PyPort.Status do
   """
 
   @enforce_keys [:server, :state]
-  defstruct [
-    :server,
-    :state,
-    :running,
-    :running_ms,
-    :os_pid,
-    :rss_bytes,
-    :beat_age_ms,
-    :draining,
-    restarts: 0,
-    pending: 0,
-    queue: 0,
-    requests: 0,
-    objects: 0,
-    sessions: 0,
-    tasks: 0,
-    calls: 0
-  ]
+  defstruct @enforce_keys ++
+              [:running, :running_ms, :os_pid, :rss_bytes, :beat_age_ms, :draining] ++
+              [restarts: 0, pending: 0, queue: 0, requests: 0, objects: 0, sessions: 0, tasks: 0, calls: 0]
 
   @type state ::
           :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :starting | :down

@@ -5,7 +5,7 @@ defmodule PyPort.Stream do
 
   import PyPort.Deadline, only: [deadline: 1]
 
-  alias PyPort.{Error, Locator, Options, Ownership, Remote, Reply, Request}
+  alias PyPort.{Callbacks, Error, Locator, Options, Ownership, Remote, Reply, Request}
   alias PyPort.Stream.Relay
 
   @spec new(Request.asked(), keyword()) :: Enumerable.t()
@@ -32,8 +32,8 @@ defmodule PyPort.Stream do
     deadline = deadline(options.timeout)
 
     case Request.prepare(draft, options, place, deadline, consumer) do
-      {how, connection, id, frame, extra, context} when how in [:ok, :waited] ->
-        relay = Relay.start(connection, {id, frame, extra, context}, options.credit, consumer)
+      {how, connection, id, frame, extra, functions} when how in [:ok, :waited] ->
+        relay = Relay.start(connection, {id, frame, extra, functions}, options.credit, consumer)
         {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
 
       {:remote, node, server} ->
@@ -113,7 +113,7 @@ defmodule PyPort.Stream do
     case Reply.outcome(frame) do
       {:objects, value, ids} ->
         case Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
-          :ok -> value
+          :ok -> Callbacks.restore(stream.owner, value, ids)
           {:error, error} -> raise error
         end
 

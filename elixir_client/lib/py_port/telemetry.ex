@@ -37,6 +37,15 @@ defmodule PyPort.Telemetry do
   | `[:py_port, :pool, :resize]` | `size`, and the `previous` one | |
 
   Handlers run in the pool's manager: a slow handler delays the replacement of servers, and no request.
+
+  ## Batchers
+
+  The metadata of each of these events has `name` (what the `PyPort.Batcher` is registered as, or `nil`) and `batch_key`.
+
+  | event | measurements | further metadata |
+  | --- | --- | --- |
+  | `[:py_port, :batcher, :batch]` | `size`, the number of items; `errors`, for how many of them; `wait` of its first item; `duration` in Python and back | `reason`: `:size` or `:timeout`; `result`: `:ok`, or the kind of the error of the whole batch |
+  | `[:py_port, :batcher, :drop]` | `count` of items that have not begun | `reason`: `:timeout` or `:caller_down` |
   """
 
   @doc false

@@ -32,14 +32,8 @@ defmodule PyPort.Wire do
   # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
-          {:reply, id()}
-          | {:reply_with_objects, id()}
-          | {:yield, id()}
-          | {:yield_with_objects, id()}
+          {:reply | :reply_with_objects | :yield | :yield_with_objects | :output | :pong | :running, id()}
           | {:invoke, maybe_id(), call_id :: id()}
-          | {:output, id()}
-          | {:pong, id()}
-          | {:running, id()}
           | :hello
           | :goodbye
           | :log
@@ -195,8 +189,8 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, arity, @yield, @id, id::binary-size(8), _::binary>>),
     do: if(arity == 3, do: {:yield, id}, else: {:yield_with_objects, id})
 
-  def route(<<@version, @small_tuple, _arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
-    do: {:reply, id}
+  def route(<<@version, @small_tuple, arity, "w\x05error", @id, id::binary-size(8), _::binary>>),
+    do: if(arity == 3, do: {:reply, id}, else: {:reply_with_objects, id})
 
   def route(<<@version, @small_tuple, _arity, "w\x06output", @id, id::binary-size(8), _::binary>>),
     do: {:output, id}
@@ -226,6 +220,7 @@ defmodule PyPort.Wire do
          {:ok, behind} <- Skip.terms(list, 1),
          list = binary_part(list, 0, byte_size(list) - byte_size(behind)),
          {:ok, ids} when is_list(ids) <- decode(<<@version, list::binary>>) do
+      # Functions have negative ones.
       Enum.filter(ids, &(is_integer(&1) and &1 > 0))
     else
       _unreadable -> []
@@ -313,7 +308,21 @@ defmodule PyPort.Wire do
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
-      [:kind, :type, :message, :traceback, :frames, :begun, :file, :line, :function, :source] ++
+      [
+        :kind,
+        :type,
+        :message,
+        :traceback,
+        :frames,
+        :begun,
+        :dropped,
+        :attributes,
+        :value,
+        :file,
+        :line,
+        :function,
+        :source
+      ] ++
       [:os_pid, :uptime_ms, :requests, :open, :importing, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
@@ -325,10 +334,6 @@ defmodule PyPort.Wire do
   # Only the bytes are looked at: to read the term without `:safe` would make the atoms that `:safe` keeps out.
   defp unreadable(frame) do
     case Unknown.find(frame) do
-      {:struct, "Elixir.Decimal", path} ->
-        "#{path} is a Decimal, and the module Decimal is not loaded here: add {:decimal, \"~> 2.0\"} to the dependencies in " <>
-          "mix.exs, or return a float or a str"
-
       {:struct, module, path} ->
         name = String.trim_leading(module, "Elixir.")
 

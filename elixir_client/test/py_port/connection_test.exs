@@ -73,6 +73,10 @@ defmodule PyPort.ConnectionTest do
     never_busy = [busy_limits_port: :disabled, busy_limits_msgq: :disabled]
     options = [{:packet, 4}, :binary, args: ["-c", command]] ++ never_busy
     port = Port.open({:spawn_executable, ~c"/bin/sh"}, options)
+    # A VM that ends waits until the bytes in a port have been read, or its program has ended.
+    with {:os_pid, os_pid} <- Port.info(port, :os_pid),
+         do: on_exit(fn -> System.cmd("kill", ["-KILL", "#{os_pid}"], stderr_to_stdout: true) end)
+
     %{connection() | port: port, max_queued_bytes: max_queued_bytes}
   end
 
@@ -129,11 +133,8 @@ defmodule PyPort.ConnectionTest do
   test "when all has been read there is room again" do
     connection = connection("cat > /dev/null; exit", 1_000_000)
 
-    for _ <- 1..5,
-        do:
-          assert(
-            eventually(fn -> Connection.submit(connection, [:binary.copy(@large, 2), "and a tail"]) == :ok end)
-          )
+    frame = [:binary.copy(@large, 2), "and a tail"]
+    for _ <- 1..5, do: assert(eventually(fn -> Connection.submit(connection, frame) == :ok end))
 
     Port.close(connection.port)
   end

@@ -71,13 +71,50 @@ defmodule PyPort.ObjectTest do
       assert inspect(%{long | type: nil, repr: <<255>>}) =~ "#PyPort.Object<"
     end
 
-    test "with a repr that is slow costs its request no time, and shows it when it is asked for", %{
+    test "shows the repr that it has when it is inspected, and the whole of it on request", %{server: server} do
+      {:ok, list} = PyPort.eval("[1]", %{}, server: server, return: :object)
+      PyPort.call!({list, "append"}, ["é"])
+      assert inspect(list) == "#PyPort.Object<list [1, 'é']>"
+      PyPort.call!({list, "extend"}, [Enum.to_list(1..200)])
+      assert inspect(list) =~ ~r/^#PyPort.Object<list \[1, 'é', 1, .{60,70}…>$/
+      assert PyPort.Object.show(list) == PyPort.eval!("repr(x)", %{x: list})
+
+      {:ok, bad} = PyPort.eval("class Bad:\n  def __repr__(self): raise KeyError\nBad()", %{}, server: server)
+      assert inspect(bad) == "#PyPort.Object<Bad <Bad whose repr fails: KeyError>>"
+      assert_raise Error, ~r/KeyError/, fn -> PyPort.Object.show(bad) end
+    end
+
+    test "with a repr that is slow costs its request no time, and is inspected in a limited time", %{
       server: server
     } do
       code = "import time\nclass Slow:\n  def __repr__(self): time.sleep(0.3); return 'slow'\nSlow()"
       {:ok, slow} = PyPort.eval(code, %{}, server: server, timeout: 250)
       assert slow.repr =~ ~r/^<__main__.Slow object at 0x[0-9a-f]+>$/
-      assert PyPort.call("builtins:repr", [slow]) == {:ok, "slow"}
+      late = "#PyPort.Object<Slow #{slow.repr}>"
+      assert inspect(slow, custom_options: [repr_ms: 0]) == late
+      {us, text} = :timer.tc(fn -> inspect(slow, custom_options: [repr_ms: 20]) end)
+      assert text == late
+      assert us >= 20_000
+      # It was late, so the others are not asked for.
+      {us, _text} = :timer.tc(fn -> inspect(List.duplicate(slow, 50)) end)
+      assert us < 200_000
+      assert PyPort.Object.show(slow) == "slow"
+      assert Task.await(Task.async(fn -> inspect(slow, custom_options: [repr_ms: 5_000]) end)) =~ "Slow slow>"
+    end
+
+    test "is inspected when it is released, when its server is gone, and by its server", %{server: server} do
+      object = object(server)
+      made = "#PyPort.Object<object #{object.repr}>"
+      PyPort.release(object)
+      assert eventually(fn -> not lives?(object) end)
+      assert inspect(object) == made
+      other = start_server()
+      left = object(other)
+      test = self()
+      :sys.replace_state(other, fn state -> send(test, inspect(left)) && state end)
+      assert_receive "#PyPort.Object<object " <> _
+      GenServer.stop(other)
+      assert inspect(left) == "#PyPort.Object<object #{left.repr}>"
     end
   end
 
@@ -298,6 +335,30 @@ defmodule PyPort.ObjectTest do
     assert line =~ "of the type Frame"
   end
 
+  test "a tenth of max_objects is a warning, once, with the type of most of them" do
+    server = start_server(max_objects: 100, heartbeat_interval: 20)
+    many? = fn -> :sys.get_state(server).ownership.many? end
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        kept =
+          PyPort.eval!("class Frame: pass\n[object(), *[Frame() for _ in range(11)]]", %{}, server: server)
+
+        assert eventually(many?)
+        PyPort.release(Enum.take(kept, 4))
+        assert eventually(fn -> held(server) == 8 end)
+        again = PyPort.eval!("[object() for _ in range(4)]", %{}, server: server)
+        Process.sleep(50)
+        PyPort.release(kept ++ again)
+        assert eventually(fn -> not many?.() end)
+      end)
+
+    assert [line] = for(line <- String.split(log, "\n"), line =~ "are held", do: line)
+
+    assert line =~
+             "12 objects of this Python are held, of 100 (max_objects); most of the latest are of the type Frame"
+  end
+
   # With the next heartbeat.
   defp all_named?(server), do: eventually(fn -> :sys.get_state(server).ownership.crowded == [] end)
 
@@ -320,8 +381,9 @@ defmodule PyPort.ObjectTest do
 
       assert message =~ "another server"
 
-      # Deep inside of a value it is Python that finds it.
-      assert {:error, %Error{kind: :decode}} = PyPort.eval("o", %{o: [object]}, server: other)
+      assert {:error, %Error{kind: :unavailable}} = PyPort.eval("o", %{o: [%{k: object}]}, server: other)
+      # In a key it is Python that finds it.
+      assert {:error, %Error{kind: :decode}} = PyPort.eval("o", %{o: %{object => 1}}, server: other)
     end
 
     test "a target that lives elsewhere than the server that was named", %{server: server} do
@@ -381,8 +443,9 @@ defmodule PyPort.ObjectTest do
         end
       end
 
-      # Deeper than the client looks it is Python that says so.
-      assert {:error, %Error{kind: :decode}} = PyPort.eval("x", %{x: [%{object | id: -1}]}, server: server)
+      # In a key, where the client does not look, it is Python that says so.
+      assert {:error, %Error{kind: :decode}} =
+               PyPort.eval("x", %{x: %{%{object | id: -1} => 1}}, server: server)
 
       assert_raise ArgumentError, ~r/got: 17/, fn -> PyPort.release([object, 17]) end
       assert PyPort.eval("1", %{}, server: server) == {:ok, 1}

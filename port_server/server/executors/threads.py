@@ -159,8 +159,11 @@ class ThreadExecutor:
             self._output.mute(request.id_term)
         # A stream that waits for credit ends by itself, and its `finally` takes its time.
         if parked is None or request in self._stacks.get(request.thread, ()):
-            self._output.stop(request.thread)
-            self._cancelled[request] = monotonic(), 0.0
+            since = now = monotonic()
+            if parked is not None:  # it may be at its `finally` already, or a moment before it
+                since += self._resend_s
+            self._output.stop(request.thread, since)
+            self._cancelled[request] = now, since
             self._lock.wake()
 
     def above(self, request: Request) -> list[Request]:

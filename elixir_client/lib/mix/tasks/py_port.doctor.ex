@@ -74,11 +74,8 @@ defmodule Mix.Tasks.PyPort.Doctor do
   end
 
   defp bare do
-    say(
-      "environment",
-      "none is configured (config :py_port, :uv_init); servers would use the python3 of the PATH"
-    )
-
+    missing = "none is configured (config :py_port, :uv_init)"
+    say("environment", "#{missing}; servers would use the python3 of the PATH")
     round_trip([])
   end
 

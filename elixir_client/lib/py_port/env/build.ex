@@ -169,19 +169,9 @@ defmodule PyPort.Env.Build do
       # A file that is not Python of this version stays uncompiled, and nothing is lost.
       run(venv, [@bytecode, purelib])
       python = Map.put(python, :packages_dir, Path.relative_to(purelib, dir))
-
-      built = %{
-        name: config.name,
-        kind: :venv,
-        dir: Path.basename(dir),
-        uv: uv.version,
-        codec: codec,
-        python: python,
-        glibc: Inventory.glibc(purelib),
-        packages: Inventory.packages(purelib)
-      }
-
-      {:ok, Map.merge(wanted(config), built)}
+      installed = %{glibc: Inventory.glibc(purelib), packages: Inventory.packages(purelib)}
+      built = %{name: config.name, kind: :venv, dir: Path.basename(dir), uv: uv.version, codec: codec}
+      {:ok, config |> wanted() |> Map.merge(built) |> Map.merge(installed) |> Map.put(:python, python)}
     end
   end
 
@@ -211,8 +201,8 @@ defmodule PyPort.Env.Build do
         {:ok, "it is there"}
 
       config.frozen ->
-        {:error,
-         "frozen: true needs the lock #{lock}, and there is none: run `mix py_port.lock` and commit it"}
+        missing = "frozen: true needs the lock #{lock}, and there is none"
+        {:error, "#{missing}: run `mix py_port.lock` and commit it"}
 
       true ->
         make_lock(uv, config, project, [], options)
@@ -287,12 +277,12 @@ defmodule PyPort.Env.Build do
   defp facts(venv) do
     case run(venv, [@facts]) do
       {said, 0} ->
-        [version, executable, prefix, purelib] = String.split(said, "\n", trim: true)
+        [version, base, prefix, purelib] = String.split(said, "\n", trim: true)
 
         python = %{
           executable: "venv/bin/python",
           version: version,
-          base_executable: executable,
+          base_executable: base,
           base_prefix: prefix
         }
 

@@ -18,7 +18,7 @@ defmodule PyPort.Env.BuildLock do
   Runs `fun` while no other process does so under the same path. `waiting` is called once, with a sentence about the
   holder, if there is one to wait for.
   """
-  @spec run(Path.t(), waiting :: (String.t() -> term()), (() -> result)) :: result when result: var
+  @spec run(Path.t(), waiting :: (String.t() -> term()), (... -> result)) :: result when result: var
   def run(path, waiting, fun) do
     File.mkdir_p!(Path.dirname(path))
     File.touch!(path)
@@ -31,25 +31,21 @@ defmodule PyPort.Env.BuildLock do
       fun.()
     after
       # The next caller finds it free.
-      if Port.info(port), do: release(port)
-    end
-  end
+      if Port.info(port) do
+        Port.command(port, "\n")
 
-  defp release(port) do
-    Port.command(port, "\n")
-
-    receive do
-      {^port, {:exit_status, _status}} -> :ok
+        receive do
+          {^port, {:exit_status, _status}} -> :ok
+        end
+      end
     end
   end
 
   defp await(port, path, waiting) do
     receive do
       {^port, {:data, {:eol, "wait"}}} ->
-        waiting.(
-          "Waiting for process #{holder(path)}, which is building this environment (its lock is #{path})"
-        )
-
+        holder = path |> File.read!() |> String.trim()
+        waiting.("Waiting for process #{holder}, which is building this environment (its lock is #{path})")
         await(port, path, waiting)
 
       {^port, {:data, {:eol, "run"}}} ->
@@ -59,6 +55,4 @@ defmodule PyPort.Env.BuildLock do
         raise File.Error, reason: :eio, action: "lock (its shell ended with status #{status})", path: path
     end
   end
-
-  defp holder(path), do: path |> File.read!() |> String.trim()
 end

@@ -49,10 +49,8 @@ defmodule PyPort.Env.Check do
         """)
 
       true ->
-        words(
-          manifest,
-          "is incomplete: #{Path.join(dir, python.executable)} is missing. Copy or build it again"
-        )
+        missing = Path.join(dir, python.executable)
+        words(manifest, "is incomplete: #{missing} is missing. Copy or build it again")
     end
   end
 

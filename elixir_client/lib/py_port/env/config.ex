@@ -39,14 +39,11 @@ defmodule PyPort.Env.Config do
     default = if Enum.any?(@sources, &top[&1]), do: [default: top], else: []
 
     if default != [] and Keyword.has_key?(named, :default),
-      do:
-        raise(ArgumentError, "two environments are called :default: one in :uv_init, one under :environments")
+      do: wrong!("two environments are called :default: one in :uv_init, one under :environments")
 
     if default ++ named == [] do
       needed = "it needs :pyproject_toml, :project or :environments"
-
-      raise ArgumentError,
-            "config :py_port, :uv_init names no environment: #{needed}, got: #{inspect(config)}"
+      wrong!("config :py_port, :uv_init names no environment: #{needed}, got: #{inspect(config)}")
     end
 
     shared = Keyword.take(top, @shared)
@@ -56,28 +53,24 @@ defmodule PyPort.Env.Config do
   @doc "One environment, from its options and those that it shares with others."
   @spec new!(atom(), keyword(), Path.t(), keyword()) :: t()
   def new!(name, options, host_dir, shared \\ []) do
-    unless is_atom(name) and to_string(name) =~ ~r/^[a-z][a-z0-9_]*$/ do
-      raise ArgumentError,
-            "the name of a Python environment is an atom of small letters, digits and _, got: #{inspect(name)}"
-    end
+    unless is_atom(name) and to_string(name) =~ ~r/^[a-z][a-z0-9_]*$/,
+      do:
+        wrong!(
+          "the name of a Python environment is an atom of small letters, digits and _, got: #{inspect(name)}"
+        )
 
     known!(options, @sources ++ @shared, "environment #{inspect(name)}")
     options = Keyword.merge(shared, options)
 
     for {option, value} <- options, not valid?(option, value) do
       expected = @expected[option] || if(option in @flags, do: "true or false", else: "a string")
-      raise ArgumentError, "option #{inspect(option)} must be #{expected}, got: #{inspect(value)}"
+      wrong!("option #{inspect(option)} must be #{expected}, got: #{inspect(value)}")
     end
 
     case Enum.filter(@sources, &options[&1]) do
-      [_one] ->
-        :ok
-
-      [] ->
-        raise ArgumentError, "environment #{inspect(name)} needs :pyproject_toml or :project"
-
-      _ ->
-        raise ArgumentError, "environment #{inspect(name)} has both :pyproject_toml and :project; one will do"
+      [_one] -> :ok
+      [] -> wrong!("environment #{inspect(name)} needs :pyproject_toml or :project")
+      _ -> wrong!("environment #{inspect(name)} has both :pyproject_toml and :project; one will do")
     end
 
     config = struct!(__MODULE__, [name: name, host_dir: host_dir] ++ options)
@@ -85,17 +78,18 @@ defmodule PyPort.Env.Config do
     %{config | project: project, cache_dir: cache, index: List.wrap(config.index)}
   end
 
+  @spec wrong!(String.t()) :: no_return()
+  defp wrong!(words), do: raise(ArgumentError, words)
+
   defp keyword!(options, what),
-    do:
-      Keyword.keyword?(options) ||
-        raise(ArgumentError, "#{what} must be a keyword list, got: #{inspect(options)}")
+    do: Keyword.keyword?(options) || wrong!("#{what} must be a keyword list, got: #{inspect(options)}")
 
   defp known!(options, known, what) do
     keyword!(options, what)
 
     with [{option, _value} | _] <- Keyword.drop(options, known) do
       known = Enum.map_join(known, ", ", &inspect/1)
-      raise ArgumentError, "unknown option #{inspect(option)} for #{what}. Known options: #{known}"
+      wrong!("unknown option #{inspect(option)} for #{what}. Known options: #{known}")
     end
   end
 

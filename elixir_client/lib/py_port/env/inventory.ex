@@ -30,11 +30,9 @@ defmodule PyPort.Env.Inventory do
   def glibc(purelib) do
     needed =
       for path <- Path.wildcard(Path.join(purelib, "*.dist-info/WHEEL")),
-          [_ | _] = tags <- [Regex.scan(~r/^Tag: .*-manylinux_(\d+)_(\d+)_/m, File.read!(path))],
-          do:
-            tags
-            |> Enum.map(fn [_, major, minor] -> "#{major}.#{minor}" end)
-            |> Enum.min_by(&Platform.numbers/1)
+          tags = for([_, tag] <- Regex.scan(~r/^Tag: .*-manylinux_(\d+_\d+)_/m, File.read!(path)), do: tag),
+          tags != [],
+          do: tags |> Enum.map(&String.replace(&1, "_", ".")) |> Enum.min_by(&Platform.numbers/1)
 
     Enum.max_by(needed, &Platform.numbers/1, fn -> nil end)
   end

@@ -24,12 +24,10 @@ defmodule PyPort.Env.Manifest do
 
   @doc "The names of the environments in a directory."
   @spec names(Path.t()) :: [atom()]
-  def names(base),
-    do:
-      for(
-        path <- Path.wildcard(Path.join(base, "*.term")),
-        do: path |> Path.basename(".term") |> String.to_atom()
-      )
+  def names(base) do
+    paths = base |> Path.join("*.term") |> Path.wildcard()
+    Enum.map(paths, &(&1 |> Path.basename(".term") |> String.to_atom()))
+  end
 
   @doc "Reads the manifest of an environment and gives it with the environment's directory."
   @spec read(Path.t(), atom()) :: {:ok, t(), dir :: Path.t()} | :error

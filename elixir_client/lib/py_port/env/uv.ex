@@ -57,8 +57,8 @@ defmodule PyPort.Env.Uv do
 
     case Enum.find([on_path(), probe(cached)], &match?({:ok, %{version: ^version}}, &1)) do
       nil when config.offline ->
-        {:error,
-         "uv #{version} is neither on the PATH nor #{cached}, and offline: true forbids to fetch it. #{@install}"}
+        here = "uv #{version} is neither on the PATH nor #{cached}"
+        {:error, "#{here}, and offline: true forbids to fetch it. #{@install}"}
 
       found ->
         found || {:fetch, version}
@@ -130,11 +130,9 @@ defmodule PyPort.Env.Uv do
     tls = for name <- ~w(UV_SYSTEM_CERTS UV_NATIVE_TLS), config.native_tls, do: {name, "1"}
     offline = if config.offline, do: [{"UV_OFFLINE", "1"}], else: []
 
-    set =
-      for {name, value} <- (options[:env] || []) ++ cache ++ tls ++ offline,
-          do: {to_charlist(name), to_charlist(value)}
-
-    env = set ++ for name <- @unset, do: {to_charlist(name), false}
+    unset = for name <- @unset, do: {name, false}
+    variables = unset ++ (options[:env] || []) ++ cache ++ tls ++ offline
+    env = for {name, value} <- variables, do: {to_charlist(name), value && to_charlist(value)}
     settings = [:binary, :exit_status, :hide, args: ["-c", @shell, "sh", uv.path | args], env: env]
     port = Port.open({:spawn_executable, "/bin/sh"}, settings ++ Keyword.take(options, [:cd]))
 

@@ -4,19 +4,17 @@ defmodule PyPort.Pool.Events do
   @moduledoc false
 
   alias PyPort.{Connection, Telemetry}
-  alias PyPort.Pool.Slot
-
-  @type state :: map()
+  alias PyPort.Pool.{Slot, State}
 
   # The server of a slot takes work from now on.
-  @spec taken_in(state(), pos_integer(), reason :: atom()) :: state()
+  @spec taken_in(State.t(), pos_integer(), reason :: atom()) :: State.t()
   def taken_in(state, index, reason) do
     %Slot{connection: connection} = Map.fetch!(state.slots, index)
     tell(state, :server_in, %{servers: servers(state)}, about(connection, index, reason))
   end
 
   # The server that was in `slot` takes no new work any more, where it has taken any.
-  @spec taken_out(state(), pos_integer(), Slot.t(), reason :: atom()) :: state()
+  @spec taken_out(State.t(), pos_integer(), Slot.t(), reason :: atom()) :: State.t()
   def taken_out(state, _index, %Slot{connection: nil}, _reason), do: state
 
   def taken_out(state, index, %Slot{connection: connection, ready_at: ready_at}, reason) do
@@ -27,11 +25,11 @@ defmodule PyPort.Pool.Events do
   end
 
   # The same of a server whose process has ended, for that reason.
-  @spec ended(state(), pos_integer(), Slot.t(), exit_reason :: term()) :: state()
+  @spec ended(State.t(), pos_integer(), Slot.t(), exit_reason :: term()) :: State.t()
   def ended(state, index, slot, {:shutdown, {:restart, _report}}), do: taken_out(state, index, slot, :restart)
   def ended(state, index, slot, _reason), do: taken_out(state, index, slot, :ended)
 
-  @spec resized(state(), previous :: non_neg_integer()) :: state()
+  @spec resized(State.t(), previous :: non_neg_integer()) :: State.t()
   def resized(state, previous),
     do: tell(state, :resize, %{size: state.options.size, previous: previous}, %{})
 

@@ -15,7 +15,7 @@ defmodule PyPort.Pool.Manager do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
-  alias PyPort.Pool.{Events, Members, Policy, Slot, Waiter}
+  alias PyPort.Pool.{Events, Members, Policy, Slot, State, Waiter}
 
   @tick_ms 1_000
 
@@ -45,16 +45,10 @@ defmodule PyPort.Pool.Manager do
     # So that what stands in the registry is taken back when the pool is stopped.
     Process.flag(:trap_exit, true)
 
-    state = %{
+    state = %State{
       pool: pool,
       who: if(options.name, do: inspect(options.name), else: inspect(pool)),
       options: options,
-      supervisor: nil,
-      slots: %{},
-      # server -> %{slot: index, why: reason}
-      draining: %{},
-      # {GenServer.from(), deadline} of requests that found no server ready
-      waiting: [],
       members: %Members{
         pool: pool,
         manager: self(),
@@ -96,7 +90,7 @@ defmodule PyPort.Pool.Manager do
         state ->
           Process.monitor(pid)
           Waiter.announce(pid)
-          put_in(state.slots[index], %Slot{pid: pid})
+          State.put_slot(state, index, %Slot{pid: pid})
       end
 
     for pid <- surplus, reduce: state do
@@ -112,7 +106,7 @@ defmodule PyPort.Pool.Manager do
 
   defp add_slots(state, count) do
     index = Enum.find(1..(map_size(state.slots) + 1), &(not is_map_key(state.slots, &1)))
-    add_slots(put_in(state.slots[index], start_in(%Slot{}, index, state)), count - 1)
+    add_slots(State.put_slot(state, index, start_in(%Slot{}, index, state)), count - 1)
   end
 
   defp start_in(slot, index, state) do
@@ -128,6 +122,7 @@ defmodule PyPort.Pool.Manager do
       state.options
       |> Map.take(Options.server_names())
       |> Map.merge(%{name: nil, label: "#{state.who}[#{index}]"})
+      |> Map.update!(:preload, &(&1 && {:template, state.pool}))
 
     spec = %{Server.child_spec(Map.to_list(options)) | restart: :temporary}
 
@@ -195,14 +190,14 @@ defmodule PyPort.Pool.Manager do
       case find(state, pid) do
         {:serves, index, slot} ->
           state
-          |> put_in([:slots, index], Slot.ready(slot, connection, now()))
+          |> State.put_slot(index, Slot.ready(slot, connection, now()))
           |> publish()
           |> Events.taken_in(index, :start)
 
         {:succeeds, index, slot} ->
           # Out of the members before it is asked whether it has anything left.
           state
-          |> put_in([:slots, index], Slot.succeeded(slot, connection, now()))
+          |> State.put_slot(index, Slot.succeeded(slot, connection, now()))
           |> publish()
           |> drain(index, slot.pid, slot.why)
           |> Events.taken_in(index, slot.why)
@@ -218,7 +213,7 @@ defmodule PyPort.Pool.Manager do
   def handle_info({:not_ready, pid, error}, state) do
     case find(state, pid) do
       {:serves, index, slot} ->
-        {:noreply, tell_waiting(put_in(state.slots[index], %{slot | error: error}))}
+        {:noreply, tell_waiting(State.put_slot(state, index, %{slot | error: error}))}
 
       {:succeeds, index, slot} ->
         Logger.warning(
@@ -226,7 +221,7 @@ defmodule PyPort.Pool.Manager do
             "one goes on: #{Exception.message(error)}"
         )
 
-        {:noreply, state |> put_in([:slots, index], Slot.keep_old(slot, now())) |> stop(index, pid)}
+        {:noreply, state |> State.put_slot(index, Slot.keep_old(slot, now())) |> stop(index, pid)}
 
       nil ->
         {:noreply, state}
@@ -239,7 +234,7 @@ defmodule PyPort.Pool.Manager do
     state =
       case find(state, pid) do
         {:serves, index, slot} -> index |> ended(slot, reason, state) |> Events.ended(index, slot, reason)
-        {:succeeds, index, slot} -> put_in(state.slots[index], Slot.keep_old(slot, now()))
+        {:succeeds, index, slot} -> State.put_slot(state, index, Slot.keep_old(slot, now()))
         nil -> %{state | draining: Map.delete(state.draining, pid)}
       end
 
@@ -249,7 +244,7 @@ defmodule PyPort.Pool.Manager do
   def handle_info({:timeout, timer, {:retry, index}}, state) do
     case state.slots do
       %{^index => %{retry: ^timer} = slot} ->
-        {:noreply, put_in(state.slots[index], start_in(slot, index, state))}
+        {:noreply, State.put_slot(state, index, start_in(slot, index, state))}
 
       _not_wanted ->
         {:noreply, state}
@@ -280,23 +275,23 @@ defmodule PyPort.Pool.Manager do
 
   # Its successor is on its way already.
   defp ended(index, %{successor: successor} = slot, _reason, state) when successor != nil,
-    do: put_in(state.slots[index], Slot.left_to_successor(slot))
+    do: State.put_slot(state, index, Slot.left_to_successor(slot))
 
   # By after_cancel: :restart.
   defp ended(index, slot, {:shutdown, {:restart, _report}}, state),
-    do: put_in(state.slots[index], slot |> Slot.left() |> start_in(index, state))
+    do: State.put_slot(state, index, slot |> Slot.left() |> start_in(index, state))
 
   defp ended(index, slot, reason, state) do
     %{crashes: crashes} = slot = Slot.crashed(slot, now())
 
     case Policy.backoff_ms(crashes) do
       0 ->
-        put_in(state.slots[index], start_in(slot, index, state))
+        State.put_slot(state, index, start_in(slot, index, state))
 
       wait ->
         error = Error.of_exit(reason)
         tell_crashes(crashes, error, index, state)
-        put_in(state.slots[index], %{slot | retry: retry(index, wait)})
+        State.put_slot(state, index, %{slot | retry: retry(index, wait)})
     end
   end
 
@@ -372,7 +367,7 @@ defmodule PyPort.Pool.Manager do
          # The oldest first.
          {index, slot, why} = Enum.min_by(due, fn {_index, slot, _why} -> slot.ready_at end),
          {:ok, pid} <- start_server(index, state) do
-      put_in(state.slots[index], %{slot | successor: pid, why: why, rest_until: nil})
+      State.put_slot(state, index, %{slot | successor: pid, why: why, rest_until: nil})
     else
       _nothing_to_do -> state
     end

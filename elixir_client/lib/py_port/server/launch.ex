@@ -6,7 +6,7 @@ defmodule PyPort.Server.Launch do
   import PyPort.Error, only: [unavailable: 1]
 
   alias PyPort.{Connection, Env, Error, Libraries, Options, Reaper, Registry, StatusPage, StderrFile, Wire}
-  alias PyPort.Server.{AsyncDelivery, RequestTable}
+  alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
   @reads 7
@@ -23,8 +23,12 @@ defmodule PyPort.Server.Launch do
   # that happens to be called select.py cannot stop it; the directory joins the path right after, as with
   # `python -c`, because people keep their own modules there. The package that ships with this library stands last: a package
   # that is installed in the environment was built for that Python.
-  @boot "import sys; sys.path += sys.argv[1:]; from port_server.server import app; " <>
-          "sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit(app.serve(#{@reads}, #{@writes}))"
+  @import "import sys; sys.path += sys.argv[1:]; from port_server.server import "
+  @exit "; sys.path.insert(0, ''); sys.argv[:] = ['']; sys.exit"
+  @boot @import <> "app" <> @exit <> "(app.serve(#{@reads}, #{@writes}))"
+
+  # The same for the template of `preload:`, see PyPort.Server.Preload. Its fds 0 to 2 lead to the owner of the template.
+  @template_boot @import <> "preload" <> @exit <> "(preload.serve())"
 
   # The output limit: how much printed text may be on its way to a device. A fast device is never waited for, and a thousand
   # callers with slow ones fit into memory.
@@ -43,7 +47,8 @@ defmodule PyPort.Server.Launch do
     stderr_path = StderrFile.path(dir)
 
     with {:ok, options} <- unseal(options),
-         {:ok, port_options} <- prepare(options, stderr_path),
+         {:ok, command, options} <- command(options),
+         {:ok, port_options} <- prepare(options, [stderr_path | command]),
          {:ok, stderr} <- make_dir(dir, stderr_path),
          {:ok, port, os_pid} <- open_port(port_options) do
       start_time = Reaper.start_time(os_pid)
@@ -60,10 +65,12 @@ defmodule PyPort.Server.Launch do
     end
   end
 
-  defp unseal(options) do
+  @spec unseal(map()) :: {:ok, map()} | {:error, Error.t()}
+  def unseal(options) do
     with {:ok, env} <- Options.unseal(:env, options.env),
-         {:ok, init_code} <- Options.unseal(:init_code, options.init_code) do
-      {:ok, %{options | env: env, init_code: init_code}}
+         {:ok, init_code} <- Options.unseal(:init_code, options.init_code),
+         {:ok, preload} <- Options.unseal(:preload, options.preload) do
+      {:ok, %{options | env: env, init_code: init_code, preload: preload}}
     else
       {:error, words} -> {:error, unavailable(words)}
     end
@@ -106,7 +113,19 @@ defmodule PyPort.Server.Launch do
     error -> {:error, unavailable("Python could not be started: #{Exception.message(error)}")}
   end
 
-  defp new_dir do
+  # The Python that forks the members of a pool. It reads its configuration from stdin, and writes lines.
+  @spec open_template(map(), line_bytes :: pos_integer()) ::
+          {:ok, port(), pos_integer()} | {:error, Error.t()}
+  def open_template(options, line_bytes) do
+    with {:ok, python} <- python(options, @template_boot),
+         {:ok, directory} <- find_directory(options.cd) do
+      own = [{:line, line_bytes}, :stderr_to_stdout, {:args, ["-c", ~s(exec "$@"), "sh" | python]}]
+      open_port(own ++ common(options) ++ directory)
+    end
+  end
+
+  @spec new_dir() :: Path.t()
+  def new_dir do
     unique = Base.encode32(:rand.bytes(10), case: :lower, padding: false)
     Path.join(System.tmp_dir() || "/tmp", "py_port-#{System.pid()}-#{unique}")
   end
@@ -119,11 +138,8 @@ defmodule PyPort.Server.Launch do
       {:ok, stderr}
     else
       {:error, reason} ->
-        {:error,
-         unavailable(
-           "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}. " <>
-             "Set TMPDIR to a directory that can be written"
-         )}
+        why = "the directory #{dir} for Python's stderr could not be made: #{:file.format_error(reason)}"
+        {:error, unavailable("#{why}. Set TMPDIR to a directory that can be written")}
     end
   end
 
@@ -135,6 +151,7 @@ defmodule PyPort.Server.Launch do
       max_frame_bytes: options.max_frame_bytes,
       max_depth: options.max_depth,
       max_objects: options.max_objects,
+      binary_as: Atom.to_string(options.binary_as),
       threads: options.threads,
       async_threads: options.async_threads,
       heartbeat_interval_ms: options.heartbeat_interval,
@@ -145,39 +162,67 @@ defmodule PyPort.Server.Launch do
       status_page: StatusPage.path(dir),
       arrays: Atom.to_string(options.arrays),
       tables: Atom.to_string(options.tables),
-      templates: put(%{map_set: MapSet.new()}, :nx_tensor, Libraries.nx_template())
+      decimal: decimal(Application.get_env(:py_port, :decimal, :struct)),
+      templates:
+        %{map_set: MapSet.new()} |> put(:duration, duration()) |> put(:nx_tensor, Libraries.nx_template())
     }
 
     base
-    |> put(:init_code, init_code(options.init_code))
+    |> put(:preload, code(options.preload))
+    |> put(:init_code, code(options.init_code))
     |> put(:memory_limit_bytes, options.memory_limit)
   end
+
+  # A struct of a module that the application does not have would be a broken one.
+  defp decimal(:string), do: "string"
+  defp decimal(:struct), do: if(Code.ensure_loaded?(Decimal), do: "struct", else: "none")
+
+  defp decimal(other) do
+    raise ArgumentError, "config :py_port, decimal: #{inspect(other)} is neither :struct nor :string"
+  end
+
+  # Elixir has it from 1.17 on.
+  defp duration, do: if(Code.ensure_loaded?(Duration), do: struct(Duration))
 
   defp put(map, _key, nil), do: map
   defp put(map, key, value), do: Map.put(map, key, value)
 
-  defp init_code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
-  defp init_code(source), do: source
+  # As Python is told of it.
+  @spec code(String.t() | PyPort.Code.t() | nil) :: String.t() | tuple() | nil
+  def code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
+  def code(source), do: source
 
-  defp prepare(options, stderr_path) do
-    with {:ok, python} <- find_python(options),
-         {:ok, directory} <- find_directory(options.cd) do
-      arguments = ["-c", @shell, "sh", stderr_path, python, "-P", "-c", @boot | Env.package_path()]
-
-      {:ok,
-       [
-         {:packet, 4},
-         :binary,
-         :exit_status,
-         :use_stdio,
-         :hide,
-         # Never suspend a caller that writes; the port's queue is watched instead.
-         {:busy_limits_port, :disabled},
-         {:busy_limits_msgq, :disabled},
-         {:args, arguments},
-         {:env, options |> environment() |> Enum.map(&variable/1)}
-       ] ++ directory}
+  # The command of the port, and the options for it: a Python, or in a pool with `preload:` the stub of a fork of its template.
+  defp command(%{preload: {:template, pool}} = options) do
+    case Preload.member(pool) do
+      {:ok, {:stub, stub, socket}} -> {:ok, [stub, socket], %{options | preload: nil}}
+      {:ok, {:code, code}} -> command(%{options | preload: code})
+      {:error, error} -> {:error, error}
     end
+  end
+
+  defp command(options), do: with({:ok, python} <- python(options, @boot), do: {:ok, python, options})
+
+  defp python(options, boot) do
+    with {:ok, python} <- find_python(options), do: {:ok, [python, "-P", "-c", boot | Env.package_path()]}
+  end
+
+  defp prepare(options, arguments) do
+    with {:ok, directory} <- find_directory(options.cd),
+         do: {:ok, [{:packet, 4}, {:args, ["-c", @shell, "sh" | arguments]}] ++ common(options) ++ directory}
+  end
+
+  defp common(options) do
+    [
+      :binary,
+      :exit_status,
+      :use_stdio,
+      :hide,
+      # Never suspend a caller that writes; the port's queue is watched instead.
+      {:busy_limits_port, :disabled},
+      {:busy_limits_msgq, :disabled},
+      {:env, options |> environment() |> Enum.map(&variable/1)}
+    ]
   end
 
   # A port's variables are added to those of the BEAM; the rest is what has to be taken away from these.
@@ -223,11 +268,11 @@ defmodule PyPort.Server.Launch do
   defp find_python(nil) do
     case System.get_env("PYPORT_PYTHON") || System.find_executable("python3") do
       nil ->
-        {:error,
-         unavailable(
-           "no Python was found: there is no python3 on the PATH. Install Python 3.11 or newer, or name one with " <>
-             "the option :python (for the default pool: config :py_port, pool: [python: \"/path/to/python3\"])"
-         )}
+        advice =
+          "Install Python 3.11 or newer, or name one with the option :python (for the default pool: config :py_port, " <>
+            "pool: [python: \"/path/to/python3\"])"
+
+        {:error, unavailable("no Python was found: there is no python3 on the PATH. #{advice}")}
 
       python ->
         find_python(python)
@@ -237,10 +282,8 @@ defmodule PyPort.Server.Launch do
   defp find_python(python) do
     case System.find_executable(python) do
       nil ->
-        {:error,
-         unavailable(
-           "the Python interpreter #{inspect(python)} does not exist, or may not be executed; see the option :python"
-         )}
+        why = "the Python interpreter #{inspect(python)} does not exist, or may not be executed"
+        {:error, unavailable("#{why}; see the option :python")}
 
       path ->
         {:ok, path}
@@ -250,10 +293,8 @@ defmodule PyPort.Server.Launch do
   defp find_directory(nil), do: {:ok, []}
 
   defp find_directory(directory) do
-    if File.dir?(directory) do
-      {:ok, [{:cd, String.to_charlist(directory)}]}
-    else
-      {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
-    end
+    if File.dir?(directory),
+      do: {:ok, [{:cd, String.to_charlist(directory)}]},
+      else: {:error, unavailable("the directory #{inspect(directory)} of the option :cd does not exist")}
   end
 end

@@ -8,14 +8,16 @@ defmodule PyPort.Server.Ownership do
   alias PyPort.{Connection, Error, Wire}
   alias PyPort.Server.{OwnershipTable, State}
 
-  # `monitors` has that of each holder; `crowded` the owners of many objects that Logger names with the next heartbeat.
+  # `monitors` has that of each holder; `crowded` the owners of many objects that Logger names with the
+  # next heartbeat; `many?` whether Logger has been told that there are many in all.
   @enforce_keys [:table]
-  defstruct [:table, monitors: %{}, crowded: []]
+  defstruct [:table, monitors: %{}, crowded: [], many?: false]
 
   @type t :: %__MODULE__{
           table: OwnershipTable.t(),
           monitors: %{optional(pid()) => reference()},
-          crowded: [pid()]
+          crowded: [pid()],
+          many?: boolean()
         }
 
   @spec new(PyPort.Options.server()) :: t()
@@ -133,11 +135,31 @@ defmodule PyPort.Server.Ownership do
 
   # --- warnings -------------------------------------------------------------------------------
 
-  # Names the owners of many objects, with the type that Python says most of the latest objects have.
-  @spec warn(State.t(), String.t() | nil) :: State.t()
-  def warn(%{ownership: %{crowded: []}} = state, _type), do: state
+  # From this part of `max_objects` on there are many, until there are half as many again.
+  @many 10
 
-  def warn(%{ownership: part, options: options} = state, type) do
+  # By a heartbeat: names the owners of many objects, and says that there are many in all, with the type that Python says most
+  # of the latest objects have.
+  @spec warn(State.t(), map()) :: State.t()
+  def warn(state, said),
+    do: state |> warn_of_owners(said[:type]) |> warn_of_all(said[:objects] || 0, said[:type])
+
+  defp warn_of_all(%{ownership: part, options: %{max_objects: most}} = state, count, type) do
+    if count * @many >= most and not part.many? do
+      Logger.warning(
+        "PyPort #{state.who}: #{count} objects of this Python are held, of #{most} (max_objects)" <>
+          if(type, do: "; most of the latest are of the type #{type}", else: "") <>
+          ". They are released when their owners end, by PyPort.release/1, and at the end of PyPort.with_objects/1"
+      )
+    end
+
+    many? = count * @many >= most or (part.many? and count * @many * 2 >= most)
+    %{state | ownership: %{part | many?: many?}}
+  end
+
+  defp warn_of_owners(%{ownership: %{crowded: []}} = state, _type), do: state
+
+  defp warn_of_owners(%{ownership: part, options: options} = state, type) do
     for owner <- Enum.uniq(part.crowded), count = OwnershipTable.owned(part.table, owner), count > 0 do
       Logger.warning(
         "PyPort #{state.who}: #{named(owner)} owns #{count} objects of this Python, of #{options.max_objects_per_owner} " <>

@@ -7,7 +7,7 @@ defmodule PyPort.Server.Shutdown do
   import PyPort.Deadline, only: [deadline: 1, remaining: 1]
   import PyPort.Server.Requests, only: [is_worker: 2]
 
-  alias PyPort.{Connection, Deadline, Error, Reaper, Registry, StatusPage, Wire}
+  alias PyPort.{Connection, Error, Reaper, Registry, StatusPage, Wire}
   alias PyPort.Server.{Cancellation, Events, Health, Ownership, Requests, State, Stderr, Traffic}
 
   # The signal by which Python says that it was told to end.
@@ -103,8 +103,13 @@ defmodule PyPort.Server.Shutdown do
   defp open(1), do: "1 request was open"
   defp open(count), do: "#{count} requests were open"
 
+  # The exit status of a template's stub where the template has ended before its child.
+  @unknown_status 255
+
   # The report of an end that PyPort has not brought about.
   @spec report(State.t(), exit_status :: non_neg_integer() | nil) :: Error.t()
+  def report(%{options: %{preload: {:template, _pool}}} = state, @unknown_status), do: report(state, nil)
+
   def report(%{shutdown: %{signal: signal}} = state, status) do
     report = Error.exited(status, Stderr.last_lines(state))
     told = if signal, do: ": it was told to end by #{signal}, which PyPort has not sent"
@@ -190,7 +195,6 @@ defmodule PyPort.Server.Shutdown do
     state |> Stderr.log() |> close()
   end
 
-  @spec await_exit(State.t(), Deadline.t()) :: {non_neg_integer() | nil, State.t()}
   defp await_exit(%{connection: %{port: port}} = state, deadline) do
     receive do
       {^port, {:data, frame}} ->
@@ -223,7 +227,7 @@ defmodule PyPort.Server.Shutdown do
   # Kill first, then close: closing a port with data queued leaves it open as long as its pipe has a reader.
   def close(%{connection: connection, delivery: delivery} = state) do
     Reaper.kill(self())
-    close_port(connection.port)
+    Connection.close(connection.port)
 
     # The heir tells the callers of requests that are still open; it gets the table when this process has ended.
     Connection.refuse(connection)
@@ -240,11 +244,5 @@ defmodule PyPort.Server.Shutdown do
     |> Requests.close()
     |> Ownership.close()
     |> Map.merge(%{connection: nil, delivery: nil})
-  end
-
-  defp close_port(port) do
-    Port.close(port)
-  rescue
-    ArgumentError -> true
   end
 end

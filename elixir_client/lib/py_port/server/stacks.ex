@@ -45,12 +45,11 @@ defmodule PyPort.Server.Stacks do
       answer_ms ->
         forget(connection, id, ref)
 
-        {:error,
-         unavailable(
-           "Python (process #{connection.os_pid}) has not answered within #{answer_ms} ms: code in C holds the interpreter, or the " <>
-             "process is stopped (PyPort.status/1 tells which). If a request is stuck, the `stack` of its " <>
-             "error shows it when its timeout has passed"
-         )}
+        why =
+          "has not answered within #{answer_ms} ms: code in C holds the interpreter, or the process is stopped " <>
+            "(PyPort.status/1 tells which). If a request is stuck, the `stack` of its error shows it when its timeout has passed"
+
+        {:error, unavailable("Python (process #{connection.os_pid}) #{why}")}
     end
   end
 
@@ -86,11 +85,11 @@ defmodule PyPort.Server.Stacks do
         file |> await(before, before, now(), deadline(@most_ms)) |> found()
       end)
     else
-      {:error,
-       unavailable(
-         "Python (process #{connection.os_pid}) does not listen to SIGUSR2, with which it is asked for its stacks: it is " <>
-           "just starting, has ended, or its code has taken the signal away"
-       )}
+      why =
+        "does not listen to SIGUSR2, with which it is asked for its stacks: it is just starting, has ended, or its code " <>
+          "has taken the signal away"
+
+      {:error, unavailable("Python (process #{connection.os_pid}) #{why}")}
     end
   end
 

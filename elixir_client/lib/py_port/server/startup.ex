@@ -79,7 +79,11 @@ defmodule PyPort.Server.Startup do
 
   def timeout(%{startup: %{timer: timer}, phase: :starting} = state, timer, :init_timeout) do
     ms = state.options.init_timeout
-    fail(state, "Python was not ready within #{ms} ms (see :init_timeout and :init_code); it was killed")
+
+    fail(
+      state,
+      "Python was not ready within #{ms} ms (see :init_timeout, :init_code and :preload); it was killed"
+    )
   end
 
   def timeout(state, _late, _what), do: state
@@ -91,7 +95,7 @@ defmodule PyPort.Server.Startup do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> state |> Health.hold_pipe(info) |> ready()
+          :ok -> state |> forked(info) |> Health.hold_pipe(info) |> ready()
           {:error, words} -> fail(state, words)
         end
 
@@ -112,6 +116,21 @@ defmodule PyPort.Server.Startup do
   end
 
   def hello(_frame, state), do: state
+
+  # The port's process is the stub of a template; Python is a child of that template, and leads a group of its own.
+  defp forked(
+         %{options: %{preload: {:template, _pool}}, connection: %{os_pid: stub} = connection} = state,
+         info
+       )
+       when is_map_key(info, :os_pid) and info.os_pid != stub do
+    start_time = Reaper.start_time(info.os_pid)
+    connection = %{connection | os_pid: info.os_pid, start_time: start_time}
+    Registry.put(connection)
+    Reaper.watch(self(), info.os_pid, start_time, connection.dir)
+    Health.open(Health.close(%{state | connection: connection}))
+  end
+
+  defp forked(state, _info), do: state
 
   defp ready(%{startup: %{failures: failures, timer: timer, waiting: waiting}, who: who} = state) do
     cancel_timer(timer)
@@ -140,7 +159,7 @@ defmodule PyPort.Server.Startup do
 
     message =
       if error.kind == :python,
-        do: "init_code failed:\n" <> Exception.message(error),
+        do: "#{description[:option] || :init_code} failed:\n" <> Exception.message(error),
         else: error.message
 
     failed(state, %{error | kind: :unavailable, message: message, begun: false})

@@ -6,18 +6,7 @@ defmodule PyPort.Server.State do
   alias PyPort.{Connection, Options}
   alias PyPort.Server.{Cancellation, Health, Ownership, Requests, Shutdown, Startup, Stderr}
 
-  @enforce_keys [
-    :options,
-    :who,
-    :heir,
-    :startup,
-    :requests,
-    :cancellation,
-    :ownership,
-    :health,
-    :stderr,
-    :shutdown
-  ]
+  @enforce_keys ~w(options who heir startup requests cancellation ownership health stderr shutdown)a
   defstruct @enforce_keys ++ [:connection, :delivery, :since, phase: :starting]
 
   @type phase :: :starting | :ready | :down | :dead

@@ -82,8 +82,7 @@ defmodule PyPort.Server.Traffic do
 
   defp reply(state, id, frame, objects?) do
     case :ets.take(state.connection.table, id) do
-      [{_id, ref, reader, extra}] ->
-        if extra != nil and extra.functions?, do: Callbacks.forget(state.connection, id)
+      [{_id, ref, reader, _extra}] ->
         state = if objects?, do: objects(state, id, reader, frame), else: state
 
         state = Cancellation.ended(state, id, frame)

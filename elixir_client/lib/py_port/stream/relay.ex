@@ -22,9 +22,9 @@ defmodule PyPort.Stream.Relay do
           | {:error, PyPort.Error.t()}
 
   # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in.
-  @type request :: {Wire.id(), iodata(), Connection.extra(), Callbacks.context() | nil}
+  @type request :: {Wire.id(), iodata(), Connection.extra(), [Callbacks.row()]}
   @spec start(Connection.t(), request(), credit :: pos_integer(), consumer :: pid()) :: pid()
-  def start(connection, {id, frame, extra, context}, credit, consumer) do
+  def start(connection, {id, frame, extra, functions}, credit, consumer) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -58,7 +58,7 @@ defmodule PyPort.Stream.Relay do
         ending: nil
       }
 
-      case Admission.send_request(connection, {id, ref, self(), extra}, context, frame) do
+      case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
         :ok -> loop(state)
         not_sent -> ended(state, not_sent)
       end

@@ -262,22 +262,6 @@ defmodule PyPort.Callbacks.IntoTheBeamTest do
     assert nothing_left?(server)
   end
 
-  test "a function that is kept beyond its request says so", %{server: server} do
-    {:ok, session} = PyPort.open_session(server: server)
-    assert {:ok, nil} = PyPort.eval("kept = f", %{f: fn -> 1 end}, session: session)
-    assert {:error, %Error{kind: :python, message: message}} = PyPort.eval("kept()", %{}, session: session)
-    assert message =~ "request"
-  end
-
-  test "a function inside of a value is opaque, and says so when it is called", %{server: server} do
-    assert {:error, %Error{kind: :python, type: "TypeError", message: message}} =
-             PyPort.eval("fs[0]()", %{fs: [fn -> 1 end]}, server: server)
-
-    assert message =~ "top"
-    fun = fn -> 1 end
-    assert PyPort.eval("fs[0]", %{fs: [fun]}, server: server) == {:ok, fun}
-  end
-
   test "by name only what is allowed can be called", %{server: server} do
     eval = fn code -> PyPort.eval("import port_server; " <> code, %{}, server: server) end
     assert eval.("port_server.call('Enum', 'sum', [[1, 2]])") == {:ok, 3}
@@ -410,15 +394,6 @@ defmodule PyPort.Callbacks.IntoTheBeamTest do
 
       assert PyPort.eval(threads, %{f: &(&1 + &2)}, server: server) == {:ok, [0, 2, 4]}
       assert nothing_left?(server)
-    end
-
-    test "is an object where it was given to another request: a number there is another function", %{
-      server: server
-    } do
-      {:ok, nil} = PyPort.eval("import builtins\nbuiltins.kept = f", %{f: fn -> :theirs end}, server: server)
-      code = "import builtins\ng(builtins.kept)"
-      seen = fn value -> value.__struct__ == PyPort.Object end
-      assert PyPort.eval(code, %{g: seen, h: fn -> :mine end}, server: server) == {:ok, true}
     end
   end
 end

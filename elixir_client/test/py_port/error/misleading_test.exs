@@ -136,15 +136,10 @@ defmodule PyPort.Error.MisleadingTest do
     test "Decimal without its library", %{server: server} do
       code = "from decimal import Decimal\n{'rows': [{'price': 1}, {'price': Decimal('1.5')}]}"
 
-      case PyPort.eval(code, %{}, server: server) do
-        {:error, error} ->
-          assert %Error{kind: :decode, begun: true} = error
-          assert error.message =~ ~s(result["rows"][1]["price"] is a Decimal)
-          assert error.message =~ ~s({:decimal, "~> 2.0"})
-
-        {:ok, %{"rows" => [_, %{"price" => %{__struct__: Decimal}}]}} ->
-          assert Code.ensure_loaded?(Decimal)
-      end
+      assert %Error{kind: :encode} = error = error(code, server)
+      assert error.message =~ ~s(result["rows"][1]["price"]: it is a Decimal)
+      assert error.message =~ ~s({:decimal, "~> 2.0"})
+      assert error.message =~ "config :py_port, decimal: :string"
     end
 
     # Every kind of place, and of atom.

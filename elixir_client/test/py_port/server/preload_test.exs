@@ -1,0 +1,298 @@
+defmodule PyPort.Server.PreloadTest do
+  # A pool whose Pythons are forks of a template: what they share, how they end, and the faults of the template. Real
+  # processes; each test ends only those of its own pool.
+  use ExUnit.Case, async: true
+
+  import PyPort.Test.{Faults, Pools, Processes, Requests}
+
+  alias PyPort.{Error, Registry}
+
+  @moduletag capture_log: true
+
+  @code "import os; template = os.getpid(); runs = []"
+
+  defp pool(options \\ []),
+    do: start_pool(Keyword.merge([size: 2, preload: @code, heartbeat_interval: 100], options))
+
+  # One that does not get ready.
+  defp failing_pool(options) do
+    name = :"pool_#{System.unique_integer([:positive])}"
+    start_supervised!({PyPort.Pool, [name: name, size: 1] ++ options}, id: name)
+    name
+  end
+
+  defp value(pool, code), do: PyPort.eval!(code, %{}, server: pool)
+  defp preload(pool), do: pool |> Process.whereis() |> Registry.fact(:template)
+  defp template(pool), do: :sys.get_state(preload(pool))
+  defp template_pid(pool), do: template(pool).port |> Port.info(:os_pid) |> elem(1)
+
+  defp answer_within(pool, ms), do: :sys.replace_state(preload(pool), &%{&1 | answer_ms: ms})
+
+  # Ends one member, and waits until the pool is whole again.
+  defp replace_member(pool) do
+    [one | _] = before = os_pids(pool)
+    signal(one, "KILL")
+
+    assert eventually(
+             fn -> pool |> os_pids() |> then(&(length(&1) == 2 and one not in &1 and nil not in &1)) end,
+             1_000
+           )
+
+    before
+  end
+
+  describe "members" do
+    test "are forks of one template, see its names, and run init_code each" do
+      pool = pool(init_code: "runs.append(os.getpid())")
+      template = template_pid(pool)
+
+      for os_pid <- os_pids(pool) do
+        server = Enum.find(PyPort.Pool.servers(pool), &(PyPort.Server.os_pid(&1) == os_pid))
+
+        assert {^template, ^template, ^os_pid, [^os_pid]} =
+                 value(server, "(template, os.getppid(), os.getpid(), runs)")
+
+        # Its own session, so a kill of its group reaches nothing else.
+        assert value(server, "os.getsid(0) == os.getpgrp() == os.getpid()")
+      end
+    end
+
+    test "that end are replaced by forks of the same template" do
+      pool = pool()
+      template = template_pid(pool)
+      replace_member(pool)
+
+      assert for(server <- PyPort.Pool.servers(pool), do: value(server, "os.getppid()")) == [
+               template,
+               template
+             ]
+    end
+
+    for {name, code, fields} <- [
+          {"an exit", "os._exit(7)", [kind: :exited, exit_status: 7]},
+          {"a crash", "os.kill(os.getpid(), 11)", [kind: :killed, signal: "SIGSEGV"]},
+          {"a kill", "os.kill(os.getpid(), 9)", [kind: :killed, signal: "SIGKILL"]}
+        ] do
+      test "report how they ended: #{name}" do
+        {:error, error} = PyPort.eval(unquote(code), %{}, server: pool())
+        for {field, value} <- unquote(fields), do: assert(Map.fetch!(error, field) == value)
+        assert error.begun
+      end
+    end
+
+    test "are killed where code cannot be stopped, and leave nothing" do
+      pool = pool(cancel_grace: 50, kill_grace: 50)
+      code = "import time\nwhile True:\n  try:\n    time.sleep(9)\n  except BaseException: pass"
+      [before | _] = os_pids(pool)
+
+      {:error, %Error{kind: :timeout}} =
+        PyPort.eval(code, %{}, server: hd(PyPort.Pool.servers(pool)), timeout: 50)
+
+      assert gone?(before)
+      assert group_gone?(before)
+      assert eventually(fn -> length(os_pids(pool)) == 2 end)
+    end
+
+    test "answer as others do: output, stacks, sessions, objects" do
+      pool = pool()
+      assert ExUnit.CaptureIO.capture_io(fn -> value(pool, "print('printed')") end) == "printed\n"
+      assert {:ok, stacks} = PyPort.stacks(pool)
+      assert stacks =~ "most recent call first"
+      {:ok, session} = PyPort.open_session(server: pool)
+      assert PyPort.eval("x = 1", %{}, session: session) == {:ok, nil}
+      assert PyPort.eval("x", %{}, session: session) == {:ok, 1}
+      assert %PyPort.Object{} = value(pool, "object()")
+    end
+
+    test "end with their pool, as do their stubs and the template" do
+      pool = pool()
+      template = template_pid(pool)
+      stubs = for %{connection: %{port: port}} <- states(pool), do: port |> Port.info(:os_pid) |> elem(1)
+      pids = [template | os_pids(pool)] ++ stubs
+      assert length(pids) == 5 and Enum.all?(pids, &alive?/1)
+      %{dir: dir} = template(pool)
+      stop_supervised!(pool)
+      assert Enum.all?(pids, &gone?/1)
+      assert eventually(fn -> not File.exists?(dir) end)
+    end
+  end
+
+  defp states(pool), do: for(server <- PyPort.Pool.servers(pool), do: :sys.get_state(server))
+
+  describe "a template" do
+    test "that is killed leaves its members, and the next member starts another" do
+      pool = pool()
+      first = template_pid(pool)
+      members = os_pids(pool)
+      signal(first, "KILL")
+      assert eventually(fn -> template(pool).phase == :down end)
+      assert os_pids(pool) == members
+      assert value(pool, "template") == first
+      replace_member(pool)
+      assert template_pid(pool) != first
+      assert first in for(server <- PyPort.Pool.servers(pool), do: value(server, "template"))
+      # The exit status of the member that was left is known to no process.
+      [orphan] = for server <- PyPort.Pool.servers(pool), value(server, "template") == first, do: server
+
+      assert {:error, %Error{kind: :exited, exit_status: nil}} =
+               PyPort.eval("os._exit(7)", %{}, server: orphan)
+    end
+
+    test "that hangs is killed, and the next one started" do
+      pool = pool()
+      answer_within(pool, 100)
+      first = template_pid(pool)
+      signal(first, "STOP")
+      replace_member(pool)
+      refute alive?(first)
+      assert template_pid(pool) != first
+    end
+
+    test "whose socket is removed is replaced" do
+      pool = pool()
+      %{dir: dir} = template(pool)
+      first = template_pid(pool)
+      File.rm!(Path.join(dir, "template"))
+      replace_member(pool)
+      assert template_pid(pool) != first
+      assert gone?(first)
+    end
+
+    test "goes on where members are killed while they fork" do
+      pool = pool()
+      first = template_pid(pool)
+
+      for _ <- 1..2 do
+        [one | _] = os_pids(pool)
+        signal(one, "KILL")
+        # The stub of the next member, which is just connecting, or has just got its child.
+        starting = fn ->
+          for %{state: :starting, os_pid: pid} when pid != nil <- PyPort.status(pool), do: pid
+        end
+
+        eventually(fn -> starting.() != [] end, 20)
+        for stub <- starting.(), do: System.cmd("sh", ["-c", "kill -KILL #{stub} 2>/dev/null"])
+        assert eventually(fn -> length(os_pids(pool)) == 2 end, 1_500)
+      end
+
+      assert template_pid(pool) == first
+      # Zombies are reaped, and no child is left without a server.
+      assert eventually(fn -> Enum.sort(children(first)) == Enum.sort(os_pids(pool)) end)
+    end
+
+    @tag skip: System.cmd("id", ["-u"]) != {"0\n", 0} && "only root may become a user without processes"
+    test "that cannot fork says so, and forks when it can" do
+      # The limit does not hold for root.
+      code =
+        @code <>
+          "; import resource, threading; limit = resource.RLIMIT_NPROC; resource.setrlimit(limit, (0, 64)); os.setuid(64123)"
+
+      pool = failing_pool(preload: code)
+      assert {:error, %Error{kind: :unavailable, begun: false} = error} = PyPort.eval("1", %{}, server: pool)
+      assert error.message =~ "could not fork"
+      assert error.message =~ "ulimit -u"
+      pid = template_pid(pool)
+      # By the same user, who may raise its limit.
+      prlimit =
+        "import os, resource; os.setuid(64123); resource.prlimit(#{pid}, resource.RLIMIT_NPROC, (64, 64))"
+
+      {"", 0} = System.cmd("python3", ["-c", prlimit])
+      assert eventually(fn -> PyPort.eval("template", %{}, server: pool) == {:ok, pid} end, 500)
+    end
+
+    test "whose code raises is an error with the code's traceback, and is tried again" do
+      mark = new_gate()
+      code = "import os\nif not os.path.exists(#{inspect(mark)}): raise ValueError('no model')"
+      pool = failing_pool(preload: code)
+      assert {:error, %Error{kind: :unavailable, begun: false} = error} = PyPort.eval("1", %{}, server: pool)
+      assert error.message =~ "preload failed:"
+      assert error.message =~ ~s(File "<preload>", line 2)
+      assert error.message =~ "ValueError: no model"
+      open_gate(mark)
+      assert eventually(fn -> PyPort.eval("1", %{}, server: pool) == {:ok, 1} end, 500)
+    end
+
+    test "whose code never ends is killed after init_timeout" do
+      gate = new_gate()
+      pool = failing_pool(preload: wait_for(gate), init_timeout: 400)
+      assert eventually(fn -> match?(%{phase: :loading}, template(pool)) end)
+      pid = template_pid(pool)
+      assert {:error, %Error{kind: :unavailable} = error} = PyPort.eval("1", %{}, server: pool)
+      assert Exception.message(error) =~ ~r/init_timeout|template/
+      assert gone?(pid)
+      open_gate(gate)
+      assert eventually(fn -> PyPort.eval("1", %{}, server: pool) == {:ok, 1} end, 500)
+    end
+
+    test "prints to Logger, and names the threads that its code has left" do
+      PyPort.Test.LogTo.attach(self())
+
+      pool(
+        preload:
+          "import threading, time; print('loading the model')\n" <>
+            "threading.Thread(target=time.sleep, args=(60,), name='refresher', daemon=True).start()"
+      )
+
+      assert PyPort.Test.LogTo.logged?("preload: loading the model")
+      assert PyPort.Test.LogTo.logged?("has left threads, which do not exist in the members: refresher")
+    end
+
+    test "can be a function, called at each start, and is in no crash report" do
+      pool = pool(preload: fn -> @code end)
+      refute inspect(:sys.get_state(preload(pool)).options) =~ "getpid"
+      assert value(pool, "runs") == []
+    end
+  end
+
+  test "nothing is left a second after the BEAM was killed with -9" do
+    beam = {_port, os_pid} = PyPort.Test.Beam.start()
+
+    [template | members] =
+      PyPort.Test.Beam.ask(beam, """
+      {:ok, pool} = PyPort.Pool.start_link(size: 2, preload: "import os; template = os.getpid()")
+      {:ok, template} = PyPort.eval("template", %{}, server: pool, timeout: 30_000)
+      wait = fn wait -> if length(PyPort.Pool.servers(pool)) < 2, do: wait.(wait) end
+      wait.(wait)
+      [template | Enum.map(PyPort.Pool.servers(pool), &PyPort.Server.os_pid/1)]
+      """)
+
+    stubs = for pid <- children(os_pid), pid not in members, do: pid
+    signal(os_pid, "KILL")
+    assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 100) end)
+  end
+
+  @tag :tmp_dir
+  test "without the stub each member runs the code, and Logger says so once", %{tmp_dir: dir} do
+    File.cp_r!(Path.expand("../port_server"), Path.join(dir, "port_server"))
+    File.rm!(Path.join(dir, "port_server/server/_stub"))
+    PyPort.Test.LogTo.attach(self())
+    pool = pool(env: [{"PYTHONPATH", dir}], init_code: "runs.append(1)")
+
+    for server <- PyPort.Pool.servers(pool),
+        do: assert(value(server, "(template == os.getpid(), runs)") == {true, [1]})
+
+    assert PyPort.Test.LogTo.logged?("_stub is missing")
+    replace_member(pool)
+    refute_received {:logged, %{msg: {:string, [_, _, " is missing" | _]}}}
+  end
+
+  test "a server by itself runs the code before init_code" do
+    server = PyPort.Test.Servers.start_server(preload: "a = 1", init_code: "b = a + 1")
+    assert value(server, "(a, b)") == {1, 2}
+  end
+
+  test "options of the wrong type are refused" do
+    assert_raise ArgumentError, ~r/option :preload must be Python source/, fn ->
+      PyPort.Pool.start_link(preload: 1)
+    end
+  end
+
+  defp children(of) do
+    for entry <- File.ls!("/proc"),
+        entry =~ ~r/^\d+$/,
+        {:ok, stat} <- [File.read("/proc/#{entry}/stat")],
+        [_state, parent | _] = stat |> String.split(") ") |> List.last() |> String.split(),
+        parent == "#{of}",
+        do: String.to_integer(entry)
+  end
+end
