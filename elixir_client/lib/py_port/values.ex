@@ -16,32 +16,53 @@ defmodule PyPort.Values do
   @spec scan(value, found()) :: {value, found()} when value: term()
   def scan(value, found), do: if(special?(value), do: replace(value, found), else: {value, found})
 
-  # A look first, because most values have none, and to look takes a fraction of the time of encoding.
-  # Long lists are of numbers or text, mostly: several items at once take two thirds of the time.
-  defp special?([a, b, c, d, e, f, g, h | tail])
-       when is_integer(a) and is_integer(b) and is_integer(c) and is_integer(d) and
-              is_integer(e) and is_integer(f) and is_integer(g) and is_integer(h),
-       do: special?(tail)
+  # A look first, because most values have none, and to look takes a fraction of the time of encoding. Long lists are of one
+  # type, mostly: several items at once take half the time.
+  defp special?([head | tail]) do
+    cond do
+      is_integer(head) -> tail |> after_integers() |> special?()
+      is_binary(head) -> tail |> after_binaries() |> special?()
+      is_float(head) -> tail |> after_floats() |> special?()
+      is_atom(head) -> special?(tail)
+      true -> special?(head) or special?(tail)
+    end
+  end
 
-  defp special?([a, b, c, d, e, f, g, h | tail])
-       when is_float(a) and is_float(b) and is_float(c) and is_float(d) and
-              is_float(e) and is_float(f) and is_float(g) and is_float(h),
-       do: special?(tail)
+  defp special?([]), do: false
 
-  defp special?([a, b, c, d | tail]) when is_binary(a) and is_binary(b) and is_binary(c) and is_binary(d),
-    do: special?(tail)
+  defp special?(map) when is_map(map) and not is_map_key(map, :__struct__),
+    do: map |> :maps.values() |> special?()
 
-  defp special?([head | tail]) when is_number(head) or is_binary(head) or is_atom(head), do: special?(tail)
-  defp special?([head | tail]), do: special?(head) or special?(tail)
-  defp special?(value) when is_number(value) or is_binary(value) or is_atom(value) or value == [], do: false
+  defp special?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> special?()
+  defp special?(value) when is_number(value) or is_binary(value) or is_atom(value), do: false
   defp special?(%Object{}), do: true
 
   defp special?(%_module{} = struct),
     do: Encoder.impl_for(struct) != Encoder.Any or struct |> :maps.values() |> special?()
 
+  # A map may have any value under this key.
   defp special?(map) when is_map(map), do: map |> :maps.values() |> special?()
-  defp special?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> special?()
   defp special?(value), do: is_function(value)
+
+  defp after_integers([a, b, c, d, e, f, g, h | tail])
+       when is_integer(a) and is_integer(b) and is_integer(c) and is_integer(d) and
+              is_integer(e) and is_integer(f) and is_integer(g) and is_integer(h),
+       do: after_integers(tail)
+
+  defp after_integers(rest), do: rest
+
+  defp after_floats([a, b, c, d, e, f, g, h | tail])
+       when is_float(a) and is_float(b) and is_float(c) and is_float(d) and
+              is_float(e) and is_float(f) and is_float(g) and is_float(h),
+       do: after_floats(tail)
+
+  defp after_floats(rest), do: rest
+
+  defp after_binaries([a, b, c, d | tail])
+       when is_binary(a) and is_binary(b) and is_binary(c) and is_binary(d),
+       do: after_binaries(tail)
+
+  defp after_binaries(rest), do: rest
 
   defp replace([head | tail], found) do
     {head, found} = replace(head, found)
