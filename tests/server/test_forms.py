@@ -236,3 +236,12 @@ pa.RecordBatchReader.from_batches(schema, batches())
     port.tell(Atom("cancel"), name)
     assert port.error(name)[Atom("kind")] == "cancelled"
     assert port.value(port.eval("1 + 1")) == 2
+
+
+def test_a_buffer_of_arrow_is_its_bytes_in_every_form(begin):
+    """It has the buffer protocol, as arrays have, and is a binary."""
+    port = begin()
+    for options in ({}, {"arrays": "tensor"}, {"tables": "arrow"}):
+        for size in (3, 100_000):
+            code = f"import pyarrow; [pyarrow.py_buffer(b'a' * {size})]"
+            assert port.value(port.eval(code, **words(**options)), 60) == [b"a" * size]
