@@ -76,14 +76,14 @@ defmodule PyPort.Request do
           owned(outcome, connection, id, options, functions)
       end
     else
-      {:remote, node, server} -> ask_remote(node, server, asked, options, deadline)
+      {:remote, node, server} -> ask_remote(node, server, encoded(asked, draft), options, deadline)
       {:error, error} -> {:error, error}
     end
   end
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
-         do: {:ok, Callbacks.restore(owner, value, ids, functions)}
+         do: Callbacks.restore(owner, value, ids, functions)
   end
 
   defp owned({:failed, error, ids}, %{owner: owner}, id, options, _functions) do
@@ -105,6 +105,16 @@ defmodule PyPort.Request do
   defp owned(outcome, _connection, _id, _options, _functions), do: outcome
 
   # --- on other nodes -------------------------------------------------------------------------
+
+  # A request for another node: its structs are encoded here, see `Values.encoded/1`, and its functions are what they are.
+  @spec encoded(asked(), draft()) :: asked()
+  def encoded({:eval, code, _globals}, %{body: {_options, _code, globals}, found: found}),
+    do: {:eval, code, Values.restore(globals, Map.new(found.funs))}
+
+  def encoded({:call, target, _args, _kwargs}, %{body: {_options, _target, args, kwargs}, found: found}) do
+    funs = Map.new(found.funs)
+    {:call, target, Values.restore(args, funs), Values.restore(kwargs, funs)}
+  end
 
   defp ask_remote(node, server, asked, options, deadline) do
     place = options.server || PyPort.Default
@@ -191,11 +201,11 @@ defmodule PyPort.Request do
     %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
   end
 
-  def draft({:call, target, args, kwargs}) do
+  def draft({:call, target, args, kwargs} = asked) do
     {args, small?, found} = scan(args, Values.none())
     {kwargs, small_too?, found} = scan(kwargs, found)
     body = {nil, target, args, kwargs}
-    %{verb: :call, body: body, small?: small? and small_too?, target: target_object(target), found: found}
+    %{verb: :call, body: body, small?: small? and small_too?, target: target(asked), found: found}
   end
 
   # Small values have no function and no handle among them.
@@ -211,9 +221,11 @@ defmodule PyPort.Request do
   defp code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
   defp code(source), do: source
 
-  defp target_object(%Object{} = object), do: object
-  defp target_object({%Object{} = object, _attribute}), do: object
-  defp target_object(_name), do: nil
+  # The object that is called, or whose attribute is.
+  @spec target(asked()) :: Object.t() | nil
+  def target({:call, %Object{} = object, _args, _kwargs}), do: object
+  def target({:call, {%Object{} = object, _attribute}, _args, _kwargs}), do: object
+  def target(_other), do: nil
 
   # A request of `caller` for the server of its place, ready to be sent.
   @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid()) ::

@@ -100,16 +100,25 @@ defmodule PyPort.Values do
     end)
   end
 
-  # Puts the functions back for the callbacks in a value.
-  @spec restore(term(), (non_neg_integer() -> fun() | nil)) :: term()
-  def restore(%Callback{index: number} = callback, find), do: find.(number) || callback
-  def restore([head | tail], find), do: [restore(head, find) | restore(tail, find)]
+  # The value with its structs as they are sent, and its functions as they are: the process on another node that sends it may
+  # lack what it takes to encode them, as the memory that a frame of Explorer's refers to.
+  @spec encoded(term()) :: term()
+  def encoded(value) do
+    {value, found} = scan(value, @none)
+    restore(value, Map.new(found.funs))
+  end
 
-  def restore(map, find) when is_map(map),
-    do: Enum.reduce(:maps.to_list(map), map, fn {key, value}, map -> %{map | key => restore(value, find)} end)
+  # Puts the functions back for the callbacks in a value, by their numbers.
+  @spec restore(term(), %{pos_integer() => fun()}) :: term()
+  def restore(value, funs) when funs == %{}, do: value
+  def restore(%Callback{index: number} = callback, funs), do: Map.get(funs, number, callback)
+  def restore([head | tail], funs), do: [restore(head, funs) | restore(tail, funs)]
 
-  def restore(tuple, find) when is_tuple(tuple),
-    do: tuple |> Tuple.to_list() |> restore(find) |> List.to_tuple()
+  def restore(map, funs) when is_map(map),
+    do: Enum.reduce(:maps.to_list(map), map, fn {key, value}, map -> %{map | key => restore(value, funs)} end)
 
-  def restore(value, _find), do: value
+  def restore(tuple, funs) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> restore(funs) |> List.to_tuple()
+
+  def restore(value, _funs), do: value
 end
