@@ -31,6 +31,9 @@ replacement_by_type: dict[type, Callable[[Any], Any]] = {}
 # numpy as their value, the others as the struct that the tables above give for them.
 QUICK_INT, QUICK_FLOAT, QUICK_BOOL, QUICK_DATE, QUICK_DATETIME, QUICK_DECIMAL = range(1, 7)
 quick_types: dict[type, int] = {}
+# The structs that the C extension reads by itself, unless one of them has another conversion.
+QUICK_MODULES = ("Elixir.Date", "Elixir.NaiveDateTime", "Elixir.DateTime", "Elixir.Decimal")
+quick_modules: set[str] = set()
 # Types that derive from int, str, dict, ...: for these, looking at an exact type is not enough.
 registered_builtin_subtypes: set[type] = set()
 
@@ -69,6 +72,7 @@ def register(
             python_type = python_type or from_struct
             from_struct, to_struct = ways
     from_struct_by_module[str(full)] = from_struct
+    quick_modules.discard(full)
     if to_struct is None:
         return
     kind = python_type if python_type is not None else from_struct
@@ -466,6 +470,7 @@ register("NaiveDateTime", _naive_from)
 register("DateTime", _datetime_from)
 register("Decimal", _decimal_from)
 register("Duration", _duration_from)
+quick_modules.update(QUICK_MODULES)
 registered_builtin_subtypes.clear()  # set and frozenset are exact types, not subtypes
 
 _late: dict[str, list[Callable[[Any], None]]] = {}
