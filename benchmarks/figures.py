@@ -145,6 +145,8 @@ PAYLOAD_NAMES = {
     "floats": "100,000 floats",
     "maps": "10,000 maps",
     "document": "1 MiB document",
+    "datetimes": "100,000 datetimes",
+    "dates": "100,000 dates",
 }
 
 
@@ -233,6 +235,12 @@ FIGURES = [
         promise=1.2,
     ),
     Figure(
+        ARRAYS, "1,000,000 numpy floats in a list", "scalars/list", "scalars/tolist", promise=3.0
+    ),
+    Figure(
+        ARRAYS, "100,000 rows of pandas as maps", "records/encoded", "records/made", promise=1.5
+    ),
+    Figure(
         LARGE,
         "Python's peak, 381 MiB of float64 sent",
         "array/python_peak",
@@ -283,6 +291,8 @@ REFERENCE_NAMES = {
     "binary_out": "binary of that size",
     "binary_in": "binary of that size",
     "pyarrow": "pyarrow alone",
+    "tolist": "`array.tolist()`",
+    "made": "`to_dict` alone",
     "pyarrow_out": "pyarrow, sent as a binary",
     "python_before": "before",
     "beam_before": "before",

@@ -14,10 +14,12 @@ defmodule Bench.Arrays do
   @names """
   import time
   import numpy as np, pandas as pd, pyarrow as pa, pyarrow.ipc
+  from port_server import etf
   from port_server.etf import tables
 
   array = np.arange(#{@numbers}, dtype="f8")
   binary = array.tobytes()
+  scalars = list(array)
   rows = np.arange(#{@rows})
   frame = pd.DataFrame({
       "n": rows,
@@ -55,6 +57,10 @@ defmodule Bench.Arrays do
        several(fn -> {:ok, _} = PyPort.eval("len(x)", %{x: binary}, [binary_as: :bytes] ++ options) end)},
       {"table/stream", in_python("seconds(tables.struct_of, frame)", options)},
       {"table/pyarrow", in_python("seconds(written)", options)},
+      {"scalars/list", several(fn -> {:ok, _} = PyPort.eval("scalars", %{}, options) end, 3)},
+      {"scalars/tolist", several(fn -> {:ok, _} = PyPort.eval("array.tolist()", %{}, options) end, 3)},
+      {"records/encoded", in_python("seconds(lambda: etf.encode(frame.to_dict('records')))", options, 3)},
+      {"records/made", in_python("seconds(frame.to_dict, 'records')", options, 3)},
       {"table/out", several(fn -> {:ok, _} = PyPort.eval("frame", %{}, [tables: :arrow] ++ options) end)},
       {"table/pyarrow_out", several(fn -> {:ok, _} = PyPort.eval("written()", %{}, options) end)}
     ]
@@ -65,16 +71,17 @@ defmodule Bench.Arrays do
     peaks(out)
   end
 
-  defp several(fun) do
+  defp several(fun, times \\ 40) do
     fn ->
       :erlang.garbage_collect()
-      Measure.p50(fun, 40)
+      Measure.p50(fun, times)
     end
   end
 
-  # The median of 15, in ns.
-  defp in_python(code, options) do
-    fn -> PyPort.eval!("sorted(#{code} for _ in range(15))[7]", %{}, options) * 1.0e9 end
+  # The median, in ns.
+  defp in_python(code, options, times \\ 15) do
+    code = "sorted(#{code} for _ in range(#{times}))[#{div(times, 2)}]"
+    fn -> PyPort.eval!(code, %{}, options) * 1.0e9 end
   end
 
   # The bytes that the largest array adds to the peak of Python, and to the BEAM when it has arrived. The BEAM's own port driver

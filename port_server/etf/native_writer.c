@@ -1085,6 +1085,7 @@ enum {
     QUICK_DATE = 4,
     QUICK_DATETIME = 5,
     QUICK_DECIMAL = 6,
+    QUICK_TIMESTAMP = 7,
 };
 
 #define NOT_QUICK -4
@@ -1246,6 +1247,16 @@ done:
     return result;
 }
 
+/* Whether a Timestamp of pandas is what the datetime in it says. That has another year where datetime does not have its own. */
+static int
+is_datetime(PyObject *value)
+{
+    const unsigned char *p = (const unsigned char *)value + DATE_AT;
+    int is = has_field(value, "nanosecond", 0) && has_field(value, "year", p[0] << 8 | p[1]);
+    PyErr_Clear();
+    return is;
+}
+
 static int
 write_quick(Writer *w, PyObject *value)
 {
@@ -1268,6 +1279,7 @@ write_quick(Writer *w, PyObject *value)
     case QUICK_BOOL: return PyObject_IsTrue(value) ? PUT_ATOM(w, "true") : PUT_ATOM(w, "false");
     case QUICK_DATE: return write_date(w, value, 0);
     case QUICK_DATETIME: return write_date(w, value, 1);
+    case QUICK_TIMESTAMP: return is_datetime(value) ? write_date(w, value, 1) : NOT_QUICK;
     case QUICK_DECIMAL: return write_decimal(w, value);
     default: return NOT_QUICK;
     }

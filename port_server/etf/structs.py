@@ -30,6 +30,7 @@ replacement_by_type: dict[type, Callable[[Any], Any]] = {}
 # Types of which long lists are common, and how the C extension writes them by itself: numbers of
 # numpy as their value, the others as the struct that the tables above give for them.
 QUICK_INT, QUICK_FLOAT, QUICK_BOOL, QUICK_DATE, QUICK_DATETIME, QUICK_DECIMAL = range(1, 7)
+QUICK_TIMESTAMP = 7
 quick_types: dict[type, int] = {}
 # The structs that the C extension reads by itself, unless one of them has another conversion.
 QUICK_MODULES = ("Elixir.Date", "Elixir.NaiveDateTime", "Elixir.DateTime", "Elixir.Decimal")

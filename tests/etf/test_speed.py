@@ -11,6 +11,7 @@ from port_server.etf import Atom, structs
 native = pytest.importorskip(
     "port_server.etf.native", reason="the extension is missing; test_build.py says why"
 )
+pandas = pytest.importorskip("pandas", reason="pandas is in the group values only")
 numpy = pytest.importorskip("numpy", reason="numpy is in the group values only")
 
 COUNT = 20_000
@@ -69,6 +70,8 @@ def test_the_quick_way_writes_what_the_slow_one_writes(monkeypatch):
         NOON.replace(tzinfo=dt.timezone(dt.timedelta(hours=1))),
         *map(decimal.Decimal, ["0", "-0", "0.00", "1E+30", "-1.5E-7", "0.0012", "9" * 18]),
         *map(decimal.Decimal, ["9" * 19, "1" + "0" * 40, "NaN", "-Infinity", "sNaN", "1E-999999"]),
+        *map(pandas.Timestamp, ["2024-01-01T12:30:00.000007", "2024-01-01T00Z", "1700"]),
+        *(pandas.Timestamp("2024-07-01", tz="Europe/Paris"), pandas.Timestamp("0099").as_unit("s")),
         *(numpy.int8(-128), numpy.uint64(2**64 - 1), numpy.float16("inf"), numpy.bool_(0)),
     ]
     quick = [native.encode([value]) for value in values]
