@@ -21,6 +21,7 @@ defmodule PyPort.Options do
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
+  @call_defaults Map.new(@call)
   @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
@@ -84,6 +85,7 @@ defmodule PyPort.Options do
   ]
 
   @batched [timeout: 5_000, batch_key: :default]
+  @batched_defaults Map.new(@batched)
 
   # The BEAM's own timers end at 2 ** 32 ms, 49 days; a request to another node adds some seconds.
   @longest_ms 4_294_000_000
@@ -123,7 +125,7 @@ defmodule PyPort.Options do
   def call!(options) do
     options =
       options
-      |> validate!(Map.new(@call), @call, "PyPort.call/4")
+      |> validate!(@call_defaults, @call, "PyPort.call/4")
       |> one_server!()
       |> no_globals!("PyPort.call/4")
 
@@ -214,7 +216,7 @@ defmodule PyPort.Options do
   end
 
   @spec batched!(keyword()) :: %{timeout: timeout(), batch_key: atom()}
-  def batched!(options), do: validate!(options, Map.new(@batched), @batched, "PyPort.batched/3")
+  def batched!(options), do: validate!(options, @batched_defaults, @batched, "PyPort.batched/3")
 
   @spec server_names() :: [atom()]
   def server_names, do: Keyword.keys(@server)
