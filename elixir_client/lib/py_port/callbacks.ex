@@ -279,9 +279,9 @@ defmodule PyPort.Callbacks do
           Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
           run(function, args, connection, from)
         else
-          {:error, why} ->
+          {:error, error} ->
             Ownership.disclaim(connection.owner, {:call, call_id})
-            error(if is_binary(why), do: why, else: why.message)
+            error(error.message)
         end
 
       {:ok, _other} ->

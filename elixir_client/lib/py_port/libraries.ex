@@ -3,7 +3,7 @@ defmodule PyPort.Libraries do
   # where the application has them, by `apply/3`: the compiler and dialyzer need not know them.
   @moduledoc false
 
-  alias PyPort.{Table, Tensor}
+  alias PyPort.{Error, Table, Tensor}
 
   # Stands among the ids of objects for tables in the value that are to be loaded.
   @loaded 0
@@ -36,11 +36,13 @@ defmodule PyPort.Libraries do
   end
 
   # A value that came with those ids, with its tables loaded by Explorer if they say so.
-  @spec load(value, [integer()]) :: {:ok, value} | {:error, String.t()} when value: term()
+  @spec load(value, [integer()]) :: {:ok, value} | {:error, Error.t()} when value: term()
   def load(value, ids) do
     {:ok, if(@loaded in ids, do: load(value), else: value)}
   rescue
-    error -> {:error, "Explorer cannot load a table: #{Exception.message(error)}"}
+    error ->
+      message = "Explorer cannot load a table: #{Exception.message(error)}"
+      {:error, Error.new(:decode, message, begun: true)}
   end
 
   defp load(%Table{data: data}), do: apply(Explorer.DataFrame, :load_ipc_stream!, [data])

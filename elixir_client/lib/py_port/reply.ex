@@ -27,7 +27,7 @@ defmodule PyPort.Reply do
   defp outcome_of({:ok, {_ok_or_yield, _id, value, ids}}) when is_list(ids) do
     case Libraries.load(value, ids) do
       {:ok, value} -> {:objects, value, ids}
-      {:error, why} -> {:unread, Error.new(:decode, why, begun: true)}
+      {:error, error} -> {:unread, error}
     end
   end
 

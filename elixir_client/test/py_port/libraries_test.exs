@@ -86,7 +86,7 @@ defmodule PyPort.LibrariesTest do
     end
 
     test "says what Explorer says of a stream that it cannot read" do
-      assert {:error, "Explorer cannot load a table: load_ipc_stream failed" <> _} =
+      assert {:error, %{kind: :decode, message: "Explorer cannot load a table: load_ipc_stream failed" <> _}} =
                Libraries.load(@table, [0])
     end
   end
