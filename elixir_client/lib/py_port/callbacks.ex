@@ -248,8 +248,8 @@ defmodule PyPort.Callbacks do
 
   defp answer(connection, call_id, outcome), do: Connection.command(connection, Wire.answer(call_id, outcome))
 
-  defp write_answer(connection, call_id, {how, value}) do
-    {value, found} = Values.scan(value, Values.none())
+  defp write_answer(connection, call_id, outcome) do
+    {how, {value, found}} = scanned(outcome)
     rows = rows(found.funs, self())
     keep(connection, rows)
     frame = Wire.answer(call_id, {how, value})
@@ -264,6 +264,15 @@ defmodule PyPort.Callbacks do
       answer(connection, call_id, error(message))
     else
       Connection.command(connection, frame)
+    end
+  end
+
+  defp scanned({:encoded, value}), do: {:ok, Values.scan(value, Values.none_of_encoded())}
+
+  defp scanned({how, value}) do
+    case attempt(fn -> {how, Values.scan(value, Values.none())} end) do
+      {:error, %{} = raised} -> {:error, {raised, Values.none()}}
+      scanned -> scanned
     end
   end
 
@@ -312,8 +321,8 @@ defmodule PyPort.Callbacks do
   defp run(_function, args, _connection, _from),
     do: error("the arguments must be a list, got: #{inspect(args)}")
 
-  @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
-  def apply_at_home(fun, args), do: attempt(fn -> {:ok, Values.encoded(apply(fun, args))} end)
+  @spec apply_at_home(fun(), list()) :: {:encoded, term()} | {:error, map()}
+  def apply_at_home(fun, args), do: attempt(fn -> {:encoded, Values.encoded(apply(fun, args))} end)
 
   # The outcome of `call`, or what went wrong in it, as Python is told.
   defp attempt(call) do

@@ -36,7 +36,11 @@ defmodule PyPort.Request do
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
   # A request as the caller wrote it.
-  @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
+  @type asked ::
+          {:eval, String.t() | PyPort.Code.t(), map()}
+          | {:call, target(), list(), map()}
+          # With structs that another node has encoded.
+          | {:encoded, asked()}
   # A request that has no server yet.
   @type draft :: %{
           verb: :eval | :call,
@@ -108,12 +112,14 @@ defmodule PyPort.Request do
 
   # A request for another node: its structs are encoded here, see `Values.encoded/1`, and its functions are what they are.
   @spec encoded(asked(), draft()) :: asked()
+  def encoded({:encoded, asked}, draft), do: encoded(asked, draft)
+
   def encoded({:eval, code, _globals}, %{body: {_options, _code, globals}, found: found}),
-    do: {:eval, code, Values.restore(globals, Map.new(found.funs))}
+    do: {:encoded, {:eval, code, Values.restore(globals, Map.new(found.funs))}}
 
   def encoded({:call, target, _args, _kwargs}, %{body: {_options, _target, args, kwargs}, found: found}) do
     funs = Map.new(found.funs)
-    {:call, target, Values.restore(args, funs), Values.restore(kwargs, funs)}
+    {:encoded, {:call, target, Values.restore(args, funs), Values.restore(kwargs, funs)}}
   end
 
   defp ask_remote(node, server, asked, options, deadline) do
@@ -196,13 +202,16 @@ defmodule PyPort.Request do
   # --- drafts and frames ----------------------------------------------------------------------
 
   @spec draft(asked()) :: draft()
-  def draft({:eval, code, globals}) do
-    {globals, small?, found} = scan(globals, Values.none())
+  def draft({:encoded, asked}), do: draft(asked, Values.none_of_encoded())
+  def draft(asked), do: draft(asked, Values.none())
+
+  defp draft({:eval, code, globals}, none) do
+    {globals, small?, found} = scan(globals, none)
     %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
   end
 
-  def draft({:call, target, args, kwargs} = asked) do
-    {args, small?, found} = scan(args, Values.none())
+  defp draft({:call, target, args, kwargs} = asked, none) do
+    {args, small?, found} = scan(args, none)
     {kwargs, small_too?, found} = scan(kwargs, found)
     body = {nil, target, args, kwargs}
     %{verb: :call, body: body, small?: small? and small_too?, target: target(asked), found: found}

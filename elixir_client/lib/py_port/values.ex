@@ -5,13 +5,17 @@ defmodule PyPort.Values do
 
   alias PyPort.{Callback, Encoder, Object}
 
-  # Functions with their numbers; handles, the last one first.
-  @type found :: %{funs: [{pos_integer(), fun()}], objects: [Object.t()]}
+  # Functions with their numbers; handles, the last one first; whether structs are to be encoded.
+  @type found :: %{funs: [{pos_integer(), fun()}], objects: [Object.t()], encode?: boolean()}
 
-  @none %{funs: [], objects: []}
+  @none %{funs: [], objects: [], encode?: true}
 
   @spec none() :: found()
   def none, do: @none
+
+  # For a value that `encoded/1` has given: to encode it twice may give another value.
+  @spec none_of_encoded() :: found()
+  def none_of_encoded, do: %{@none | encode?: false}
 
   @spec scan(value, found()) :: {value, found()} when value: term()
   def scan(value, found), do: if(special?(value), do: replace(value, found), else: {value, found})
@@ -72,7 +76,7 @@ defmodule PyPort.Values do
 
   defp replace(%Object{} = object, found), do: {object, %{found | objects: [object | found.objects]}}
 
-  defp replace(%module{} = struct, found) do
+  defp replace(%module{} = struct, %{encode?: true} = found) do
     case Encoder.encode(struct) do
       %^module{} = same -> replace_values(same, found)
       other -> scan(other, found)

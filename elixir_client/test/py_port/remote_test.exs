@@ -335,6 +335,21 @@ defmodule PyPort.RemoteTest do
         end
 
       assert answers == [ok: 16, ok: 2, ok: 2, ok: 2, ok: [2]]
+
+      # Once, and not there again. This one counts.
+      answers =
+        on here, far do
+          counted = struct(PyPort.Test.Encoded.Same, value: 1)
+          options = [server: far, timeout: 20_000]
+
+          [
+            PyPort.eval!("x", %{x: counted}, options),
+            PyPort.call!("builtins:max", [[counted]], %{key: fn counted -> counted.value end}, options),
+            PyPort.eval!("f()", %{f: fn -> counted end}, options)
+          ] ++ Enum.to_list(PyPort.stream("yield x", %{x: counted}, options))
+        end
+
+      assert Enum.map(answers, & &1.value) == [2, 2, 2, 2]
     end
 
     test "a caller that dies leaves no request behind" do
