@@ -7,7 +7,8 @@ that is compared takes turns round by round. --guard measures little, looks at t
 and exits with 1 if a promise is broken twice over; it measures again before it says so, for as long
 as the machine is restless.
 
-$PYPORT_PYTHON is the Python that is measured; it needs port_server, and numpy for one figure.
+$PYPORT_PYTHON is the Python that is measured; it needs port_server, and numpy, pandas and
+pyarrow for some figures.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from figures import (
     BINARY_SIZES,
@@ -35,6 +36,9 @@ from figures import (
 )
 from report import as_json, measured, show, table
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 HERE = Path(__file__).resolve().parent
 CLIENT = HERE.parent / "elixir_client"
 PYTHON = os.environ.get("PYPORT_PYTHON", sys.executable)
@@ -46,6 +50,7 @@ PHASES = (
     "payloads",
     "binaries",
     "streams",
+    "arrays",
     "start",
     "memory",
     "jobs",
@@ -64,6 +69,7 @@ GUARD = {
     "payloads": {"rounds": 4},
     "binaries": {"rounds": 4, "sizes": [LARGEST]},
     "streams": {"rounds": 4, "items": 50_000, "prints": 100},
+    "arrays": {"rounds": 4},
     "start": {"rounds": 5, "numpy": False},
     "memory": {"rounds": 1, "large": False},
 }
@@ -86,6 +92,7 @@ def settings(*, short: bool, numpy: bool) -> dict[str, dict[str, Any]]:
         "payloads": {"rounds": 20 // few},
         "binaries": {"rounds": 12 // few, "sizes": sizes},
         "streams": {"rounds": 12 // few, "items": 100_000 // few, "prints": 1000},
+        "arrays": {"rounds": 12 // few},
         "start": {"rounds": 12 // few, "numpy": numpy},
         "memory": {"rounds": 8 // few, "large": True},
         "jobs": {"rounds": 12 // few, "requests": 1000 // few},
@@ -194,10 +201,19 @@ def _revision() -> str:
     return git.stdout.strip() or "not in a repository"
 
 
-def has_numpy() -> bool:
-    """Tell whether the Python that is measured has numpy."""
-    look = [PYTHON, "-c", "import numpy"]
+def has(modules: str) -> bool:
+    """Tell whether the Python that is measured has these modules."""
+    look = [PYTHON, "-c", f"import {modules}"]
     return subprocess.run(look, stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def possible(only: str | None, phases: Iterable[str]) -> list[str]:
+    """Give the phases to measure, without the one that this Python lacks the libraries for."""
+    wanted = only.split(",") if only else list(phases)
+    if "arrays" in wanted and not has("pandas, pyarrow"):
+        print("arrays: left out, this Python has no pandas and pyarrow", file=sys.stderr)
+        wanted.remove("arrays")
+    return wanted
 
 
 # --- the guard -----------------------------------------------------------------------------------
@@ -265,10 +281,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="pyport-bench-") as folder:
         bench = Bench(Path(folder))
         if options.guard:
-            return guard(bench, options.only.split(",") if options.only else list(GUARD))
+            return guard(bench, possible(options.only, list(GUARD)))
         before = os.getloadavg()[0]
-        plan = settings(short=options.short, numpy=has_numpy())
-        for phase in options.only.split(",") if options.only else PHASES:
+        plan = settings(short=options.short, numpy=has("numpy"))
+        for phase in possible(options.only, PHASES):
             bench.measure(phase, plan[phase])
         machine = bench.machine()
     machine["load"] = f"{before:.1f} before the run, {os.getloadavg()[0]:.1f} after it"

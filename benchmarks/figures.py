@@ -115,6 +115,8 @@ PHASE_OF = {
     "binary": "binaries",
     "stream": "streams",
     "prints": "streams",
+    "array": "arrays",
+    "table": "arrays",
     "start": "start",
     "memory": "memory",
     "jobs": "jobs",
@@ -128,8 +130,10 @@ CPU = "Processor time of the Python process for each request"
 PAYLOADS = "Structured values, there and back"
 BINARIES = "One binary, there and back"
 STREAMS = "Streams and output, for each item"
+ARRAYS = "Arrays and tables, one way"
 START = "From nothing to the first answer"
 MEMORY = "Resident memory of the Python process"
+LARGE = "Memory for one large array"
 JOBS = "Work that takes its time"
 
 ROUTED = "pinned/routed_python"
@@ -141,6 +145,8 @@ PAYLOAD_NAMES = {
     "floats": "100,000 floats",
     "maps": "10,000 maps",
     "document": "1 MiB document",
+    "datetimes": "100,000 datetimes",
+    "dates": "100,000 dates",
 }
 
 
@@ -212,6 +218,44 @@ FIGURES = [
     *_binaries(),
     Figure(STREAMS, "item of a stream", "stream/items", "stream/flood", limit=3_000),
     Figure(STREAMS, "`print(i)`", "prints/eval", "prints/flood"),
+    Figure(ARRAYS, "1,000,000 float64 to Elixir", "array/out", "array/binary_out", promise=1.3),
+    Figure(ARRAYS, "1,000,000 float64 to Python", "array/in", "array/binary_in", promise=1.2),
+    Figure(
+        ARRAYS,
+        "100,000 rows of pandas, 5 columns, to Arrow",
+        "table/stream",
+        "table/pyarrow",
+        promise=1.2,
+    ),
+    Figure(
+        ARRAYS,
+        "the same, to Elixir",
+        "table/out",
+        "table/pyarrow_out",
+        promise=1.2,
+    ),
+    Figure(
+        ARRAYS, "1,000,000 numpy floats in a list", "scalars/list", "scalars/tolist", promise=3.0
+    ),
+    Figure(
+        ARRAYS, "100,000 rows of pandas as maps", "records/encoded", "records/made", promise=1.5
+    ),
+    Figure(
+        LARGE,
+        "Python's peak, 381 MiB of float64 sent",
+        "array/python_peak",
+        "array/python_before",
+        "more",
+        promise=4 * MIB,
+    ),
+    Figure(
+        LARGE,
+        "BEAM, 381 MiB of float64 received",
+        "array/beam_after",
+        "array/beam_before",
+        "more",
+        promise=400 * MIB,
+    ),
     Figure(START, "first answer", "start/server", "start/python", "more", 30e6),
     Figure(START, "with numpy", "start/server_numpy", "start/python_numpy", "more"),
     Figure(MEMORY, "idle", "memory/server", "memory/python", "more", 12 * MIB),
@@ -244,6 +288,14 @@ REFERENCE_NAMES = {
     "echo_python": "Python echo",
     "echo_c_tuned": "tuned C echo",
     "flood": "bare port, a write each",
+    "binary_out": "binary of that size",
+    "binary_in": "binary of that size",
+    "pyarrow": "pyarrow alone",
+    "tolist": "`array.tolist()`",
+    "made": "`to_dict` alone",
+    "pyarrow_out": "pyarrow, sent as a binary",
+    "python_before": "before",
+    "beam_before": "before",
     "python": "`python -c pass`",
     "python_numpy": "`import numpy`",
     "echo_after_large": "tuned Python echo",

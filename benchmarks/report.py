@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from figures import FIGURES, MIB, REFERENCE_NAMES, Figure, Samples, Summary
+from figures import FIGURES, LARGE, MEMORY, MIB, REFERENCE_NAMES, Figure, Samples, Summary
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 _NOISE = """\
@@ -17,7 +17,7 @@ def show(number: float, figure: Figure) -> str:
     """Write a sample of a figure with its unit."""
     if figure.relation == "rate":
         return f"{number / 1000:,.1f} k/s"
-    if figure.subject.startswith("memory/"):
+    if figure.section in {LARGE, MEMORY}:
         return f"{number / MIB:,.1f} MiB"
     for unit, size in (("s", 1e9), ("ms", 1e6), ("µs", 1e3)):
         if abs(number) >= size:

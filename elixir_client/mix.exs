@@ -62,15 +62,8 @@ defmodule PyPort.MixProject do
       extras: ["README.md"] ++ Enum.flat_map(@pages, &elem(&1, 1)) ++ ["CHANGELOG.md"],
       groups_for_extras: @pages,
       groups_for_modules: [
-        Requests: [
-          PyPort,
-          PyPort.Session,
-          PyPort.Object,
-          PyPort.Code,
-          PyPort.Bytes,
-          PyPort.Encoder,
-          PyPort.Error
-        ],
+        Requests: [PyPort, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
+        Values: [PyPort.Bytes, PyPort.Encoder, PyPort.Table, PyPort.Tensor],
         "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],
         "Shells and notebooks": [PyPort.Interactive, PyPort.Sigils]

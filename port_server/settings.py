@@ -19,6 +19,7 @@ class Settings:
     """
 
     __slots__ = (
+        "arrays",
         "as_bytes",
         "async_threads",
         "cancel_resend_ms",
@@ -42,9 +43,16 @@ class Settings:
         "pipe_bytes",
         "read_bytes",
         "running_after_ms",
+        "tables",
         "threads",
     )
 
+    arrays: str
+    """The form in which the arrays of a value are sent where the request does not say it: "object",
+    "tensor" or "nx"."""
+
+    tables: str
+    """The same for tables: "object", "arrow" or "explorer"."""
     as_bytes: bool
     """Whether the binaries of a request that does not say so itself are bytes, not str."""
 
@@ -174,6 +182,8 @@ class Settings:
         async_threads: int = 32,
         max_nested_calls: int = 64,
         max_queue_bytes: int = 1 << 28,
+        arrays: str = "object",
+        tables: str = "object",
         as_bytes: bool = False,
     ) -> None:
         values = locals()
@@ -183,6 +193,6 @@ class Settings:
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"settings are frozen; use replace({name}=...)")
 
-    def replace(self, **changes: int) -> Self:
+    def replace(self, **changes: int | str) -> Self:
         """Give a copy with `changes`; an unknown name is a TypeError."""
         return type(self)(**{name: getattr(self, name) for name in Settings.__slots__} | changes)

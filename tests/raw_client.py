@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from port_server.etf import Atom, decode, encode
+from port_server.etf import Atom, Struct, decode, encode, read_term
 
 MS = 0.001
 # A prelude: requests and calls take the general path.
@@ -23,6 +23,26 @@ START = "import sys; from port_server.server.app import serve; sys.exit(serve())
 
 def atoms(map):
     return {Atom(key): value for key, value in (map or {}).items()}
+
+
+def message_of(body):
+    """Read a message, with the large data behind its term in its places."""
+    term, end = read_term(body, 1, binary_as="bytes", plain_structs=True)
+    if end != len(body):
+        body = encode(with_data(term, body[end:]))
+    return decode(body, binary_as="bytes")
+
+
+def with_data(term, data):
+    if isinstance(term, Struct) and type(term.get("data")) is tuple:
+        offset, size = term["data"]
+        return data[offset : offset + size]
+    if isinstance(term, dict):
+        fields = {key: with_data(value, data) for key, value in term.items()}
+        return Struct(term.module, fields) if isinstance(term, Struct) else fields
+    if type(term) in {list, tuple}:
+        return type(term)(with_data(item, data) for item in term)
+    return term
 
 
 class Port:
@@ -169,7 +189,7 @@ class Port:
             body = self._exactly(int.from_bytes(header, "big"))
             if body is None:
                 return
-            message = decode(body, binary_as="bytes")
+            message = message_of(body)
             kind = message[0]
             if kind in {"ok", "error", "yield", "pong", "output"}:
                 if kind in {"ok", "error", "pong"}:

@@ -1,7 +1,7 @@
 # One BEAM of a run: `mix run --no-start main.exs OUT PHASE SETTINGS`, where the settings are an Elixir map. bench.py starts
 # it, pinned or not, and reads OUT.
 
-for file <- ~w(measure echo subjects latency values life),
+for file <- ~w(measure echo subjects latency values arrays life),
     do: Code.require_file(Path.join(__DIR__, file <> ".exs"))
 
 [out, phase, settings] = System.argv()
@@ -29,6 +29,7 @@ phases = %{
   "payloads" => &Bench.Values.payloads/1,
   "binaries" => &Bench.Values.binaries/1,
   "streams" => &Bench.Values.streams/1,
+  "arrays" => &Bench.Arrays.arrays/1,
   "start" => &Bench.Life.start/1,
   "memory" => &Bench.Life.memory/1,
   "jobs" => &Bench.Life.jobs/1

@@ -46,6 +46,12 @@ defmodule Bench.Subjects do
   def payload(:ints), do: for(n <- 1..100_000, do: rem(n * 7919, 1_000_000_007))
   def payload(:floats), do: for(n <- 1..100_000, do: :math.sin(n) * 1000)
 
+  def payload(:datetimes) do
+    for n <- 1..100_000, do: NaiveDateTime.add(~N[2024-02-29 12:00:00.000001], n, :second)
+  end
+
+  def payload(:dates), do: for(n <- 1..100_000, do: Date.add(~D[2000-01-01], rem(n * 7919, 20_000)))
+
   def payload(:maps) do
     for n <- 1..10_000,
         do: %{id: n, name: "user #{n}", age: rem(n, 90), score: n * 0.5, ok: rem(n, 2) == 0}

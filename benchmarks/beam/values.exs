@@ -3,7 +3,7 @@ defmodule Bench.Values do
 
   alias Bench.{Echo, Measure, Subjects}
 
-  @payloads [:ints, :floats, :maps, :document]
+  @payloads [:ints, :floats, :maps, :document, :datetimes, :dates]
 
   @doc """
   Structured values. The reference is what the BEAM itself has to do for them, with the bytes going through a bare

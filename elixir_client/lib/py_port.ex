@@ -27,6 +27,10 @@ defmodule PyPort do
       `:bytes`. One binary alone becomes `bytes` by `bytes/1`. Default: that of the server or pool, `:str` unless it was
       started with another.
     * `:session` - a session of `open_session/1`, or its name, whose names the code sees and sets. It carries its server.
+    * `:arrays` - what an array of Python's in the value is: `:object`, a `PyPort.Object`; `:tensor`, a `PyPort.Tensor`; or `:nx`, an
+      `Nx.Tensor`. Default: that of the server.
+    * `:tables` - what a table in the value is: `:object`; `:arrow`, a `PyPort.Table`; or `:explorer`, an
+      `Explorer.DataFrame`. Default: that of the server.
     * `:return` - `:value`; `:object` for a `PyPort.Object` of whatever the value is; or `:globals` for `{value, globals}`,
       see `eval/3`. Default: `:value`.
     * `:error_value` - whether the error of an exception has the exception itself under `value`, a `PyPort.Object`; not for
@@ -71,6 +75,8 @@ defmodule PyPort do
           | {:binary_as, :str | :bytes}
           | {:session, Session.t() | atom()}
           | {:retry, non_neg_integer()}
+          | {:arrays, :object | :tensor | :nx}
+          | {:tables, :object | :arrow | :explorer}
           | {:return, :value | :object | :globals}
           | {:owner, pid()}
           | {:error_value | :typed, boolean()}

@@ -13,7 +13,7 @@ defmodule PyPort.AdviceExistsTest do
   @foreign ~w(
     port_server py_port my_app my_app_python uv_init init_code exit_status pass_fds remote_pdb set_trace
     find_executable open_port port_command spawn_executable term_to_binary
-    binary_as floats_as to_struct python_type deadline_ms max_nested_calls by_reference_from
+    binary_as floats_as to_struct python_type deadline_ms max_nested_calls by_reference_from ml_dtypes arrow_stream
   )
 
   # --- what exists ----------------------------------------------------------------------------

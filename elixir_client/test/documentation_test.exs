@@ -4,13 +4,16 @@ defmodule PyPort.DocumentationTest do
 
   {:ok, modules} = :application.get_key(:py_port, :modules)
   # Those of the tests themselves, and implementations of protocols, have no page.
-  @modules Enum.reject(modules, &(inspect(&1) =~ ~r/^(PyPort\.Test|Inspect|PyPort\.Encoder)\./))
+  @modules Enum.reject(
+             modules,
+             &(inspect(&1) =~ ~r/^(PyPort\.Test\.|Inspect\.|PyPort\.Encoder\.|Nx\b|Explorer\b)/)
+           )
 
   @public_modules ~w(
     Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top
     PyPort PyPort.Batcher PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool
     PyPort.Release
-    PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Telemetry
+    PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Table PyPort.Telemetry PyPort.Tensor
   )
 
   defp docs(module) do

@@ -22,7 +22,7 @@ defmodule PyPort.ExamplesTest do
   end
 
   test "none is left out" do
-    tested = ~w(callers demo embeddings plot progress statistics supervised tokens)
+    tested = ~w(arrays callers demo embeddings plot progress statistics supervised tables tokens)
 
     assert @examples |> Path.join("*.exs") |> Path.wildcard() |> Enum.map(&Path.basename(&1, ".exs")) ==
              tested
@@ -42,6 +42,20 @@ defmodule PyPort.ExamplesTest do
     assert [_, _] = Regex.run(~r/^Jan +(-?\d+\.\d)/m, printed)
     assert [_, _] = Regex.run(~r/^Dec +(-?\d+\.\d)/m, printed)
     assert printed =~ ~r/^The three wettest days: \d+ \w+, \d+ \w+, \d+ \w+$/m
+  end
+
+  test "arrays.exs: a tensor of Nx goes to numpy and comes back" do
+    printed = run("arrays.exs")
+    assert printed =~ "12 × 2 numbers of {:f, 64}"
+    assert printed =~ ~r/^The warmest month has number [678]\.$/m
+    assert printed =~ "as numpy has it: float64 (12, 2)"
+  end
+
+  @tag timeout: 120_000
+  test "tables.exs: pandas reads, Explorer has the rows, and Python sums them up" do
+    printed = run("tables.exs")
+    assert printed =~ ~s(366 rows of ["date", "temp_min_c", "temp_max_c", "rain_mm", "wind_kmh"])
+    assert printed =~ ~r/^It rained \d+ mm on \d+ days\.$/m
   end
 
   @tag :tmp_dir

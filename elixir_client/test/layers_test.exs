@@ -10,7 +10,7 @@ defmodule PyPort.LayersTest do
   @layers [
     {:base,
      ~w(bytes callback code encoder session object values deadline did_you_mean error options) ++
-       ~w(status_page stderr_file telemetry), []},
+       ~w(status_page stderr_file telemetry libraries tensor table), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
     {:connection,

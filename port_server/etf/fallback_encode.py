@@ -27,6 +27,9 @@ DEFAULT_MAX_DEPTH = 512  # levels; JSON libraries stop near 1000, the smallest t
 DEFAULT_MAX_BYTES = 2**32 - 1  # what a {packet, 4} header can announce
 DEFAULT_BY_REFERENCE_FROM = 65_536  # bytes; below, a copy is cheaper than one more iovec
 
+# The formats of buffers of numbers or single bytes; an array of objects holds addresses.
+_NUMERIC = frozenset("?bBhHiIlLqQnNefdgFDc")
+
 _CHANGED = "changed while it was being encoded"
 
 
@@ -217,6 +220,11 @@ class _Writer:
             view = memoryview(value)
         except ValueError as error:  # a released memoryview
             raise BadTermError(*hook_failed(name_of(value), error)) from error
+        if view.format.lstrip("@=<>!").removeprefix("Z") not in _NUMERIC:
+            raise BadTermError(
+                f"the items of a memoryview of format '{view.format}' are no numbers",
+                "Send the values as a list, as array.tolist() gives them",
+            )
         if view.nbytes > 2**32 - 1:
             raise BadTermError(f"a binary of {view.nbytes} bytes; the format ends at 4 GiB")
         self.put(b"m" + view.nbytes.to_bytes(4, "big"))

@@ -104,6 +104,7 @@ typedef struct {
     X(pid_of) X(port_of) X(reference_of) X(fun_of) X(local_of)                                     \
     X(etf_error) X(decode_error) X(encode_error) X(hook_failed) X(path_of) X(show) X(key_step)     \
     X(resolve) X(name_of) X(from_struct_by_module) X(registered_builtin_subtypes) X(quick_types)   \
+    X(quick_modules) X(date_type) X(datetime_type) X(decimal_type)                                 \
     X(atom_struct) X(atom_nan) X(atom_infinity) X(atom_neg_infinity)                               \
     X(nan) X(infinity) X(neg_infinity) X(utc)                                                      \
     X(dict_new) X(int_from_bytes) X(int_to_bytes) X(int_abs) X(int_bit_length)                     \

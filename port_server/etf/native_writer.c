@@ -435,6 +435,18 @@ write_bytes(Writer *w, PyObject *value)
     return put(w, data, size);
 }
 
+/* Whether the items of a buffer are numbers or single bytes; those of an array of objects are addresses. */
+static int
+is_numeric(const char *format)
+{
+    if (format == NULL) {
+        return 1;
+    }
+    format += *format != 0 && strchr("@=<>!", *format) != NULL;
+    format += *format == 'Z'; /* of a complex number */
+    return *format != 0 && strchr("?bBhHiIlLqQnNefdgFDc", *format) != NULL && format[1] == 0;
+}
+
 /* bytearray and memoryview */
 static int
 write_buffer(Writer *w, PyObject *value)
@@ -455,7 +467,11 @@ write_buffer(Writer *w, PyObject *value)
     if (PyObject_GetBuffer(value, &view, PyBUF_FULL_RO) < 0) { /* a released memoryview */
         return fail_conversion(w, value);
     }
-    if (view.len > (Py_ssize_t)UINT32_MAX) {
+    if (!is_numeric(view.format)) {
+        wfail(w, "Send the values as a list, as array.tolist() gives them",
+              "the items of a memoryview of format '%s' are no numbers", view.format);
+    }
+    else if (view.len > (Py_ssize_t)UINT32_MAX) {
         fail_binary_too_large(w, view.len);
     }
     else if (!PyBuffer_IsContiguous(&view, 'C')) {
@@ -1069,6 +1085,7 @@ enum {
     QUICK_DATE = 4,
     QUICK_DATETIME = 5,
     QUICK_DECIMAL = 6,
+    QUICK_TIMESTAMP = 7,
 };
 
 #define NOT_QUICK -4
@@ -1230,6 +1247,16 @@ done:
     return result;
 }
 
+/* Whether a Timestamp of pandas is what the datetime in it says. That has another year where datetime does not have its own. */
+static int
+is_datetime(PyObject *value)
+{
+    const unsigned char *p = (const unsigned char *)value + DATE_AT;
+    int is = has_field(value, "nanosecond", 0) && has_field(value, "year", p[0] << 8 | p[1]);
+    PyErr_Clear();
+    return is;
+}
+
 static int
 write_quick(Writer *w, PyObject *value)
 {
@@ -1252,6 +1279,7 @@ write_quick(Writer *w, PyObject *value)
     case QUICK_BOOL: return PyObject_IsTrue(value) ? PUT_ATOM(w, "true") : PUT_ATOM(w, "false");
     case QUICK_DATE: return write_date(w, value, 0);
     case QUICK_DATETIME: return write_date(w, value, 1);
+    case QUICK_TIMESTAMP: return is_datetime(value) ? write_date(w, value, 1) : NOT_QUICK;
     case QUICK_DECIMAL: return write_decimal(w, value);
     default: return NOT_QUICK;
     }

@@ -44,7 +44,9 @@ def _learn_pandas(pandas: Any) -> None:
     table = structs.replacement_by_type
     table.setdefault(type(pandas.NaT), _nothing)
     table.setdefault(type(pandas.NA), _nothing)
-    table.setdefault(pandas.Timestamp, _timestamp)
+    if pandas.Timestamp not in table and pandas.Timestamp not in structs.to_struct_by_type:
+        table[pandas.Timestamp] = _timestamp
+        structs.quick_types[pandas.Timestamp] = structs.QUICK_TIMESTAMP
     table.setdefault(pandas.Timedelta, _timedelta)
 
 

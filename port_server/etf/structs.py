@@ -30,7 +30,11 @@ replacement_by_type: dict[type, Callable[[Any], Any]] = {}
 # Types of which long lists are common, and how the C extension writes them by itself: numbers of
 # numpy as their value, the others as the struct that the tables above give for them.
 QUICK_INT, QUICK_FLOAT, QUICK_BOOL, QUICK_DATE, QUICK_DATETIME, QUICK_DECIMAL = range(1, 7)
+QUICK_TIMESTAMP = 7
 quick_types: dict[type, int] = {}
+# The structs that the C extension reads by itself, unless one of them has another conversion.
+QUICK_MODULES = ("Elixir.Date", "Elixir.NaiveDateTime", "Elixir.DateTime", "Elixir.Decimal")
+quick_modules: set[str] = set()
 # Types that derive from int, str, dict, ...: for these, looking at an exact type is not enough.
 registered_builtin_subtypes: set[type] = set()
 
@@ -69,6 +73,7 @@ def register(
             python_type = python_type or from_struct
             from_struct, to_struct = ways
     from_struct_by_module[str(full)] = from_struct
+    quick_modules.discard(full)
     if to_struct is None:
         return
     kind = python_type if python_type is not None else from_struct
@@ -129,6 +134,7 @@ _NO_VALUE: list[Any] = []  # what every Elixir so far maps a MapSet's members to
 _DEFAULT_TEMPLATES: dict[str, dict[Any, Any]] = {
     "map_set": {Atom("map"): {}, Atom("version"): 2},
     "range": {Atom("first"): 0, Atom("last"): 0, Atom("step"): 1},
+    "nx_tensor": {},
     "duration": {},
 }
 _templates = dict(_DEFAULT_TEMPLATES)
@@ -158,6 +164,11 @@ def set_templates(templates: Mapping[Any, Any]) -> None:
         _templates[str(name)] = dict(template)
     if templates and "duration" not in templates:
         del _templates["duration"]
+
+
+def template(name: str) -> dict[Any, Any]:
+    """Give the fields of a template; none for `"nx_tensor"` where the application has no Nx."""
+    return _templates[name]
 
 
 # --- built in --------------------------------------------------------------------------------
@@ -436,7 +447,21 @@ def _decimal_to(value: decimal.Decimal) -> Any:
     return Struct(_DECIMAL, {_SIGN: -1 if sign else 1, _COEF: number, _EXP: exp})
 
 
+def _tensor_from(fields: dict[Any, Any]) -> Any:
+    from . import arrays
+
+    return arrays.from_fields(fields)
+
+
+def _table_from(fields: dict[Any, Any]) -> Any:
+    from . import tables
+
+    return tables.from_fields(fields)
+
+
 register("PyPort.Bytes", _bytes_from)
+register("PyPort.Tensor", _tensor_from)
+register("PyPort.Table", _table_from)
 register("MapSet", _map_set_from, _map_set_to, python_type=set)
 register("MapSet", _map_set_from, _map_set_to, python_type=frozenset)
 register("Range", _range_from, _range_to, python_type=range)
@@ -446,6 +471,7 @@ register("NaiveDateTime", _naive_from)
 register("DateTime", _datetime_from)
 register("Decimal", _decimal_from)
 register("Duration", _duration_from)
+quick_modules.update(QUICK_MODULES)
 registered_builtin_subtypes.clear()  # set and frozenset are exact types, not subtypes
 
 _late: dict[str, list[Callable[[Any], None]]] = {}

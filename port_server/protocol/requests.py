@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
 _BODY_AT: Final = ID_LENGTH_AT + 1
 _RETURNS: Final = frozenset(("value", "object", "globals"))
+# The forms that arrays and tables are sent in, the default first.
+FORMS: Final = {
+    "arrays": ("object", "tensor", "nx"),
+    "tables": ("object", "arrow", "explorer"),
+}
 _EMPTY_MAP: Final = b"t\0\0\0\0"
 # A host program sends a few hundred different ones at most; the ids of calls in them are not kept.
 _MOST_KEPT: Final = 256
@@ -42,6 +47,7 @@ class Options:
     """The options of a request. Read once, shared by requests, never changed.
 
     Attributes:
+        arrays: what arrays are sent as, "object", "tensor" or "nx"; None for the server's default.
         as_bytes: whether its binaries are decoded as bytes, not as str.
         credit: how many items of a stream may be sent to begin with.
         deadline_ms: how long it may wait before it begins, None for ever.
@@ -50,13 +56,16 @@ class Options:
         returns: "value", "object" or "globals".
         session: the name of its session, or None.
         stream: whether its value is sent item by item.
+        tables: what tables are sent as, "object", "arrow" or "explorer"; None as for arrays.
         plain: whether it can run at once where main is free and it is its turn: it belongs to no
             call, and has time left.
         typed: whether the arguments of a call are made by the type hints of its function.
-        usual: whether its value is sent as it is, once, and its arguments stay what they are.
+        usual: whether its value is sent as it is, once, and by the server's defaults, and its
+            arguments stay what they are.
     """
 
     __slots__ = (
+        "arrays",
         "as_bytes",
         "credit",
         "deadline_ms",
@@ -66,6 +75,7 @@ class Options:
         "returns",
         "session",
         "stream",
+        "tables",
         "typed",
         "usual",
     )
@@ -80,6 +90,8 @@ class Options:
         self.returns = "value"
         self.session: bytes | None = None
         self.stream = False
+        self.arrays: str | None = None
+        self.tables: str | None = None
         self.typed = False
         self.usual = True
 
@@ -245,7 +257,13 @@ def read_options(frame: Frame, at: int, *, as_bytes: bool = False) -> tuple[Opti
     options.plain = options.parent is None and (
         options.deadline_ms is None or options.deadline_ms > 0
     )
-    options.usual = options.returns == "value" and not options.stream and not options.typed
+    options.usual = (
+        options.returns == "value"
+        and not options.stream
+        and not options.typed
+        and options.arrays is None
+        and options.tables is None
+    )
     return options, end
 
 
@@ -270,6 +288,11 @@ def _heed(options: Options, name: str, value: Any) -> None:
         if type(value) is not bool:
             raise ProtocolError(f"{name} is true or false, not {named(value)}")
         setattr(options, name, value)
+    elif name in FORMS:
+        if _word(value) not in FORMS[name]:
+            known = ", ".join(FORMS[name])
+            raise ProtocolError(f"{name} is one of {known}, not {named(_word(value))}")
+        setattr(options, name, str(_word(value)))
     elif name == "credit":
         if type(value) is not int or value < 0:
             raise ProtocolError(f"credit is how many items may be sent, not {named(value)}")

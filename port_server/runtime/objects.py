@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
     from port_server.settings import Settings
 
+    Aside = tuple[list[int | memoryview], tuple[str, str]]
+
 MODULE: Final = Atom("Elixir.PyPort.Object")
 LONGEST_REPR: Final = 200  # characters; a handle is looked at in a shell and in a log line
 LONGEST_TYPE: Final = 200  # characters, too
+
+# As the codec's: a smaller binary is copied by the BEAM in less time than its place takes.
+_BEHIND_FROM_BYTES: Final = 65_536
+LOADED: Final = 0  # in the place of an id, see Exports
 
 _MANY: Final = 10  # objects: with fewer, heartbeats name no type
 _SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
@@ -169,38 +175,91 @@ class Exports:
     then keeps its objects apart from those of the requests that run on top of it.
 
     Attributes:
-        ids: the objects of the reply that is being encoded, and -1 - number of the functions of
-            Elixir in it.
-        export: gives the handle for a value. The codec calls it for a value that has no term.
+        ids: the objects of the reply that is being encoded, -1 - number of the functions of Elixir
+            in it, LOADED for tables in it that the client is to load, and large data that stands
+            behind its term.
+        export: gives the struct or the handle for a value. The codec calls it for a value that has
+            no term.
+        forms: what arrays and tables are sent as, by the options `arrays` and `tables`.
     """
 
-    __slots__ = ("_objects", "export", "ids")
+    __slots__ = ("_defaults", "_objects", "export", "forms", "ids")
 
-    def __init__(self, objects: Objects) -> None:
+    def __init__(self, objects: Objects, forms: tuple[str, str]) -> None:
         self._objects = objects
-        self.ids: list[int] = []
+        self.ids: list[int | memoryview] = []
         self.export: Callable[[Any], Struct] = self._export  # bound once, not once a request
+        self.forms = self._defaults = forms
 
     def _export(self, value: Any) -> Struct:
         if type(value) is Callback:
             self.ids.append(-1 - value.index)
             return value.fields
+        arrays, tables = self.forms
+        if tables != "object" or type(value).__name__ == "ArrowStream":
+            from port_server.etf import tables as of_tables  # noqa: PLC0415  no start needs it
+
+            struct = of_tables.struct_of(value, self._place)
+            if struct is not None:
+                if tables == "explorer":
+                    self.ids.append(LOADED)
+                return struct
+        if arrays != "object":
+            from port_server.etf import arrays as of_arrays  # noqa: PLC0415
+
+            struct = of_arrays.struct_of(value, arrays, self._place)
+            if struct is not None:
+                return struct
+        return self.handle(value)
+
+    def _place(self, data: memoryview) -> Any:
+        """Put large data behind the term, where the BEAM has no need to copy it; give its place."""
+        if len(data) < _BEHIND_FROM_BYTES:
+            return data
+        place = (self.data_bytes, len(data))
+        self.ids.append(data)
+        return Struct("Elixir.PyPort.Bytes", {"data": place})
+
+    @property
+    def data_bytes(self) -> int:
+        """How many bytes are to stand behind the term."""
+        return sum(len(data) for data in self.ids if type(data) is memoryview)
+
+    def use(self, arrays: str | None, tables: str | None) -> tuple[str, str]:
+        """Send arrays and tables in these forms from here on; give the forms before."""
+        before = self.forms
+        self.forms = (arrays or before[0], tables or before[1])
+        return before
+
+    def handle(self, value: Any) -> Struct:
+        """Keep any value, and give its handle.
+
+        Raises:
+            EncodeError: there are too many objects.
+        """
         number, handle = self._objects.add(value)
         self.ids.append(number)
         return handle
 
-    def put_back(self, ids: list[int]) -> None:
-        """Go on with a reply whose ids were taken."""
-        self.ids = ids
+    def put_aside(self) -> Aside:
+        """Begin anew, for requests on top; give what `put_back` needs."""
+        aside = self.ids, self.forms
+        self.ids, self.forms = [], self._defaults
+        return aside
 
-    def take(self) -> list[int]:
-        """Give the ids, and begin a new list: the reply is complete."""
-        ids, self.ids = self.ids, []
-        return ids
+    def put_back(self, aside: Aside) -> None:
+        """Go on with the reply that was put aside."""
+        self.ids, self.forms = aside
+
+    def take(self) -> tuple[list[int], list[memoryview]]:
+        """Give the ids and the data, and begin a new list: the reply is complete."""
+        taken, self.ids = self.ids, []
+        data = [one for one in taken if type(one) is memoryview]
+        return [one for one in taken if type(one) is int], data
 
     def undo(self) -> None:
         """Forget the objects of a reply that is not going to be sent."""
-        self._objects.release(self.take())
+        self._objects.release(self.take()[0])
         self._objects.drop()
 
 

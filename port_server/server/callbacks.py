@@ -186,7 +186,7 @@ class Callbacks:
             cancels.check()
         self._check_depth(main.thread.stack.count(None))
         call = Call(next(self._numbers), request)
-        ids = main.pause()
+        aside = main.pause()
         try:
             # Main's own exports are free: `pause` has put aside what they were at.
             frame = self._written(call, function, args, main.evaluator)
@@ -207,7 +207,7 @@ class Callbacks:
                     self._scheduler.take_over(call)
                 lock.let_go()
         finally:
-            main.resume(ids)
+            main.resume(aside)
         if cancels.alert:
             cancels.check()
         return call.result(self._settings)

@@ -147,7 +147,7 @@ class Evaluator:
     def __init__(self, code: Code, replies: Replies, settings: Settings) -> None:
         self._settings = settings
         self.code = code
-        self.exports = Exports(code.objects)
+        self.exports = Exports(code.objects, (settings.arrays, settings.tables))
         self.replies = replies
         self._plain: Any = None
         if _fast is not None and codec_name == "native":
@@ -207,6 +207,7 @@ class Evaluator:
             if type(found) is bytes and not self.exports.ids:
                 return found  # as most requests end
             if type(found) is not tuple and found is not None:
+                request.step = "result"
                 return self.replies.with_objects(found, self.exports)
             if found is not None and len(found) == 3:
                 request.step, value, request.namespace = found

@@ -8,6 +8,7 @@ import sys
 from port_server.etf import Atom, codec_name, encode, set_decimals, set_templates
 from port_server.protocol import messages
 from port_server.protocol.messages import PROTOCOL_VERSION, Init, ProtocolError
+from port_server.protocol.requests import FORMS
 from port_server.runtime import failure
 
 from .memory import Memory
@@ -117,13 +118,19 @@ def settings_of(settings: Settings, init: Init) -> Settings:
     """
     _check_version(init)
     options = init.options
-    changes = {}
+    changes: dict[str, int | str] = {}
     for name, least in _LEAST.items():
         value = options.get(name)
         if value is not None:
             if type(value) is not int or value < least:
                 raise wrong_option(name, f"an integer of at least {least}", value)
             changes[name] = value
+    for name, forms in FORMS.items():
+        value = options.get(name)
+        if value is not None:
+            if value not in forms:
+                raise wrong_option(name, "one of " + ", ".join(forms), value)
+            changes[name] = str(value)
     binary_as = options.get("binary_as")
     if binary_as is not None:
         if binary_as not in ("str", "bytes"):

@@ -59,10 +59,20 @@ class Replies:
         Raises:
             EncodeError: it cannot be written.
         """
+        options = request.options
+        if options.arrays is None and options.tables is None:
+            return self._value(request, value, exports, head)
+        before = exports.use(options.arrays, options.tables)
+        try:
+            return self._value(request, value, exports, head)
+        finally:
+            exports.use(*before)
+
+    def _value(self, request: Request, value: Any, exports: Exports, head: bytes) -> list[Part]:
         returns = request.options.returns
         bindings: dict[str, Any] | None = None
         if returns == "object":
-            value = exports.export(value)
+            value = exports.handle(value)
         elif returns == "globals" and request.snippet is not None:
             assert request.namespace is not None
             bindings = _bindings(request.namespace, request.snippet.names)
@@ -94,11 +104,20 @@ class Replies:
         return parts
 
     def with_objects(self, reply: Reply, exports: Exports) -> list[Part]:
-        """Add the ids of the objects in a reply to it."""
+        """Add the ids of the objects in a reply to it, and the data that stands behind its term.
+
+        Raises:
+            EncodeError: it is too large with the data.
+        """
         parts = self.parts(reply)
         if exports.ids:
-            parts = messages.with_objects(parts, exports.ids)
-            exports.take()
+            limit = self._settings.max_frame_bytes
+            if sum(map(len, parts)) + exports.data_bytes > limit:
+                raise EncodeError(f"the term and its data are larger than {limit} bytes")
+            ids, data = exports.take()
+            if ids:
+                parts = messages.with_objects(parts, ids)
+            parts = [*parts, *data]
         return parts
 
     @staticmethod
@@ -123,7 +142,7 @@ class Replies:
             except EncodeError:
                 kept[name] = value
             exports.undo()
-        return {**bindings, **{name: exports.export(value) for name, value in kept.items()}}
+        return {**bindings, **{name: exports.handle(value) for name, value in kept.items()}}
 
     def failed(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
         """Write the reply for a failure of a request."""
@@ -161,7 +180,7 @@ class Replies:
             return [messages.error(request.id_term, description)]
         if request.options.error_value and description["kind"] == "python":
             try:
-                description["value"] = exports.export(error)
+                description["value"] = exports.handle(error)
             except EncodeError as full:  # too many objects
                 description["message"] += f" (no error.value: {full})"
         return self.with_objects([messages.error(request.id_term, description)], exports)
@@ -192,10 +211,10 @@ class Replies:
             return failure.describe("unavailable", "", str(error), begun=False)
         if isinstance(error, NamespaceError):
             return failure.describe_value_error("decode", error)
+        if request.cancelled:  # code, or a library that encodes, may have raised another exception
+            return failure.describe_cancelled(error, self._settings, told_to_end)
         if isinstance(error, EncodeError) and step == "result":
             return failure.describe_value_error("encode", self._about_size(error))
-        if request.cancelled:  # its code may have raised another exception for that
-            return failure.describe_cancelled(error, self._settings, told_to_end)
         return failure.describe_exception(error, self._settings)
 
     def _about_size(self, error: EncodeError) -> EtfError:

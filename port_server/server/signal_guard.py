@@ -46,6 +46,10 @@ _OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # n
 _LIBRARY: Final = os.path.dirname(os.__file__) + os.sep  # noqa: PTH120
 # Python code has `acquire(); try:` and `with lock:`: an exception between the two leaks the lock.
 _SPARED_FILES: Final = (f"{_LIBRARY}threading.py", f"{_LIBRARY}logging{os.sep}")
+# Conversions that change nothing of the server: to interrupt them is like interrupting user code.
+_LIKE_USER_CODE: Final = tuple(
+    f"{_OWN_DIRECTORY}etf{os.sep}{name}.py" for name in ("arrays", "dlpack", "tables")
+)
 # Most files whose kind is kept: user code brings files of its own.
 _MOST_FILES: Final = 4096
 
@@ -85,6 +89,7 @@ class SignalGuard:
         }
         self._own_files: dict[str, int] = {
             **dict.fromkeys(IMPORT_FILES, IMPORTING),
+            **dict.fromkeys(_LIKE_USER_CODE, FOREIGN),
             **{str(module.__file__): OPEN for module in open_modules},
             **dict.fromkeys(open_files, OPEN),
             **{str(module.__file__): THROUGH for module in through_modules},

@@ -14,6 +14,7 @@ import pytest
 
 attr = pytest.importorskip("attr", reason="attrs is in the group values only")
 msgspec = pytest.importorskip("msgspec", reason="msgspec is in the group values only")
+pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is in the group tables only")
 pydantic = pytest.importorskip("pydantic", reason="pydantic is in the group values only")
 pydantic_v1 = pytest.importorskip("pydantic.v1", reason="pydantic 2 has it")
 
@@ -116,6 +117,10 @@ CASES = [
     (array.array("d", [1.5, 2.5]), [1.5, 2.5]),
     (array.array("i"), []),
     (io.BytesIO(b"\xff"), b"\xff"),
+    (pyarrow.py_buffer(b"\xff"), b"\xff"),
+    (pyarrow.py_buffer(b"abcd").slice(1, 2), b"bc"),
+    (pyarrow.allocate_buffer(0, resizable=True), b""),
+    (pyarrow.array([1, 2], pyarrow.int8()).buffers()[1], b"\x01\x02"),
     (collections.ChainMap({"a": 1}, {"b": 2}), {"b": 2, "a": 1}),
     (collections.UserDict(a=1), {"a": 1}),
     (collections.UserList([1]), [1]),
@@ -149,3 +154,12 @@ def test_a_position_in_a_file_is_not_looked_at(codec):
     file.read(1)
     assert codec.encode(file) == codec.encode(b"abc")
     assert file.read() == b"bc"
+
+
+def test_a_large_buffer_of_arrow_leaves_by_reference(codec):
+    """Its memory is held until the frame is written, and is not copied."""
+    data = bytes(100_000)
+    head, sent, *_rest = codec.encode_parts(pyarrow.py_buffer(data))
+    assert len(head) < 100
+    assert pyarrow.py_buffer(sent).address == pyarrow.py_buffer(data).address
+    assert len(sent) == len(data)

@@ -60,7 +60,7 @@ def test_releasing_runs_no_code_and_dropping_does(objects):
 
 def test_an_encoding_that_fails_leaves_nothing(objects):
     """The ids it was given are taken back."""
-    exports = Exports(objects)
+    exports = Exports(objects, ("object", "object"))
     for _ in range(3):
         with pytest.raises(EncodeError):
             codec.encode([Thing(), "\ud800"], default=exports.export)

@@ -6,10 +6,13 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Connection, Output, Ownership, Registry, Remote, StatusPage, Values, Wire}
+  alias PyPort.{Connection, Error, Libraries, Output, Ownership, Registry, Remote, StatusPage, Values, Wire}
 
   # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
+
+  @dropped "there is a function of Elixir in the value that Python does not hold any more: read the items of a stream while the " <>
+             "code that made them holds it"
 
   # --- for the caller and the server ----------------------------------------------------------
 
@@ -46,20 +49,37 @@ defmodule PyPort.Callbacks do
     end)
   end
 
-  # Puts the functions back for the callbacks in a value of Python's, if there are any. The reader's own rows are known to it.
-  @spec restore(pid(), term(), [integer()], [row()]) :: term()
+  # Puts the functions back for the callbacks in a value of Python's, if there are any. The reader's own functions are known to
+  # it; others, which were in answers to Python, are asked of the server, also on another node.
+  @spec restore(pid(), term(), [integer()], [row()]) :: {:ok, term()} | {:error, Error.t()}
   def restore(owner, value, ids, rows \\ []) do
-    with true <- Enum.any?(ids, &(&1 < 0)), {:ok, %Connection{} = connection} <- Registry.fetch(owner) do
-      Values.restore(value, &function(connection, &1, rows))
-    else
-      _none -> value
+    own = functions(rows)
+    numbers = for id <- ids, id < 0, do: -1 - id
+
+    with {:ok, others} <- find(owner, Enum.reject(numbers, &is_map_key(own, &1))) do
+      found = Map.merge(own, others)
+
+      if Enum.all?(numbers, &is_map_key(found, &1)),
+        do: {:ok, Values.restore(value, found)},
+        else: {:error, Error.new(:decode, @dropped, begun: true)}
     end
   end
 
-  defp function(connection, number, rows) do
-    case List.keyfind(rows, {:function, number}, 0) || row(connection, number) do
-      {_key, fun, _context} -> fun
-      nil -> nil
+  defp functions(rows), do: for({{:function, number}, fun, _context} <- rows, into: %{}, do: {number, fun})
+
+  defp find(_owner, []), do: {:ok, %{}}
+  defp find(owner, numbers) when node(owner) == node(), do: {:ok, known(owner, numbers)}
+  defp find(owner, numbers), do: Remote.errand(node(owner), __MODULE__, :known, [owner, numbers])
+
+  # The functions with these numbers that a server of this node keeps.
+  @spec known(pid(), [pos_integer()]) :: %{pos_integer() => fun()}
+  def known(owner, numbers) do
+    case Registry.fetch(owner) do
+      {:ok, %Connection{} = connection} ->
+        numbers |> Enum.map(&row(connection, &1)) |> Enum.filter(& &1) |> functions()
+
+      _ended ->
+        %{}
     end
   end
 
@@ -228,8 +248,8 @@ defmodule PyPort.Callbacks do
 
   defp answer(connection, call_id, outcome), do: Connection.command(connection, Wire.answer(call_id, outcome))
 
-  defp write_answer(connection, call_id, {how, value}) do
-    {value, found} = Values.scan(value, Values.none())
+  defp write_answer(connection, call_id, outcome) do
+    {how, {value, found}} = scanned(outcome)
     rows = rows(found.funs, self())
     keep(connection, rows)
     frame = Wire.answer(call_id, {how, value})
@@ -247,15 +267,31 @@ defmodule PyPort.Callbacks do
     end
   end
 
+  defp scanned({:encoded, value}), do: {:ok, Values.scan(value, Values.none_of_encoded())}
+
+  defp scanned({how, value}) do
+    case attempt(fn -> {how, Values.scan(value, Values.none())} end) do
+      {:error, %{} = raised} -> {:error, {raised, Values.none()}}
+      scanned -> scanned
+    end
+  end
+
   defp outcome(frame, call_id, connection, from) do
     case Wire.decode(frame) do
       {:ok, {:invoke, _id, _call_id, function, args}} ->
         run(function, args, connection, from)
 
       {:ok, {:invoke, _id, _call_id, function, args, ids}} ->
-        # They live as long as the call: a process that is called a million times must not collect them.
-        Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
-        run(function, restore(connection.owner, args, ids), connection, from)
+        with {:ok, args} <- Libraries.load(args, ids),
+             {:ok, args} <- restore(connection.owner, args, ids) do
+          # They live as long as the call: a process that is called a million times must not collect them.
+          Ownership.take_over(connection.owner, {:call, call_id}, ids, self())
+          run(function, args, connection, from)
+        else
+          {:error, error} ->
+            Ownership.disclaim(connection.owner, {:call, call_id})
+            error(error.message)
+        end
 
       {:ok, _other} ->
         error("a call of an unknown shape")
@@ -285,8 +321,8 @@ defmodule PyPort.Callbacks do
   defp run(_function, args, _connection, _from),
     do: error("the arguments must be a list, got: #{inspect(args)}")
 
-  @spec apply_at_home(fun(), list()) :: {:ok, term()} | {:error, map()}
-  def apply_at_home(fun, args), do: attempt(fn -> {:ok, apply(fun, args)} end)
+  @spec apply_at_home(fun(), list()) :: {:encoded, term()} | {:error, map()}
+  def apply_at_home(fun, args), do: attempt(fn -> {:encoded, Values.encoded(apply(fun, args))} end)
 
   # The outcome of `call`, or what went wrong in it, as Python is told.
   defp attempt(call) do

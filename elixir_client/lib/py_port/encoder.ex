@@ -20,7 +20,9 @@ defprotocol PyPort.Encoder do
       end
 
   It is asked wherever the struct stands among globals and arguments, and in what functions of Elixir return, but in
-  keys of maps and members of sets.
+  keys of maps and members of sets. It is asked on the node of the caller, also where the server lives on another.
+
+  `PyPort.Tensor`, `PyPort.Table`, `Nx.Tensor` and `Explorer.DataFrame` have one.
   """
 
   @fallback_to_any true

@@ -53,6 +53,8 @@ defmodule PyPort.Interactive do
           | {:session, PyPort.Session.t()}
           | {:timeout, timeout()}
           | {:binary_as, :str | :bytes}
+          | {:arrays, :object | :tensor | :nx}
+          | {:tables, :object | :arrow | :explorer}
           | {:owner, pid()}
           | {:stdout | :stderr, IO.device()}
 
@@ -81,7 +83,7 @@ defmodule PyPort.Interactive do
     * `:server` - the pid or name of a `PyPort.Server` or `PyPort.Pool`. Default: the default pool.
     * `:session` - a session of `PyPort.open_session/1`, whose names the code sees and sets, too.
     * `:timeout` - in ms. Default: `:infinity`, since a person can interrupt it.
-    * `:binary_as`, `:owner`, `:stdout`, `:stderr` - as in `PyPort.eval/3`.
+    * `:binary_as`, `:arrays`, `:tables`, `:owner`, `:stdout`, `:stderr` - as in `PyPort.eval/3`.
 
   Raises `ArgumentError` for an unknown option or a value of the wrong type.
 

@@ -2,6 +2,8 @@ defmodule PyPort.Options do
   # The options of requests, servers and pools: their defaults, and the error of a wrong one. Pure.
   @moduledoc false
 
+  alias PyPort.Libraries
+
   # The options of a request, by its kind. `server: nil` is PyPort.Default, or the server of a session or an object.
   @common [server: nil, timeout: 5_000]
   @values [
@@ -12,7 +14,9 @@ defmodule PyPort.Options do
     return: :value,
     owner: nil,
     error_value: false,
-    retry: 0
+    retry: 0,
+    arrays: nil,
+    tables: nil
   ]
 
   @request @common ++ @values
@@ -21,6 +25,7 @@ defmodule PyPort.Options do
   @stream Keyword.drop(@request, [:error_value, :retry]) ++ [credit: 512]
   @session @common ++ [name: nil, owner: nil]
   @cast Keyword.drop(@call, [:return, :owner, :error_value])
+  @call_defaults Map.new(@call)
   @interactive Keyword.delete(@request, :return)
 
   @server [
@@ -37,6 +42,8 @@ defmodule PyPort.Options do
     wait: false,
     init_timeout: 60_000,
     allow: [],
+    arrays: :object,
+    tables: :object,
     binary_as: :str,
     logger: true,
     heartbeat_interval: 1_000,
@@ -88,6 +95,7 @@ defmodule PyPort.Options do
   ]
 
   @batched [timeout: 5_000, batch_key: :default]
+  @batched_defaults Map.new(@batched)
 
   # The BEAM's own timers end at 2 ** 32 ms, 49 days; a request to another node adds some seconds.
   @longest_ms 4_294_000_000
@@ -100,6 +108,9 @@ defmodule PyPort.Options do
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | atom(),
           required(:return) => :value | :object | :globals,
+          # nil for the server's own.
+          required(:arrays) => :object | :tensor | :nx | nil,
+          required(:tables) => :object | :arrow | :explorer | nil,
           required(:error_value) => boolean(),
           optional(:retry) => non_neg_integer(),
           # The alias that PyPort.Cast is told under when the request has been sent.
@@ -127,7 +138,7 @@ defmodule PyPort.Options do
   def call!(options) do
     options =
       options
-      |> validate!(Map.new(@call), @call, "PyPort.call/4")
+      |> validate!(@call_defaults, @call, "PyPort.call/4")
       |> one_server!()
       |> no_globals!("PyPort.call/4")
 
@@ -240,7 +251,7 @@ defmodule PyPort.Options do
   end
 
   @spec batched!(keyword()) :: %{timeout: timeout(), batch_key: atom()}
-  def batched!(options), do: validate!(options, Map.new(@batched), @batched, "PyPort.batched/3")
+  def batched!(options), do: validate!(options, @batched_defaults, @batched, "PyPort.batched/3")
 
   @spec server_names() :: [atom()]
   def server_names, do: Keyword.keys(@server)
@@ -338,6 +349,10 @@ defmodule PyPort.Options do
   defp valid?(:after_cancel, value), do: value in [:keep, :restart]
   defp valid?(:memory_limit, value), do: is_nil(value) or (is_integer(value) and value > 0)
   defp valid?(:binary_as, value), do: value in [:str, :bytes]
+  defp valid?(:arrays, :nx), do: Libraries.nx?()
+  defp valid?(:arrays, value), do: value in [:object, :tensor]
+  defp valid?(:tables, :explorer), do: Libraries.explorer?()
+  defp valid?(:tables, value), do: value in [:object, :arrow]
   defp valid?(:return, value), do: value in [:value, :object, :globals]
   defp valid?(:session, value), do: is_atom(value) or is_struct(value, PyPort.Session)
   defp valid?(:owner, value), do: is_nil(value) or is_pid(value)
@@ -411,6 +426,11 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
+  defp expected(:arrays), do: ":object, :tensor, or :nx where the application has the library :nx"
+
+  defp expected(:tables),
+    do: ":object, :arrow, or :explorer where the application has the library :explorer"
+
   defp expected(:return), do: ":value, :object or :globals"
   defp expected(:session), do: "a session of PyPort.open_session/1, or its name, an atom"
   defp expected(:owner), do: "a pid"

@@ -39,7 +39,11 @@ defmodule PyPort.Request do
   @type outcome :: {:ok, term()} | {:error, Error.t()}
   @type target :: String.t() | Object.t() | {Object.t(), String.t()}
   # A request as the caller wrote it.
-  @type asked :: {:eval, String.t() | PyPort.Code.t(), map()} | {:call, target(), list(), map()}
+  @type asked ::
+          {:eval, String.t() | PyPort.Code.t(), map()}
+          | {:call, target(), list(), map()}
+          # With structs that another node has encoded.
+          | {:encoded, asked()}
   # A request that has no server yet.
   @type draft :: %{
           verb: :eval | :call,
@@ -94,7 +98,7 @@ defmodule PyPort.Request do
           owned(outcome, connection, id, options, functions)
       end
     else
-      {:remote, node, server} -> ask_remote(node, server, asked, options, deadline)
+      {:remote, node, server} -> ask_remote(node, server, encoded(asked, draft), options, deadline)
       {:error, error} -> {:error, error}
     end
   end
@@ -106,7 +110,7 @@ defmodule PyPort.Request do
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
-         do: {:ok, Callbacks.restore(owner, value, ids, functions)}
+         do: Callbacks.restore(owner, value, ids, functions)
   end
 
   defp owned({:failed, error, ids}, %{owner: owner}, id, options, _functions) do
@@ -128,6 +132,18 @@ defmodule PyPort.Request do
   defp owned(outcome, _connection, _id, _options, _functions), do: outcome
 
   # --- on other nodes -------------------------------------------------------------------------
+
+  # A request for another node: its structs are encoded here, see `Values.encoded/1`, and its functions are what they are.
+  @spec encoded(asked(), draft()) :: asked()
+  def encoded({:encoded, asked}, draft), do: encoded(asked, draft)
+
+  def encoded({:eval, code, _globals}, %{body: {_options, _code, globals}, found: found}),
+    do: {:encoded, {:eval, code, Values.restore(globals, Map.new(found.funs))}}
+
+  def encoded({:call, target, _args, _kwargs}, %{body: {_options, _target, args, kwargs}, found: found}) do
+    funs = Map.new(found.funs)
+    {:encoded, {:call, target, Values.restore(args, funs), Values.restore(kwargs, funs)}}
+  end
 
   defp ask_remote(node, server, asked, options, deadline) do
     place = options.server || PyPort.Default
@@ -211,16 +227,19 @@ defmodule PyPort.Request do
   # --- drafts and frames ----------------------------------------------------------------------
 
   @spec draft(asked()) :: draft()
-  def draft({:eval, code, globals}) do
-    {globals, small?, found} = scan(globals, Values.none())
+  def draft({:encoded, asked}), do: draft(asked, Values.none_of_encoded())
+  def draft(asked), do: draft(asked, Values.none())
+
+  defp draft({:eval, code, globals}, none) do
+    {globals, small?, found} = scan(globals, none)
     %{verb: :eval, body: {nil, code(code), globals}, small?: small?, target: nil, found: found}
   end
 
-  def draft({:call, target, args, kwargs}) do
-    {args, small?, found} = scan(args, Values.none())
+  defp draft({:call, target, args, kwargs} = asked, none) do
+    {args, small?, found} = scan(args, none)
     {kwargs, small_too?, found} = scan(kwargs, found)
     body = {nil, target, args, kwargs}
-    %{verb: :call, body: body, small?: small? and small_too?, target: target_object(target), found: found}
+    %{verb: :call, body: body, small?: small? and small_too?, target: target(asked), found: found}
   end
 
   # Small values have no function and no handle among them.
@@ -236,9 +255,11 @@ defmodule PyPort.Request do
   defp code(%PyPort.Code{source: source, file: file, line: line}), do: {:code, source, file, line}
   defp code(source), do: source
 
-  defp target_object(%Object{} = object), do: object
-  defp target_object({%Object{} = object, _attribute}), do: object
-  defp target_object(_name), do: nil
+  # The object that is called, or whose attribute is.
+  @spec target(asked()) :: Object.t() | nil
+  def target({:call, %Object{} = object, _args, _kwargs}), do: object
+  def target({:call, {%Object{} = object, _attribute}, _args, _kwargs}), do: object
+  def target(_other), do: nil
 
   # A request of `caller` for the server of its place, ready to be sent.
   @spec prepare(draft(), map(), Locator.place(), Deadline.t(), caller :: pid(), Locator.turn()) ::
@@ -258,7 +279,10 @@ defmodule PyPort.Request do
   end
 
   # The plain request first, which has at most these two.
-  defp wire_options(%{session: nil, return: :value, error_value: false} = options, nil)
+  defp wire_options(
+         %{session: nil, return: :value, error_value: false, arrays: nil, tables: nil} = options,
+         nil
+       )
        when not is_map_key(options, :typed),
        do: plain_options(options)
 
@@ -267,6 +291,8 @@ defmodule PyPort.Request do
       session: session && session.name,
       return: if(return != :value, do: return),
       error_value: options[:error_value] || nil,
+      arrays: options[:arrays],
+      tables: options[:tables],
       typed: options[:typed],
       parent: parent
     ]

@@ -39,6 +39,8 @@ defmodule PyPort.Server do
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
       `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: none. It guards against accidents, not
       against attacks: Python is trusted code.
+    * `:arrays`, `:tables` - what arrays and tables are in the values of requests that do not say it themselves, and in the
+      arguments of functions of Elixir, see `PyPort`. Default: `:object`.
     * `:logger` - whether Python's log records, and lines of its stderr, go to `Logger`. Default: `true`.
     * `:heartbeat_interval` - the interval of Python's heartbeats, and of the server's own checks (stderr, requests of
       callers that have died), in ms. Default: 1_000.
@@ -107,6 +109,8 @@ defmodule PyPort.Server do
              String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
           | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
+          | {:arrays, :object | :tensor | :nx}
+          | {:tables, :object | :arrow | :explorer}
           | {:logger, boolean()}
           | {:binary_as, :str | :bytes}
           | {:heartbeat_interval, pos_integer()}

@@ -12,34 +12,42 @@ defmodule PyPort.Stream do
   def new(asked, options) do
     # Wrong options raise where the stream is made, not where it is run.
     options = Options.stream!(options)
-    draft = Request.draft(asked)
-    place = Locator.place(options, draft.target, draft.found.objects)
+    _place = Locator.place(options, Request.target(asked), [])
 
-    fn -> start(draft, place, options) end
+    fn -> start(asked, options) end
     |> Elixir.Stream.resource(&next/1, &stop/1)
     # Items are read one by one as they are consumed: the objects in those that never are remain unclaimed, and are
     # released with the relay.
     |> Elixir.Stream.map(&value/1)
   end
 
-  # A stream that Python has been asked for, wherever its server lives.
-  @type opened :: %{owner: pid(), id: PyPort.Wire.id(), relay: pid(), patience: pos_integer()}
+  # A stream that Python has been asked for, wherever its server lives, with the functions among its values.
+  @type opened :: %{
+          owner: pid(),
+          id: PyPort.Wire.id(),
+          functions: [Callbacks.row()],
+          relay: pid(),
+          patience: pos_integer()
+        }
 
   # Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in.
-  @spec open(Request.draft(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
-  def open(draft, options, consumer) do
+  @spec open(Request.asked(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
+  def open(asked, options, consumer), do: open(asked, Request.draft(asked), options, consumer)
+
+  defp open(asked, draft, options, consumer) do
     place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
     case Request.prepare(draft, options, place, deadline, consumer, nil) do
       {_how, connection, id, frame, extra, functions} ->
         relay = Relay.start(connection, {id, frame, extra, functions}, options.credit, consumer)
-        {:ok, %{owner: connection.owner, id: id, relay: relay, patience: Request.patience(connection)}}
+        patience = Request.patience(connection)
+        {:ok, %{owner: connection.owner, id: id, functions: functions, relay: relay, patience: patience}}
 
       {:remote, node, server} ->
         # Each item has the whole timeout for itself.
         there = %{Remote.options(options, server, deadline) | timeout: options.timeout}
-        args = [draft, there, consumer]
+        args = [Request.encoded(asked, draft), there, consumer]
         with {:ok, outcome} <- Remote.call(node, __MODULE__, :open, args, deadline), do: outcome
 
       {:error, error} ->
@@ -47,10 +55,17 @@ defmodule PyPort.Stream do
     end
   end
 
-  defp start(draft, place, options) do
-    case open(draft, options, self()) do
-      {:ok, opened} -> Map.merge(opened, %{options: options, ended: nil, again: {draft, place, options}})
-      {:error, error} -> raise error
+  # Functions have other numbers each time, because Python may drop those of an earlier stream at any time.
+  defp start(asked, options) do
+    draft = Request.draft(asked)
+
+    case open(asked, draft, options, self()) do
+      {:ok, opened} ->
+        place = Locator.place(options, draft.target, draft.found.objects)
+        Map.merge(opened, %{options: options, ended: nil, again: {asked, place, options}})
+
+      {:error, error} ->
+        raise error
     end
   end
 
@@ -82,10 +97,10 @@ defmodule PyPort.Stream do
   defp next(%{ended: {:error, error}}), do: raise(error)
 
   # Asked of another server of the pool, if it was one.
-  defp next(%{ended: :not_sent, again: {draft, place, options}} = stream) do
+  defp next(%{ended: :not_sent, again: {asked, place, options}} = stream) do
     if Locator.again?(place, deadline(options.timeout)) do
       stop(stream)
-      {[], start(draft, place, options)}
+      {[], start(asked, options)}
     else
       {:error, error} = Locator.not_taken(place)
       raise error
@@ -112,8 +127,10 @@ defmodule PyPort.Stream do
   defp value({frame, stream}) do
     case Reply.outcome(frame) do
       {:objects, value, ids} ->
-        case Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner) do
-          :ok -> Callbacks.restore(stream.owner, value, ids)
+        with :ok <- Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner),
+             {:ok, value} <- Callbacks.restore(stream.owner, value, ids, stream.functions) do
+          value
+        else
           {:error, error} -> raise error
         end
 

@@ -5,43 +5,68 @@ defmodule PyPort.Values do
 
   alias PyPort.{Callback, Encoder, Object}
 
-  # Functions with their numbers; handles, the last one first.
-  @type found :: %{funs: [{pos_integer(), fun()}], objects: [Object.t()]}
+  # Functions with their numbers; handles, the last one first; whether structs are to be encoded.
+  @type found :: %{funs: [{pos_integer(), fun()}], objects: [Object.t()], encode?: boolean()}
 
-  @none %{funs: [], objects: []}
+  @none %{funs: [], objects: [], encode?: true}
 
   @spec none() :: found()
   def none, do: @none
 
+  # For a value that `encoded/1` has given: to encode it twice may give another value.
+  @spec none_of_encoded() :: found()
+  def none_of_encoded, do: %{@none | encode?: false}
+
   @spec scan(value, found()) :: {value, found()} when value: term()
   def scan(value, found), do: if(special?(value), do: replace(value, found), else: {value, found})
 
-  # A look first, because most values have none, and to look takes a fraction of the time of encoding.
-  # Long lists are of numbers or text, mostly: several items at once take two thirds of the time.
-  defp special?([a, b, c, d, e, f, g, h | tail])
-       when is_integer(a) and is_integer(b) and is_integer(c) and is_integer(d) and
-              is_integer(e) and is_integer(f) and is_integer(g) and is_integer(h),
-       do: special?(tail)
+  # A look first, because most values have none, and to look takes a fraction of the time of encoding. Long lists are of one
+  # type, mostly: several items at once take half the time.
+  defp special?([head | tail]) do
+    cond do
+      is_integer(head) -> tail |> after_integers() |> special?()
+      is_binary(head) -> tail |> after_binaries() |> special?()
+      is_float(head) -> tail |> after_floats() |> special?()
+      is_atom(head) -> special?(tail)
+      true -> special?(head) or special?(tail)
+    end
+  end
 
-  defp special?([a, b, c, d, e, f, g, h | tail])
-       when is_float(a) and is_float(b) and is_float(c) and is_float(d) and
-              is_float(e) and is_float(f) and is_float(g) and is_float(h),
-       do: special?(tail)
+  defp special?([]), do: false
 
-  defp special?([a, b, c, d | tail]) when is_binary(a) and is_binary(b) and is_binary(c) and is_binary(d),
-    do: special?(tail)
+  defp special?(map) when is_map(map) and not is_map_key(map, :__struct__),
+    do: map |> :maps.values() |> special?()
 
-  defp special?([head | tail]) when is_number(head) or is_binary(head) or is_atom(head), do: special?(tail)
-  defp special?([head | tail]), do: special?(head) or special?(tail)
-  defp special?(value) when is_number(value) or is_binary(value) or is_atom(value) or value == [], do: false
+  defp special?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> special?()
+  defp special?(value) when is_number(value) or is_binary(value) or is_atom(value), do: false
   defp special?(%Object{}), do: true
 
   defp special?(%_module{} = struct),
     do: Encoder.impl_for(struct) != Encoder.Any or struct |> :maps.values() |> special?()
 
+  # A map may have any value under this key.
   defp special?(map) when is_map(map), do: map |> :maps.values() |> special?()
-  defp special?(tuple) when is_tuple(tuple), do: tuple |> Tuple.to_list() |> special?()
   defp special?(value), do: is_function(value)
+
+  defp after_integers([a, b, c, d, e, f, g, h | tail])
+       when is_integer(a) and is_integer(b) and is_integer(c) and is_integer(d) and
+              is_integer(e) and is_integer(f) and is_integer(g) and is_integer(h),
+       do: after_integers(tail)
+
+  defp after_integers(rest), do: rest
+
+  defp after_floats([a, b, c, d, e, f, g, h | tail])
+       when is_float(a) and is_float(b) and is_float(c) and is_float(d) and
+              is_float(e) and is_float(f) and is_float(g) and is_float(h),
+       do: after_floats(tail)
+
+  defp after_floats(rest), do: rest
+
+  defp after_binaries([a, b, c, d | tail])
+       when is_binary(a) and is_binary(b) and is_binary(c) and is_binary(d),
+       do: after_binaries(tail)
+
+  defp after_binaries(rest), do: rest
 
   defp replace([head | tail], found) do
     {head, found} = replace(head, found)
@@ -51,7 +76,7 @@ defmodule PyPort.Values do
 
   defp replace(%Object{} = object, found), do: {object, %{found | objects: [object | found.objects]}}
 
-  defp replace(%module{} = struct, found) do
+  defp replace(%module{} = struct, %{encode?: true} = found) do
     case Encoder.encode(struct) do
       %^module{} = same -> replace_values(same, found)
       other -> scan(other, found)
@@ -79,16 +104,25 @@ defmodule PyPort.Values do
     end)
   end
 
-  # Puts the functions back for the callbacks in a value.
-  @spec restore(term(), (non_neg_integer() -> fun() | nil)) :: term()
-  def restore(%Callback{index: number} = callback, find), do: find.(number) || callback
-  def restore([head | tail], find), do: [restore(head, find) | restore(tail, find)]
+  # The value with its structs as they are sent, and its functions as they are: the process on another node that sends it may
+  # lack what it takes to encode them, as the memory that a frame of Explorer's refers to.
+  @spec encoded(term()) :: term()
+  def encoded(value) do
+    {value, found} = scan(value, @none)
+    restore(value, Map.new(found.funs))
+  end
 
-  def restore(map, find) when is_map(map),
-    do: Enum.reduce(:maps.to_list(map), map, fn {key, value}, map -> %{map | key => restore(value, find)} end)
+  # Puts the functions back for the callbacks in a value, by their numbers.
+  @spec restore(term(), %{pos_integer() => fun()}) :: term()
+  def restore(value, funs) when funs == %{}, do: value
+  def restore(%Callback{index: number} = callback, funs), do: Map.get(funs, number, callback)
+  def restore([head | tail], funs), do: [restore(head, funs) | restore(tail, funs)]
 
-  def restore(tuple, find) when is_tuple(tuple),
-    do: tuple |> Tuple.to_list() |> restore(find) |> List.to_tuple()
+  def restore(map, funs) when is_map(map),
+    do: Enum.reduce(:maps.to_list(map), map, fn {key, value}, map -> %{map | key => restore(value, funs)} end)
 
-  def restore(value, _find), do: value
+  def restore(tuple, funs) when is_tuple(tuple),
+    do: tuple |> Tuple.to_list() |> restore(funs) |> List.to_tuple()
+
+  def restore(value, _funs), do: value
 end

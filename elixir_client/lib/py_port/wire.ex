@@ -6,7 +6,7 @@ defmodule PyPort.Wire do
   # bytes alone; only the caller, in its own process and heap, ever builds the terms of its reply.
   @moduledoc false
 
-  alias PyPort.Wire.{Skip, Unknown}
+  alias PyPort.Wire.{Behind, Skip, Unknown}
 
   @protocol_version 1
 
@@ -226,6 +226,8 @@ defmodule PyPort.Wire do
   @spec object_ids(binary()) :: [pos_integer()]
   def object_ids(<<@version, @small_tuple, arity, rest::binary>>) when arity > 3 do
     with {:ok, list} <- Skip.terms(rest, arity - 1),
+         {:ok, behind} <- Skip.terms(list, 1),
+         list = binary_part(list, 0, byte_size(list) - byte_size(behind)),
          {:ok, ids} when is_list(ids) <- decode(<<@version, list::binary>>) do
       # Functions have negative ones.
       Enum.filter(ids, &(is_integer(&1) and &1 > 0))
@@ -279,15 +281,22 @@ defmodule PyPort.Wire do
   defp read_scalar(_value), do: :other
 
   # `:safe` makes an atom that this VM has never met an error of this one reply instead of a leak;
-  # `:used` shows bytes that stand behind the term.
+  # `:used` shows where the term ends and its large data begins.
   @spec decode(binary()) :: {:ok, term()} | {:error, String.t()}
   def decode(frame) do
     case :erlang.binary_to_term(frame, [:safe, :used]) do
       {term, used} when used == byte_size(frame) -> {:ok, term}
-      {_term, used} -> {:error, "#{byte_size(frame) - used} bytes stand behind the term"}
+      {term, used} -> with_data(term, binary_part(frame, used, byte_size(frame) - used))
     end
   rescue
     ArgumentError -> {:error, unreadable(frame)}
+  end
+
+  defp with_data(term, data) do
+    case Behind.put(term, data) do
+      {term, size} when size == byte_size(data) -> {:ok, term}
+      {_term, size} -> {:error, "#{byte_size(data) - size} bytes stand behind the term"}
+    end
   end
 
   @spec decode_hello(binary()) :: {:ok, version :: term(), info :: map()} | :error
@@ -326,6 +335,8 @@ defmodule PyPort.Wire do
       [:os_pid, :uptime_ms, :requests, :open, :importing, :blocking, :code] ++
       [:debug, :info, :warning, :critical, :logger, :request] ++
       [PyPort.Object, :server, :token, :id, :repr, PyPort.Bytes, :data] ++
+      [PyPort.Tensor, :shape, :meta, :s, :u, :f, :bf, :c, :unit, :bool, :datetime64, :timedelta64] ++
+      [PyPort.Table, :format, :arrow_stream] ++
       [:infinity, :neg_infinity, :nan]
   end
 

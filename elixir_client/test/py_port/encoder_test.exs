@@ -4,7 +4,7 @@ defmodule PyPort.EncoderTest do
   import ExUnit.CaptureIO
   import PyPort.Test.Servers
 
-  alias PyPort.Test.Encoded.{All, Except, Only, Own, Plain, Same}
+  alias PyPort.Test.Encoded.{All, Except, Only, Own, Plain, Raises, Same}
 
   setup_all do
     %{server: start_server()}
@@ -28,6 +28,22 @@ defmodule PyPort.EncoderTest do
 
   test "functions inside of what it is sent as can be called", %{server: server} do
     assert PyPort.eval!("x[1](1)", %{x: %Own{value: &(&1 + 1)}}, server: server) == 2
+  end
+
+  test "an encoder that raises is the error of the caller, and of Python where it asked", %{server: server} do
+    bad = %Own{value: %Raises{}}
+    assert_raise RuntimeError, "no form of it", fn -> PyPort.eval("x", %{x: bad}, server: server) end
+
+    code = ~S"""
+    import port_server
+    try:
+        f()
+    except port_server.ElixirError as error:
+        text = str(error)
+    text
+    """
+
+    assert PyPort.eval!(code, %{f: fn -> [bad] end}, server: server) == "** (RuntimeError) no form of it"
   end
 
   defp derive(options) do

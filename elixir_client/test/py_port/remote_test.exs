@@ -299,6 +299,59 @@ defmodule PyPort.RemoteTest do
       assert eventually(fn -> on(there, do: hd(PyPort.status(Far)).pending) == 0 end, 200)
     end
 
+    test "functions in the items of a stream are those of the caller again" do
+      {here, there, far} = pair()
+
+      answers =
+        on here, far do
+          {two, twice} = {fn _n -> 2 end, fn -> fn _n -> 2 end end}
+          give = fn -> two end
+          # The last one came with an answer, so only the other node knows it.
+          code = "yield [f]; g = give(); yield {'g': g}; yield g(1)"
+          items = PyPort.stream(code, %{f: twice, give: give}, server: far, timeout: 20_000)
+          for _again <- 1..2, do: Enum.to_list(items) == [[twice], %{"g" => two}, 2]
+        end
+
+      assert answers == [true, true]
+      assert eventually(fn -> on(there, do: hd(PyPort.status(Far)).pending) == 0 end, 200)
+    end
+
+    test "structs are encoded on the caller's node: globals, arguments and what functions give" do
+      {here, _there, far} = pair()
+
+      answers =
+        on here, far do
+          tensor = PyPort.Test.DeviceBackend.hold(Nx.tensor([1, 2], type: {:s, 32}))
+          options = [server: far, timeout: 20_000]
+          double = fn n -> n * 2 end
+
+          [
+            PyPort.eval("f(len(bytes(x[0])))", %{x: [tensor], f: double}, options),
+            PyPort.call("builtins:len", [tensor], %{}, options),
+            PyPort.eval("len(f())", %{f: fn -> tensor end}, options),
+            PyPort.eval("f()['g'](1)", %{f: fn -> %{g: double} end}, options),
+            {:ok, Enum.to_list(PyPort.stream("yield len(x)", %{x: tensor}, options))}
+          ]
+        end
+
+      assert answers == [ok: 16, ok: 2, ok: 2, ok: 2, ok: [2]]
+
+      # Once, and not there again. This one counts.
+      answers =
+        on here, far do
+          counted = struct(PyPort.Test.Encoded.Same, value: 1)
+          options = [server: far, timeout: 20_000]
+
+          [
+            PyPort.eval!("x", %{x: counted}, options),
+            PyPort.call!("builtins:max", [[counted]], %{key: fn counted -> counted.value end}, options),
+            PyPort.eval!("f()", %{f: fn -> counted end}, options)
+          ] ++ Enum.to_list(PyPort.stream("yield x", %{x: counted}, options))
+        end
+
+      assert Enum.map(answers, & &1.value) == [2, 2, 2, 2]
+    end
+
     test "a caller that dies leaves no request behind" do
       {here, there, far} = pair(size: 1, heartbeat_interval: 100)
 

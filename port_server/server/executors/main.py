@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contextvars import Context
 
     from port_server.protocol.requests import Request
+    from port_server.runtime.objects import Aside
     from port_server.server.cancel import Cancels
     from port_server.server.evaluate import Evaluator
     from port_server.server.main_thread import MainThread
@@ -149,7 +150,7 @@ class MainExecutor:
 
     # --- a call into the BEAM ---------------------------------------------------------------------
 
-    def pause(self) -> list[int]:
+    def pause(self) -> Aside:
         """Wait in the midst of a request: others may run on top. Give what `resume` needs."""
         stack = self.thread.stack
         request = stack[-1]
@@ -158,11 +159,11 @@ class MainExecutor:
         if self._output.requests:
             self._output.flush_of(request.id_term)
         # It may wait while it is encoded, and the requests on top have their own objects.
-        return self.evaluator.exports.take()
+        return self.evaluator.exports.put_aside()
 
-    def resume(self, ids: list[int]) -> None:
+    def resume(self, aside: Aside) -> None:
         """Go on with the request that `pause` left."""
-        self.evaluator.exports.put_back(ids)
+        self.evaluator.exports.put_back(aside)
         self.thread.stack.pop()
 
     def show_below(self) -> None:

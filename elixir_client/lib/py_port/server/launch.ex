@@ -5,7 +5,7 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Env, Error, Options, Reaper, Registry, Sources, StatusPage, StderrFile, Wire}
+  alias PyPort.{Connection, Env, Error, Libraries, Options, Reaper, Registry, Sources, StatusPage, StderrFile, Wire}
   alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
@@ -164,8 +164,11 @@ defmodule PyPort.Server.Launch do
       output_window_bytes: @output_limit_bytes,
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),
+      arrays: Atom.to_string(options.arrays),
+      tables: Atom.to_string(options.tables),
       decimal: decimal(Application.get_env(:py_port, :decimal, :struct)),
-      templates: put(%{map_set: MapSet.new()}, :duration, duration())
+      templates:
+        %{map_set: MapSet.new()} |> put(:duration, duration()) |> put(:nx_tensor, Libraries.nx_template())
     }
 
     base

@@ -94,6 +94,26 @@ defmodule PyPort.FunctionsTest do
     assert eventually(fn -> rows(server) == 0 end)
   end
 
+  test "an item of a stream that is read late has the caller's own ones, and says that others are gone", %{
+    server: server
+  } do
+    {own, other} = {&(&1 + 1), &(&1 + 2)}
+    code = "h = give()\nyield 0\nyield [own]\nyield {'h': h}"
+    items = PyPort.stream(code, %{own: own, give: fn -> other end}, server: server)
+    assert Enum.to_list(items) == [0, [own], %{"h" => other}]
+
+    error =
+      assert_raise PyPort.Error, ~r/a function of Elixir .* that Python does not hold any more/, fn ->
+        Enum.each(items, fn
+          0 -> assert eventually(fn -> PyPort.eval!("1", %{}, server: server) == 1 and rows(server) == 0 end)
+          [^own] -> send(self(), :own)
+        end)
+      end
+
+    assert error.kind == :decode
+    assert_received :own
+  end
+
   test "none is left of requests that have not begun, or could not be read", %{server: server} do
     f = fn -> 1 end
     assert {:error, %{kind: :decode}} = PyPort.eval("1", %{f: f, x: [f, <<255>>]}, server: server)
