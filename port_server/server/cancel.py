@@ -151,10 +151,6 @@ class Cancels:
         else:
             self._tell(error)
 
-    def place(self, frame: FrameType | None) -> int:
-        """Tell where main is, for a handler of the server's own."""
-        return self._guard.place(frame)
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.alert or self._port.forked:
             if self._other is not None:

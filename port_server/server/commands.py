@@ -25,36 +25,22 @@ from port_server.runtime.namespace import SessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from port_server.runtime.output import Output
-
-    from .evaluate import Code
-    from .executors.asyncio import AsyncExecutor
+    from .core import Core
+    from .executors import Executors
     from .heartbeat import Health
-    from .main_thread import MainThread
-    from .port import Port
-    from .scheduler import Scheduler
 
 
 class Commands:
     """Acts on messages that are no requests."""
 
-    def __init__(
-        self,
-        port: Port,
-        scheduler: Scheduler,
-        thread: MainThread,
-        code: Code,
-        async_executor: AsyncExecutor,
-        output: Output,
-        health: Health,
-    ) -> None:
-        self._async = async_executor
-        self._code = code
+    def __init__(self, core: Core, executors: Executors, health: Health) -> None:
+        self._async = executors.loop
+        self._code = core.code
         self._health = health
-        self._output = output
-        self._port = port
-        self._scheduler = scheduler
-        self._thread = thread
+        self._output = core.output
+        self._port = core.port
+        self._scheduler = core.scheduler
+        self._thread = core.thread
 
     def act(self, message: messages.Message) -> None:
         """Do what a message asks for; what answers it is held."""
@@ -98,14 +84,11 @@ class Commands:
         return status
 
     def _credit(self, message: Credit) -> None:
-        stream = self._scheduler.streams.get(message.id_term)
-        if stream is not None:
-            stream.granted += message.count
-            self._scheduler.make_ready(stream)
-            return
         request = self._scheduler.elsewhere.get(message.id_term)
-        if request is not None and request.executor is not None:
-            request.executor.credit(request, message.count)
+        if request is not None:
+            request.granted += message.count
+            if request.stream is not None:
+                request.executor.go_on(request)
 
     def _open_session(self, message: OpenSession) -> None:
         try:

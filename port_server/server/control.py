@@ -22,17 +22,12 @@ if TYPE_CHECKING:
     from typing import Final
 
     from port_server.protocol.requests import Request
-    from port_server.runtime.output import Output
-    from port_server.settings import Settings
 
-    from .cancel import Cancels
+    from .core import Core
     from .dispatcher import Dispatcher
-    from .executors.threads import ThreadExecutor
+    from .executors import Executors
     from .heartbeat import Health
-    from .port import Port
-    from .reader import ReaderLock, Waker
-    from .scheduler import Scheduler
-    from .status_page import StatusPage
+    from .reader import Waker
 
 TICK_S: Final = 0.005
 # Ticks without a new request until the thread sleeps without a tick. Waking it costs main 2 us, so
@@ -48,37 +43,31 @@ class Control:
 
     def __init__(
         self,
-        lock: ReaderLock,
-        port: Port,
-        scheduler: Scheduler,
+        core: Core,
+        executors: Executors,
         dispatcher: Dispatcher,
-        threads: ThreadExecutor,
         health: Health,
-        output: Output,
-        cancels: Cancels,
-        page: StatusPage,
-        settings: Settings,
         on_end: Callable[[], None],
     ) -> None:
         """Prepare; `on_end` is called when the end of input is met."""
         self._announced: Request | None = None
-        self._cancels = cancels
+        self._cancels = core.cancels
         self._dispatcher = dispatcher
         self._health = health
-        self._interval_s = settings.heartbeat_interval_ms / 1000 or _NEVER
-        self._lock = lock
+        self._interval_s = core.settings.heartbeat_interval_ms / 1000 or _NEVER
+        self._lock = core.lock
         self._next_beat = _NEVER
         self._next_look = 0.0
         # Tasks that were under way at the last look, and may be at the next.
         self._older: list[Request] = []
         self._on_end = on_end
-        self._output = output
+        self._output = core.output
         self._over = False
-        self._page = page
-        self._port = port
-        self._running_s = settings.running_after_ms / 1000 or _NEVER
-        self._scheduler = scheduler
-        self._threads = threads
+        self._page = core.page
+        self._port = core.port
+        self._running_s = core.settings.running_after_ms / 1000 or _NEVER
+        self._scheduler = core.scheduler
+        self._threads = executors.threads
 
     def start(self) -> None:
         """Begin; `hello` is written."""

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
+    from .port import Part
     from .replies import Replies, Reply
 
 try:
@@ -176,6 +177,14 @@ class Evaluator:
             frame = self.replies.encode(value, exports, head)
         return self.replies.with_objects(frame, exports) if exports.ids else frame
 
+    def failed(self, error: BaseException, request: Request) -> list[Part]:
+        """Write the reply for a failure of a request."""
+        return self.replies.failed(error, request, self.exports)
+
+    def interrupted(self, error: BaseException, request: Request) -> list[Part]:
+        """Write the reply for an exception of a signal during the description of a failure."""
+        return self.replies.interrupted(error, request, self.exports)
+
     def for_thread(self) -> Evaluator:
         """Give an evaluator for another thread."""
         return Evaluator(self.code, self.replies, self._settings)
@@ -202,7 +211,7 @@ class Evaluator:
                     options.as_bytes,
                     None
                     if options.session is None
-                    else self.code.namespaces.of_session(options.session),
+                    else request.namespace or self.code.namespaces.of_session(options.session),
                 )
             if type(found) is bytes and not self.exports.ids:
                 return found  # as most requests end
@@ -210,7 +219,7 @@ class Evaluator:
                 return self.replies.with_objects(found, self.exports)
             if found is not None and len(found) == 3:
                 request.step, value, request.namespace = found
-                reply = self.replies.failed(value, request, self.exports)
+                reply = self.failed(value, request)
             else:
                 if found is None:
                     value = self._run(request)
@@ -220,7 +229,7 @@ class Evaluator:
                 reply = self._reply(request, value)
         except BaseException as error:
             if request.rest is None:  # else the signal came later, and its executor goes on
-                reply = self.replies.failed(error, request, self.exports)
+                reply = self.failed(error, request)
         if reply is not None:
             # Dropped here, because dropping may run a __del__, whose prints are the request's.
             value = found = None

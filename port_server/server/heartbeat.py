@@ -17,11 +17,8 @@ if TYPE_CHECKING:
 
     from port_server.protocol.requests import Request
 
-    from .evaluate import Code
-    from .executors.asyncio import AsyncExecutor
-    from .executors.main import MainExecutor
-    from .executors.threads import ThreadExecutor
-    from .scheduler import Scheduler
+    from .core import Core
+    from .executors import Executors
 
 _IDLE: Final = Atom("idle")
 _BUSY: Final = Atom("busy")
@@ -35,31 +32,23 @@ class Health:
         seen_at: the time since which it was seen.
     """
 
-    def __init__(
-        self,
-        main: MainExecutor,
-        async_executor: AsyncExecutor,
-        threads: ThreadExecutor,
-        scheduler: Scheduler,
-        code: Code,
-    ) -> None:
-        self._async = async_executor
-        self._code = code
-        self._main = main
-        self._scheduler = scheduler
+    def __init__(self, core: Core, executors: Executors) -> None:
+        self._code = core.code
+        self._executors = executors
+        self._scheduler = core.scheduler
         self._sequence = 0
-        self._threads = threads
+        self._thread = core.thread
         self._started = self.seen_at = monotonic()
         self.seen: Request | None = None
 
     @property
     def requests(self) -> int:
         """How many requests main and threads have begun."""
-        return self._main.requests + self._threads.requests
+        return self._executors.main.requests + self._executors.threads.requests
 
     def look(self, now: float) -> None:
         """Note which request runs. Called at every tick, so its start is known to within 5 ms."""
-        running = self._main.thread.running
+        running = self._thread.running
         if running is not self.seen:
             self.seen = running
             self.seen_at = now
@@ -92,7 +81,7 @@ class Health:
             "requests": self.requests,
             "objects": len(self._code.objects),
             "sessions": self._code.namespaces.sessions,
-            "tasks": self._async.busy + self._threads.busy,
+            "tasks": self._executors.loop.busy + self._executors.threads.busy,
             "calls": len(scheduler.calls),
             "streams": len(scheduler.streams),
         }

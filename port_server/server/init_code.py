@@ -23,19 +23,11 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
-    from .evaluate import Evaluator
+    from .core import Core
     from .executors.asyncio import AsyncExecutor
-    from .port import Port
 
 
-def run(
-    code: Any,
-    evaluator: Evaluator,
-    executor: AsyncExecutor,
-    port: Port,
-    settings: Settings,
-    option: str,
-) -> None:
+def run(core: Core, executor: AsyncExecutor, code: Any, option: str) -> None:
     """Run the code of that option; the names that it binds are seen by every request.
 
     Raises:
@@ -43,7 +35,7 @@ def run(
     """
     try:
         snippet = snippet_of(code, option)
-        namespace = evaluator.code.namespaces.fresh(snippet, {})
+        namespace = core.code.namespaces.fresh(snippet, {})
         value = snippet.run(namespace)
         _refuse_lost_tasks()
         if hasattr(type(value), "__await__"):
@@ -51,12 +43,11 @@ def run(
     except RefusedError:
         raise
     except BaseException as error:
-        if port.forked:
+        if core.port.forked:
             leave_child(error)
-        raise refused(error, option, settings) from None
-    if port.forked:
-        leave_child(None)
-    evaluator.code.namespaces.adopt(namespace)
+        raise refused(error, option, core.settings) from None
+    core.replies.leave_if_forked()
+    core.code.namespaces.adopt(namespace)
 
 
 def refused(error: BaseException, option: str, settings: Settings) -> RefusedError:

@@ -28,6 +28,7 @@ import os
 from _thread import allocate_lock, get_ident
 
 from .fds import private
+from .threads import release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -179,10 +180,7 @@ class ReaderLock:
         self.reading = False
         self.free.append(None)
         if self.wanted:
-            try:  # noqa: SIM105  contextlib is an import
-                self._returned.release()
-            except RuntimeError:  # main has seen it by itself, once
-                pass
+            release(self._returned)  # which main has seen by itself, if it is free
 
     # --- any thread -------------------------------------------------------------------------------
 

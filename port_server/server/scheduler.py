@@ -135,11 +135,11 @@ class Scheduler:
         if request.options.session is not None:
             self.ended.append(request)
 
-    def end_waiting(self, why: str) -> None:
-        """Note that requests which wait for their session are to end: the server leaves."""
-        for session in self._sessions.values():
-            for request in session.waiting if isinstance(session, _Session) else ():
-                request.end(why)
+    def unfinished(self) -> list[Request]:
+        """Give the requests that wait for threads or for their session, or are elsewhere."""
+        sessions = [one for one in self._sessions.values() if isinstance(one, _Session)]
+        waiting = [request for session in sessions for request in session.waiting]
+        return [*waiting, *self.for_threads, *self.elsewhere.values()]
 
     def settle(self) -> list[Request]:
         """Note the requests that have ended in other threads; give those whose turn it is now."""
@@ -158,7 +158,7 @@ class Scheduler:
 
     def make_ready(self, stream: Stream) -> None:
         """Let a stream go on, if it can: in the queue of its call, or of main."""
-        if not stream.can_go_on:
+        if not stream.request.can_go_on:
             return
         if stream.ready:
             if not stream.request.cancelled or stream not in self.ready:
