@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from _thread import get_ident
 
-from .signal_guard import BORDER
+from .signal_guard import BORDER, codes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def guarded(
 
 
 class Strikes:
-    """Raises exceptions in threads. `strike` and `settle` are for the control thread."""
+    """Raises exceptions in threads. For the control thread."""
 
     def __init__(self, guard: SignalGuard) -> None:
         self._guard = guard
@@ -77,15 +77,18 @@ class Strikes:
             exception: its class.
             worst: the last kind of place, in the order of signal_guard.py, where it may be raised.
         """
-        if _monitoring is not None:
-            return self._watch(ident, stack, request, exception, worst)
-        guard = self._guard
-        struck: Any = False if _fast is None else ""
-        while isinstance(struck, str):  # a file that the guard does not know yet
-            struck = _fast.strike(ident, stack, request, guard.codes, guard.files, exception, worst)
-            if isinstance(struck, str):
-                guard.learn(struck)
-        return bool(struck)
+        codes = codes_of(sys._current_frames().get(ident))  # noqa: SLF001  there is no other
+        if self._guard.place_of(codes) > worst:
+            return False
+        if _monitoring is None:
+            # If the thread goes on meanwhile it runs others by then.
+            return _fast is not None and _fast.strike(ident, stack, request, codes, exception)
+        if self._guard.codes.get(codes[0]) == BORDER or not self._has_tool():
+            return False
+        self._targets[ident] = request, stack, exception, worst
+        self._watched.add(codes[0])
+        _monitoring.set_local_events(self._tool, codes[0], _monitoring.events.INSTRUCTION)
+        return True
 
     def settle(self) -> None:
         """Watch no code any longer, if no exception is to be raised."""
@@ -96,25 +99,6 @@ class Strikes:
     def forget(self, ident: int) -> None:
         """Raise nothing in a thread: its request has ended."""
         self._targets.pop(ident, None)
-
-    def _watch(
-        self,
-        ident: int,
-        stack: list[Request],
-        request: Request,
-        exception: type[BaseException],
-        worst: int,
-    ) -> bool:
-        frame = sys._current_frames().get(ident)  # noqa: SLF001  there is no other
-        if frame is None or self._guard.place(frame) > worst:
-            return False
-        code = frame.f_code
-        if self._guard.codes.get(code) == BORDER or not self._has_tool():
-            return False
-        self._targets[ident] = request, stack, exception, worst
-        self._watched.add(code)
-        _monitoring.set_local_events(self._tool, code, _monitoring.events.INSTRUCTION)
-        return True
 
     def _has_tool(self) -> bool:
         for tool in _TOOLS if self._tool is None else ():
