@@ -67,12 +67,10 @@ class Server:
     def prepare(self, options: dict[Any, Any], preloaded: dict[str, Any] | None) -> None:
         """Take the signals and the forks, and run preload and init_code.
 
-        Args:
-            options: those of the owner's init.
-            preloaded: the names that a template has bound.
+        `preloaded` are the names that a template has bound.
 
         Raises:
-            RefusedError: one of them fails.
+            RefusedError: that code fails.
         """
         core = self._core
         core.cancels.install()
@@ -83,8 +81,10 @@ class Server:
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         api.connect(self._callbacks)
         os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._in_parent,
+            # Python forgets, in the child, what a handler of its kind was about to be called for: a
+            # child that is terminated right after its start would live on. The kernel does not.
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _OURS),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS),
             after_in_child=self._in_child,
         )
         if preloaded is not None:
@@ -94,12 +94,8 @@ class Server:
                 init_code.run(core, self._executors.loop, options[option], option)
                 core.stdio.adopt()
 
-    def run(self, first: list[Frame]) -> int:
-        """Say hello, and serve until there is nothing more to do; give the exit status.
-
-        Args:
-            first: the frames that are read already.
-        """
+    def run(self, already_read: list[Frame]) -> int:
+        """Say hello, and serve until there is nothing more to do; give the exit status."""
         port, dispatcher = self._core.port, self._dispatcher
         # Log records and messages of init_code come after it.
         port.begin(messages.hello(handshake.info(port.reads)))
@@ -109,7 +105,7 @@ class Server:
 
         self._control.start()
         try:
-            dispatcher.receive(first)
+            dispatcher.receive(already_read)
             self._serve()
             self._finish()
         except FramingError as error:
@@ -207,14 +203,6 @@ class Server:
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
         self._core.port.end_input()
         self._core.lock.hurry()  # the control thread waits for what the port was before
-
-    def _before_fork(self) -> None:
-        # Python forgets, in the child, what a handler of its kind was about to be called for: a
-        # child that is terminated right after its start would live on. So it waits in the kernel.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
-
-    def _in_parent(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
 
     def _in_child(self) -> None:
         core = self._core

@@ -23,7 +23,7 @@ from .streams import Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from contextvars import Context
-    from typing import Any
+    from typing import Any, Final
 
     from port_server.protocol.requests import Request
     from port_server.settings import Settings
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from .replies import Reply
     from .scheduler import Scheduler
     from .status_page import StatusPage
+
+
+_VALUES: Final = (containers, mapping, models, scalars, structs)
 
 
 class Core:
@@ -51,15 +54,7 @@ class Core:
         port: Port,
         options: dict[Any, Any],
     ) -> None:
-        """Build the parts.
-
-        Args:
-            settings: with what the owner's init has changed.
-            scheduler: empty as yet.
-            thread: the one that this runs in.
-            page: the status page, mapped if the owner asked for it.
-            port: claimed, and nothing written to it.
-            options: those of that init.
+        """Build the parts, as the options of the owner's init ask for it.
 
         Raises:
             RefusedError: an option cannot be honoured.
@@ -72,9 +67,8 @@ class Core:
         self.guard = _signal_guard()
         self.lock = ReaderLock(port, scheduler, thread)
         self.cancels = Cancels(self.guard, thread, port, settings, log_stray)
-        reports = Reports(
-            settings, port, thread, self.lock, self.cancels, logging=handshake.wants_logs(options)
-        )
+        logging = handshake.wants_logs(options)
+        reports = Reports(settings, port, thread, self.lock, self.cancels, logging=logging)
         self.output, self.stdio = reports.output, reports.stdio
         self.code = Code(objects.Objects(settings, owner, token), settings)
         self.replies = Replies(port, memory, settings)
@@ -126,17 +120,7 @@ def _signal_guard() -> SignalGuard:
         open=(Garbage.collect, Snippet.run_parts, Stream.close),
         open_modules=(batches, evaluate, failure, replies, targets),
         open_files=(str(targets.__file__).removesuffix("targets.py") + "typed.py",),
-        through_modules=(
-            containers,
-            imports,
-            mapping,
-            models,
-            objects,
-            scalars,
-            stdio,
-            structs,
-            thread_context,
-        ),
+        through_modules=(*_VALUES, imports, objects, stdio, thread_context),
         describing=(failure.describe_cancelled,),
     )
 

@@ -63,15 +63,7 @@ _PLAIN_TYPES: Final = frozenset(
 
 
 class Code:
-    """The state that requests of all threads share: compiled code, and the namespaces it runs in.
-
-    Attributes:
-        garbage: frees the cycles that requests leave behind.
-        namespaces: the namespaces of requests.
-        objects: the objects that the other side has handles of.
-        snippets: the compiled code.
-        targets: the parsed targets of calls.
-    """
+    """What the requests of all threads share: compiled code, and the namespaces it runs in."""
 
     def __init__(self, objects: Objects, settings: Settings) -> None:
         self._awaited: set[Any] = set()
@@ -137,13 +129,7 @@ class Code:
 
 
 class Evaluator:
-    """Evaluates the requests of one thread; `for_thread` makes another for another thread.
-
-    Attributes:
-        code: what all evaluators share.
-        exports: the codec's hook for values that stay here.
-        replies: writes the replies.
-    """
+    """Evaluates the requests of one thread; `for_thread` makes another for another thread."""
 
     def __init__(self, code: Code, replies: Replies, settings: Settings) -> None:
         self._settings = settings
@@ -305,7 +291,7 @@ class Evaluator:
                 request.rest = value
                 return None
             if not options.stream and _is_future(value):
-                request.rest = _AwaitedFuture(value)
+                request.rest = _result_of(value)
                 return None
         if options.stream:
             request.rest = value
@@ -355,18 +341,11 @@ def _is_future(value: Any) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-class _AwaitedFuture:
-    """A future of another thread, awaited like a coroutine."""
+async def _result_of(future: Any) -> Any:
+    """Await a future of another thread."""
+    import asyncio  # noqa: PLC0415  the loop that awaits this has it
 
-    __slots__ = ("_future",)
-
-    def __init__(self, future: Any) -> None:
-        self._future = future
-
-    def __await__(self) -> Any:
-        import asyncio  # noqa: PLC0415  the loop that awaits this has it
-
-        return asyncio.wrap_future(self._future).__await__()
+    return await asyncio.wrap_future(future)
 
 
 def _keywords(given: dict[Any, Any]) -> dict[str, Any]:

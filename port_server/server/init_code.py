@@ -7,7 +7,6 @@ what is bound to the loop (queues, connections) serves those requests.
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
 
 from port_server.etf import Atom
 from port_server.runtime import failure
@@ -39,7 +38,7 @@ def run(core: Core, executor: AsyncExecutor, code: Any, option: str) -> None:
         value = snippet.run(namespace)
         _refuse_lost_tasks()
         if hasattr(type(value), "__await__"):
-            _await(value, executor)
+            executor.run_init(value)
     except RefusedError:
         raise
     except BaseException as error:
@@ -72,22 +71,6 @@ def snippet_of(code: Any, option: str) -> Snippet:
     if snippet.kind not in {PLAIN, COROUTINE}:
         raise wrong_option(option, "code without a top-level yield", snippet.kind)
     return snippet
-
-
-def _await(value: Any, executor: AsyncExecutor) -> None:
-    """Wait until the loop has awaited `value`; raise what that raises."""
-    outcome: list[BaseException | None] = []
-    over = allocate_lock()
-    over.acquire()
-
-    def ended(failure: BaseException | None) -> None:
-        outcome.append(failure)
-        over.release()
-
-    executor.run_init(value, ended)
-    over.acquire()
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _refuse_lost_tasks() -> None:

@@ -12,10 +12,8 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, TypeVar
+    from typing import Any, Final, TypeVar
 
-    _A = TypeVar("_A")
-    _B = TypeVar("_B")
     _T = TypeVar("_T")
 
 # Room that must be free at the beginning, and that is lent for describing a failure: importing
@@ -58,17 +56,17 @@ class Memory:
         self._number = resource.RLIMIT_AS
         self._exchange = getattr(resource, "prlimit", _exchange)
 
-    def lend(self, work: Callable[[_A, _B], _T], first: _A, second: _B) -> _T:
+    def lend(self, work: Callable[..., _T], *args: Any) -> _T:
         """Call `work` with the limit raised: the data that has reached it is still referred to."""
         if not self._soft:
-            return work(first, second)
+            return work(*args)
         # The first step, with objects made before: at the limit every allocation fails.
         before = self._exchange(0, self._number, self._lent)
         if before != (self._soft, self._hard):  # user code has set its own
             self._exchange(0, self._number, before)
-            return work(first, second)
+            return work(*args)
         try:
-            return work(first, second)
+            return work(*args)
         finally:
             self._exchange(0, self._number, before)
 

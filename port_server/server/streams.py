@@ -108,9 +108,7 @@ class Stream:
     def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
-        close = getattr(items, "close", None)
-        if close is not None and hasattr(items, "send"):  # a generator, not a file
-            close()
+        _close(items)
 
 
 class PlainItems:
@@ -130,6 +128,10 @@ class PlainItems:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        close = getattr(self._items, "close", None)
-        if close is not None and hasattr(self._items, "send"):
-            close()
+        _close(self._items)
+
+
+def _close(items: Any) -> None:
+    close = getattr(items, "close", None)
+    if close is not None and hasattr(items, "send"):  # a generator, not a file
+        close()

@@ -70,12 +70,8 @@ class Strikes:
     ) -> bool:
         """Raise `exception` in a thread, if this is a moment for it; tell whether it was.
 
-        Args:
-            ident: of the thread.
-            stack: the requests that run there.
-            request: the one that must be among them.
-            exception: its class.
-            worst: the last kind of place, in the order of signal_guard.py, where it may be raised.
+        The request must be on the stack of the thread, which must be at a place of the kind `worst`
+        or, in the order of signal_guard.py, of one before it.
         """
         codes = codes_of(sys._current_frames().get(ident))  # noqa: SLF001  there is no other
         if self._guard.place_of(codes) > worst:

@@ -18,29 +18,11 @@ from port_server.server.threads import new_loop, start_thread
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
     from typing import Any
 
     from port_server.protocol.requests import Request
     from port_server.server.core import Core
     from port_server.server.replies import Reply
-
-
-class _Task:
-    """The state of one request in this executor.
-
-    Attributes:
-        cancelling: whether its cancel was taken up.
-        request: the request. Its `stream` is an event, set when there is credit again.
-        task: what runs it, once it was begun.
-    """
-
-    __slots__ = ("cancelling", "request", "task")
-
-    def __init__(self, request: Request) -> None:
-        self.cancelling = False
-        self.request = request
-        self.task: asyncio.Task[None] | None = None
 
 
 class AsyncExecutor:
@@ -57,6 +39,7 @@ class AsyncExecutor:
     def __init__(self, core: Core) -> None:
         self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
         self._asyncio: Any = None
+        self._cancelling: set[Request] = set()
         self._core = core
         self._evaluating: Request | None = None
         self._evaluator = core.evaluator.for_thread()
@@ -65,7 +48,8 @@ class AsyncExecutor:
         self._resend_s = core.settings.cancel_resend_ms / 1000
         self._stopped = allocate_lock()
         self._stopping = False
-        self._tasks: dict[bytes, _Task] = {}
+        # None until the value of the request is awaited.
+        self._tasks: dict[Request, asyncio.Task[None] | None] = {}
         self.ident = 0
         self.init_task: asyncio.Task[None] | None = None
 
@@ -83,23 +67,20 @@ class AsyncExecutor:
                 if not self.ident:
                     self._make()
 
-    def run_init(self, value: Any, ended: Callable[[BaseException | None], None]) -> None:
-        """Await the value of init_code; `ended` is called with its exception, or None."""
+    def run_init(self, value: Any) -> None:
+        """Await the value of init_code; raise what that raises."""
         self.prepare()
 
         async def drive() -> None:
-            failure: BaseException | None = None
+            self.init_task = self._asyncio.current_task()
             try:
                 await value
-            except BaseException as error:
-                failure = error
-            self.init_task = None
-            ended(failure)
+            finally:
+                self.init_task = None
 
-        def start() -> None:
-            self.init_task = self.loop.create_task(drive())
-
-        self.loop.call_soon_threadsafe(start)
+        error = self._asyncio.run_coroutine_threadsafe(drive(), self.loop).exception()
+        if error is not None:
+            raise error
 
     def check_not_init(self) -> None:
         """Raise in init_code: the answer that it would wait for is read only after it."""
@@ -123,7 +104,7 @@ class AsyncExecutor:
             self._begin(request)
             self.loop.call_soon_threadsafe(self._start, request)
         except BaseException:
-            self._tasks.pop(request.id_term, None)
+            self._tasks.pop(request, None)
             if hasattr(request.rest, "close"):
                 request.rest.close()  # or Python would warn that it was never awaited
             raise
@@ -145,8 +126,7 @@ class AsyncExecutor:
         if task is None:
             request = self._evaluating
         else:
-            state = self._tasks.get(request_of(task) or b"")
-            request = None if state is None else state.request
+            request = self._core.scheduler.elsewhere.get(request_of(task) or b"")
         if request is None:
             return None
         return {"request": request.id_term[5:], "code": request.source}
@@ -177,7 +157,7 @@ class AsyncExecutor:
 
     def _begin(self, request: Request) -> None:
         self.prepare()
-        self._tasks[request.id_term] = _Task(request)
+        self._tasks[request] = None
         self._core.begin_elsewhere(request, self)
 
     def _make(self) -> None:
@@ -226,8 +206,7 @@ class AsyncExecutor:
         request.context.run(self._core.output.enter, request.id_term)
         request.thread = self.ident
         drive = self._drive_stream if request.options.stream else self._drive
-        task = self.loop.create_task(drive(request), context=request.context)
-        self._tasks[request.id_term].task = task
+        self._tasks[request] = self.loop.create_task(drive(request), context=request.context)
         self._core.scheduler.note(request)
         if request.cancelled:
             self._cancel(request)
@@ -294,24 +273,24 @@ class AsyncExecutor:
 
     def _cancel(self, request: Request) -> None:
         self._asked = 0.0
-        state = self._tasks.get(request.id_term)
-        if state is not None and state.task is not None and not state.cancelling:
-            state.cancelling = True
+        if self._tasks.get(request) is not None and request not in self._cancelling:
+            self._cancelling.add(request)
             # Not at once: a task that is cancelled before its first step never begins or ends.
-            self.loop.call_soon(self._cancel_again, state)
+            self.loop.call_soon(self._cancel_again, request)
 
-    def _cancel_again(self, state: _Task) -> None:
-        # A client may have used the id for two, one of which has ended.
-        if self._tasks.get(state.request.id_term) is state and state.task is not None:
-            state.task.cancel()
+    def _cancel_again(self, request: Request) -> None:
+        task = self._tasks.get(request)
+        if task is not None:
+            task.cancel()
             # It may swallow that, as code in main may.
-            self.loop.call_later(self._resend_s, self._cancel_again, state)
+            self.loop.call_later(self._resend_s, self._cancel_again, request)
 
     def _finish(self, request: Request, reply: Reply) -> None:
         try:
             self._core.finish(request, reply)
         finally:
-            self._tasks.pop(request.id_term, None)
+            self._tasks.pop(request, None)
+            self._cancelling.discard(request)
             self._flush_soon()
 
     def _flush_soon(self) -> None:

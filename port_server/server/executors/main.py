@@ -8,7 +8,6 @@ of a signal is raised inside of `Evaluator.evaluate`, never here: see `signal_gu
 
 from __future__ import annotations
 
-from port_server.server.replies import leave_child
 from port_server.server.status_page import LENGTH_AT, USUAL_AT, USUAL_TERM_BYTES
 from port_server.server.streams import Stream
 
@@ -167,7 +166,7 @@ class MainExecutor:
             self._objects.drop()
         # -- user code is left -------------------------------------------------------------------
         if self._port.forked:
-            leave_child(None)
+            self._core.replies.leave_if_forked()
         self._stdio.repair()
 
     def _hand_on(self, request: Request) -> Reply | None:
