@@ -122,19 +122,21 @@ class Session:
         self._entered: list[Context] = []
         self.namespace = namespace
 
-    def enter(self) -> Context:
+    def enter(self, request: Any) -> Context:
         """Give the context of a request: a copy of the one that the session has.
 
         A context can be entered once. So a request that is made from within another one of the
         session gets a copy: it sees the variables of that request, and its changes are its own.
         """
         entered = self._entered
-        context = (entered[-1] if entered else self._context).copy()
+        context = request.context = (entered[-1] if entered else self._context).copy()
         entered.append(context)
+        request.session = self
         return context
 
-    def leave(self, context: Context) -> None:
+    def leave(self, request: Any) -> None:
         """Note the end of a request; the session keeps the variables that it has set."""
+        context, request.session = request.context, None
         if self._entered[-1] is context:
             self._entered.pop()
         else:  # by identity: contexts are equal if they hold the same values
@@ -209,8 +211,22 @@ class Namespaces:
         closed = self._sessions.pop(session, None)
         return None if closed is None else Closed(closed.namespace)
 
+    def session(self, name: bytes) -> Session:
+        """Give the session of that name.
+
+        Raises:
+            SessionError: it is not open.
+        """
+        session = self._sessions.get(name)
+        if session is None:
+            raise SessionError(
+                f"the session {_shown(name)} is not open: it was closed, or the process that "
+                f"opened it has ended"
+            )
+        return session
+
     def of_session(
-        self, session: bytes, snippet: Snippet | None = None, values: dict[Any, Any] | None = None
+        self, session: bytes, snippet: Snippet, values: dict[Any, Any]
     ) -> dict[str, Any]:
         """Give the namespace of `session`, for `snippet`, with `values` put into it.
 
@@ -218,21 +234,14 @@ class Namespaces:
             SessionError: it is not open.
             NamespaceError: a key of `values` is no identifier; nothing is put into it then.
         """
-        kept = self._sessions.get(session)
-        if kept is None:
-            raise SessionError(
-                f"the session {_shown(session)} is not open: it was closed, or the process that "
-                f"opened it has ended"
-            )
-        namespace = kept.namespace
+        namespace = self.session(session).namespace
         if values:
             names = self.names
             namespace.update(
                 {names.get(key) or self._name(key, values): values[key] for key in values}
             )
-        if snippet is not None:
-            # Lines of older snippets are looked up by file name; see `sources`.
-            namespace["__loader__"] = snippet.source
+        # Lines of older snippets are looked up by file name; see `sources`.
+        namespace["__loader__"] = snippet.source
         return namespace
 
     # --- init_code ------------------------------------------------------------------------------

@@ -78,19 +78,10 @@ class Core:
         """Give the context that a request runs in: of its open session, or a new one."""
         namespaces, name = self.code.namespaces, request.options.session
         session = None if name is None else namespaces.find(name)
-        if session is None:
-            context = namespaces.new_context()
-        else:
-            context = session.enter()
-            request.session, request.namespace = session, session.namespace
-        request.context = context
+        if session is not None:
+            return session.enter(request)
+        context = request.context = namespaces.new_context()
         return context
-
-    def leave(self, request: Request) -> None:
-        """Give the context of a request back to its session."""
-        if request.session is not None:
-            request.session.leave(request.context)
-            request.session = request.namespace = None
 
     def begin_elsewhere(self, request: Request, executor: Any) -> None:
         """Note that a request is under way elsewhere than in main, or not at once."""
@@ -107,7 +98,8 @@ class Core:
             self.port.hold(self.replies.parts(reply))
         finally:
             # Only now: while a long reply is written, the request must count as begun.
-            self.leave(request)
+            if request.session is not None:
+                request.session.leave(request)
             request.stream = None  # which refers to the request
             self.scheduler.finish(request)
             self.page.count()

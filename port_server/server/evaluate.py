@@ -189,15 +189,17 @@ class Evaluator:
             if request.arrived:  # else it was read just now
                 request.check_deadline(monotonic())
             if self._plain is not None and options.usual:
+                namespace = None
+                if options.session is not None:
+                    session = request.session or self.code.namespaces.session(options.session)
+                    namespace = session.namespace
                 found = self._plain.evaluate(
                     request.frame,
                     request.at,
                     request.is_call,
                     request.id_term,
                     options.as_bytes,
-                    None
-                    if options.session is None
-                    else request.namespace or self.code.namespaces.of_session(options.session),
+                    namespace,
                 )
             if type(found) is bytes and not self.exports.ids:
                 return found  # as most requests end
@@ -272,7 +274,7 @@ class Evaluator:
         request.step = "run"
         keywords = _keywords(given)
         if options.session is not None:
-            self.code.namespaces.of_session(options.session)
+            self.code.namespaces.session(options.session)
         function = find()
         if options.typed:
             from port_server.runtime import typed  # noqa: PLC0415  imports inspect and typing

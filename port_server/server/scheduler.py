@@ -99,9 +99,9 @@ class Scheduler:
     def end(self, request: Request) -> Request | None:
         """Note the end of a request; give the request whose turn it is now, or None."""
         name = request.options.session
-        session = None if name is None else self._sessions.get(name)
-        if name is None or session is None:
+        if name is None:
             return None
+        session = self._sessions.get(name)
         if session is request:
             del self._sessions[name]
             return None

@@ -5,6 +5,7 @@ import linecache
 import subprocess
 import sys
 import traceback
+import types
 from contextvars import ContextVar
 
 import pytest
@@ -123,9 +124,9 @@ def test_a_request_leaves_no_context_in_a_session_that_was_opened_anew():
     namespaces = Namespaces()
     namespaces.open(b"one")
     session = namespaces.find(b"one")
-    context = session.enter()
-    context.run(variable.set, 1)
+    request = types.SimpleNamespace()
+    session.enter(request).run(variable.set, 1)
     namespaces.close(b"one")
     namespaces.open(b"one")
-    session.leave(context)
-    assert variable not in namespaces.find(b"one").enter()
+    session.leave(request)
+    assert variable not in namespaces.find(b"one").enter(request)

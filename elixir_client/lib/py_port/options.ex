@@ -17,6 +17,7 @@ defmodule PyPort.Options do
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
+  @call_defaults Map.new(@call)
   @stream Keyword.delete(@request, :error_value) ++ [credit: 512]
   @session @common
   @interactive Keyword.delete(@request, :return)
@@ -114,7 +115,7 @@ defmodule PyPort.Options do
   def call!(options) do
     options =
       options
-      |> validate!(Map.new(@call), @call, "PyPort.call/4")
+      |> validate!(@call_defaults, @call, "PyPort.call/4")
       |> one_server!()
       |> no_globals!("PyPort.call/4")
 

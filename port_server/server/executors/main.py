@@ -46,7 +46,7 @@ class MainExecutor:
     def run(self, request: Request) -> None:
         """Run a request with the reader lock let go, and write its reply."""
         lock, page, stack = self._lock, self._page.map, self._thread.stack
-        free, id_term, session = lock.free, request.id_term, request.options.session
+        free, id_term, name = lock.free, request.id_term, request.options.session
         stack.append(request)
         self.requests += 1
         if page is not None:
@@ -54,7 +54,9 @@ class MainExecutor:
                 page[USUAL_AT] = id_term
             else:
                 self._page.show(id_term)
-        context = self._namespaces.new_context() if session is None else self._core.enter(request)
+        namespaces = self._namespaces
+        session = None if name is None else namespaces.find(name)
+        context = namespaces.new_context() if session is None else session.enter(request)
         free.append(None)
         if lock.parked:
             lock.wake()
@@ -78,7 +80,7 @@ class MainExecutor:
         else:
             self._port.flush()  # what the control thread has answered meanwhile
         if session is not None and reply is not None:
-            self._core.leave(request)
+            session.leave(request)
         if self._cancels.alert:
             self._cancels.settle(request, ended=reply is not None)
         stack.pop()
@@ -197,5 +199,6 @@ class MainExecutor:
         for request in requests:
             self._output.end(request.id_term)
             self._port.hold(self._core.evaluator.failed(error, request))
-            self._core.leave(request)
+            if request.session is not None:
+                request.session.leave(request)
         return requests
