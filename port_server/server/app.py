@@ -234,7 +234,6 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         sys.stderr.write(f"port_server: {error}\n")
         return 1
     faulthandler.enable(2)
-    server = None
     try:
         frames = _first_frames(port)
         if frames is None:
@@ -255,10 +254,9 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
         handshake.say_goodbye(port, handshake.refusal(error))
-        status = 1
+        status, grace_ms = 1, settings.exit_grace_ms
     else:
-        status = server.run(frames)
-    grace_ms = settings.exit_grace_ms if server is None else server.exit_grace_ms
+        status, grace_ms = server.run(frames), server.exit_grace_ms
     hangup.leave_in_time(grace_ms, status)
     return status
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
     from .evaluate import Evaluator
     from .executors import Executors
-    from .replies import Reply
+    from .port import Part
 
 # The id, as a term, of code that belongs to no request.
 _NO_REQUEST: Final = b"m\0\0\0\0"
@@ -129,7 +129,9 @@ class Callbacks:
 
     # --- writing a call ---------------------------------------------------------------------------
 
-    def _written(self, call: Call, function: Any, args: list[Any], evaluator: Evaluator) -> Reply:
+    def _written(
+        self, call: Call, function: Any, args: list[Any], evaluator: Evaluator
+    ) -> list[Part]:
         """Give the frame of a call. Runs user code: it asks arguments for their values.
 
         Raises:
@@ -137,7 +139,9 @@ class Callbacks:
         """
         id_term = _NO_REQUEST if call.request is None else call.request.id_term
         try:
-            return evaluator.frame(outgoing.invoke_head(id_term, call.id, function), args)
+            head = outgoing.invoke_head(id_term, call.id, function)
+            parts = evaluator.replies.encode(args, evaluator.exports, head)
+            return evaluator.replies.with_objects(parts, evaluator.exports)
         except BaseException as error:
             evaluator.exports.undo()
             if isinstance(error, EncodeError):
@@ -151,13 +155,10 @@ class Callbacks:
         self._scheduler.calls[call.id] = call
         if self.gone:  # looked at once the call can be seen: none is missed
             raise RuntimeError(self.gone)
-        self._port.hold(evaluator.replies.parts(frame))
+        self._port.hold(frame)
         self._port.flush()
         # Main may be running code, and reads only when that has ended.
         self._lock.hurry()
-
-    def _end(self, call: Call) -> None:
-        self._scheduler.calls.pop(call.id, None)
 
     # --- the three ways to wait -------------------------------------------------------------------
 
@@ -183,7 +184,7 @@ class Callbacks:
                         cancels.check()
                     self._go_on(call)
             finally:
-                self._end(call)
+                self._scheduler.calls.pop(call.id, None)
                 if call.queue or call.streams:
                     self._scheduler.take_over(call)
                 lock.let_go()
@@ -217,7 +218,7 @@ class Callbacks:
                 call.lock.acquire()
                 self._threads.run_on_top(call)
         finally:
-            self._end(call)
+            self._scheduler.calls.pop(call.id, None)
             self._threads.run_on_top(call)  # came with the answer
         return call.result(self._settings)
 
@@ -235,7 +236,7 @@ class Callbacks:
             self._begin(call, function, args)
             await call.future
         finally:
-            self._end(call)
+            self._scheduler.calls.pop(call.id, None)
         return call.result(self._settings)
 
     def _check_depth(self, waiting: int) -> None:

@@ -150,19 +150,6 @@ class Evaluator:
                 max_depth=settings.max_depth,
             )
 
-    def frame(self, head: bytes, value: Any) -> Reply:
-        """Write a message that begins with `head`, then `value`, then the ids of its objects.
-
-        Raises:
-            EncodeError: it cannot be written.
-        """
-        exports = self.exports
-        if self._plain is not None:
-            frame: Reply = self._plain.frame(head, value)
-        else:
-            frame = self.replies.encode(value, exports, head)
-        return self.replies.with_objects(frame, exports) if exports.ids else frame
-
     def failed(self, error: BaseException, request: Request) -> list[Part]:
         """Write the reply for a failure of a request."""
         return self.replies.failed(error, request, self.exports)

@@ -244,40 +244,23 @@ is_plain_value(PyObject *value)
            type == &PyBytes_Type || type == &PySet_Type || type == &PyFrozenSet_Type;
 }
 
-/* The value of `key`, a new reference; NULL without an exception where there is none. */
+/* The values of a map by their names; NULL, mostly without an exception, if one of its keys is not known to be a name. */
 static PyObject *
-item(PyObject *dict, PyObject *key)
+by_name(Plain *self, PyObject *values)
 {
-    return Py_XNewRef(PyDict_GetItemWithError(dict, key));
-}
-
-/* Whether each key of a map is known to be a name. -1 with an exception. */
-static int
-are_names(Plain *self, PyObject *values)
-{
-    PyObject *key, *value;
+    PyObject *key, *value, *named;
     Py_ssize_t at = 0;
-    while (PyDict_Next(values, &at, &key, &value)) {
-        if (PyDict_GetItemWithError(self->names, key) == NULL) {
-            return PyErr_Occurred() ? -1 : 0;
-        }
+    if (PyDict_Size(values) == 0) {
+        return Py_NewRef(values);
     }
-    return 1;
-}
-
-/* Puts the values of a map under their names, which are known, into `namespace`. */
-static int
-put_values(Plain *self, PyObject *namespace, PyObject *values)
-{
-    PyObject *key, *value;
-    Py_ssize_t at = 0;
-    while (PyDict_Next(values, &at, &key, &value)) {
+    named = PyDict_New();
+    while (named != NULL && PyDict_Next(values, &at, &key, &value)) {
         PyObject *name = PyDict_GetItemWithError(self->names, key);
-        if (name == NULL || PyDict_SetItem(namespace, name, value) < 0) {
-            return -1;
+        if (name == NULL || PyDict_SetItem(named, name, value) < 0) {
+            Py_CLEAR(named);
         }
     }
-    return 0;
+    return named;
 }
 
 static PyObject *
@@ -298,34 +281,32 @@ run_code(PyObject *entry, PyObject *namespace)
 }
 
 static PyObject *
-call_target(Plain *self, PyObject *find, PyObject *args, PyObject *given)
+call_target(PyObject *find, PyObject *args, PyObject *keywords)
 {
-    PyObject *value = NULL, *function = PyObject_CallNoArgs(find), *positional = NULL, *keywords = NULL;
+    PyObject *value = NULL, *function = PyObject_CallNoArgs(find), *positional = NULL;
     if (function != NULL) {
         positional = PyList_AsTuple(args);
     }
     if (positional != NULL) {
-        if (PyDict_Size(given) == 0) {
-            value = PyObject_CallObject(function, positional);
-        }
-        else if ((keywords = PyDict_New()) != NULL && put_values(self, keywords, given) == 0) {
-            value = PyObject_Call(function, positional, keywords);
-        }
+        value = PyObject_Call(function, positional, PyDict_Size(keywords) == 0 ? NULL : keywords);
     }
-    Py_XDECREF(keywords);
     Py_XDECREF(positional);
     Py_XDECREF(function);
     return value;
 }
 
-/* A frame that begins with `head` and ends with `value`: bytes with its header, or a list of parts without. */
+/* The frame of the reply with `value`: bytes with its header, or a list of parts without. */
 static PyObject *
-write_frame(Plain *self, PyObject *value, const char *head, Py_ssize_t head_bytes)
+write_reply(Plain *self, PyObject *value, const char *id_term, Py_ssize_t id_bytes)
 {
-    char room[HEADER_BYTES + ROOM_BYTES];
-    NativeWriting how = {head, head_bytes, self->export, self->max_bytes, self->max_depth, ROOM_BYTES};
+    char head[sizeof(ok_head) + LONGEST_ID_TERM], room[HEADER_BYTES + ROOM_BYTES];
+    NativeWriting how = {head, (Py_ssize_t)sizeof(ok_head) + id_bytes, self->export, self->max_bytes, self->max_depth,
+                         ROOM_BYTES};
     Py_ssize_t size = 0;
-    PyObject *parts = self->codec->write(self->native, value, &how, room + HEADER_BYTES, &size);
+    PyObject *parts;
+    memcpy(head, ok_head, sizeof(ok_head));
+    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
+    parts = self->codec->write(self->native, value, &how, room + HEADER_BYTES, &size);
     if (parts != Py_None) {
         return parts;
     }
@@ -335,34 +316,6 @@ write_frame(Plain *self, PyObject *value, const char *head, Py_ssize_t head_byte
     room[2] = (char)(size >> 8);
     room[3] = (char)size;
     return PyBytes_FromStringAndSize(room, HEADER_BYTES + size);
-}
-
-static PyObject *
-write_reply(Plain *self, PyObject *value, const char *id_term, Py_ssize_t id_bytes)
-{
-    char head[sizeof(ok_head) + LONGEST_ID_TERM];
-    memcpy(head, ok_head, sizeof(ok_head));
-    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
-    return write_frame(self, value, head, (Py_ssize_t)sizeof(ok_head) + id_bytes);
-}
-
-PyDoc_STRVAR(frame_doc,
-             "frame($self, head, value, /)\n"
-             "--\n\n"
-             "Write a frame that begins with `head` and ends with `value`: bytes with its header, or a list of parts\n"
-             "without.\n\n"
-             "Raises:\n"
-             "    EncodeError: the value cannot be written.");
-
-static PyObject *
-frame(PyObject *object, PyObject *const *args, Py_ssize_t count)
-{
-    char *head;
-    Py_ssize_t size;
-    if (check_count("frame", count, 2) < 0 || PyBytes_AsStringAndSize(args[0], &head, &size) < 0) {
-        return NULL;
-    }
-    return write_frame((Plain *)object, args[1], head, size);
 }
 
 PyDoc_STRVAR(evaluate_doc,
@@ -382,11 +335,11 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Plain *self = (Plain *)object;
     PyObject *frame, *entry = NULL, *code = NULL, *first = NULL, *second = NULL, *value = NULL, *result = NULL;
-    PyObject *namespace = NULL;
+    PyObject *namespace = NULL, *named = NULL;
     const char *step = "run";
     char *start, *id_term;
     Py_ssize_t size, at, id_bytes, length;
-    int is_call, as_bytes, known;
+    int is_call, as_bytes;
     if (check_count("evaluate", count, 6) < 0) {
         return NULL;
     }
@@ -411,7 +364,7 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
         return Py_NewRef(Py_None);
     }
     at += 5 + length;
-    entry = item(is_call ? self->calls : self->evals, code);
+    entry = Py_XNewRef(PyDict_GetItemWithError(is_call ? self->calls : self->evals, code));
     if (entry == NULL) {
         goto not_plain;
     }
@@ -435,22 +388,23 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
             (is_call && Py_TYPE(second) != &PyDict_Type)) {
             goto not_plain;
         }
-        known = are_names(self, is_call ? second : first);
-        if (known <= 0) {
+        named = by_name(self, is_call ? second : first);
+        if (named == NULL) {
             goto not_plain;
         }
     }
     step = "run";
     if (is_call) {
-        value = call_target(self, entry, first, second);
+        value = call_target(entry, first, named);
     }
     else {
         namespace = args[5] == Py_None ? PyDict_Copy(self->base) : Py_NewRef(args[5]);
-        if (namespace == NULL || (first != NULL && put_values(self, namespace, first) < 0) ||
+        if (namespace == NULL || (named != NULL && PyDict_Update(namespace, named) < 0) ||
             PyDict_SetItemString(namespace, "__loader__", PyTuple_GetItem(entry, 2)) < 0) {
             goto failed;
         }
         Py_CLEAR(first);
+        Py_CLEAR(named);
         value = run_code(entry, namespace);
     }
     if (value == NULL) {
@@ -476,6 +430,7 @@ not_plain:
     result = PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 leave:
     Py_XDECREF(value);
+    Py_XDECREF(named);
     Py_XDECREF(second);
     Py_XDECREF(first);
     Py_XDECREF(code);
@@ -551,7 +506,6 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
 
 static PyMethodDef plain_methods[] = {
     {"evaluate", (PyCFunction)(void (*)(void))evaluate, METH_FASTCALL, evaluate_doc},
-    {"frame", (PyCFunction)(void (*)(void))frame, METH_FASTCALL, frame_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -11,6 +11,8 @@ from time import monotonic
 from port_server.etf import Atom
 from port_server.runtime.api import take_dropped_callbacks
 
+from .memory import statm_bytes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -77,7 +79,7 @@ class Health:
             "running": None if running is None else running.id_term[5:],
             "running_ms": 0 if running is None else int((now - self.seen_at) * 1000),
             "queue": len(scheduler.queue) + len(scheduler.for_threads) + scheduler.waiting,
-            "rss_bytes": _rss_bytes(),
+            "rss_bytes": statm_bytes(1),
             "requests": self.requests,
             "objects": len(self._code.objects),
             "sessions": self._code.namespaces.sessions,
@@ -91,20 +93,3 @@ class Health:
         if running is not None or status["queue"] or status["tasks"]:
             status["state"] = _BUSY
         return status
-
-
-def _rss_bytes() -> int:
-    # Opened anew each time (10 us a second), because user code may have closed every fd.
-    try:
-        fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # not Linux
-        return 0
-    try:
-        return int(os.read(fd, 128).split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return 0
-    finally:
-        os.close(fd)
-
-
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
