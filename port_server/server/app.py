@@ -50,7 +50,11 @@ _OURS: Final = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint"}
 
 
 class Server:
-    """One server: its parts, what user code may do to it, and its end."""
+    """One server: its parts, what user code may do to it, and its end.
+
+    Attributes:
+        dispatcher: the main loop.
+    """
 
     def __init__(self, core: Core, *, owned: bool) -> None:
         """Build the parts above `core`; `owned` is whether the owner has sent an init."""
@@ -60,9 +64,9 @@ class Server:
         self._executors = executors = Executors(core)
         health = Health(core, executors)
         commands = Commands(core, executors, health)
-        self._dispatcher = dispatcher = Dispatcher(core, executors, commands)
+        self.dispatcher = dispatcher = Dispatcher(core, executors, commands)
         self._callbacks = Callbacks(core, executors, dispatcher, self._why)
-        self._control = Control(core, executors, dispatcher, health, self._input_ended)
+        self._control = Control(core, executors, dispatcher, health, self._callbacks)
 
     def prepare(self, options: dict[Any, Any], preloaded: dict[str, Any] | None) -> None:
         """Take the signals and the forks, and run preload and init_code.
@@ -96,7 +100,7 @@ class Server:
 
     def run(self, already_read: list[Frame]) -> int:
         """Say hello, and serve until there is nothing more to do; give the exit status."""
-        port, dispatcher = self._core.port, self._dispatcher
+        port, dispatcher = self._core.port, self.dispatcher
         # Log records and messages of init_code come after it.
         port.begin(messages.hello(handshake.info(port.reads)))
         self._core.page.enter(SERVING)
@@ -125,14 +129,8 @@ class Server:
         self._executors.loop.stop(_LAST_WAIT_S)
         return 0
 
-    @property
-    def exit_grace_ms(self) -> int:
-        """How long threads and children of user code may take to end."""
-        grace_ms = self._dispatcher.grace_ms
-        return self._core.settings.exit_grace_ms if grace_ms is None else grace_ms
-
     def _serve(self) -> None:
-        dispatcher = self._dispatcher
+        dispatcher = self.dispatcher
         dispatcher.work()
         while True:
             try:
@@ -153,17 +151,16 @@ class Server:
 
     def _finish(self) -> None:
         """Finish what was read: the tasks and streams that are still under way."""
-        dispatcher, callbacks = self._dispatcher, self._callbacks
+        dispatcher, callbacks = self.dispatcher, self._callbacks
         self._core.page.enter(DRAINING)
         reading = dispatcher.stopping and not self._core.port.gone
         deadline = _NEVER
         if reading:
-            deadline = monotonic() + (dispatcher.grace_ms or 0) / 1000
+            deadline = monotonic() + dispatcher.grace_ms / 1000
         else:
-            why = self._why()
-            callbacks.fail_all(why)
+            callbacks.fail_all()
             if self._owned and self._signalled is None:
-                dispatcher.end_all(why)  # the BEAM is gone
+                dispatcher.end_all(self._why())  # the BEAM is gone
         while True:
             dispatcher.work()
             if not reading:
@@ -189,10 +186,6 @@ class Server:
             return hangup.told_by(self._signalled.upper())
         # For other threads than main, where Python's handler for the signal runs.
         return hangup.told_to_end() or _GONE
-
-    def _input_ended(self) -> None:
-        """Fail all calls: main may wait for a thread that waits for one. For the control thread."""
-        self._callbacks.fail_all(self._why())
 
     # --- signals and forks ------------------------------------------------------------------------
 
@@ -235,7 +228,8 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         return 1
     faulthandler.enable(2)
     try:
-        frames = _first_frames(port)
+        while (frames := port.read()) == []:
+            pass
         if frames is None:
             return 0
         init = handshake.as_init(frames[0])
@@ -256,14 +250,6 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         handshake.say_goodbye(port, handshake.refusal(error))
         status, grace_ms = 1, settings.exit_grace_ms
     else:
-        status, grace_ms = server.run(frames), server.exit_grace_ms
+        status, grace_ms = server.run(frames), server.dispatcher.grace_ms
     hangup.leave_in_time(grace_ms, status)
     return status
-
-
-def _first_frames(port: Port) -> list[Frame] | None:
-    """Wait for the first frames; None at the end of input."""
-    frames: list[Frame] | None = []
-    while frames is not None and not frames:
-        frames = port.read()
-    return frames

@@ -115,11 +115,11 @@ class Callbacks:
         self._port.flush()
         self._output.delivered(len(frame))
 
-    def fail_all(self, why: str) -> None:
+    def fail_all(self, why: str | None = None) -> None:
         """Let all code that waits know that no answer comes, and code that calls from now on."""
-        self.gone = why
+        self.gone = why or self._why()
         for call in list(self._scheduler.calls.values()):
-            call.fail(RuntimeError(why))
+            call.fail(RuntimeError(self.gone))
 
     def _current(self) -> Request | None:
         if get_ident() == self._thread.ident:

@@ -52,11 +52,6 @@ class Call:
         self.streams: deque[Stream] = deque()
 
     @property
-    def runs_requests(self) -> bool:
-        """Whether the thread that waits can run requests that were made from within the call."""
-        return self.future is None
-
-    @property
     def in_main(self) -> bool:
         """Whether the main thread waits for it."""
         return self.future is None and self.lock is None

@@ -18,11 +18,11 @@ from .threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Final
 
     from port_server.protocol.requests import Request
 
+    from .callbacks import Callbacks
     from .core import Core
     from .dispatcher import Dispatcher
     from .executors import Executors
@@ -47,10 +47,10 @@ class Control:
         executors: Executors,
         dispatcher: Dispatcher,
         health: Health,
-        on_end: Callable[[], None],
+        callbacks: Callbacks,
     ) -> None:
-        """Prepare; `on_end` is called when the end of input is met."""
         self._announced: Request | None = None
+        self._callbacks = callbacks
         self._cancels = core.cancels
         self._dispatcher = dispatcher
         self._health = health
@@ -60,7 +60,6 @@ class Control:
         self._next_look = 0.0
         # Tasks that were under way at the last look, and may be at the next.
         self._older: list[Request] = []
-        self._on_end = on_end
         self._output = core.output
         self._over = False
         self._page = core.page
@@ -169,7 +168,7 @@ class Control:
         except FramingError:
             more = False
         if not more:
-            self._on_end()
+            self._callbacks.fail_all()  # main may wait for a thread that waits for one
         return more
 
     def _beat(self, now: float) -> None:

@@ -118,7 +118,6 @@ def _signal_guard() -> SignalGuard:
 
 
 def log_stray(error: BaseException) -> None:
-    """Log an exception that belongs to no request."""
     from port_server import log  # noqa: PLC0415  structlog is not for the start path
 
     log.error("stray_exception", type=failure.type_name(error), message=str(error))

@@ -42,12 +42,12 @@ class Dispatcher:
     """Acts on frames, and runs what is due.
 
     Attributes:
-        grace_ms: how long the owner waits after its shutdown, None without one.
+        grace_ms: how long the server may take to end; the owner's shutdown says it anew.
         stopping: whether a shutdown was asked for: what was read is finished, then the loop ends.
     """
 
     def __init__(self, core: Core, executors: Executors, commands: Commands) -> None:
-        self.grace_ms: int | None = None
+        self.grace_ms = core.settings.exit_grace_ms
         self.stopping = False
         self._async = executors.loop
         self._code = core.code

@@ -89,20 +89,12 @@ class Code:
         with self._compiling:
             if type(code) is str:
                 return self.snippets.compile(code, code)
-            if (
-                type(code) is not tuple
-                or len(code) != 4
-                or code[0] != "code"
-                or type(code[1]) is not str
-                or type(code[2]) is not str
-                or type(code[3]) is not int
-                or not 1 <= code[3] <= _MOST_LINES
-            ):
-                raise ProtocolError(
-                    f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
-                )
-            _tag, text, file, line = code
-            return self.snippets.get(code) or self.snippets.compile(code, text, file, line)
+            match code:
+                case tuple(("code", str(text), str(file), int(line))) if 1 <= line <= _MOST_LINES:
+                    return self.snippets.get(code) or self.snippets.compile(code, text, file, line)
+            raise ProtocolError(
+                f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
+            )
 
     def is_async(self, request: Request) -> bool:
         """Tell whether a request is known to need the event loop, by its code alone.
@@ -151,15 +143,16 @@ class Evaluator:
             )
 
     def failed(self, error: BaseException, request: Request) -> list[Part]:
-        """Write the reply for a failure of a request."""
         return self.replies.failed(error, request, self.exports)
 
     def interrupted(self, error: BaseException, request: Request) -> list[Part]:
         """Write the reply for an exception of a signal during the description of a failure."""
-        return self.replies.interrupted(error, request, self.exports)
+        # The code of that failure took too long to describe it: it must not run again.
+        error.__context__ = None
+        request.step = "run"
+        return self.failed(error, request)
 
     def for_thread(self) -> Evaluator:
-        """Give an evaluator for another thread."""
         return Evaluator(self.code, self.replies, self._settings)
 
     def evaluate(self, request: Request) -> Reply | None:
@@ -331,7 +324,6 @@ def _is_future(value: Any) -> bool:
 
 
 async def _result_of(future: Any) -> Any:
-    """Await a future of another thread."""
     import asyncio  # noqa: PLC0415  the loop that awaits this has it
 
     return await asyncio.wrap_future(future)

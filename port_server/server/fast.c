@@ -93,15 +93,11 @@ envelope(const char *start, Py_ssize_t size, PyObject *kept)
     const unsigned char *options_start, *options_end;
     PyObject *key, *options, *found;
     int is_call;
-    if (size <= ID_LENGTH_AT) {
+    is_call = size > ID_LENGTH_AT && memcmp(start, request_heads[1], ID_LENGTH_AT) == 0;
+    if (!is_call && (size <= ID_LENGTH_AT || memcmp(start, request_heads[0], ID_LENGTH_AT) != 0)) {
         return Py_NewRef(Py_None);
     }
-    is_call = memcmp(start, request_heads[1], ID_LENGTH_AT) == 0;
     options_start = (const unsigned char *)start + ID_LENGTH_AT + 1 + (unsigned char)start[ID_LENGTH_AT];
-    if ((!is_call && memcmp(start, request_heads[0], ID_LENGTH_AT) != 0) ||
-        options_start > (const unsigned char *)start + size) {
-        return Py_NewRef(Py_None);
-    }
     options_end = skip(options_start, (const unsigned char *)start + size, 0);
     if (options_end == NULL) {
         return Py_NewRef(Py_None);

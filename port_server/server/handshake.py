@@ -91,7 +91,6 @@ def refusal(error: RefusedError | FramingError) -> dict[str, Any]:
 
 
 def _check_version(init: Init) -> None:
-    """Refuse a client that speaks another version."""
     if init.version != PROTOCOL_VERSION:
         raise RefusedError(
             failure.describe(

@@ -61,7 +61,6 @@ def told_to_end() -> str:
 
 
 def told_by(name: str) -> str:
-    """Give the message about that signal."""
     return f"this Python was told to end by {name}, and takes no more input"
 
 

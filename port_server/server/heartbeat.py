@@ -15,15 +15,12 @@ from .memory import statm_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
 
     from port_server.protocol.requests import Request
 
     from .core import Core
     from .executors import Executors
-
-_IDLE: Final = Atom("idle")
-_BUSY: Final = Atom("busy")
 
 
 class Health:
@@ -65,7 +62,6 @@ class Health:
         return status
 
     def status(self) -> dict[str, Any]:
-        """Give the status map."""
         now = monotonic()
         self.look(now)
         running = self.seen
@@ -75,7 +71,7 @@ class Health:
             "monotonic_ms": int(now * 1000),
             "uptime_ms": int((now - self._started) * 1000),
             "os_pid": os.getpid(),
-            "state": _IDLE,
+            "state": Atom("idle"),
             "running": None if running is None else running.id_term[5:],
             "running_ms": 0 if running is None else int((now - self.seen_at) * 1000),
             "queue": len(scheduler.queue) + len(scheduler.for_threads) + scheduler.waiting,
@@ -91,5 +87,5 @@ class Health:
         if common_type is not None:
             status["type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
-            status["state"] = _BUSY
+            status["state"] = Atom("busy")
         return status

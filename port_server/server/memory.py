@@ -56,17 +56,17 @@ class Memory:
         self._number = resource.RLIMIT_AS
         self._exchange = getattr(resource, "prlimit", _exchange)
 
-    def lend(self, work: Callable[..., _T], *args: Any) -> _T:
+    def lend(self, work: Callable[[Any, Any], _T], first: Any, second: Any) -> _T:
         """Call `work` with the limit raised: the data that has reached it is still referred to."""
         if not self._soft:
-            return work(*args)
+            return work(first, second)
         # The first step, with objects made before: at the limit every allocation fails.
         before = self._exchange(0, self._number, self._lent)
         if before != (self._soft, self._hard):  # user code has set its own
             self._exchange(0, self._number, before)
-            return work(*args)
+            return work(first, second)
         try:
-            return work(*args)
+            return work(first, second)
         finally:
             self._exchange(0, self._number, before)
 

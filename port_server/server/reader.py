@@ -130,22 +130,18 @@ class ReaderLock:
         if not self.take():
             self.wait()
 
-    def wait(self) -> None:
-        """Ask the control thread for the lock, and take it."""
+    def wait(self, timeout_s: float = -1) -> None:
+        """Ask the control thread for the lock, and take it; without a timeout it comes."""
         self.wanted = True
         self.waker.wake()
-        while not self.take():
-            self._returned.acquire()
+        while not self.take() and self._returned.acquire(timeout=timeout_s):
+            pass
         self.wanted = False
 
     def recover(self) -> None:
         """Take the lock after a stray exception, which may have been raised at any place."""
-        self.wanted = True
-        self.waker.wake()
         # If it does not come within a second main has it already: no other thread keeps it long.
-        if not self.take() and self._returned.acquire(timeout=1.0):
-            self.take()
-        self.wanted = False
+        self.wait(1.0)
 
     def take(self) -> bool:
         """Take the lock if it is free; tell whether it was."""

@@ -154,7 +154,8 @@ class Scheduler:
         """Give the call that a request was made from within, if its thread can run the request."""
         parent = request.options.parent
         call = None if parent is None else self.calls.get(parent)
-        return call if call is not None and call.runs_requests and not call.over else None
+        # Async code that waits runs none.
+        return call if call is not None and call.future is None and not call.over else None
 
     def make_ready(self, stream: Stream) -> None:
         """Let a stream go on, if it can: in the queue of its call, or of main."""

@@ -110,7 +110,6 @@ class AsyncExecutor:
             raise
 
     def cancel(self, request: Request) -> None:
-        """Cancel a request that is under way here."""
         request.cancelled = True
         self._asked = self._asked or monotonic()
         self.loop.call_soon_threadsafe(self._cancel, request)
@@ -205,8 +204,7 @@ class AsyncExecutor:
     def _start(self, request: Request) -> None:
         request.context.run(self._core.output.enter, request.id_term)
         request.thread = self.ident
-        drive = self._drive_stream if request.options.stream else self._drive
-        self._tasks[request] = self.loop.create_task(drive(request), context=request.context)
+        self._tasks[request] = self.loop.create_task(self._drive(request), context=request.context)
         self._core.scheduler.note(request)
         if request.cancelled:
             self._cancel(request)
@@ -215,17 +213,19 @@ class AsyncExecutor:
         value, request.rest = request.rest, None
         request.step = "run"
         try:
-            value = await value
+            value = await (self._iterate(request, value) if request.options.stream else value)
             request.step = "result"
             reply: Reply = self._evaluator.replies.value(request, value, self._evaluator.exports)
         except BaseException as error:
-            reply = self._failed(request, error)
+            if request.cancelled and isinstance(error, self._asyncio.CancelledError):
+                told = Ended(request.why_ended) if request.why_ended else Cancelled("cancelled")
+                error = told.with_traceback(error.__traceback__)
+            reply = self._evaluator.failed(error, request)
         value = request.namespace = None
         self._finish(request, reply)
 
-    async def _drive_stream(self, request: Request) -> None:
-        value, request.rest = request.rest, None
-        request.step = "run"
+    async def _iterate(self, request: Request, value: Any) -> Any:
+        """Send the items of a stream, and give its result."""
         more = request.stream = self._asyncio.Event()
         replies, exports = self._evaluator.replies, self._evaluator.exports
         items: Any = None
@@ -242,7 +242,7 @@ class AsyncExecutor:
                 try:
                     item = await anext(items)
                 except StopAsyncIteration:
-                    break
+                    return items.result if type(items) is PlainItems else None
                 request.step = "result"
                 self._core.port.hold(replies.value(request, item, exports, YIELD_HEAD))
                 self._flush_soon()
@@ -251,25 +251,10 @@ class AsyncExecutor:
                     request.step = "run"
                     await self._asyncio.sleep(0)
                     turn_ends = monotonic() + SLICE_S
-            result = items.result if type(items) is PlainItems else None
-            reply: Reply = replies.value(request, result, exports)
-        except BaseException as error:
-            try:
-                close = getattr(items, "aclose", None)
-                if close is not None:
-                    await close()
-            except BaseException as second:
-                second.__context__ = error
-                error = second
-            reply = self._failed(request, error)
-        value = items = None
-        self._finish(request, reply)
-
-    def _failed(self, request: Request, error: BaseException) -> Reply:
-        if request.cancelled and isinstance(error, self._asyncio.CancelledError):
-            told = Ended(request.why_ended) if request.why_ended else Cancelled("cancelled")
-            error = told.with_traceback(error.__traceback__)
-        return self._evaluator.failed(error, request)
+        except BaseException:
+            if hasattr(items, "aclose"):
+                await items.aclose()
+            raise
 
     def _cancel(self, request: Request) -> None:
         self._asked = 0.0
