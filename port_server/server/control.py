@@ -103,16 +103,15 @@ class Control:
             look(now)
             if self._output.requests and self._output.tick(now):
                 quiet = 0
-            if now >= self._next_beat:
-                self._beat(now)
+            beat_s = self._beat(now)
             if self._strike_and_announce(now) < _NEVER:
                 quiet = 0
             if quiet < QUIET_TICKS:
-                self._sleep(min(TICK_S, self._next_beat - now))
+                self._sleep(min(TICK_S, beat_s))
             else:
                 lock.park()
                 if health.requests + lock.resumed == seen:
-                    self._sleep(self._next_beat - now)
+                    self._sleep(beat_s)
             lock.unpark()
             if (count := health.requests + lock.resumed) != seen:
                 seen = count
@@ -144,9 +143,7 @@ class Control:
             if port.held:
                 port.flush()
             now = monotonic()
-            if now >= self._next_beat:
-                self._beat(now)
-            wait_s = self._next_beat - now
+            wait_s = self._beat(now)
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
             wait_s = min(wait_s, self._strike_and_announce(now))
@@ -171,17 +168,21 @@ class Control:
             self._callbacks.fail_all()  # main may wait for a thread that waits for one
         return more
 
-    def _beat(self, now: float) -> None:
+    def _beat(self, now: float) -> float:
+        """Send a heartbeat, if it is time; give the seconds until the next one."""
+        if now < self._next_beat:
+            return self._next_beat - now
         self._page.beat(self._health.requests)
         if self._port.writing.locked():
             # Another frame is being written, or the other side does not read: do not queue one.
             self._next_beat = now + _BEAT_AGAIN_S
-            return
+            return _BEAT_AGAIN_S
         self._next_beat = now + self._interval_s
         self._port.hold([outgoing.heartbeat(self._health.beat())])
         self._port.flush()
         if not self._port.held:
             self._page.beat_sent()
+        return self._interval_s
 
     def _strike_and_announce(self, now: float) -> float:
         """Do what is due; give the seconds until something else is."""

@@ -108,30 +108,10 @@ class Stream:
     def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
-        _close(items)
+        close_generator(items)
 
 
-class PlainItems:
-    """A plain iterable, the result of an awaitable, read as an async one."""
-
-    __slots__ = ("_items", "result")
-
-    def __init__(self, value: Any) -> None:
-        self._items = iter(value)
-        self.result: Any = None
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._items)
-        except StopIteration as stop:
-            self.result = stop.value
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        _close(self._items)
-
-
-def _close(items: Any) -> None:
-    close = getattr(items, "close", None)
-    if close is not None and hasattr(items, "send"):  # a generator, not a file
-        close()
+def close_generator(items: Any) -> None:
+    """Let the `finally` of a generator run. Other iterators, such as files, stay open."""
+    if hasattr(items, "close") and hasattr(items, "send"):
+        items.close()

@@ -12,7 +12,7 @@ from time import monotonic
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime.api import Cancelled, Ended
 from port_server.runtime.output import request_of
-from port_server.server.streams import SLICE_S, PlainItems
+from port_server.server.streams import SLICE_S, close_generator
 from port_server.server.threads import new_loop, start_thread
 
 TYPE_CHECKING = False
@@ -232,7 +232,8 @@ class AsyncExecutor:
         try:
             if hasattr(type(value), "__await__"):
                 value = await value
-            items = aiter(value) if hasattr(type(value), "__aiter__") else PlainItems(value)
+            plain = not hasattr(type(value), "__aiter__")
+            items = iter(value) if plain else aiter(value)
             turn_ends = monotonic() + SLICE_S
             while True:
                 while request.sent >= request.options.credit + request.granted:
@@ -240,9 +241,11 @@ class AsyncExecutor:
                     await more.wait()
                 request.step = "run"
                 try:
-                    item = await anext(items)
+                    item = next(items) if plain else await anext(items)
+                except StopIteration as stop:
+                    return stop.value
                 except StopAsyncIteration:
-                    return items.result if type(items) is PlainItems else None
+                    return None
                 request.step = "result"
                 self._core.port.hold(replies.value(request, item, exports, YIELD_HEAD))
                 self._flush_soon()
@@ -254,6 +257,7 @@ class AsyncExecutor:
         except BaseException:
             if hasattr(items, "aclose"):
                 await items.aclose()
+            close_generator(items)
             raise
 
     def _cancel(self, request: Request) -> None:
