@@ -308,8 +308,7 @@ class Dispatcher:
         call = self._scheduler.calls.get(call_id)
         if call is not None and not call.over:
             call.answered = (frame, body_at)
-            if not call.in_main:
-                call.wake()
+            call.wake()
 
     def cancel(self, id_term: bytes) -> None:
         """Stop a request in any executor. An unknown one is ignored: it may just have ended."""

@@ -56,10 +56,6 @@ _BINARY_EXT: Final = b"m"
 _MOST_LEARNED: Final = 4096
 # Lines before a snippet are blank lines to the compiler, and no file has more.
 _MOST_LINES: Final = 10_000_000
-# The types of most values: none of these is awaited.
-_PLAIN_TYPES: Final = frozenset(
-    (int, str, float, bool, type(None), list, dict, tuple, bytes, set, frozenset)
-)
 
 
 class Code:
@@ -266,19 +262,16 @@ class Evaluator:
 
     def _reply(self, request: Request, value: Any) -> Reply | None:
         """Give the reply that carries a value; None if it is to be awaited or iterated first."""
-        options = request.options
-        if type(value) not in _PLAIN_TYPES:
-            if hasattr(type(value), "__await__"):
-                self.code.learn(request)
-                request.rest = value
-                return None
-            if not options.stream and _is_future(value):
-                request.rest = _result_of(value)
-                return None
-        if options.stream:
+        if hasattr(type(value), "__await__"):
+            self.code.learn(request)
             request.rest = value
-            return None
-        return self.replies.value(request, value, self.exports)
+        elif request.options.stream:
+            request.rest = value
+        elif _is_future(value):
+            request.rest = _result_of(value)
+        else:
+            return self.replies.value(request, value, self.exports)
+        return None
 
     def _drop(self, request: Request) -> None:
         """Drop the namespace and the values that the code of a request has left."""

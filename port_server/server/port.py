@@ -187,11 +187,7 @@ class Port:
         self.flush()
 
     def send(self, frame: bytes | list[Part]) -> None:
-        """Write a frame, and everything that is held before it. For the main thread.
-
-        Args:
-            frame: a small one with its header, or one in parts without.
-        """
+        """Write a small frame with its header, or one in parts, after what is held. For main."""
         if not isinstance(frame, bytes):
             if len(frame) > 1 or len(frame[0]) > _JOINED_BYTES:
                 self.hold(frame)

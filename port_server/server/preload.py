@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from select import POLLIN, poll
 
@@ -113,11 +114,9 @@ def _run(code: Any) -> dict[str, Any]:
 
 
 def _warn_of_threads() -> None:
-    threading = sys.modules.get("threading")
-    if threading is not None:
-        names = [thread.name for thread in threading.enumerate()]
-        if others := [name for name in names if name != threading.main_thread().name]:
-            _say("threads", ", ".join(others))
+    main = threading.main_thread()
+    if others := [thread.name for thread in threading.enumerate() if thread is not main]:
+        _say("threads", ", ".join(others))
 
 
 class _Template:

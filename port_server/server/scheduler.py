@@ -55,7 +55,6 @@ class Scheduler:
     """
 
     def __init__(self, settings: Settings, main: MainThread) -> None:
-        """Begin without requests; `main` is the state of the main thread."""
         # By name: the only request of a session, as in most cases; otherwise the session.
         self._main = main
         self._sessions: dict[bytes, Request | _Session] = {}
@@ -69,7 +68,6 @@ class Scheduler:
         self.ready: deque[Stream] = deque()
         self.streams: dict[bytes, Stream] = {}
         self.waiting = 0
-
         self.limit(settings)
 
     def limit(self, settings: Settings) -> None:

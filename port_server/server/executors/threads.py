@@ -18,8 +18,7 @@ from itertools import count
 from time import monotonic
 
 from port_server.runtime.api import Cancelled, Ended
-from port_server.server.cancel import DESCRIBING_TRIES, SPARING_TRIES
-from port_server.server.signal_guard import DESCRIBING, OPEN, SPARED
+from port_server.server.cancel import worst_place
 from port_server.server.streams import Stream
 from port_server.server.strike import Strikes, guarded
 from port_server.server.threads import release, start_thread
@@ -155,10 +154,8 @@ class ThreadExecutor:
         stack = self._stacks.get(request.thread)
         if not stack:
             return False
-        worst = OPEN if tries <= SPARING_TRIES else SPARED
-        worst = worst if tries <= DESCRIBING_TRIES else DESCRIBING
         exception = Ended if request.why_ended else Cancelled
-        return self._strikes.strike(request.thread, stack, request, exception, worst)
+        return self._strikes.strike(request.thread, stack, request, exception, worst_place(tries))
 
     # --- threads ----------------------------------------------------------------------------------
 
