@@ -30,6 +30,7 @@ class Plain:
         namespace: dict[str, Any] | None,
         /,
     ) -> bytes | list[Any] | tuple[Any, ...] | None: ...
+    def frame(self, head: bytes, value: Any, /) -> bytes | list[Any]: ...
 
 def receive(
     fd: int, limit: int, kept: dict[bytes, Options], /

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
     from .evaluate import Evaluator
     from .executors import Executors
-    from .port import Part
+    from .replies import Reply
 
 # The id, as a term, of code that belongs to no request.
 _NO_REQUEST: Final = b"m\0\0\0\0"
@@ -129,9 +129,7 @@ class Callbacks:
 
     # --- writing a call ---------------------------------------------------------------------------
 
-    def _written(
-        self, call: Call, function: Any, args: list[Any], evaluator: Evaluator
-    ) -> list[Part]:
+    def _written(self, call: Call, function: Any, args: list[Any], evaluator: Evaluator) -> Reply:
         """Give the frame of a call. Runs user code: it asks arguments for their values.
 
         Raises:
@@ -139,9 +137,7 @@ class Callbacks:
         """
         id_term = _NO_REQUEST if call.request is None else call.request.id_term
         try:
-            head = outgoing.invoke_head(id_term, call.id, function)
-            parts = evaluator.replies.encode(args, evaluator.exports, head)
-            return evaluator.replies.with_objects(parts, evaluator.exports)
+            return evaluator.frame(outgoing.invoke_head(id_term, call.id, function), args)
         except BaseException as error:
             evaluator.exports.undo()
             if isinstance(error, EncodeError):
@@ -155,7 +151,7 @@ class Callbacks:
         self._scheduler.calls[call.id] = call
         if self.gone:  # looked at once the call can be seen: none is missed
             raise RuntimeError(self.gone)
-        self._port.hold(frame)
+        self._port.hold(evaluator.replies.parts(frame))
         self._port.flush()
         # Main may be running code, and reads only when that has ended.
         self._lock.hurry()

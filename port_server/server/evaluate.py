@@ -138,6 +138,14 @@ class Evaluator:
                 max_depth=settings.max_depth,
             )
 
+    def frame(self, head: bytes, value: Any) -> Reply:
+        """Write a message that begins with `head`, then `value`, then the ids of its objects."""
+        exports, plain = self.exports, self._plain
+        frame = (
+            self.replies.encode(value, exports, head) if plain is None else plain.frame(head, value)
+        )
+        return self.replies.with_objects(frame, exports) if exports.ids else frame
+
     def failed(self, error: BaseException, request: Request) -> list[Part]:
         return self.replies.failed(error, request, self.exports)
 

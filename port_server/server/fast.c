@@ -291,18 +291,14 @@ call_target(PyObject *find, PyObject *args, PyObject *keywords)
     return value;
 }
 
-/* The frame of the reply with `value`: bytes with its header, or a list of parts without. */
+/* A frame that begins with `head` and ends with `value`: bytes with its header, or a list of parts without. */
 static PyObject *
-write_reply(Plain *self, PyObject *value, const char *id_term, Py_ssize_t id_bytes)
+write_frame(Plain *self, PyObject *value, const char *head, Py_ssize_t head_bytes)
 {
-    char head[sizeof(ok_head) + LONGEST_ID_TERM], room[HEADER_BYTES + ROOM_BYTES];
-    NativeWriting how = {head, (Py_ssize_t)sizeof(ok_head) + id_bytes, self->export, self->max_bytes, self->max_depth,
-                         ROOM_BYTES};
+    char room[HEADER_BYTES + ROOM_BYTES];
+    NativeWriting how = {head, head_bytes, self->export, self->max_bytes, self->max_depth, ROOM_BYTES};
     Py_ssize_t size = 0;
-    PyObject *parts;
-    memcpy(head, ok_head, sizeof(ok_head));
-    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
-    parts = self->codec->write(self->native, value, &how, room + HEADER_BYTES, &size);
+    PyObject *parts = self->codec->write(self->native, value, &how, room + HEADER_BYTES, &size);
     if (parts != Py_None) {
         return parts;
     }
@@ -312,6 +308,23 @@ write_reply(Plain *self, PyObject *value, const char *id_term, Py_ssize_t id_byt
     room[2] = (char)(size >> 8);
     room[3] = (char)size;
     return PyBytes_FromStringAndSize(room, HEADER_BYTES + size);
+}
+
+PyDoc_STRVAR(frame_doc,
+             "frame($self, head, value, /)\n"
+             "--\n\n"
+             "Write a frame that begins with `head` and ends with `value`: bytes with its header, or a list of parts\n"
+             "without.");
+
+static PyObject *
+frame(PyObject *object, PyObject *const *args, Py_ssize_t count)
+{
+    char *head;
+    Py_ssize_t size;
+    if (check_count("frame", count, 2) < 0 || PyBytes_AsStringAndSize(args[0], &head, &size) < 0) {
+        return NULL;
+    }
+    return write_frame((Plain *)object, args[1], head, size);
 }
 
 PyDoc_STRVAR(evaluate_doc,
@@ -333,7 +346,7 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
     PyObject *frame, *entry = NULL, *code = NULL, *first = NULL, *second = NULL, *value = NULL, *result = NULL;
     PyObject *namespace = NULL, *named = NULL;
     const char *step = "run";
-    char *start, *id_term;
+    char *start, *id_term, head[sizeof(ok_head) + LONGEST_ID_TERM];
     Py_ssize_t size, at, id_bytes, length;
     int is_call, as_bytes;
     if (check_count("evaluate", count, 6) < 0) {
@@ -411,7 +424,9 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
         goto leave;
     }
     step = "result";
-    result = write_reply(self, value, id_term, id_bytes);
+    memcpy(head, ok_head, sizeof(ok_head));
+    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
+    result = write_frame(self, value, head, (Py_ssize_t)sizeof(ok_head) + id_bytes);
     if (result != NULL) {
         goto leave;
     }
@@ -502,6 +517,7 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
 
 static PyMethodDef plain_methods[] = {
     {"evaluate", (PyCFunction)(void (*)(void))evaluate, METH_FASTCALL, evaluate_doc},
+    {"frame", (PyCFunction)(void (*)(void))frame, METH_FASTCALL, frame_doc},
     {NULL, NULL, 0, NULL},
 };
 
