@@ -69,12 +69,9 @@ class Server:
         self._control = Control(core, executors, dispatcher, health, self._callbacks)
 
     def prepare(self, options: dict[Any, Any], preloaded: dict[str, Any] | None) -> None:
-        """Take the signals and the forks, and run preload and init_code.
+        """Take the signals and the forks, and run preload and init_code; RefusedError if they fail.
 
         `preloaded` are the names that a template has bound.
-
-        Raises:
-            RefusedError: that code fails.
         """
         core = self._core
         core.cancels.install()

@@ -130,11 +130,7 @@ class Callbacks:
     # --- writing a call ---------------------------------------------------------------------------
 
     def _written(self, call: Call, function: Any, args: list[Any], evaluator: Evaluator) -> Reply:
-        """Give the frame of a call. Runs user code: it asks arguments for their values.
-
-        Raises:
-            EncodeError: an argument cannot be written.
-        """
+        """Give the frame of a call. Runs user code: it asks arguments for their values."""
         id_term = _NO_REQUEST if call.request is None else call.request.id_term
         try:
             return evaluator.frame(outgoing.invoke_head(id_term, call.id, function), args)

@@ -64,11 +64,7 @@ class Dispatcher:
     # --- main's loop ------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Read and run until there is no more input, or a shutdown was asked for. For main.
-
-        Raises:
-            FramingError: the input cannot be read any further.
-        """
+        """Read and run until there is no more input, or a shutdown was asked for. For main."""
         port, scheduler, threads = self._port, self._scheduler, self._threads
         in_threads = threads.limit > 0
         run = threads.run if in_threads else self._main.run

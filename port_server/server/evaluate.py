@@ -160,11 +160,7 @@ class Evaluator:
         return Evaluator(self.code, self.replies, self._settings)
 
     def evaluate(self, request: Request) -> Reply | None:
-        """Read the body of a request, run it, and give its reply.
-
-        Returns:
-            The reply, or None if `request.rest` is to be awaited or iterated for it.
-        """
+        """Run a request; give its reply, None if `rest` is to be awaited or iterated for it."""
         options = request.options
         value: Any = None
         found: Any = None

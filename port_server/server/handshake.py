@@ -103,12 +103,7 @@ def _check_version(init: Init) -> None:
 
 
 def settings_of(settings: Settings, init: Init) -> Settings:
-    """Give the settings with the changes of `init`.
-
-    Raises:
-        RefusedError: the version is another one; or a setting is of the wrong type, too small, or
-            above the limit of the codec.
-    """
+    """Give the settings with the changes of `init`, which must be of this version."""
     _check_version(init)
     options = init.options
     changes = {}

@@ -109,11 +109,7 @@ class Port:
     # --- reading ----------------------------------------------------------------------------------
 
     def receive(self, kept: dict[bytes, Options]) -> Envelope | list[Frame] | None:
-        """Wait for input: one request or answer, as most reads bring; frames; None at the end.
-
-        Raises:
-            FramingError: the stream cannot be read any further.
-        """
+        """Wait for input as `read` does; give one request or answer, as most reads bring."""
         if _fast is None or not self.reader.between:
             return self.read()
         try:

@@ -96,11 +96,7 @@ def _say(word: str, text: str = "") -> None:
 
 
 def _run(code: Any) -> dict[str, Any]:
-    """Run the code; give the names that it binds.
-
-    Raises:
-        RefusedError: it fails, or is no code.
-    """
+    """Run the code; give the names that it binds. RefusedError if it fails, or is no code."""
     try:
         snippet = init_code.snippet_of(code, "preload")
         namespace = Namespaces().fresh(snippet, {})

@@ -35,7 +35,6 @@ class Stream:
 
     Attributes:
         ready: whether it stands in a queue of streams that can go on.
-        request: its request.
         wake: the lock that its thread waits on while it may send no more; None in main.
     """
 

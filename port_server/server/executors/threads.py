@@ -17,7 +17,6 @@ from _thread import allocate_lock, get_ident
 from itertools import count
 from time import monotonic
 
-from port_server.runtime.api import Cancelled, Ended
 from port_server.server.cancel import worst_place
 from port_server.server.streams import Stream
 from port_server.server.strike import Strikes, guarded
@@ -142,20 +141,14 @@ class ThreadExecutor:
                 continue
             left_s = max(due, request.closing + self._resend_s) - now
             if left_s <= 0:
-                struck = self._strike(request, (now - since) / self._resend_s)
+                stack = self._stacks.get(request.thread, [])
+                worst = worst_place((now - since) / self._resend_s)
+                struck = self._strikes.strike(request, stack, worst)
                 left_s = self._resend_s if struck else _LOOK_S
                 self._cancelled[request] = since, now + left_s
             wait_s = min(wait_s, left_s)
         self._strikes.settle()
         return wait_s
-
-    def _strike(self, request: Request, tries: float) -> bool:
-        """Raise Cancelled in the thread of a request, if this is a moment for it."""
-        stack = self._stacks.get(request.thread)
-        if not stack:
-            return False
-        exception = Ended if request.why_ended else Cancelled
-        return self._strikes.strike(request.thread, stack, request, exception, worst_place(tries))
 
     # --- threads ----------------------------------------------------------------------------------
 
