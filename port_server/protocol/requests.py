@@ -112,14 +112,19 @@ class Request:
         at: the offset of its code or target in the frame.
         arrived: when its frame was read, monotonic seconds; 0 if it runs at once.
         cancelled: whether its cancel has come.
+        context: the context that its code runs in.
         closing: since when the `finally` of a stream runs that has met its cancel by itself.
         ended: whether its last reply is made.
         why_ended: why it is ended where no cancel has come, or an empty text.
         executor: the executor that runs it, once it was begun elsewhere than in main.
         namespace: the namespace of its code, while that runs.
+        granted: how many items of a stream may be sent beyond its first credit.
         rest: the value that the executor is to await or iterate, or None.
+        sent: how many items of a stream were sent.
+        session: the state of its session, from its begin to its end; None where that is not open.
         snippet: its code, if that was read in Python.
         step: the current step, for the report of a failure.
+        stream: what its executor iterates it with, once that has begun, or None.
         thread: the ident of the thread that runs it, where that is not main; 0 before it begins.
     """
 
@@ -127,13 +132,19 @@ class Request:
     arrived = 0.0
     cancelled = False
     closing = 0.0
+    context: Any = None
     ended = False
     why_ended = ""
     executor: Any = None
     namespace: dict[str, Any] | None = None
+    # Two counters with one writer each, because `-=` in two threads may lose a change.
+    granted = 0
+    sent = 0
     rest: Any = None
+    session: Any = None
     snippet: Any = None
     step = "code"
+    stream: Any = None
     thread = 0
 
     def __init__(
@@ -150,6 +161,11 @@ class Request:
         if not self.cancelled:
             self.cancelled = True
             self.why_ended = why
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether an item of a stream may be sent, or the stream ends."""
+        return self.sent < self.options.credit + self.granted or self.cancelled
 
     @property
     def awaits(self) -> bool:

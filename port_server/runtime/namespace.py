@@ -107,21 +107,42 @@ def _calibrate() -> tuple[int, int]:
 _of_namespace, _of_function = _calibrate()
 
 
-class _Session:
+class Session:
     """The state of a session.
 
     Attributes:
-        context: the context that later requests begin with.
-        entered: the contexts of the requests that run, each made from within the one before it.
         namespace: the globals.
     """
 
-    __slots__ = ("context", "entered", "namespace")
+    __slots__ = ("_context", "_entered", "namespace")
 
     def __init__(self, namespace: dict[str, Any], context: Context) -> None:
-        self.context = context
-        self.entered: list[Context] = []
+        self._context = context
+        # The contexts of the requests that run, each made from within the one before it.
+        self._entered: list[Context] = []
         self.namespace = namespace
+
+    def enter(self, request: Any) -> Context:
+        """Give the context of a request: a copy of the one that the session has.
+
+        A context can be entered once. So a request that is made from within another one of the
+        session gets a copy: it sees the variables of that request, and its changes are its own.
+        """
+        entered = self._entered
+        context = request.context = (entered[-1] if entered else self._context).copy()
+        entered.append(context)
+        request.session = self
+        return context
+
+    def leave(self, request: Any) -> None:
+        """Note the end of a request; the session keeps the variables that it has set."""
+        context, request.session = request.context, None
+        if self._entered[-1] is context:
+            self._entered.pop()
+        else:  # by identity: contexts are equal if they hold the same values
+            self._entered = [entered for entered in self._entered if entered is not context]
+        if not self._entered:
+            self._context = context
 
 
 class Namespaces:
@@ -129,11 +150,12 @@ class Namespaces:
 
     Attributes:
         base: the initial names of each namespace, without its `__loader__`.
+        find: gives the session of that name, or None.
         names: keys of globals that were checked, and their names.
         new_context: gives the context of a request without a session.
     """
 
-    __slots__ = ("_sessions", "base", "names", "new_context")
+    __slots__ = ("_sessions", "base", "find", "names", "new_context")
 
     def __init__(self) -> None:
         # As in a script: `if __name__ == "__main__"` holds, and classes print without a module.
@@ -147,7 +169,8 @@ class Namespaces:
         }
         self.names: dict[str, str] = {}
         self.new_context: Callable[[], Context] = copy_context().copy
-        self._sessions: dict[bytes, _Session] = {}
+        self._sessions: dict[bytes, Session] = {}
+        self.find = self._sessions.get
 
     def fresh(self, snippet: Snippet, values: dict[Any, Any]) -> dict[str, Any]:
         """Give a new namespace for `snippet` that holds `values`.
@@ -178,7 +201,7 @@ class Namespaces:
         """
         if session in self._sessions:
             raise SessionError(f"there is a session {_shown(session)} already; close it first")
-        self._sessions[session] = _Session(self.base.copy(), self.new_context())
+        self._sessions[session] = Session(self.base.copy(), self.new_context())
 
     def close(self, session: bytes) -> Closed | None:
         """End a session; give its namespace, for the caller to drop where user code may run.
@@ -188,35 +211,22 @@ class Namespaces:
         closed = self._sessions.pop(session, None)
         return None if closed is None else Closed(closed.namespace)
 
-    def enter_context(self, session: bytes | None) -> Context:
-        """Give the context of a request: a new one, or a copy of the one that its session has.
+    def session(self, name: bytes) -> Session:
+        """Give the session of that name.
 
-        A context can be entered once. So a request that is made from within another one of the
-        session gets a copy: it sees the variables of that request, and its changes are its own.
+        Raises:
+            SessionError: it is not open.
         """
-        kept = None if session is None else self._sessions.get(session)
-        if kept is None:
-            return self.new_context()
-        context = (kept.entered[-1] if kept.entered else kept.context).copy()
-        kept.entered.append(context)
-        return context
-
-    def leave_context(self, session: bytes | None, context: Context | None) -> None:
-        """Note the end of a request; its session keeps the variables that it has set."""
-        kept = None if session is None else self._sessions.get(session)
-        if kept is not None and context is not None:
-            if kept.entered and kept.entered[-1] is context:
-                kept.entered.pop()
-            else:  # by identity: contexts are equal if they hold the same values
-                left = [entered for entered in kept.entered if entered is not context]
-                if len(left) == len(kept.entered):  # the session was closed and opened anew
-                    return
-                kept.entered = left
-            if not kept.entered:
-                kept.context = context
+        session = self._sessions.get(name)
+        if session is None:
+            raise SessionError(
+                f"the session {_shown(name)} is not open: it was closed, or the process that "
+                f"opened it has ended"
+            )
+        return session
 
     def of_session(
-        self, session: bytes, snippet: Snippet | None = None, values: dict[Any, Any] | None = None
+        self, session: bytes, snippet: Snippet, values: dict[Any, Any]
     ) -> dict[str, Any]:
         """Give the namespace of `session`, for `snippet`, with `values` put into it.
 
@@ -224,21 +234,14 @@ class Namespaces:
             SessionError: it is not open.
             NamespaceError: a key of `values` is no identifier; nothing is put into it then.
         """
-        kept = self._sessions.get(session)
-        if kept is None:
-            raise SessionError(
-                f"the session {_shown(session)} is not open: it was closed, or the process that "
-                f"opened it has ended"
-            )
-        namespace = kept.namespace
+        namespace = self.session(session).namespace
         if values:
             names = self.names
             namespace.update(
                 {names.get(key) or self._name(key, values): values[key] for key in values}
             )
-        if snippet is not None:
-            # Lines of older snippets are looked up by file name; see `sources`.
-            namespace["__loader__"] = snippet.source
+        # Lines of older snippets are looked up by file name; see `sources`.
+        namespace["__loader__"] = snippet.source
         return namespace
 
     # --- init_code ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 # The functions of fast.c.
 
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 from port_server.protocol.requests import Options
@@ -40,9 +41,7 @@ def strike(
     ident: int,
     stack: list[Any],
     request: Any,
-    codes: dict[Any, int],
-    files: dict[str, int],
+    codes: list[CodeType],
     exception: type[BaseException],
-    worst: int,
     /,
-) -> bool | str | None: ...
+) -> bool: ...

@@ -1,6 +1,7 @@
 """Builds a server, in dependency order, and runs it: from claiming its fds to its exit status.
 
-Each part gets what it needs when it is built; none is changed by another one afterwards.
+Each part gets what it needs when it is built, most of it as one `Core`; none is changed by another
+one afterwards.
 """
 
 from __future__ import annotations
@@ -11,44 +12,25 @@ import os
 import sys
 from time import monotonic
 
-from port_server.etf import containers, mapping, models, scalars, structs
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.runtime import (
-    api,
-    batches,
-    failure,
-    imports,
-    objects,
-    stdio,
-    targets,
-    thread_context,
-)
-from port_server.runtime.garbage import Garbage
-from port_server.runtime.snippet import Snippet
+from port_server.runtime import api, failure
 from port_server.settings import Settings
 
-from . import evaluate, handshake, hangup, init_code, replies
+from . import handshake, hangup, init_code
 from .callbacks import Callbacks
-from .cancel import Cancels
 from .commands import Commands
 from .control import Control
+from .core import Core, log_stray
 from .dispatcher import Dispatcher
-from .evaluate import Code, Evaluator
-from .executors.asyncio import AsyncExecutor
-from .executors.main import MainExecutor
-from .executors.threads import ThreadExecutor
+from .executors import Executors
 from .handshake import RefusedError
 from .heartbeat import Health
 from .main_thread import MainThread
-from .output import Reports
 from .port import Port
-from .reader import ReaderLock
-from .replies import Replies
 from .scheduler import Scheduler
-from .signal_guard import OUTSIDE, SignalGuard
+from .signal_guard import OUTSIDE
 from .status_page import DRAINING, SERVING, StatusPage
-from .streams import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,7 +38,6 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.framing import Frame
-    from port_server.protocol.messages import Init
 
 # How long tasks that were cancelled at the end may take to end.
 _LAST_WAIT_S: Final = 0.2
@@ -69,136 +50,63 @@ _OURS: Final = {signal.SIGTERM: "sigterm", signal.SIGINT: "sigint"}
 
 
 class Server:
-    """One server: its parts, what user code may do to it, and its end."""
+    """One server: its parts, what user code may do to it, and its end.
 
-    def __init__(
-        self,
-        settings: Settings,
-        scheduler: Scheduler,
-        thread: MainThread,
-        page: StatusPage,
-        port: Port,
-        options: dict[Any, Any] | None,
-    ) -> None:
-        """Build the parts.
+    Attributes:
+        dispatcher: the main loop.
+    """
 
-        Args:
-            settings: with what the owner's init has changed.
-            scheduler: empty as yet.
-            thread: the one that this runs in.
-            page: the status page, mapped if the owner asked for it.
-            port: claimed, and nothing written to it.
-            options: those of that init; None where there was none.
-
-        Raises:
-            RefusedError: an option cannot be honoured.
-        """
-        owned, options = options is not None, options or {}
+    def __init__(self, core: Core, *, owned: bool) -> None:
+        """Build the parts above `core`; `owned` is whether the owner has sent an init."""
+        self._core = core
         self._owned = owned
-        self._settings = settings
         self._signalled: str | None = None
-        self._port, self._page, self._thread = port, page, thread
-        self._scheduler = scheduler
-        memory = handshake.memory_of(options)
-        handshake.take_templates(options)
-        owner, token = handshake.owner_of(options)
-        self._lock = lock = ReaderLock(port, scheduler, thread)
-        guard = _signal_guard()
-        self._cancels = cancels = Cancels(guard, thread, port, settings, _log_stray)
-        logging = handshake.wants_logs(options)
-        self._reports = Reports(settings, port, thread, lock, cancels, logging=logging)
-        output = self._reports.output
-        code = Code(objects.Objects(settings, owner, token), settings)
-        self._evaluator = evaluator = Evaluator(code, Replies(port, memory, settings), settings)
-        self._async = async_executor = AsyncExecutor(
-            lock, port, evaluator.for_thread(), output, scheduler, page, settings
-        )
-        self._main = main = MainExecutor(
-            thread, lock, port, evaluator, self._reports, scheduler, cancels, page, async_executor
-        )
-        self._threads = threads = ThreadExecutor(
-            lock, port, evaluator, self._reports, scheduler, guard, page, async_executor, settings
-        )
-        health = Health(main, async_executor, threads, scheduler, code)
-        commands = Commands(port, scheduler, thread, code, async_executor, output, health)
-        self._dispatcher = dispatcher = Dispatcher(
-            lock, port, scheduler, main, async_executor, threads, commands, settings
-        )
-        self._callbacks = Callbacks(
-            lock,
-            port,
-            scheduler,
-            main,
-            async_executor,
-            threads,
-            evaluator,
-            output,
-            dispatcher,
-            cancels,
-            settings,
-            why=self._why,
-        )
-        self._control = Control(
-            lock,
-            port,
-            scheduler,
-            dispatcher,
-            threads,
-            health,
-            output,
-            cancels,
-            page,
-            settings if owned else settings.replace(heartbeat_interval_ms=0),
-            on_end=self._input_ended,
-        )
+        self._executors = executors = Executors(core)
+        health = Health(core, executors)
+        commands = Commands(core, executors, health)
+        self.dispatcher = dispatcher = Dispatcher(core, executors, commands)
+        self._callbacks = Callbacks(core, executors, dispatcher, self._why)
+        self._control = Control(core, executors, dispatcher, health, self._callbacks)
 
-    def prepare(self, options: dict[Any, Any] | None, preloaded: dict[str, Any] | None) -> None:
-        """Take the signals and the forks, and run preload and init_code.
+    def prepare(self, options: dict[Any, Any], preloaded: dict[str, Any] | None) -> None:
+        """Take the signals and the forks, and run preload and init_code; RefusedError if they fail.
 
-        Args:
-            options: as given to `__init__`.
-            preloaded: the names that a template has bound.
-
-        Raises:
-            RefusedError: one of them fails.
+        `preloaded` are the names that a template has bound.
         """
-        self._cancels.install()
+        core = self._core
+        core.cancels.install()
         for number in _OURS:
             signal.signal(number, self._on_signal)
         if self._owned:
-            hangup.watch(self._port, self._settings.hangup_grace_ms)
+            hangup.watch(core.port, core.settings.hangup_grace_ms)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         api.connect(self._callbacks)
         os.register_at_fork(
-            before=self._before_fork,
-            after_in_parent=self._in_parent,
+            # Python forgets, in the child, what a handler of its kind was about to be called for: a
+            # child that is terminated right after its start would live on. The kernel does not.
+            before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, _OURS),
+            after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS),
             after_in_child=self._in_child,
         )
-        evaluator = self._evaluator
         if preloaded is not None:
-            evaluator.code.namespaces.adopt(preloaded)
+            core.code.namespaces.adopt(preloaded)
         for option in ("preload", "init_code"):
-            code = None if options is None else options.get(option)
-            if code is not None:
-                init_code.run(code, evaluator, self._async, self._port, self._settings, option)
-                self._reports.stdio.adopt()
+            if options.get(option) is not None:
+                init_code.run(core, self._executors.loop, options[option], option)
+                core.stdio.adopt()
 
-    def run(self, first: list[Frame]) -> int:
-        """Say hello, and serve until there is nothing more to do; give the exit status.
-
-        Args:
-            first: the frames that are read already.
-        """
-        port, dispatcher = self._port, self._dispatcher
+    def run(self, already_read: list[Frame]) -> int:
+        """Say hello, and serve until there is nothing more to do; give the exit status."""
+        port, dispatcher = self._core.port, self.dispatcher
         # Log records and messages of init_code come after it.
         port.begin(messages.hello(handshake.info(port.reads)))
-        self._page.enter(SERVING)
+        self._core.page.enter(SERVING)
         # The thread that imports it first is the main thread to it, and another one may be first.
         import threading  # noqa: F401, PLC0415  1 ms, so after hello
 
         self._control.start()
         try:
-            dispatcher.receive(first)
+            dispatcher.receive(already_read)
             self._serve()
             self._finish()
         except FramingError as error:
@@ -215,17 +123,11 @@ class Server:
         elif self._signalled is not None:
             handshake.say_goodbye(port, self._signalled)
         port.write_all()
-        self._async.stop(_LAST_WAIT_S)
+        self._executors.loop.stop(_LAST_WAIT_S)
         return 0
 
-    @property
-    def exit_grace_ms(self) -> int:
-        """How long threads and children of user code may take to end."""
-        grace_ms = self._dispatcher.grace_ms
-        return self._settings.exit_grace_ms if grace_ms is None else grace_ms
-
     def _serve(self) -> None:
-        dispatcher = self._dispatcher
+        dispatcher = self.dispatcher
         dispatcher.work()
         while True:
             try:
@@ -234,29 +136,28 @@ class Server:
                 raise
             except BaseException as error:
                 # A signal handler or a trace function that user code left behind.
-                self._cancels.recover()
-                self._lock.recover()
-                self._port.recover()
-                for request in self._main.recover(error):
+                self._core.cancels.recover()
+                self._core.lock.recover()
+                self._core.port.recover()
+                for request in self._executors.main.recover(error):
                     dispatcher.finish(request)
-                _log_stray(error)
+                log_stray(error)
                 dispatcher.work()
             else:
                 return
 
     def _finish(self) -> None:
         """Finish what was read: the tasks and streams that are still under way."""
-        dispatcher, port, callbacks = self._dispatcher, self._port, self._callbacks
-        self._page.enter(DRAINING)
-        reading = dispatcher.stopping and not port.gone
+        dispatcher, callbacks = self.dispatcher, self._callbacks
+        self._core.page.enter(DRAINING)
+        reading = dispatcher.stopping and not self._core.port.gone
         deadline = _NEVER
         if reading:
-            deadline = monotonic() + (dispatcher.grace_ms or 0) / 1000
+            deadline = monotonic() + dispatcher.grace_ms / 1000
         else:
-            why = self._why()
-            callbacks.fail_all(why)
+            callbacks.fail_all()
             if self._owned and self._signalled is None:
-                self._end_all(why)  # the BEAM is gone
+                dispatcher.end_all(self._why())  # the BEAM is gone
         while True:
             dispatcher.work()
             if not reading:
@@ -266,7 +167,7 @@ class Server:
             left = deadline - monotonic()
             if left <= 0:
                 why = "the server was stopped, and its grace is over"
-                self._end_all(why)
+                dispatcher.end_all(why)
                 callbacks.fail_all(why)
                 dispatcher.close_parked(why)
                 dispatcher.work()
@@ -276,11 +177,6 @@ class Server:
                 return
             reading = dispatcher.wait(min(left, 0.1), reading=reading) and reading
 
-    def _end_all(self, why: str) -> None:
-        self._scheduler.end_waiting(why)
-        self._async.end_all(why)
-        self._threads.end_all(why)
-
     def _why(self) -> str:
         """Why no answer comes any more."""
         if self._signalled is not None:
@@ -288,66 +184,28 @@ class Server:
         # For other threads than main, where Python's handler for the signal runs.
         return hangup.told_to_end() or _GONE
 
-    def _input_ended(self) -> None:
-        """Fail all calls: main may wait for a thread that waits for one. For the control thread."""
-        self._callbacks.fail_all(self._why())
-
     # --- signals and forks ------------------------------------------------------------------------
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._cancels.place(frame) != OUTSIDE:
+        if number == signal.SIGINT and self._core.guard.place(frame) != OUTSIDE:
             raise KeyboardInterrupt  # as in any program; the guard keeps it where it belongs
         self._signalled = _OURS[number]
         # The next read finds the end; one that waits is tried again by Python, and finds it, too.
-        self._port.end_input()
-        self._lock.hurry()  # the control thread waits for what the port was before
-
-    def _before_fork(self) -> None:
-        # Python forgets, in the child, what a handler of its kind was about to be called for: a
-        # child that is terminated right after its start would live on. So it waits in the kernel.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
-
-    def _in_parent(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
+        self._core.port.end_input()
+        self._core.lock.hurry()  # the control thread waits for what the port was before
 
     def _in_child(self) -> None:
-        self._port.disown()
-        self._thread.recover()
-        self._reports.output.disown()
-        self._lock.after_fork()
-        self._page.close()
-        self._async.after_fork()
+        core = self._core
+        core.port.disown()
+        core.thread.recover()
+        core.output.disown()
+        core.lock.after_fork()
+        core.page.close()
+        self._executors.loop.after_fork()
         for number in _OURS:
             if signal.getsignal(number) == self._on_signal:
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _OURS)
-
-
-def _signal_guard() -> SignalGuard:
-    return SignalGuard(
-        borders=(Evaluator.evaluate, Stream.advance),
-        open=(Garbage.collect, Snippet.run_parts, Stream.close),
-        open_modules=(batches, evaluate, failure, replies, targets),
-        open_files=(str(targets.__file__).removesuffix("targets.py") + "typed.py",),
-        through_modules=(
-            containers,
-            imports,
-            mapping,
-            models,
-            objects,
-            scalars,
-            stdio,
-            structs,
-            thread_context,
-        ),
-        describing=(failure.describe_cancelled,),
-    )
-
-
-def _log_stray(error: BaseException) -> None:
-    from port_server import log  # noqa: PLC0415  structlog is not for the start path
-
-    log.error("stray_exception", type=failure.type_name(error), message=str(error))
 
 
 def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = None) -> int:
@@ -366,35 +224,29 @@ def serve(reads: int = 0, writes: int = 1, preloaded: dict[str, Any] | None = No
         sys.stderr.write(f"port_server: {error}\n")
         return 1
     faulthandler.enable(2)
-    server = None
     try:
-        frames = _first_frames(port)
+        while (frames := port.read()) == []:
+            pass
         if frames is None:
             return 0
-        init: Init | None = handshake.as_init(frames[0])
-        options = None
-        if init is not None:
+        init = handshake.as_init(frames[0])
+        if init is None:
+            options: dict[Any, Any] = {}
+            settings = settings.replace(heartbeat_interval_ms=0)
+        else:
             del frames[0]
             options = init.options
             settings = handshake.settings_of(settings, init)
             port.limit(settings)
             scheduler.limit(settings)
             handshake.open_page(page, options)
-        server = Server(settings, scheduler, thread, page, port, options)
+        core = Core(settings, scheduler, thread, page, port, options)
+        server = Server(core, owned=init is not None)
         server.prepare(options, preloaded)
     except (RefusedError, FramingError) as error:
         handshake.say_goodbye(port, handshake.refusal(error))
-        status = 1
+        status, grace_ms = 1, settings.exit_grace_ms
     else:
-        status = server.run(frames)
-    grace_ms = settings.exit_grace_ms if server is None else server.exit_grace_ms
+        status, grace_ms = server.run(frames), server.dispatcher.grace_ms
     hangup.leave_in_time(grace_ms, status)
     return status
-
-
-def _first_frames(port: Port) -> list[Frame] | None:
-    """Wait for the first frames; None at the end of input."""
-    frames: list[Frame] | None = []
-    while frames is not None and not frames:
-        frames = port.read()
-    return frames

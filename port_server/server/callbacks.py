@@ -24,19 +24,12 @@ if TYPE_CHECKING:
     from typing import Any, Final
 
     from port_server.protocol.requests import Request
-    from port_server.runtime.output import Output
-    from port_server.settings import Settings
 
-    from .cancel import Cancels
+    from .core import Core
     from .dispatcher import Dispatcher
     from .evaluate import Evaluator
-    from .executors.asyncio import AsyncExecutor
-    from .executors.main import MainExecutor
-    from .executors.threads import ThreadExecutor
-    from .port import Port
-    from .reader import ReaderLock
+    from .executors import Executors
     from .replies import Reply
-    from .scheduler import Scheduler
 
 # The id, as a term, of code that belongs to no request.
 _NO_REQUEST: Final = b"m\0\0\0\0"
@@ -53,33 +46,22 @@ class Callbacks:
     """
 
     def __init__(
-        self,
-        lock: ReaderLock,
-        port: Port,
-        scheduler: Scheduler,
-        main: MainExecutor,
-        async_executor: AsyncExecutor,
-        threads: ThreadExecutor,
-        evaluator: Evaluator,
-        output: Output,
-        dispatcher: Dispatcher,
-        cancels: Cancels,
-        settings: Settings,
-        why: Callable[[], str],
+        self, core: Core, executors: Executors, dispatcher: Dispatcher, why: Callable[[], str]
     ) -> None:
         """Prepare; `why` tells why the input has ended."""
-        self._async = async_executor
-        self._cancels = cancels
+        self._async = executors.loop
+        self._cancels = core.cancels
         self._dispatcher = dispatcher
-        self._evaluator = evaluator
-        self._lock = lock
-        self._main = main
+        self._evaluator = core.evaluator
+        self._lock = core.lock
+        self._main = executors.main
         self._numbers = count(1)
-        self._output = output
-        self._port = port
-        self._scheduler = scheduler
-        self._settings = settings
-        self._threads = threads
+        self._output = core.output
+        self._port = core.port
+        self._scheduler = core.scheduler
+        self._settings = core.settings
+        self._thread = core.thread
+        self._threads = executors.threads
         self._why = why
         self.gone = ""
 
@@ -111,8 +93,8 @@ class Callbacks:
             if ident == self._async.ident:
                 self._async.check_not_init()
             return self._awaited(Call(next(self._numbers), request), loop, function, args)
-        if ident == self._main.thread.ident:
-            running = self._main.thread.running
+        if ident == self._thread.ident:
+            running = self._thread.running
             if running is None:
                 # A __del__ or a signal handler may have interrupted a read between requests.
                 raise RuntimeError("there is no request that could call into the BEAM just now")
@@ -133,27 +115,22 @@ class Callbacks:
         self._port.flush()
         self._output.delivered(len(frame))
 
-    def fail_all(self, why: str) -> None:
+    def fail_all(self, why: str | None = None) -> None:
         """Let all code that waits know that no answer comes, and code that calls from now on."""
-        self.gone = why
+        self.gone = why or self._why()
         for call in list(self._scheduler.calls.values()):
-            call.fail(RuntimeError(why))
+            call.fail(RuntimeError(self.gone))
 
     def _current(self) -> Request | None:
-        thread = self._main.thread
-        if get_ident() == thread.ident:
-            return thread.running
+        if get_ident() == self._thread.ident:
+            return self._thread.running
         printed = self._output.current()
         return None if printed is None else self._scheduler.find(printed.id_term)
 
     # --- writing a call ---------------------------------------------------------------------------
 
     def _written(self, call: Call, function: Any, args: list[Any], evaluator: Evaluator) -> Reply:
-        """Give the frame of a call. Runs user code: it asks arguments for their values.
-
-        Raises:
-            EncodeError: an argument cannot be written.
-        """
+        """Give the frame of a call. Runs user code: it asks arguments for their values."""
         id_term = _NO_REQUEST if call.request is None else call.request.id_term
         try:
             return evaluator.frame(outgoing.invoke_head(id_term, call.id, function), args)
@@ -175,21 +152,18 @@ class Callbacks:
         # Main may be running code, and reads only when that has ended.
         self._lock.hurry()
 
-    def _end(self, call: Call) -> None:
-        self._scheduler.calls.pop(call.id, None)
-
     # --- the three ways to wait -------------------------------------------------------------------
 
     def _in_main(self, request: Request, function: Any, args: list[Any]) -> Any:
         main, lock, port, cancels = self._main, self._lock, self._port, self._cancels
         if cancels.alert:
             cancels.check()
-        self._check_depth(main.thread.stack.count(None))
+        self._check_depth(self._thread.stack.count(None))
         call = Call(next(self._numbers), request)
         aside = main.pause()
         try:
             # Main's own exports are free: `pause` has put aside what they were at.
-            frame = self._written(call, function, args, main.evaluator)
+            frame = self._written(call, function, args, self._evaluator)
             # Taken before the call is written: otherwise the control thread might read the answer.
             lock.take_back()
             try:
@@ -202,7 +176,7 @@ class Callbacks:
                         cancels.check()
                     self._go_on(call)
             finally:
-                self._end(call)
+                self._scheduler.calls.pop(call.id, None)
                 if call.queue or call.streams:
                     self._scheduler.take_over(call)
                 lock.let_go()
@@ -236,7 +210,7 @@ class Callbacks:
                 call.lock.acquire()
                 self._threads.run_on_top(call)
         finally:
-            self._end(call)
+            self._scheduler.calls.pop(call.id, None)
             self._threads.run_on_top(call)  # came with the answer
         return call.result(self._settings)
 
@@ -254,7 +228,7 @@ class Callbacks:
             self._begin(call, function, args)
             await call.future
         finally:
-            self._end(call)
+            self._scheduler.calls.pop(call.id, None)
         return call.result(self._settings)
 
     def _check_depth(self, waiting: int) -> None:

@@ -8,6 +8,8 @@ from _struct import Struct
 from port_server.etf import read_term
 from port_server.runtime.api import ElixirError, error_of
 
+from .threads import release
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Final
@@ -50,11 +52,6 @@ class Call:
         self.streams: deque[Stream] = deque()
 
     @property
-    def runs_requests(self) -> bool:
-        """Whether the thread that waits can run requests that were made from within the call."""
-        return self.future is None
-
-    @property
     def in_main(self) -> bool:
         """Whether the main thread waits for it."""
         return self.future is None and self.lock is None
@@ -67,13 +64,10 @@ class Call:
     def wake(self) -> None:
         """Let the waiting code look again. Main needs no waking: it reads the port itself."""
         if self.lock is not None:
-            try:  # noqa: SIM105  contextlib is an import
-                self.lock.release()
-            except RuntimeError:  # it is awake
-                pass
+            release(self.lock)
         elif self.future is not None and self.over:
             future = self.future
-            try:  # noqa: SIM105
+            try:  # noqa: SIM105  contextlib is an import
                 future.get_loop().call_soon_threadsafe(_resolve, future)
             except RuntimeError:  # the loop was closed
                 pass

@@ -20,7 +20,7 @@ from time import monotonic
 from port_server.runtime.api import Cancelled
 from port_server.runtime.frames import outermost_import
 
-from .signal_guard import DESCRIBING, IMPORTING, INSIDE, OUTSIDE, SPARED, guard_signals
+from .signal_guard import DESCRIBING, IMPORTING, INSIDE, OPEN, OUTSIDE, SPARED, guard_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,10 +39,10 @@ SIGNAL: Final = signal.SIGURG
 STACKS_SIGNAL: Final = signal.SIGUSR2
 STDERR_FD: Final = 2
 # Tries that spare code whose locks leak. After these a leak is better than an endless request.
-SPARING_TRIES: Final = 5
+_SPARING_TRIES: Final = 5
 # Tries that spare the description of a failure: on a busy machine the import of traceback takes
 # longer than one try. There is a limit because a `__str__` may never return.
-DESCRIBING_TRIES: Final = 20
+_DESCRIBING_TRIES: Final = 20
 _NEVER: Final = float("inf")
 # Delay until an exception of a handler, raised in the server's code, is raised again: short,
 # because the handler raised it for this moment.
@@ -151,10 +151,6 @@ class Cancels:
         else:
             self._tell(error)
 
-    def place(self, frame: FrameType | None) -> int:
-        """Tell where main is, for a handler of the server's own."""
-        return self._guard.place(frame)
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if not self.alert or self._port.forked:
             if self._other is not None:
@@ -174,11 +170,7 @@ class Cancels:
         running = self._main.running
         if running is not None and monotonic() - running.closing < self._resend_s:
             return  # the `finally` of a stream has as long as after a signal
-        if self._main.cancelled and not (
-            place == IMPORTING
-            or (place == SPARED and self._tries <= SPARING_TRIES)
-            or (place == DESCRIBING and self._tries <= DESCRIBING_TRIES)
-        ):
+        if self._main.cancelled and place <= worst_place(self._tries):
             raise Cancelled("cancelled")
         if self._waiting and place != DESCRIBING:
             raise self._waiting.pop(0)
@@ -217,6 +209,13 @@ class Cancels:
         # Ours stays in place, and calls theirs for the signals that are not ours.
         set_handler(SIGNAL, self._on_signal)
         self._other = handler if callable(handler) else None
+
+
+def worst_place(tries: float) -> int:
+    """Give the last kind of place, in the order of signal_guard.py, where a cancel is raised."""
+    if tries <= _SPARING_TRIES:
+        return OPEN
+    return SPARED if tries <= _DESCRIBING_TRIES else DESCRIBING
 
 
 def _trace_no_function(_frame: FrameType, _event: str, _argument: Any) -> None:

@@ -8,72 +8,48 @@ from __future__ import annotations
 from _thread import get_ident
 
 from port_server.protocol import messages
-from port_server.protocol.messages import (
-    Ack,
-    CloseSession,
-    Credit,
-    Init,
-    OpenSession,
-    Ping,
-    ProtocolError,
-    Release,
-    Stacks,
-)
+from port_server.protocol.messages import ProtocolError
 from port_server.runtime import failure
 from port_server.runtime.frames import imported_by_thread, stacks
 from port_server.runtime.namespace import SessionError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from port_server.runtime.output import Output
-
-    from .evaluate import Code
-    from .executors.asyncio import AsyncExecutor
+    from .core import Core
+    from .executors import Executors
     from .heartbeat import Health
-    from .main_thread import MainThread
-    from .port import Port
-    from .scheduler import Scheduler
 
 
 class Commands:
     """Acts on messages that are no requests."""
 
-    def __init__(
-        self,
-        port: Port,
-        scheduler: Scheduler,
-        thread: MainThread,
-        code: Code,
-        async_executor: AsyncExecutor,
-        output: Output,
-        health: Health,
-    ) -> None:
-        self._async = async_executor
-        self._code = code
+    def __init__(self, core: Core, executors: Executors, health: Health) -> None:
+        self._async = executors.loop
+        self._code = core.code
         self._health = health
-        self._output = output
-        self._port = port
-        self._scheduler = scheduler
-        self._thread = thread
+        self._output = core.output
+        self._port = core.port
+        self._scheduler = core.scheduler
+        self._thread = core.thread
 
     def act(self, message: messages.Message) -> None:
         """Do what a message asks for; what answers it is held."""
-        if type(message) is Ack:
+        if type(message) is messages.Ack:
             self._output.ack(message.id_term, message.count)
-        elif type(message) is Credit:
+        elif type(message) is messages.Credit:
             self._credit(message)
-        elif type(message) is Ping:
+        elif type(message) is messages.Ping:
             self._port.hold([messages.pong(message.id_term, self._status(message.id_term))])
-        elif type(message) is Release:
+        elif type(message) is messages.Release:
             self._code.objects.release(message.ids)
-        elif type(message) is OpenSession:
+        elif type(message) is messages.OpenSession:
             self._open_session(message)
-        elif type(message) is CloseSession:
+        elif type(message) is messages.CloseSession:
             self._code.objects.dropped.append(self._code.namespaces.close(message.name))
-        elif type(message) is Stacks:
+        elif type(message) is messages.Stacks:
             text = stacks(self._thread.ident, (get_ident(),))
             self._port.hold([messages.ok(message.id_term, text)])
-        elif type(message) is Init:
+        elif type(message) is messages.Init:
             self.complain(ProtocolError("init is the first frame or none at all; ignored"))
 
     def _status(self, id_term: bytes) -> dict[str, object]:
@@ -97,17 +73,14 @@ class Commands:
             status["blocking"] = blocking
         return status
 
-    def _credit(self, message: Credit) -> None:
-        stream = self._scheduler.streams.get(message.id_term)
-        if stream is not None:
-            stream.granted += message.count
-            self._scheduler.make_ready(stream)
-            return
+    def _credit(self, message: messages.Credit) -> None:
         request = self._scheduler.elsewhere.get(message.id_term)
-        if request is not None and request.executor is not None:
-            request.executor.credit(request, message.count)
+        if request is not None:
+            request.granted += message.count
+            if request.stream is not None:
+                request.executor.go_on(request)
 
-    def _open_session(self, message: OpenSession) -> None:
+    def _open_session(self, message: messages.OpenSession) -> None:
         try:
             self._code.namespaces.open(message.name)
         except SessionError as error:

@@ -18,21 +18,16 @@ from .threads import start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Final
 
     from port_server.protocol.requests import Request
-    from port_server.runtime.output import Output
-    from port_server.settings import Settings
 
-    from .cancel import Cancels
+    from .callbacks import Callbacks
+    from .core import Core
     from .dispatcher import Dispatcher
-    from .executors.threads import ThreadExecutor
+    from .executors import Executors
     from .heartbeat import Health
-    from .port import Port
-    from .reader import ReaderLock, Waker
-    from .scheduler import Scheduler
-    from .status_page import StatusPage
+    from .reader import Waker
 
 TICK_S: Final = 0.005
 # Ticks without a new request until the thread sleeps without a tick. Waking it costs main 2 us, so
@@ -48,37 +43,30 @@ class Control:
 
     def __init__(
         self,
-        lock: ReaderLock,
-        port: Port,
-        scheduler: Scheduler,
+        core: Core,
+        executors: Executors,
         dispatcher: Dispatcher,
-        threads: ThreadExecutor,
         health: Health,
-        output: Output,
-        cancels: Cancels,
-        page: StatusPage,
-        settings: Settings,
-        on_end: Callable[[], None],
+        callbacks: Callbacks,
     ) -> None:
-        """Prepare; `on_end` is called when the end of input is met."""
         self._announced: Request | None = None
-        self._cancels = cancels
+        self._callbacks = callbacks
+        self._cancels = core.cancels
         self._dispatcher = dispatcher
         self._health = health
-        self._interval_s = settings.heartbeat_interval_ms / 1000 or _NEVER
-        self._lock = lock
+        self._interval_s = core.settings.heartbeat_interval_ms / 1000 or _NEVER
+        self._lock = core.lock
         self._next_beat = _NEVER
         self._next_look = 0.0
         # Tasks that were under way at the last look, and may be at the next.
         self._older: list[Request] = []
-        self._on_end = on_end
-        self._output = output
+        self._output = core.output
         self._over = False
-        self._page = page
-        self._port = port
-        self._running_s = settings.running_after_ms / 1000 or _NEVER
-        self._scheduler = scheduler
-        self._threads = threads
+        self._page = core.page
+        self._port = core.port
+        self._running_s = core.settings.running_after_ms / 1000 or _NEVER
+        self._scheduler = core.scheduler
+        self._threads = executors.threads
 
     def start(self) -> None:
         """Begin; `hello` is written."""
@@ -115,16 +103,15 @@ class Control:
             look(now)
             if self._output.requests and self._output.tick(now):
                 quiet = 0
-            if now >= self._next_beat:
-                self._beat(now)
+            beat_s = self._beat(now)
             if self._strike_and_announce(now) < _NEVER:
                 quiet = 0
             if quiet < QUIET_TICKS:
-                self._sleep(min(TICK_S, self._next_beat - now))
+                self._sleep(min(TICK_S, beat_s))
             else:
                 lock.park()
                 if health.requests + lock.resumed == seen:
-                    self._sleep(self._next_beat - now)
+                    self._sleep(beat_s)
             lock.unpark()
             if (count := health.requests + lock.resumed) != seen:
                 seen = count
@@ -156,9 +143,7 @@ class Control:
             if port.held:
                 port.flush()
             now = monotonic()
-            if now >= self._next_beat:
-                self._beat(now)
-            wait_s = self._next_beat - now
+            wait_s = self._beat(now)
             if self._output.requests and self._output.tick(now):
                 wait_s = min(wait_s, TICK_S)
             wait_s = min(wait_s, self._strike_and_announce(now))
@@ -180,20 +165,24 @@ class Control:
         except FramingError:
             more = False
         if not more:
-            self._on_end()
+            self._callbacks.fail_all()  # main may wait for a thread that waits for one
         return more
 
-    def _beat(self, now: float) -> None:
+    def _beat(self, now: float) -> float:
+        """Send a heartbeat, if it is time; give the seconds until the next one."""
+        if now < self._next_beat:
+            return self._next_beat - now
         self._page.beat(self._health.requests)
         if self._port.writing.locked():
             # Another frame is being written, or the other side does not read: do not queue one.
             self._next_beat = now + _BEAT_AGAIN_S
-            return
+            return _BEAT_AGAIN_S
         self._next_beat = now + self._interval_s
         self._port.hold([outgoing.heartbeat(self._health.beat())])
         self._port.flush()
         if not self._port.held:
             self._page.beat_sent()
+        return self._interval_s
 
     def _strike_and_announce(self, now: float) -> float:
         """Do what is due; give the seconds until something else is."""

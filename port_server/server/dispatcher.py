@@ -24,16 +24,12 @@ if TYPE_CHECKING:
     from typing import Final
 
     from port_server.protocol.framing import Frame
-    from port_server.settings import Settings
 
     from .calls import Call
     from .commands import Commands
-    from .executors.asyncio import AsyncExecutor
-    from .executors.main import MainExecutor
-    from .executors.threads import ThreadExecutor
-    from .port import Envelope, Port
-    from .reader import ReaderLock
-    from .scheduler import Scheduler
+    from .core import Core
+    from .executors import Executors
+    from .port import Envelope
 
 # After code that ran for this time the pipe may hold cancels of requests that are queued.
 _LOOK_AGAIN_S: Final = 0.001
@@ -46,40 +42,29 @@ class Dispatcher:
     """Acts on frames, and runs what is due.
 
     Attributes:
-        grace_ms: how long the owner waits after its shutdown, None without one.
+        grace_ms: how long the server may take to end; the owner's shutdown says it anew.
         stopping: whether a shutdown was asked for: what was read is finished, then the loop ends.
     """
 
-    def __init__(
-        self,
-        lock: ReaderLock,
-        port: Port,
-        scheduler: Scheduler,
-        main: MainExecutor,
-        async_executor: AsyncExecutor,
-        threads: ThreadExecutor,
-        commands: Commands,
-        settings: Settings,
-    ) -> None:
-        self.grace_ms: int | None = None
+    def __init__(self, core: Core, executors: Executors, commands: Commands) -> None:
+        self.grace_ms = core.settings.exit_grace_ms
         self.stopping = False
-        self._async = async_executor
+        self._async = executors.loop
+        self._code = core.code
         self._commands = commands
-        self._lock = lock
-        self._main = main
-        self._port = port
-        self._requests = Requests(as_bytes=settings.as_bytes)
-        self._scheduler = scheduler
-        self._threads = threads
+        self._lock = core.lock
+        self._main = executors.main
+        self._port = core.port
+        self._replies = core.replies
+        self._requests = Requests(as_bytes=core.settings.as_bytes)
+        self._scheduler = core.scheduler
+        self._thread = core.thread
+        self._threads = executors.threads
 
     # --- main's loop ------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Read and run until there is no more input, or a shutdown was asked for. For main.
-
-        Raises:
-            FramingError: the input cannot be read any further.
-        """
+        """Read and run until there is no more input, or a shutdown was asked for. For main."""
         port, scheduler, threads = self._port, self._scheduler, self._threads
         in_threads = threads.limit > 0
         run = threads.run if in_threads else self._main.run
@@ -143,11 +128,10 @@ class Dispatcher:
 
     def _run(self, request: Request) -> None:
         if request.cancelled:  # before it has begun
-            self._port.hold(self._main.evaluator.replies.never_begun(request))
-            self.finish(request)
+            self._never_begin(request)
             return
         self._main.run(request)
-        if self._main.thread.stack:
+        if self._thread.stack:
             self._main.show_below()
         if request.executor is None:
             self.finish(request)
@@ -155,9 +139,13 @@ class Dispatcher:
     def _advance(self, stream: Stream) -> None:
         self._main.advance(stream)
         if stream.request.ended:
-            self.finish(stream.request)
+            self.attend()
         else:
             self._scheduler.make_ready(stream)
+
+    def _never_begin(self, request: Request) -> None:
+        self._port.hold(self._replies.never_begun(request))
+        self.finish(request)
 
     def finish(self, request: Request) -> None:
         """Note the end of a request, and begin the one that waited for it."""
@@ -234,11 +222,11 @@ class Dispatcher:
 
     def drop_released(self) -> None:
         """Drop objects that were released; their `__del__` is user code. For main."""
-        objects = self._main.evaluator.code.objects
+        objects = self._code.objects
         if objects.dropped:
             self._lock.let_go()
             objects.drop()
-            self._main.evaluator.replies.leave_if_forked()
+            self._replies.leave_if_forked()
             self._lock.take_back()
 
     # --- frames -----------------------------------------------------------------------------------
@@ -288,7 +276,7 @@ class Dispatcher:
             else:
                 return
         # While main runs code, a request that needs the loop must not wait for it.
-        aside = bool(self._main.thread.below) or get_ident() != self._main.thread.ident
+        aside = bool(self._thread.below) or get_ident() != self._thread.ident
         if aside and self._run_async(request):
             return
         if self._threads.limit:
@@ -298,7 +286,7 @@ class Dispatcher:
 
     def _run_async(self, request: Request) -> bool:
         """Give a request to the event loop, if it is known to need it; tell whether it was."""
-        if not self._main.evaluator.code.is_async(request):
+        if not self._code.is_async(request):
             return False
         try:
             self._async.prepare()
@@ -318,8 +306,7 @@ class Dispatcher:
         call = self._scheduler.calls.get(call_id)
         if call is not None and not call.over:
             call.answered = (frame, body_at)
-            if not call.in_main:
-                call.wake()
+            call.wake()
 
     def recall(self, id_term: bytes) -> bool:
         """Give back a request that has not begun, as cancelled; tell whether it was one."""
@@ -327,8 +314,7 @@ class Dispatcher:
             dropped = self._scheduler.drop(id_term)
         if dropped is None:
             return False
-        self._port.hold(self._main.evaluator.replies.never_begun(dropped))
-        self.finish(dropped)
+        self._never_begin(dropped)
         return True
 
     def cancel(self, id_term: bytes) -> None:
@@ -350,12 +336,19 @@ class Dispatcher:
 
     def close_parked(self, why: str) -> None:
         """End the streams that wait for credit: no more credit arrives."""
-        for stream in list(self._scheduler.streams.values()):
-            if not stream.can_go_on:
-                stream.request.end(why)
-                self._scheduler.make_ready(stream)
-        self._async.end_parked(why)
-        self._threads.end_parked(why)
+        for request in list(self._scheduler.elsewhere.values()):
+            if request.stream is not None and not request.can_go_on:
+                request.end(why)
+                request.executor.cancel(request)
+
+    def end_all(self, why: str) -> None:
+        """End whatever waits or is under way elsewhere than in main: the server leaves."""
+        with self._threads.taking:
+            requests = self._scheduler.unfinished()
+        for request in requests:
+            request.end(why)
+            if request.executor is not None:
+                request.executor.cancel(request)
 
     @property
     def unfinished(self) -> bool:

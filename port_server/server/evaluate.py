@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
+    from .port import Part
     from .replies import Replies, Reply
 
 try:
@@ -55,22 +56,10 @@ _BINARY_EXT: Final = b"m"
 _MOST_LEARNED: Final = 4096
 # Lines before a snippet are blank lines to the compiler, and no file has more.
 _MOST_LINES: Final = 10_000_000
-# The types of most values: none of these is awaited.
-_PLAIN_TYPES: Final = frozenset(
-    (int, str, float, bool, type(None), list, dict, tuple, bytes, set, frozenset)
-)
 
 
 class Code:
-    """The state that requests of all threads share: compiled code, and the namespaces it runs in.
-
-    Attributes:
-        garbage: frees the cycles that requests leave behind.
-        namespaces: the namespaces of requests.
-        objects: the objects that the other side has handles of.
-        snippets: the compiled code.
-        targets: the parsed targets of calls.
-    """
+    """What the requests of all threads share: compiled code, and the namespaces it runs in."""
 
     def __init__(self, objects: Objects, settings: Settings) -> None:
         self._awaited: set[Any] = set()
@@ -96,20 +85,12 @@ class Code:
         with self._compiling:
             if type(code) is str:
                 return self.snippets.compile(code, code)
-            if (
-                type(code) is not tuple
-                or len(code) != 4
-                or code[0] != "code"
-                or type(code[1]) is not str
-                or type(code[2]) is not str
-                or type(code[3]) is not int
-                or not 1 <= code[3] <= _MOST_LINES
-            ):
-                raise ProtocolError(
-                    f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
-                )
-            _tag, text, file, line = code
-            return self.snippets.get(code) or self.snippets.compile(code, text, file, line)
+            match code:
+                case tuple(("code", str(text), str(file), int(line))) if 1 <= line <= _MOST_LINES:
+                    return self.snippets.get(code) or self.snippets.compile(code, text, file, line)
+            raise ProtocolError(
+                f"code is a binary or {{code, Source, File, Line}}, not {named(code)}"
+            )
 
     def is_async(self, request: Request) -> bool:
         """Tell whether a request is known to need the event loop, by its code alone.
@@ -136,13 +117,7 @@ class Code:
 
 
 class Evaluator:
-    """Evaluates the requests of one thread; `for_thread` makes another for another thread.
-
-    Attributes:
-        code: what all evaluators share.
-        exports: the codec's hook for values that stay here.
-        replies: writes the replies.
-    """
+    """Evaluates the requests of one thread; `for_thread` makes another for another thread."""
 
     def __init__(self, code: Code, replies: Replies, settings: Settings) -> None:
         self._settings = settings
@@ -164,28 +139,28 @@ class Evaluator:
             )
 
     def frame(self, head: bytes, value: Any) -> Reply:
-        """Write a message that begins with `head`, then `value`, then the ids of its objects.
-
-        Raises:
-            EncodeError: it cannot be written.
-        """
-        exports = self.exports
-        if self._plain is not None:
-            frame: Reply = self._plain.frame(head, value)
-        else:
-            frame = self.replies.encode(value, exports, head)
+        """Write a message that begins with `head`, then `value`, then the ids of its objects."""
+        exports, plain = self.exports, self._plain
+        frame = (
+            self.replies.encode(value, exports, head) if plain is None else plain.frame(head, value)
+        )
         return self.replies.with_objects(frame, exports) if exports.ids else frame
 
+    def failed(self, error: BaseException, request: Request) -> list[Part]:
+        return self.replies.failed(error, request, self.exports)
+
+    def interrupted(self, error: BaseException, request: Request) -> list[Part]:
+        """Write the reply for an exception of a signal during the description of a failure."""
+        # The code of that failure took too long to describe it: it must not run again.
+        error.__context__ = None
+        request.step = "run"
+        return self.failed(error, request)
+
     def for_thread(self) -> Evaluator:
-        """Give an evaluator for another thread."""
         return Evaluator(self.code, self.replies, self._settings)
 
     def evaluate(self, request: Request) -> Reply | None:
-        """Read the body of a request, run it, and give its reply.
-
-        Returns:
-            The reply, or None if `request.rest` is to be awaited or iterated for it.
-        """
+        """Run a request; give its reply, None if `rest` is to be awaited or iterated for it."""
         options = request.options
         value: Any = None
         found: Any = None
@@ -194,15 +169,17 @@ class Evaluator:
             if request.arrived:  # else it was read just now
                 request.check_deadline(monotonic())
             if self._plain is not None and options.usual:
+                namespace = None
+                if options.session is not None:
+                    session = request.session or self.code.namespaces.session(options.session)
+                    namespace = session.namespace
                 found = self._plain.evaluate(
                     request.frame,
                     request.at,
                     request.is_call,
                     request.id_term,
                     options.as_bytes,
-                    None
-                    if options.session is None
-                    else self.code.namespaces.of_session(options.session),
+                    namespace,
                 )
             if type(found) is bytes and not self.exports.ids:
                 return found  # as most requests end
@@ -211,7 +188,7 @@ class Evaluator:
                 return self.replies.with_objects(found, self.exports)
             if found is not None and len(found) == 3:
                 request.step, value, request.namespace = found
-                reply = self.replies.failed(value, request, self.exports)
+                reply = self.failed(value, request)
             else:
                 if found is None:
                     value = self._run(request)
@@ -221,7 +198,7 @@ class Evaluator:
                 reply = self._reply(request, value)
         except BaseException as error:
             if request.rest is None:  # else the signal came later, and its executor goes on
-                reply = self.replies.failed(error, request, self.exports)
+                reply = self.failed(error, request)
         if reply is not None:
             # Dropped here, because dropping may run a __del__, whose prints are the request's.
             value = found = None
@@ -278,7 +255,7 @@ class Evaluator:
         request.step = "run"
         keywords = _keywords(given)
         if options.session is not None:
-            self.code.namespaces.of_session(options.session)
+            self.code.namespaces.session(options.session)
         function = find()
         if options.typed:
             from port_server.runtime import typed  # noqa: PLC0415  imports inspect and typing
@@ -290,19 +267,16 @@ class Evaluator:
 
     def _reply(self, request: Request, value: Any) -> Reply | None:
         """Give the reply that carries a value; None if it is to be awaited or iterated first."""
-        options = request.options
-        if type(value) not in _PLAIN_TYPES:
-            if hasattr(type(value), "__await__"):
-                self.code.learn(request)
-                request.rest = value
-                return None
-            if not options.stream and _is_future(value):
-                request.rest = _AwaitedFuture(value)
-                return None
-        if options.stream:
+        if hasattr(type(value), "__await__"):
+            self.code.learn(request)
             request.rest = value
-            return None
-        return self.replies.value(request, value, self.exports)
+        elif request.options.stream:
+            request.rest = value
+        elif _is_future(value):
+            request.rest = _result_of(value)
+        else:
+            return self.replies.value(request, value, self.exports)
+        return None
 
     def _drop(self, request: Request) -> None:
         """Drop the namespace and the values that the code of a request has left."""
@@ -347,18 +321,10 @@ def _is_future(value: Any) -> bool:
     return kind is not None and isinstance(value, kind)
 
 
-class _AwaitedFuture:
-    """A future of another thread, awaited like a coroutine."""
+async def _result_of(future: Any) -> Any:
+    import asyncio  # noqa: PLC0415  the loop that awaits this has it
 
-    __slots__ = ("_future",)
-
-    def __init__(self, future: Any) -> None:
-        self._future = future
-
-    def __await__(self) -> Any:
-        import asyncio  # noqa: PLC0415  the loop that awaits this has it
-
-        return asyncio.wrap_future(self._future).__await__()
+    return await asyncio.wrap_future(future)
 
 
 def _keywords(given: dict[Any, Any]) -> dict[str, Any]:

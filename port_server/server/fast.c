@@ -93,15 +93,11 @@ envelope(const char *start, Py_ssize_t size, PyObject *kept)
     const unsigned char *options_start, *options_end;
     PyObject *key, *options, *found;
     int is_call;
-    if (size <= ID_LENGTH_AT) {
+    is_call = size > ID_LENGTH_AT && memcmp(start, request_heads[1], ID_LENGTH_AT) == 0;
+    if (!is_call && (size <= ID_LENGTH_AT || memcmp(start, request_heads[0], ID_LENGTH_AT) != 0)) {
         return Py_NewRef(Py_None);
     }
-    is_call = memcmp(start, request_heads[1], ID_LENGTH_AT) == 0;
     options_start = (const unsigned char *)start + ID_LENGTH_AT + 1 + (unsigned char)start[ID_LENGTH_AT];
-    if ((!is_call && memcmp(start, request_heads[0], ID_LENGTH_AT) != 0) ||
-        options_start > (const unsigned char *)start + size) {
-        return Py_NewRef(Py_None);
-    }
     options_end = skip(options_start, (const unsigned char *)start + size, 0);
     if (options_end == NULL) {
         return Py_NewRef(Py_None);
@@ -222,6 +218,7 @@ write_at_once(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t cou
 
 typedef struct {
     PyObject_HEAD
+    PyObject *given;   /* the keyword arguments, which keep the objects below alive */
     PyObject *native;  /* the codec's module */
     PyObject *evals;   /* source -> (code of statements or None, code of the last expression or None, loader) */
     PyObject *calls;   /* target -> a callable that gives the function */
@@ -243,40 +240,23 @@ is_plain_value(PyObject *value)
            type == &PyBytes_Type || type == &PySet_Type || type == &PyFrozenSet_Type;
 }
 
-/* The value of `key`, a new reference; NULL without an exception where there is none. */
+/* The values of a map by their names; NULL, mostly without an exception, if one of its keys is not known to be a name. */
 static PyObject *
-item(PyObject *dict, PyObject *key)
+by_name(Plain *self, PyObject *values)
 {
-    return Py_XNewRef(PyDict_GetItemWithError(dict, key));
-}
-
-/* Whether each key of a map is known to be a name. -1 with an exception. */
-static int
-are_names(Plain *self, PyObject *values)
-{
-    PyObject *key, *value;
+    PyObject *key, *value, *named;
     Py_ssize_t at = 0;
-    while (PyDict_Next(values, &at, &key, &value)) {
-        if (PyDict_GetItemWithError(self->names, key) == NULL) {
-            return PyErr_Occurred() ? -1 : 0;
-        }
+    if (PyDict_Size(values) == 0) {
+        return Py_NewRef(values);
     }
-    return 1;
-}
-
-/* Puts the values of a map under their names, which are known, into `namespace`. */
-static int
-put_values(Plain *self, PyObject *namespace, PyObject *values)
-{
-    PyObject *key, *value;
-    Py_ssize_t at = 0;
-    while (PyDict_Next(values, &at, &key, &value)) {
+    named = PyDict_New();
+    while (named != NULL && PyDict_Next(values, &at, &key, &value)) {
         PyObject *name = PyDict_GetItemWithError(self->names, key);
-        if (name == NULL || PyDict_SetItem(namespace, name, value) < 0) {
-            return -1;
+        if (name == NULL || PyDict_SetItem(named, name, value) < 0) {
+            Py_CLEAR(named);
         }
     }
-    return 0;
+    return named;
 }
 
 static PyObject *
@@ -297,21 +277,15 @@ run_code(PyObject *entry, PyObject *namespace)
 }
 
 static PyObject *
-call_target(Plain *self, PyObject *find, PyObject *args, PyObject *given)
+call_target(PyObject *find, PyObject *args, PyObject *keywords)
 {
-    PyObject *value = NULL, *function = PyObject_CallNoArgs(find), *positional = NULL, *keywords = NULL;
+    PyObject *value = NULL, *function = PyObject_CallNoArgs(find), *positional = NULL;
     if (function != NULL) {
         positional = PyList_AsTuple(args);
     }
     if (positional != NULL) {
-        if (PyDict_Size(given) == 0) {
-            value = PyObject_CallObject(function, positional);
-        }
-        else if ((keywords = PyDict_New()) != NULL && put_values(self, keywords, given) == 0) {
-            value = PyObject_Call(function, positional, keywords);
-        }
+        value = PyObject_Call(function, positional, PyDict_Size(keywords) == 0 ? NULL : keywords);
     }
-    Py_XDECREF(keywords);
     Py_XDECREF(positional);
     Py_XDECREF(function);
     return value;
@@ -336,22 +310,11 @@ write_frame(Plain *self, PyObject *value, const char *head, Py_ssize_t head_byte
     return PyBytes_FromStringAndSize(room, HEADER_BYTES + size);
 }
 
-static PyObject *
-write_reply(Plain *self, PyObject *value, const char *id_term, Py_ssize_t id_bytes)
-{
-    char head[sizeof(ok_head) + LONGEST_ID_TERM];
-    memcpy(head, ok_head, sizeof(ok_head));
-    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
-    return write_frame(self, value, head, (Py_ssize_t)sizeof(ok_head) + id_bytes);
-}
-
 PyDoc_STRVAR(frame_doc,
              "frame($self, head, value, /)\n"
              "--\n\n"
              "Write a frame that begins with `head` and ends with `value`: bytes with its header, or a list of parts\n"
-             "without.\n\n"
-             "Raises:\n"
-             "    EncodeError: the value cannot be written.");
+             "without.");
 
 static PyObject *
 frame(PyObject *object, PyObject *const *args, Py_ssize_t count)
@@ -381,11 +344,11 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
 {
     Plain *self = (Plain *)object;
     PyObject *frame, *entry = NULL, *code = NULL, *first = NULL, *second = NULL, *value = NULL, *result = NULL;
-    PyObject *namespace = NULL;
+    PyObject *namespace = NULL, *named = NULL;
     const char *step = "run";
-    char *start, *id_term;
+    char *start, *id_term, head[sizeof(ok_head) + LONGEST_ID_TERM];
     Py_ssize_t size, at, id_bytes, length;
-    int is_call, as_bytes, known;
+    int is_call, as_bytes;
     if (check_count("evaluate", count, 6) < 0) {
         return NULL;
     }
@@ -410,7 +373,7 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
         return Py_NewRef(Py_None);
     }
     at += 5 + length;
-    entry = item(is_call ? self->calls : self->evals, code);
+    entry = Py_XNewRef(PyDict_GetItemWithError(is_call ? self->calls : self->evals, code));
     if (entry == NULL) {
         goto not_plain;
     }
@@ -434,22 +397,23 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
             (is_call && Py_TYPE(second) != &PyDict_Type)) {
             goto not_plain;
         }
-        known = are_names(self, is_call ? second : first);
-        if (known <= 0) {
+        named = by_name(self, is_call ? second : first);
+        if (named == NULL) {
             goto not_plain;
         }
     }
     step = "run";
     if (is_call) {
-        value = call_target(self, entry, first, second);
+        value = call_target(entry, first, named);
     }
     else {
         namespace = args[5] == Py_None ? PyDict_Copy(self->base) : Py_NewRef(args[5]);
-        if (namespace == NULL || (first != NULL && put_values(self, namespace, first) < 0) ||
+        if (namespace == NULL || (named != NULL && PyDict_Update(namespace, named) < 0) ||
             PyDict_SetItemString(namespace, "__loader__", PyTuple_GetItem(entry, 2)) < 0) {
             goto failed;
         }
         Py_CLEAR(first);
+        Py_CLEAR(named);
         value = run_code(entry, namespace);
     }
     if (value == NULL) {
@@ -460,7 +424,9 @@ evaluate(PyObject *object, PyObject *const *args, Py_ssize_t count)
         goto leave;
     }
     step = "result";
-    result = write_reply(self, value, id_term, id_bytes);
+    memcpy(head, ok_head, sizeof(ok_head));
+    memcpy(head + sizeof(ok_head), id_term, (size_t)id_bytes);
+    result = write_frame(self, value, head, (Py_ssize_t)sizeof(ok_head) + id_bytes);
     if (result != NULL) {
         goto leave;
     }
@@ -475,6 +441,7 @@ not_plain:
     result = PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
 leave:
     Py_XDECREF(value);
+    Py_XDECREF(named);
     Py_XDECREF(second);
     Py_XDECREF(first);
     Py_XDECREF(code);
@@ -497,29 +464,15 @@ leave:
 static int
 plain_traverse(PyObject *object, visitproc visit, void *arg)
 {
-    Plain *self = (Plain *)object;
     Py_VISIT(Py_TYPE(object));
-    Py_VISIT(self->native);
-    Py_VISIT(self->evals);
-    Py_VISIT(self->calls);
-    Py_VISIT(self->base);
-    Py_VISIT(self->names);
-    Py_VISIT(self->export);
-    Py_VISIT(self->collect);
+    Py_VISIT(((Plain *)object)->given);
     return 0;
 }
 
 static int
 plain_clear(PyObject *object)
 {
-    Plain *self = (Plain *)object;
-    Py_CLEAR(self->native);
-    Py_CLEAR(self->evals);
-    Py_CLEAR(self->calls);
-    Py_CLEAR(self->base);
-    Py_CLEAR(self->names);
-    Py_CLEAR(self->export);
-    Py_CLEAR(self->collect);
+    Py_CLEAR(((Plain *)object)->given);
     return 0;
 }
 
@@ -548,17 +501,10 @@ plain_new(PyTypeObject *type, PyObject *args, PyObject *given)
     if (!PyArg_ParseTupleAndKeywords(args, given, "$OO!O!O!O!OOLi", words, &self->native, &PyDict_Type, &self->evals,
                                      &PyDict_Type, &self->calls, &PyDict_Type, &self->base, &PyDict_Type, &self->names,
                                      &self->export, &self->collect, &self->max_bytes, &self->max_depth)) {
-        self->native = self->evals = self->calls = self->base = self->names = self->export = self->collect = NULL;
         Py_DECREF(self);
         return NULL;
     }
-    Py_INCREF(self->native);
-    Py_INCREF(self->evals);
-    Py_INCREF(self->calls);
-    Py_INCREF(self->base);
-    Py_INCREF(self->names);
-    Py_INCREF(self->export);
-    Py_INCREF(self->collect);
+    self->given = Py_NewRef(given);
     capsule = PyObject_GetAttrString(self->native, "_c_api");
     self->codec = capsule == NULL ? NULL : PyCapsule_GetPointer(capsule, NATIVE_API_NAME);
     Py_XDECREF(capsule);
@@ -636,140 +582,45 @@ guarded(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     return result;
 }
 
-/* As in signal_guard.py. */
-enum kind {
-    BORDER,
-    OPEN,
-    SPARED,
-    DESCRIBING,
-    IMPORTING,
-    INSIDE,
-    FOREIGN,
-    THROUGH,
-};
-
-/* The kind of a frame's code: from `codes`, else from `files`. -1 with an exception, or with the unknown file. */
-static int
-kind_of(PyObject *frame, PyObject *codes, PyObject *files, PyObject **unknown)
-{
-    PyObject *code = PyObject_GetAttrString(frame, "f_code");
-    PyObject *file = NULL, *kind = NULL;
-    int found = -1;
-    if (code != NULL) {
-        kind = PyDict_GetItemWithError(codes, code);
-    }
-    if (code != NULL && kind == NULL && !PyErr_Occurred() &&
-        (file = PyObject_GetAttrString(code, "co_filename")) != NULL) {
-        kind = PyDict_GetItemWithError(files, file);
-        if (kind == NULL && !PyErr_Occurred()) {
-            *unknown = Py_NewRef(file);
-        }
-    }
-    if (kind != NULL) {
-        found = (int)PyLong_AsLong(kind);
-    }
-    Py_XDECREF(file);
-    Py_XDECREF(code);
-    return found;
-}
-
-/* The place of the thread with that innermost frame, as `SignalGuard.place` gives it: OPEN to INSIDE. -1 as above. */
-static int
-place_of(PyObject *frame, PyObject *codes, PyObject *files, PyObject **unknown)
-{
-    int place = OPEN, foreign = 0, kind;
-    Py_INCREF(frame);
-    while (frame != Py_None) {
-        PyObject *back;
-        kind = kind_of(frame, codes, files, unknown);
-        if (kind <= BORDER) {
-            Py_DECREF(frame);
-            return kind < 0 ? -1 : place;
-        }
-        if (place == INSIDE) {
-            /* for any caller */
-        }
-        else if (kind == DESCRIBING) {
-            place = place == IMPORTING ? place : DESCRIBING;
-        }
-        else if (kind == IMPORTING) {
-            place = IMPORTING;
-        }
-        else if (kind == FOREIGN || kind == SPARED) {
-            foreign = 1;
-            place = kind == SPARED && place == OPEN ? SPARED : place;
-        }
-        else if (kind == INSIDE || (kind == THROUGH && !foreign)) {
-            place = INSIDE;
-        }
-        back = PyObject_GetAttrString(frame, "f_back");
-        Py_DECREF(frame);
-        if (back == NULL) {
-            return -1;
-        }
-        frame = back;
-    }
-    Py_DECREF(frame);
-    return INSIDE; /* without a border: between two requests */
-}
-
 PyDoc_STRVAR(strike_doc,
-             "strike(ident, stack, request, codes, files, exception, worst, /)\n"
+             "strike(ident, stack, request, codes, exception, /)\n"
              "--\n\n"
              "Raise `exception` in a thread before its next bytecode, if `request` stands on the `stack` of that thread\n"
-             "and its frames are in user code. The GIL is held from the look until the exception is set.\n\n"
-             "Args:\n"
-             "    codes, files: the kind of frames by their code, and else by its file.\n"
-             "    worst: the last kind of place, in the order of signal_guard.py, where it may be raised.\n\n"
-             "Returns:\n"
-             "    True: it was set.\n"
-             "    False: this is no place for it.\n"
-             "    None: the request does not run in the thread.\n"
-             "    A file that is not in `files`.");
+             "and its frames, the innermost first, run these codes. The GIL is held from the look until the exception\n"
+             "is set. Tell whether it was.");
 
 static PyObject *
 strike(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
 {
-    PyObject *current_frames = PySys_GetObject("_current_frames"), *frames = NULL, *frame, *unknown = NULL;
-    PyObject *result = NULL;
-    Py_ssize_t index;
-    int collecting, place;
-    long worst;
-    if (check_count("strike", count, 7) < 0) {
+    PyObject *current_frames = PySys_GetObject("_current_frames"), *frames, *frame = NULL;
+    Py_ssize_t depth = 0, size;
+    int collecting, same;
+    if (check_count("strike", count, 5) < 0) {
         return NULL;
     }
-    worst = PyLong_AsLong(args[6]);
-    if (PyErr_Occurred() || current_frames == NULL) {
-        return NULL;
-    }
-    for (index = PyList_Size(args[1]) - 1; index >= 0 && PyList_GetItem(args[1], index) != args[2]; index--) {
-    }
-    if (index < 0) {
-        return PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
-    }
+    size = PyList_Size(args[3]);
     collecting = PyGC_Disable(); /* a `__del__` would release the GIL */
-    frames = PyObject_CallNoArgs(current_frames);
-    frame = frames == NULL ? NULL : PyDict_GetItemWithError(frames, args[0]);
-    if (frame != NULL) {
-        place = place_of(frame, args[3], args[4], &unknown);
-        if (unknown != NULL) {
-            result = unknown;
-        }
-        else if (place >= 0) {
-            if (place <= worst) {
-                (void)PyThreadState_SetAsyncExc(PyLong_AsUnsignedLong(args[0]), args[5]);
-            }
-            result = Py_NewRef(place <= worst ? Py_True : Py_False);
-        }
+    frames = current_frames == NULL ? NULL : PyObject_CallNoArgs(current_frames);
+    if (frames != NULL && PySequence_Contains(args[1], args[2]) == 1) {
+        frame = Py_XNewRef(PyDict_GetItemWithError(frames, args[0]));
     }
-    else if (!PyErr_Occurred()) {
-        result = Py_NewRef(Py_None);
+    for (same = frame != NULL; same && frame != Py_None;) {
+        PyObject *code = PyObject_GetAttrString(frame, "f_code"), *back = PyObject_GetAttrString(frame, "f_back");
+        same = code != NULL && back != NULL && depth < size && PyList_GetItem(args[3], depth++) == code;
+        Py_XDECREF(code);
+        Py_DECREF(frame);
+        frame = back;
     }
+    same = same && depth == size;
+    if (same) {
+        (void)PyThreadState_SetAsyncExc(PyLong_AsUnsignedLong(args[0]), args[4]);
+    }
+    Py_XDECREF(frame);
     Py_XDECREF(frames);
     if (collecting) {
         PyGC_Enable();
     }
-    return result;
+    return PyErr_Occurred() ? NULL : PyBool_FromLong(same);
 }
 
 /* ---- module ------------------------------------------------------------------------------------------------------ */

@@ -69,7 +69,6 @@ def _widen(fd: int, pipe_bytes: int) -> None:
 
 
 def is_pipe(fd: int) -> bool:
-    """Tell whether an fd is one end of a pipe."""
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 

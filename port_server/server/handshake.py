@@ -1,4 +1,7 @@
-"""The handshake: the contents of hello, and the check of the options in init."""
+"""The handshake: the contents of hello, and the check of the options in init.
+
+A function that reads an init raises RefusedError where an option is wrong.
+"""
 
 from __future__ import annotations
 
@@ -71,11 +74,7 @@ def wrong_option(name: str, wanted: str, value: object) -> RefusedError:
 
 
 def as_init(frame: Frame) -> Init | None:
-    """Read the first frame, if it is an init.
-
-    Raises:
-        RefusedError: the init is malformed.
-    """
+    """Read the first frame, if it is an init."""
     try:
         message = messages.parse(frame)
     except ProtocolError as error:
@@ -93,11 +92,6 @@ def refusal(error: RefusedError | FramingError) -> dict[str, Any]:
 
 
 def _check_version(init: Init) -> None:
-    """Refuse a client that speaks another version.
-
-    Raises:
-        RefusedError: it does.
-    """
     if init.version != PROTOCOL_VERSION:
         raise RefusedError(
             failure.describe(
@@ -110,12 +104,7 @@ def _check_version(init: Init) -> None:
 
 
 def settings_of(settings: Settings, init: Init) -> Settings:
-    """Give the settings with the changes of `init`.
-
-    Raises:
-        RefusedError: the version is another one; or a setting is of the wrong type, too small, or
-            above the limit of the codec.
-    """
+    """Give the settings with the changes of `init`, which must be of this version."""
     _check_version(init)
     options = init.options
     changes: dict[str, int | str] = {}
@@ -146,30 +135,25 @@ def settings_of(settings: Settings, init: Init) -> Settings:
     return changed
 
 
-def open_page(page: StatusPage, options: dict[Any, Any]) -> None:
-    """Map the status page, if the owner has made one.
+def _option(options: dict[Any, Any], name: str, types: tuple[type, ...], wanted: str) -> Any:
+    value = options.get(name)
+    if value is not None and not isinstance(value, types):
+        raise wrong_option(name, wanted, value)
+    return value
 
-    Raises:
-        RefusedError: its path is of the wrong type.
-    """
-    path = options.get("status_page")
+
+def open_page(page: StatusPage, options: dict[Any, Any]) -> None:
+    """Map the status page, if the owner has made one."""
+    path = _option(options, "status_page", (str, bytes), "a path, a binary")
     if path is not None:
-        if not isinstance(path, (str, bytes)):
-            raise wrong_option("status_page", "a path, a binary", path)
         page.open(path)
 
 
 def memory_of(options: dict[Any, Any]) -> Memory:
-    """Hold the process to its limit, if it has one.
-
-    Raises:
-        RefusedError: the limit is of the wrong type, or too small.
-    """
-    most_bytes = options.get("memory_limit_bytes")
+    """Hold the process to its limit, if it has one."""
+    most_bytes = _option(options, "memory_limit_bytes", (int,), "an integer")
     memory = Memory()
     if most_bytes is not None:
-        if type(most_bytes) is not int:
-            raise wrong_option("memory_limit_bytes", "an integer", most_bytes)
         try:
             memory.limit(most_bytes)
         except ValueError as error:
@@ -178,23 +162,12 @@ def memory_of(options: dict[Any, Any]) -> Memory:
 
 
 def owner_of(options: dict[Any, Any]) -> tuple[Any, str | bytes]:
-    """Give the owner's pid and its token, which mark the handles of this server.
-
-    Raises:
-        RefusedError: the token is of the wrong type.
-    """
-    token = options.get("token")
-    if not isinstance(token, (str, bytes, type(None))):
-        raise wrong_option("token", "a binary", token)
-    return options.get("owner"), token or ""
+    """Give the owner's pid and its token, which mark the handles of this server."""
+    return options.get("owner"), _option(options, "token", (str, bytes), "a binary") or ""
 
 
 def take_templates(options: dict[Any, Any]) -> None:
-    """Learn the exact shapes of structs that differ between versions of Elixir.
-
-    Raises:
-        RefusedError: they are no structs, or `decimal` is wrong.
-    """
+    """Learn the exact shapes of structs that differ between versions of Elixir."""
     templates = options.get("templates")
     if templates is not None:
         try:
@@ -210,15 +183,8 @@ def take_templates(options: dict[Any, Any]) -> None:
 
 
 def wants_logs(options: dict[Any, Any]) -> bool:
-    """Tell whether log records are to be sent.
-
-    Raises:
-        RefusedError: the option is of the wrong type.
-    """
-    logging = options.get("logging", True)
-    if type(logging) is not bool:
-        raise wrong_option("logging", "true or false", logging)
-    return logging
+    """Tell whether log records are to be sent."""
+    return _option(options, "logging", (bool,), "true or false") is not False
 
 
 def info(port_fd: int) -> dict[str, Any]:

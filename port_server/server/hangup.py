@@ -20,38 +20,36 @@ if TYPE_CHECKING:
 
     from .port import Port
 
+try:
+    from . import _watch
+except ImportError:
+    _watch = None  # type: ignore[assignment]
+
 _PR_SET_PDEATHSIG: Final = 1
 
 _grace_ms: int | None = None
 _port: Port | None = None
 
 
-def watch(port: Port, grace_ms: int) -> bool:
+def watch(port: Port, grace_ms: int) -> None:
     """Have this process killed, with its group if it leads one, when the port hangs up.
 
-    And have SIGTERM, for which there is a handler, end the input at once.
-
-    Args:
-        port: the port.
-        grace_ms: how long the loop has to leave by itself.
-
-    Returns:
-        Whether the native thread does it. Else Linux kills the process, but no children of it,
-        when its parent dies.
+    The loop has `grace_ms` to leave by itself. And have SIGTERM, for which there is a handler, end
+    the input at once. Without the native thread, Linux kills the process when its parent dies, but
+    no children of it.
     """
     global _grace_ms, _port  # noqa: PLW0603  one process, one port
     _port = port
     atexit.register(_end_helpers)  # registered first, so it runs last
     try:
-        from ._watch import end_input, start  # noqa: PLC0415  not everywhere built
-
-        start(port.reads, port.writes, grace_ms)
-        end_input(signal.SIGTERM, port.reads)
-    except (ImportError, OSError):
+        if _watch is None:
+            raise OSError("built without the native thread")
+        _watch.start(port.reads, port.writes, grace_ms)
+        _watch.end_input(signal.SIGTERM, port.reads)
+    except OSError:
         _die_with_parent()
-        return False
-    _grace_ms = grace_ms
-    return True
+    else:
+        _grace_ms = grace_ms
 
 
 def told_to_end() -> str:
@@ -59,15 +57,10 @@ def told_to_end() -> str:
 
     For other threads than main, because Python runs its handler for the signal in main only.
     """
-    try:
-        from ._watch import ended  # noqa: PLC0415  not everywhere built
-    except ImportError:
-        return ""
-    return told_by("SIGTERM") if ended() else ""
+    return told_by("SIGTERM") if _watch is not None and _watch.ended() else ""
 
 
 def told_by(name: str) -> str:
-    """Give the message about that signal."""
     return f"this Python was told to end by {name}, and takes no more input"
 
 
@@ -77,10 +70,8 @@ def watch_parent() -> None:
     if _grace_ms is None:
         return
     grace_ms, _grace_ms = _grace_ms, None
-    try:
-        from ._watch import start  # noqa: PLC0415  there since `watch`
-
-        start(-1, -1, grace_ms)
+    try:  # noqa: SIM105  contextlib is not for the start path
+        _watch.start(-1, -1, grace_ms)
     except OSError:  # no more threads; the owner's reaper is left
         pass
 
@@ -128,9 +119,7 @@ def leave_in_time(grace_ms: int, status: int) -> None:
     Python waits at its end for threads, and multiprocessing for children, without a limit.
     """
     if _grace_ms is not None:
-        from ._watch import leave  # noqa: PLC0415  there since `watch`
-
-        leave(grace_ms)
+        _watch.leave(grace_ms)
 
     def wait() -> None:
         sleep(grace_ms / 1000)

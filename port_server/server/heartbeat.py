@@ -11,20 +11,16 @@ from time import monotonic
 from port_server.etf import Atom
 from port_server.runtime.api import take_dropped_callbacks
 
+from .memory import statm_bytes
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final
+    from typing import Any
 
     from port_server.protocol.requests import Request
 
-    from .evaluate import Code
-    from .executors.asyncio import AsyncExecutor
-    from .executors.main import MainExecutor
-    from .executors.threads import ThreadExecutor
-    from .scheduler import Scheduler
-
-_IDLE: Final = Atom("idle")
-_BUSY: Final = Atom("busy")
+    from .core import Core
+    from .executors import Executors
 
 
 class Health:
@@ -35,31 +31,23 @@ class Health:
         seen_at: the time since which it was seen.
     """
 
-    def __init__(
-        self,
-        main: MainExecutor,
-        async_executor: AsyncExecutor,
-        threads: ThreadExecutor,
-        scheduler: Scheduler,
-        code: Code,
-    ) -> None:
-        self._async = async_executor
-        self._code = code
-        self._main = main
-        self._scheduler = scheduler
+    def __init__(self, core: Core, executors: Executors) -> None:
+        self._code = core.code
+        self._executors = executors
+        self._scheduler = core.scheduler
         self._sequence = 0
-        self._threads = threads
+        self._thread = core.thread
         self._started = self.seen_at = monotonic()
         self.seen: Request | None = None
 
     @property
     def requests(self) -> int:
         """How many requests main and threads have begun."""
-        return self._main.requests + self._threads.requests
+        return self._executors.main.requests + self._executors.threads.requests
 
     def look(self, now: float) -> None:
         """Note which request runs. Called at every tick, so its start is known to within 5 ms."""
-        running = self._main.thread.running
+        running = self._thread.running
         if running is not self.seen:
             self.seen = running
             self.seen_at = now
@@ -74,7 +62,6 @@ class Health:
         return status
 
     def status(self) -> dict[str, Any]:
-        """Give the status map."""
         now = monotonic()
         self.look(now)
         running = self.seen
@@ -84,15 +71,15 @@ class Health:
             "monotonic_ms": int(now * 1000),
             "uptime_ms": int((now - self._started) * 1000),
             "os_pid": os.getpid(),
-            "state": _IDLE,
+            "state": Atom("idle"),
             "running": None if running is None else running.id_term[5:],
             "running_ms": 0 if running is None else int((now - self.seen_at) * 1000),
             "queue": len(scheduler.queue) + len(scheduler.for_threads) + scheduler.waiting,
-            "rss_bytes": _rss_bytes(),
+            "rss_bytes": statm_bytes(1),
             "requests": self.requests,
             "objects": len(self._code.objects),
             "sessions": self._code.namespaces.sessions,
-            "tasks": self._async.busy + self._threads.busy,
+            "tasks": self._executors.loop.busy + self._executors.threads.busy,
             "calls": len(scheduler.calls),
             "streams": len(scheduler.streams),
         }
@@ -100,22 +87,5 @@ class Health:
         if common_type is not None:
             status["type"] = common_type
         if running is not None or status["queue"] or status["tasks"]:
-            status["state"] = _BUSY
+            status["state"] = Atom("busy")
         return status
-
-
-def _rss_bytes() -> int:
-    # Opened anew each time (10 us a second), because user code may have closed every fd.
-    try:
-        fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:  # not Linux
-        return 0
-    try:
-        return int(os.read(fd, 128).split()[1]) * _PAGE_BYTES
-    except (OSError, ValueError, IndexError):
-        return 0
-    finally:
-        os.close(fd)
-
-
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")

@@ -7,7 +7,6 @@ what is bound to the loop (queues, connections) serves those requests.
 from __future__ import annotations
 
 import sys
-from _thread import allocate_lock
 
 from port_server.etf import Atom
 from port_server.runtime import failure
@@ -23,19 +22,11 @@ if TYPE_CHECKING:
     from port_server.runtime.snippet import Snippet
     from port_server.settings import Settings
 
-    from .evaluate import Evaluator
+    from .core import Core
     from .executors.asyncio import AsyncExecutor
-    from .port import Port
 
 
-def run(
-    code: Any,
-    evaluator: Evaluator,
-    executor: AsyncExecutor,
-    port: Port,
-    settings: Settings,
-    option: str,
-) -> None:
+def run(core: Core, executor: AsyncExecutor, code: Any, option: str) -> None:
     """Run the code of that option; the names that it binds are seen by every request.
 
     Raises:
@@ -43,20 +34,19 @@ def run(
     """
     try:
         snippet = snippet_of(code, option)
-        namespace = evaluator.code.namespaces.fresh(snippet, {})
+        namespace = core.code.namespaces.fresh(snippet, {})
         value = snippet.run(namespace)
         _refuse_lost_tasks()
         if hasattr(type(value), "__await__"):
-            _await(value, executor)
+            executor.run_init(value)
     except RefusedError:
         raise
     except BaseException as error:
-        if port.forked:
+        if core.port.forked:
             leave_child(error)
-        raise refused(error, option, settings) from None
-    if port.forked:
-        leave_child(None)
-    evaluator.code.namespaces.adopt(namespace)
+        raise refused(error, option, core.settings) from None
+    core.replies.leave_if_forked()
+    core.code.namespaces.adopt(namespace)
 
 
 def refused(error: BaseException, option: str, settings: Settings) -> RefusedError:
@@ -81,22 +71,6 @@ def snippet_of(code: Any, option: str) -> Snippet:
     if snippet.kind not in {PLAIN, COROUTINE}:
         raise wrong_option(option, "code without a top-level yield", snippet.kind)
     return snippet
-
-
-def _await(value: Any, executor: AsyncExecutor) -> None:
-    """Wait until the loop has awaited `value`; raise what that raises."""
-    outcome: list[BaseException | None] = []
-    over = allocate_lock()
-    over.acquire()
-
-    def ended(failure: BaseException | None) -> None:
-        outcome.append(failure)
-        over.release()
-
-    executor.run_init(value, ended)
-    over.acquire()
-    if outcome[0] is not None:
-        raise outcome[0]
 
 
 def _refuse_lost_tasks() -> None:

@@ -45,10 +45,7 @@ class MainThread:
 
     def find(self, id_term: bytes) -> Request | None:
         """Give the request of that id, if it runs or waits here."""
-        running = self.running
-        if running is not None and running.id_term == id_term:
-            return running
-        for request in tuple(self.stack):
+        for request in reversed(tuple(self.stack)):
             if request is not None and request.id_term == id_term:
                 return request
         return None

@@ -12,10 +12,8 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final, TypeVar
+    from typing import Any, Final, TypeVar
 
-    _A = TypeVar("_A")
-    _B = TypeVar("_B")
     _T = TypeVar("_T")
 
 # Room that must be free at the beginning, and that is lent for describing a failure: importing
@@ -38,7 +36,7 @@ class Memory:
             ValueError: it has more already, or the system has no such limit. The text says which
                 value would be accepted.
         """
-        needed = _address_bytes() + ROOM_BYTES
+        needed = statm_bytes(0) + ROOM_BYTES
         if most_bytes < needed:
             raise ValueError(
                 f"at least {needed} here, as much as the server itself takes with room to work"
@@ -58,7 +56,7 @@ class Memory:
         self._number = resource.RLIMIT_AS
         self._exchange = getattr(resource, "prlimit", _exchange)
 
-    def lend(self, work: Callable[[_A, _B], _T], first: _A, second: _B) -> _T:
+    def lend(self, work: Callable[[Any, Any], _T], first: Any, second: Any) -> _T:
         """Call `work` with the limit raised: the data that has reached it is still referred to."""
         if not self._soft:
             return work(first, second)
@@ -73,11 +71,13 @@ class Memory:
             self._exchange(0, self._number, before)
 
 
-def _address_bytes() -> int:
+def statm_bytes(field: int) -> int:
+    """Give a field of /proc/self/statm: 0 for addresses, 1 for memory in use. 0 if not on Linux."""
     try:
+        # Opened anew each time (10 us a second), because user code may have closed every fd.
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123  pathlib is not on the start path
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):  # not Linux
+            return int(file.read().split()[field]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
         return 0
 
 

@@ -47,16 +47,7 @@ class Reports:
         *,
         logging: bool,
     ) -> None:
-        """Put the streams in place, and follow the code into threads.
-
-        Args:
-            settings: the limits.
-            port: takes the frames.
-            main: tells which request runs.
-            lock: tells whether a print may wait.
-            cancels: raises in a print that waits.
-            logging: whether log records are taken as well; otherwise Python handles them as usual.
-        """
+        """Put the streams in place, follow the code into threads, and take log records if asked."""
         self._logs: Logs | None = None
         self._main = main
         self._port = port
@@ -68,10 +59,9 @@ class Reports:
         hooks.install()
         hooks.add("linecache", sources.prepare)
         thread_context.install(self.output, hooks)
-        if logging:
-            self._take_logs(settings, hooks)
+        if not logging:
+            return
 
-    def _take_logs(self, settings: Settings, hooks: ImportHooks) -> None:
         def logs() -> Logs:
             if self._logs is None:
                 # Most servers never log: not worth half a millisecond of every start.

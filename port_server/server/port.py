@@ -77,12 +77,8 @@ class Port:
     ) -> None:
         """Claim the fds. The first frame is written by `begin`.
 
-        Args:
-            settings: the limits.
-            page: is told when frames can no longer be written.
-            reads: the fd that frames come from. If `reads` or `writes` is no pipe, the port is on 0
-                and 1: a program between Elixir and Python has put it there (ssh, docker).
-            writes: the fd that frames go to.
+        If `reads` or `writes` is no pipe, the port is on 0 and 1: a program between Elixir and
+        Python has put it there (ssh, docker).
 
         Raises:
             OSError: the port is on none of these.
@@ -100,7 +96,6 @@ class Port:
         self._main = get_ident()
         self._most_held = settings.held_frames
         self._page = page
-        self._poll: poll | None = None
         self._read_bytes = settings.read_bytes
         # The thread that is in the midst of writing.
         self._writers: list[int] = []
@@ -114,14 +109,7 @@ class Port:
     # --- reading ----------------------------------------------------------------------------------
 
     def receive(self, kept: dict[bytes, Options]) -> Envelope | list[Frame] | None:
-        """Wait for input: one request or answer, as most reads bring; frames; None at the end.
-
-        Args:
-            kept: options that were read, by the bytes of their term.
-
-        Raises:
-            FramingError: the stream cannot be read any further.
-        """
+        """Wait for input as `read` does; give one request or answer, as most reads bring."""
         if _fast is None or not self.reader.between:
             return self.read()
         try:
@@ -164,7 +152,7 @@ class Port:
         if _is_foreign(error):
             raise error
         if type(error) is BlockingIOError:  # another process that shares the pipe made it so
-            self._wait(None)
+            _wait_for(self.reads, POLLIN)
             return True
         # User code closed the fd, or the other side reset: in both cases the input has ended.
         self._lose()
@@ -172,7 +160,7 @@ class Port:
 
     def readable(self) -> bool:
         """Tell whether `read` would return at once."""
-        return self._wait(0)
+        return _wait_for(self.reads, POLLIN, timeout_ms=0)
 
     def end_input(self) -> None:
         """Let the next read find the end of input; what was read before is not lost.
@@ -195,11 +183,7 @@ class Port:
         self.flush()
 
     def send(self, frame: bytes | list[Part]) -> None:
-        """Write a frame, and everything that is held before it. For the main thread.
-
-        Args:
-            frame: a small one with its header, or one in parts without.
-        """
+        """Write a small frame with its header, or one in parts, after what is held. For main."""
         if not isinstance(frame, bytes):
             if len(frame) > 1 or len(frame[0]) > _JOINED_BYTES:
                 self.hold(frame)
@@ -278,17 +262,14 @@ class Port:
             if self.gone:
                 held.clear()
         except OSError as error:
-            self._write_failed(error)
+            if _is_foreign(error):
+                raise
+            # EPIPE: the BEAM is gone. EBADF: user code closed everything.
+            held.clear()
+            self._lose()
         finally:
             self._writers.clear()
             self.writing.release()
-
-    def _write_failed(self, error: OSError) -> None:
-        if _is_foreign(error):
-            raise error
-        # EPIPE: the BEAM is gone. EBADF: user code closed everything.
-        self.held.clear()
-        self._lose()
 
     def _lose(self) -> None:
         self.gone = True
@@ -308,17 +289,8 @@ class Port:
             try:
                 count = os.writev(self.writes, parts[:_MOST_BUFFERS])
             except BlockingIOError:
-                waiting = poll()
-                waiting.register(self.writes, POLLOUT)
-                waiting.poll()
+                _wait_for(self.writes, POLLOUT)
                 count = 0
-
-    def _wait(self, timeout_ms: int | None) -> bool:
-        waiting = self._poll
-        if waiting is None:
-            waiting = self._poll = poll()
-            waiting.register(self.reads, POLLIN)
-        return bool(waiting.poll(timeout_ms))
 
     # --- a forked child ---------------------------------------------------------------------------
 
@@ -328,6 +300,12 @@ class Port:
         self.writing = allocate_lock()  # another thread may have held it
         point_at_null(self.reads)
         point_at_null(self.writes)
+
+
+def _wait_for(fd: int, event: int, timeout_ms: int | None = None) -> bool:
+    waiting = poll()
+    waiting.register(fd, event)
+    return bool(waiting.poll(timeout_ms))
 
 
 def _never(_fd: int, _data: bytes, _writers: list[int]) -> bool:

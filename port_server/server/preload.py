@@ -17,6 +17,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
 from select import POLLIN, poll
 from time import sleep
@@ -105,11 +106,7 @@ def _flush() -> None:
 
 
 def _run(code: Any) -> dict[str, Any]:
-    """Run the code; give the names that it binds.
-
-    Raises:
-        RefusedError: it fails, or is no code.
-    """
+    """Run the code; give the names that it binds. RefusedError if it fails, or is no code."""
     template = os.getpid()
     try:
         snippet = init_code.snippet_of(code, "preload")
@@ -128,11 +125,9 @@ def _run(code: Any) -> dict[str, Any]:
 
 
 def _warn_of_threads(owner: int) -> None:
-    threading = sys.modules.get("threading")
-    if threading is not None:
-        names = [thread.name for thread in threading.enumerate()]
-        if others := [name for name in names if name != threading.main_thread().name]:
-            _say(owner, "threads", ", ".join(others))
+    main = threading.main_thread()
+    if others := [thread.name for thread in threading.enumerate() if thread is not main]:
+        _say(owner, "threads", ", ".join(others))
 
 
 class _Template:

@@ -28,6 +28,7 @@ import os
 from _thread import allocate_lock, get_ident
 
 from .fds import private
+from .threads import release
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -129,22 +130,18 @@ class ReaderLock:
         if not self.take():
             self.wait()
 
-    def wait(self) -> None:
-        """Ask the control thread for the lock, and take it."""
+    def wait(self, timeout_s: float = -1) -> None:
+        """Ask the control thread for the lock, and take it; without a timeout it comes."""
         self.wanted = True
         self.waker.wake()
-        while not self.take():
-            self._returned.acquire()
+        while not self.take() and self._returned.acquire(timeout=timeout_s):
+            pass
         self.wanted = False
 
     def recover(self) -> None:
         """Take the lock after a stray exception, which may have been raised at any place."""
-        self.wanted = True
-        self.waker.wake()
         # If it does not come within a second main has it already: no other thread keeps it long.
-        if not self.take() and self._returned.acquire(timeout=1.0):
-            self.take()
-        self.wanted = False
+        self.wait(1.0)
 
     def take(self) -> bool:
         """Take the lock if it is free; tell whether it was."""
@@ -179,10 +176,7 @@ class ReaderLock:
         self.reading = False
         self.free.append(None)
         if self.wanted:
-            try:  # noqa: SIM105  contextlib is an import
-                self._returned.release()
-            except RuntimeError:  # main has seen it by itself, once
-                pass
+            release(self._returned)  # which main has seen by itself, if it is free
 
     # --- any thread -------------------------------------------------------------------------------
 

@@ -44,8 +44,6 @@ class NotStreamedError(Exception):
 
 
 class Replies:
-    """Writes replies."""
-
     def __init__(self, port: Port, memory: Memory, settings: Settings) -> None:
         self._memory = memory
         self._port = port
@@ -145,7 +143,6 @@ class Replies:
         return {**bindings, **{name: exports.handle(value) for name, value in kept.items()}}
 
     def failed(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
-        """Write the reply for a failure of a request."""
         if self._port.forked:
             leave_child(error)
         if exports.ids:
@@ -155,7 +152,7 @@ class Replies:
                 return self._memory.lend(self._failure, error, request)
             return self._failure(error, request, exports)
         except Cancelled:
-            raise  # it becomes the answer: see `interrupted`
+            raise  # it becomes the answer: see `Evaluator.interrupted`
         except BaseException:  # e.g. a `__class__` that raises: every failure has a reply
             return [messages.error(request.id_term, failure.describe_unseen(error))]
 
@@ -164,13 +161,6 @@ class Replies:
         kind = "exited" if request.why_ended else "cancelled"
         message = request.why_ended or "cancelled before it began"
         return [messages.error(request.id_term, failure.describe(kind, "", message, begun=False))]
-
-    def interrupted(self, error: BaseException, request: Request, exports: Exports) -> list[Part]:
-        """Write the reply for an exception of a signal during the description of a failure."""
-        # The code of that failure took too long to describe it: it must not run again.
-        error.__context__ = None
-        request.step = "run"
-        return self.failed(error, request, exports)
 
     def _failure(
         self, error: BaseException, request: Request, exports: Exports | None = None

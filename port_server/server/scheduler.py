@@ -55,7 +55,6 @@ class Scheduler:
     """
 
     def __init__(self, settings: Settings, main: MainThread) -> None:
-        """Begin without requests; `main` is the state of the main thread."""
         # By name: the only request of a session, as in most cases; otherwise the session.
         self._main = main
         self._sessions: dict[bytes, Request | _Session] = {}
@@ -69,7 +68,6 @@ class Scheduler:
         self.ready: deque[Stream] = deque()
         self.streams: dict[bytes, Stream] = {}
         self.waiting = 0
-
         self.limit(settings)
 
     def limit(self, settings: Settings) -> None:
@@ -99,9 +97,9 @@ class Scheduler:
     def end(self, request: Request) -> Request | None:
         """Note the end of a request; give the request whose turn it is now, or None."""
         name = request.options.session
-        session = None if name is None else self._sessions.get(name)
-        if name is None or session is None:
+        if name is None:
             return None
+        session = self._sessions.get(name)
         if session is request:
             del self._sessions[name]
             return None
@@ -135,11 +133,11 @@ class Scheduler:
         if request.options.session is not None:
             self.ended.append(request)
 
-    def end_waiting(self, why: str) -> None:
-        """Note that requests which wait for their session are to end: the server leaves."""
-        for session in self._sessions.values():
-            for request in session.waiting if isinstance(session, _Session) else ():
-                request.end(why)
+    def unfinished(self) -> list[Request]:
+        """Give the requests that wait for threads or for their session, or are elsewhere."""
+        sessions = [one for one in self._sessions.values() if isinstance(one, _Session)]
+        waiting = [request for session in sessions for request in session.waiting]
+        return [*waiting, *self.for_threads, *self.elsewhere.values()]
 
     def settle(self) -> list[Request]:
         """Note the requests that have ended in other threads; give those whose turn it is now."""
@@ -154,11 +152,12 @@ class Scheduler:
         """Give the call that a request was made from within, if its thread can run the request."""
         parent = request.options.parent
         call = None if parent is None else self.calls.get(parent)
-        return call if call is not None and call.runs_requests and not call.over else None
+        # Async code that waits runs none.
+        return call if call is not None and call.future is None and not call.over else None
 
     def make_ready(self, stream: Stream) -> None:
         """Let a stream go on, if it can: in the queue of its call, or of main."""
-        if not stream.can_go_on:
+        if not stream.request.can_go_on:
             return
         if stream.ready:
             if not stream.request.cancelled or stream not in self.ready:

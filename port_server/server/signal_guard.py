@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
     Handler = Callable[[int, FrameType | None], Any]
 
-# The kinds of places where a thread may be, from the most to the least interruptible, as in fast.c:
-# in user code; in a library whose locks leak if it is interrupted; in the description of a failure;
-# inside of an import; in the server's code.
+# The kinds of places where a thread may be, from the most to the least interruptible: in user code;
+# in a library whose locks leak if it is interrupted; in the description of a failure; inside of an
+# import; in the server's code.
 BORDER: Final = 0  # of a frame only, as the last two
 OPEN: Final = 1
 SPARED: Final = 2
@@ -59,7 +59,6 @@ class SignalGuard:
 
     Attributes:
         codes: kinds of single functions of the server, by their code.
-        files: kinds of all functions in a file, for the files met so far.
     """
 
     def __init__(
@@ -94,30 +93,32 @@ class SignalGuard:
             **dict.fromkeys(open_files, OPEN),
             **{str(module.__file__): THROUGH for module in through_modules},
         }
-        self.files = self._own_files.copy()
+        # Kinds of all functions in a file, for the files met so far.
+        self._files = self._own_files.copy()
 
-    def learn(self, file: str) -> int:
+    def _learn(self, file: str) -> int:
         """Find out the kind of a file, and keep it."""
         if file.startswith(_OWN_DIRECTORY):
             kind = INSIDE
         else:
             kind = SPARED if file.startswith(_SPARED_FILES) else FOREIGN
-        if len(self.files) >= _MOST_FILES:
-            self.files.clear()
-            self.files.update(self._own_files)
-        self.files[file] = kind
+        if len(self._files) >= _MOST_FILES:
+            self._files = self._own_files.copy()
+        self._files[file] = kind
         return kind
 
     def place(self, frame: FrameType | None) -> int:
         """Tell where a thread is whose innermost frame this is."""
+        return self.place_of(codes_of(frame))
+
+    def place_of(self, codes: list[CodeType]) -> int:
+        """Tell where a thread is whose frames, the innermost first, run these codes."""
         place = OPEN
         foreign = False
-        while frame is not None:
-            code = frame.f_code
+        for code in codes:
             kind = self.codes.get(code)
             if kind is None:
-                file = code.co_filename
-                kind = self.files.get(file) or self.learn(file)
+                kind = self._files.get(code.co_filename) or self._learn(code.co_filename)
             if kind == BORDER:
                 return place
             if place == INSIDE:  # for any caller
@@ -131,7 +132,6 @@ class SignalGuard:
                 place = SPARED if kind == SPARED and place == OPEN else place
             elif kind == INSIDE or (kind == THROUGH and not foreign):
                 place = INSIDE
-            frame = frame.f_back
         return OUTSIDE
 
     def place_of_caller(self) -> int:
@@ -140,6 +140,15 @@ class SignalGuard:
         while frame is not None and frame.f_code.co_filename.startswith(_OWN_DIRECTORY):
             frame = frame.f_back
         return self.place(frame)
+
+
+def codes_of(frame: FrameType | None) -> list[CodeType]:
+    """Give the codes that a thread runs whose innermost frame this is, the innermost first."""
+    codes = []
+    while frame is not None:
+        codes.append(frame.f_code)
+        frame = frame.f_back
+    return codes
 
 
 class Guarded:

@@ -53,8 +53,8 @@ class StatusPage:
         self._sent = 0
         self.map: mmap | None = None
 
-    def open(self, path: str | bytes) -> bool:
-        """Map the file; tell whether that succeeded. A server without a page works as well."""
+    def open(self, path: str | bytes) -> None:
+        """Map the file, if that succeeds. A server without a page works as well."""
         try:
             from mmap import mmap  # noqa: PLC0415  only here, and not everywhere there
 
@@ -66,8 +66,6 @@ class StatusPage:
             self.map[_MAGIC_AT] = _MAGIC
         except (ImportError, OSError, ValueError):
             self.map = None
-            return False
-        return True
 
     def close(self) -> None:
         """Write no more: in a forked child the page is its parent's."""

@@ -14,7 +14,6 @@ from port_server.runtime.api import Cancelled, Ended
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.requests import Request
@@ -35,31 +34,18 @@ class Stream:
     """One stream of plain items.
 
     Attributes:
-        at_once: whether each item leaves as soon as it is made: no other thread writes it later.
-        context: the context variables that its code has.
-        granted: how many items may be sent in all; the consumer's credit added up.
         ready: whether it stands in a queue of streams that can go on.
-        request: its request.
-        sent: how many items were sent.
+        wake: the lock that its thread waits on while it may send no more; None in main.
     """
 
-    __slots__ = ("_items", "_source", "at_once", "context", "granted", "ready", "request", "sent")
+    __slots__ = ("_items", "_source", "ready", "request", "wake")
 
-    def __init__(self, request: Request, context: Context, *, at_once: bool = False) -> None:
-        self.at_once = at_once
+    def __init__(self, request: Request, wake: Any = None) -> None:
         self._items: Iterator[Any] | None = None
-        self._source = request.rest
-        self.context = context
-        self.granted = request.options.credit
+        self._source, request.rest = request.rest, None
         self.ready = False
         self.request = request
-        # Two counters with one writer each, because `-=` in two threads may lose a change.
-        self.sent = 0
-
-    @property
-    def can_go_on(self) -> bool:
-        """Whether an item may be made, or the stream ends."""
-        return self.sent < self.granted or self.request.cancelled
+        self.wake = wake
 
     def advance(self, port: Port, evaluator: Evaluator) -> Reply | None:
         """Send items for the time of a slice; give the last reply if this was the end.
@@ -70,6 +56,7 @@ class Stream:
         exports = evaluator.exports
         value = evaluator.replies.value
         hold = port.hold
+        credit = request.options.credit
         request.step = "run"
         try:
             if self._items is None:
@@ -78,8 +65,8 @@ class Stream:
             following = self._items.__next__
             last = monotonic()
             end = last + SLICE_S
-            look = 1 if self.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
-            while self.sent < self.granted and not request.cancelled:
+            look = 1 if request.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
+            while request.sent < credit + request.granted and not request.cancelled:
                 request.step = "run"
                 try:
                     item = following()
@@ -88,24 +75,26 @@ class Stream:
                     return value(request, stop.value, exports)
                 request.step = "result"
                 hold(value(request, item, exports, YIELD_HEAD))
-                self.sent += 1
+                request.sent += 1
                 look -= 1
                 if not look:
                     now = monotonic()
-                    slow = self.at_once or now - last > _SLOW_S
-                    if slow or self.sent == 1:
+                    # No other thread writes an item of a thread later.
+                    slow = self.wake is not None or now - last > _SLOW_S
+                    if slow or request.sent == 1:
                         port.flush()
                     if now > end:
                         break
                     last = now
-                    look = 1 if slow or self.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
+                    look = 1 if slow or request.sent < _ITEMS_A_LOOK else _ITEMS_A_LOOK
             if not request.cancelled:
                 return None
             request.step = "run"
             request.closing = monotonic()
+            items = f"{request.sent} item{'' if request.sent == 1 else 's'}"
             if request.why_ended:
-                raise Ended(f"{request.why_ended}: {self.sent} items of the stream were sent")
-            raise Cancelled(f"cancelled after {self.sent} item{'' if self.sent == 1 else 's'}")
+                raise Ended(f"{request.why_ended}: sent {items} of the stream")
+            raise Cancelled(f"cancelled after {items}")
         except BaseException as error:
             try:
                 self.close()
@@ -113,33 +102,15 @@ class Stream:
                 if not isinstance(error, Cancelled):
                     second.__context__ = error
                 error = second
-            return evaluator.replies.failed(error, request, exports)
+            return evaluator.failed(error, request)
 
     def close(self) -> None:
         """Let the generator's `finally` run."""
         items, self._items, self._source = self._items, None, None
-        close = getattr(items, "close", None)
-        if close is not None and hasattr(items, "send"):  # a generator, not a file
-            close()
+        close_generator(items)
 
 
-class PlainItems:
-    """A plain iterable, the result of an awaitable, read as an async one."""
-
-    __slots__ = ("_items", "result")
-
-    def __init__(self, value: Any) -> None:
-        self._items = iter(value)
-        self.result: Any = None
-
-    async def __anext__(self) -> Any:
-        try:
-            return next(self._items)
-        except StopIteration as stop:
-            self.result = stop.value
-        raise StopAsyncIteration
-
-    async def aclose(self) -> None:
-        close = getattr(self._items, "close", None)
-        if close is not None and hasattr(self._items, "send"):
-            close()
+def close_generator(items: Any) -> None:
+    """Let the `finally` of a generator run. Other iterators, such as files, stay open."""
+    if hasattr(items, "close") and hasattr(items, "send"):
+        items.close()

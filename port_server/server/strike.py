@@ -15,7 +15,9 @@ from __future__ import annotations
 import sys
 from _thread import get_ident
 
-from .signal_guard import BORDER
+from port_server.runtime.api import Cancelled, Ended
+
+from .signal_guard import BORDER, codes_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,42 +52,41 @@ def guarded(
         stack.pop()
 
 
+def _exception(request: Request) -> type[Cancelled]:
+    return Ended if request.why_ended else Cancelled
+
+
 class Strikes:
-    """Raises exceptions in threads. `strike` and `settle` are for the control thread."""
+    """Raises exceptions in threads. For the control thread."""
 
     def __init__(self, guard: SignalGuard) -> None:
         self._guard = guard
-        # By ident: the request, the stack of the thread, the exception, and the worst place for it.
-        self._targets: dict[int, tuple[Request, list[Request], type[BaseException], int]] = {}
+        # By ident of the thread: the request, the requests that run there, the worst place for it.
+        self._targets: dict[int, tuple[Request, list[Request], int]] = {}
         self._tool: int | None = None
         self._watched: set[CodeType] = set()
 
-    def strike(
-        self,
-        ident: int,
-        stack: list[Request],
-        request: Request,
-        exception: type[BaseException],
-        worst: int,
-    ) -> bool:
-        """Raise `exception` in a thread, if this is a moment for it; tell whether it was.
+    def strike(self, request: Request, stack: list[Request], worst: int) -> bool:
+        """End a request in its thread, if this is a moment for it; tell whether it was.
 
-        Args:
-            ident: of the thread.
-            stack: the requests that run there.
-            request: the one that must be among them.
-            exception: its class.
-            worst: the last kind of place, in the order of signal_guard.py, where it may be raised.
+        The request must be on the stack of the thread, which must be at a place of the kind `worst`
+        or, in the order of signal_guard.py, of one before it.
         """
-        if _monitoring is not None:
-            return self._watch(ident, stack, request, exception, worst)
-        guard = self._guard
-        struck: Any = False if _fast is None else ""
-        while isinstance(struck, str):  # a file that the guard does not know yet
-            struck = _fast.strike(ident, stack, request, guard.codes, guard.files, exception, worst)
-            if isinstance(struck, str):
-                guard.learn(struck)
-        return bool(struck)
+        ident = request.thread
+        codes = codes_of(sys._current_frames().get(ident))  # noqa: SLF001  there is no other
+        if request not in stack or self._guard.place_of(codes) > worst:
+            return False
+        if _monitoring is None:
+            # If the thread goes on meanwhile it runs others by then.
+            return _fast is not None and _fast.strike(
+                ident, stack, request, codes, _exception(request)
+            )
+        if self._guard.codes.get(codes[0]) == BORDER or not self._has_tool():
+            return False
+        self._targets[ident] = request, stack, worst
+        self._watched.add(codes[0])
+        _monitoring.set_local_events(self._tool, codes[0], _monitoring.events.INSTRUCTION)
+        return True
 
     def settle(self) -> None:
         """Watch no code any longer, if no exception is to be raised."""
@@ -96,25 +97,6 @@ class Strikes:
     def forget(self, ident: int) -> None:
         """Raise nothing in a thread: its request has ended."""
         self._targets.pop(ident, None)
-
-    def _watch(
-        self,
-        ident: int,
-        stack: list[Request],
-        request: Request,
-        exception: type[BaseException],
-        worst: int,
-    ) -> bool:
-        frame = sys._current_frames().get(ident)  # noqa: SLF001  there is no other
-        if frame is None or self._guard.place(frame) > worst:
-            return False
-        code = frame.f_code
-        if self._guard.codes.get(code) == BORDER or not self._has_tool():
-            return False
-        self._targets[ident] = request, stack, exception, worst
-        self._watched.add(code)
-        _monitoring.set_local_events(self._tool, code, _monitoring.events.INSTRUCTION)
-        return True
 
     def _has_tool(self) -> bool:
         for tool in _TOOLS if self._tool is None else ():
@@ -133,9 +115,9 @@ class Strikes:
         target = self._targets.get(get_ident())
         if target is None:  # another thread runs the same code
             return
-        request, stack, exception, worst = target
+        request, stack, worst = target
         if request not in stack:
             self.forget(get_ident())
         elif self._guard.place(sys._getframe(1)) <= worst:  # noqa: SLF001
             self.forget(get_ident())
-            raise exception
+            raise _exception(request)

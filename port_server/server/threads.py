@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
-    from typing import Final
+    from typing import Any, Final
 
 # As much as the main thread has, because compiling may recurse; the server itself needs little.
 _STACK_BYTES: Final = 8 << 20
@@ -29,6 +29,14 @@ def start_thread(run: Callable[[], None]) -> int:
             _thread.stack_size(old_size)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+def release(lock: Any) -> None:
+    """Release a lock, if it is held."""
+    try:  # noqa: SIM105  contextlib is an import
+        lock.release()
+    except RuntimeError:
+        pass
 
 
 def new_loop(threads: int) -> asyncio.AbstractEventLoop:

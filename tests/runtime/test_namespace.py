@@ -5,6 +5,7 @@ import linecache
 import subprocess
 import sys
 import traceback
+import types
 from contextvars import ContextVar
 
 import pytest
@@ -122,9 +123,10 @@ def test_a_request_leaves_no_context_in_a_session_that_was_opened_anew():
     variable = ContextVar("variable")
     namespaces = Namespaces()
     namespaces.open(b"one")
-    context = namespaces.enter_context(b"one")
-    context.run(variable.set, 1)
+    session = namespaces.find(b"one")
+    request = types.SimpleNamespace()
+    session.enter(request).run(variable.set, 1)
     namespaces.close(b"one")
     namespaces.open(b"one")
-    namespaces.leave_context(b"one", context)
-    assert variable not in namespaces.enter_context(b"one")
+    session.leave(request)
+    assert variable not in namespaces.find(b"one").enter(request)

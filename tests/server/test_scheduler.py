@@ -28,14 +28,10 @@ class Stream:
     def __init__(self, request, turns=1):
         self.request = request
         self.ready = False
-        self.turns = turns
-
-    @property
-    def can_go_on(self):
-        return self.turns > 0 or self.request.cancelled
+        request.granted = turns
 
     def advance(self):
-        self.turns -= 1
+        self.request.sent += 1
         self.ready = False
 
 

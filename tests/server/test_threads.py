@@ -120,8 +120,8 @@ def test_calls_into_the_beam_wait_in_their_threads(port):
     ident = "__import__('_thread').get_ident()"
     code = f"import port_server\nport_server.call('M', 'f', [{ident}])"
     names = [port.eval(code) for _ in range(8)]
-    for _ in names:
-        _request, call, _function, (thread,) = port.invoked()
+    invoked = [port.invoked() for _ in names]  # before the first answer frees a thread
+    for _request, call, _function, (thread,) in invoked:
         within = port.eval(f"{ident} == thread", {"thread": thread}, parent=call)
         assert port.value(within) is True
         port.tell(Atom("answer"), call, (Atom("ok"), thread))

@@ -22,7 +22,7 @@ defmodule PyPort.Locator do
   def place(%{server: nil, session: nil}, target, _objects), do: target
 
   def place(%{session: %Session{} = session}, target, _objects) do
-    same_server!(target, session.server, "session: #{inspect(session)}")
+    same_server!(target, session.server, :session, session)
     session
   end
 
@@ -42,19 +42,19 @@ defmodule PyPort.Locator do
         object
 
       true ->
-        same_server!(target, pid, "server: #{inspect(server)}")
+        same_server!(target, pid, :server, server)
         server
     end
   end
 
   # A server that is not running is an error of the world, which comes later.
-  defp same_server!(target, pid, _given) when target == nil or pid == nil, do: :ok
+  defp same_server!(target, pid, _option, _given) when target == nil or pid == nil, do: :ok
 
-  defp same_server!(target, pid, given) do
+  defp same_server!(target, pid, option, given) do
     Object.server(target) == pid ||
       raise ArgumentError,
             "an object carries its server, and #{inspect(target)} lives on #{inspect(target.server)}, " <>
-              "which is not that of #{given}. Leave the option away"
+              "which is not that of #{option}: #{inspect(given)}. Leave the option away"
   end
 
   defp remote?({_name, _node}), do: true

@@ -287,18 +287,19 @@ defmodule PyPort.Request do
        do: plain_options(options)
 
   defp wire_options(%{session: session, return: return} = options, parent) do
-    more = [
-      session: session && session.name,
-      return: if(return != :value, do: return),
-      error_value: options[:error_value] || nil,
-      arrays: options[:arrays],
-      tables: options[:tables],
-      typed: options[:typed],
-      parent: parent
-    ]
-
-    for {name, value} <- more, value != nil, into: plain_options(options), do: {name, value}
+    options
+    |> plain_options()
+    |> with_option(:session, session && session.name)
+    |> with_option(:return, return != :value && return)
+    |> with_option(:error_value, Map.get(options, :error_value))
+    |> with_option(:arrays, options[:arrays])
+    |> with_option(:tables, options[:tables])
+    |> with_option(:typed, Map.get(options, :typed))
+    |> with_option(:parent, parent)
   end
+
+  defp with_option(options, _name, value) when value in [nil, false], do: options
+  defp with_option(options, name, value), do: Map.put(options, name, value)
 
   # A stream's timeout is for each of its items, so there is no deadline to tell.
   defp plain_options(%{credit: credit, binary_as: nil}), do: %{stream: true, credit: credit}

@@ -12,47 +12,17 @@ from time import monotonic
 from port_server.protocol.messages import YIELD_HEAD
 from port_server.runtime.api import Cancelled, Ended
 from port_server.runtime.output import request_of
-from port_server.server.streams import SLICE_S, PlainItems
+from port_server.server.streams import SLICE_S, close_generator
 from port_server.server.threads import new_loop, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
-    from contextvars import Context
     from typing import Any
 
     from port_server.protocol.requests import Request
-    from port_server.runtime.output import Output
-    from port_server.server.evaluate import Evaluator
-    from port_server.server.port import Port
-    from port_server.server.reader import ReaderLock
+    from port_server.server.core import Core
     from port_server.server.replies import Reply
-    from port_server.server.scheduler import Scheduler
-    from port_server.server.status_page import StatusPage
-    from port_server.settings import Settings
-
-
-class _Task:
-    """The state of one request in this executor.
-
-    Attributes:
-        cancelling: whether its cancel was taken up.
-        request: the request.
-        more: set when there is credit again, for a stream.
-        granted, sent: how many items of a stream may be sent, and how many were.
-        task: what runs it, once it was begun.
-    """
-
-    __slots__ = ("cancelling", "granted", "more", "request", "sent", "task")
-
-    def __init__(self, request: Request) -> None:
-        self.cancelling = False
-        self.granted = request.options.credit
-        self.more: asyncio.Event | None = None
-        self.request = request
-        self.sent = 0
-        self.task: asyncio.Task[None] | None = None
 
 
 class AsyncExecutor:
@@ -66,32 +36,20 @@ class AsyncExecutor:
 
     loop: asyncio.AbstractEventLoop
 
-    def __init__(
-        self,
-        lock: ReaderLock,
-        port: Port,
-        evaluator: Evaluator,
-        output: Output,
-        scheduler: Scheduler,
-        page: StatusPage,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, core: Core) -> None:
         self._asked = 0.0  # when a cancel was handed to the loop that it has not seen yet
         self._asyncio: Any = None
+        self._cancelling: set[Request] = set()
+        self._core = core
         self._evaluating: Request | None = None
-        self._evaluator = evaluator
+        self._evaluator = core.evaluator.for_thread()
         self._flushing = False
-        self._lock = lock
         self._making = allocate_lock()
-        self._output = output
-        self._page = page
-        self._port = port
-        self._resend_s = settings.cancel_resend_ms / 1000
-        self._scheduler = scheduler
+        self._resend_s = core.settings.cancel_resend_ms / 1000
         self._stopped = allocate_lock()
         self._stopping = False
-        self._tasks: dict[bytes, _Task] = {}
-        self._threads = settings.async_threads
+        # None until the value of the request is awaited.
+        self._tasks: dict[Request, asyncio.Task[None] | None] = {}
         self.ident = 0
         self.init_task: asyncio.Task[None] | None = None
 
@@ -109,23 +67,20 @@ class AsyncExecutor:
                 if not self.ident:
                     self._make()
 
-    def run_init(self, value: Any, ended: Callable[[BaseException | None], None]) -> None:
-        """Await the value of init_code; `ended` is called with its exception, or None."""
+    def run_init(self, value: Any) -> None:
+        """Await the value of init_code; raise what that raises."""
         self.prepare()
 
         async def drive() -> None:
-            failure: BaseException | None = None
+            self.init_task = self._asyncio.current_task()
             try:
                 await value
-            except BaseException as error:
-                failure = error
-            self.init_task = None
-            ended(failure)
+            finally:
+                self.init_task = None
 
-        def start() -> None:
-            self.init_task = self.loop.create_task(drive())
-
-        self.loop.call_soon_threadsafe(start)
+        error = self._asyncio.run_coroutine_threadsafe(drive(), self.loop).exception()
+        if error is not None:
+            raise error
 
     def check_not_init(self) -> None:
         """Raise in init_code: the answer that it would wait for is read only after it."""
@@ -140,22 +95,21 @@ class AsyncExecutor:
         self._begin(request)
         self.loop.call_soon_threadsafe(self._evaluate, request)
 
-    def drive(self, request: Request, context: Context) -> None:
+    def drive(self, request: Request) -> None:
         """Await what is left of a request, or iterate it if it is a stream, and reply.
 
         Raises what importing asyncio raises.
         """
         try:
             self._begin(request)
-            self.loop.call_soon_threadsafe(self._start, request, context)
+            self.loop.call_soon_threadsafe(self._start, request)
         except BaseException:
-            self._tasks.pop(request.id_term, None)
+            self._tasks.pop(request, None)
             if hasattr(request.rest, "close"):
                 request.rest.close()  # or Python would warn that it was never awaited
             raise
 
     def cancel(self, request: Request) -> None:
-        """Cancel a request that is under way here."""
         request.cancelled = True
         self._asked = self._asked or monotonic()
         self.loop.call_soon_threadsafe(self._cancel, request)
@@ -171,30 +125,16 @@ class AsyncExecutor:
         if task is None:
             request = self._evaluating
         else:
-            state = self._tasks.get(request_of(task) or b"")
-            request = None if state is None else state.request
+            request = self._core.scheduler.elsewhere.get(request_of(task) or b"")
         if request is None:
             return None
         return {"request": request.id_term[5:], "code": request.source}
 
-    def credit(self, request: Request, count: int) -> None:
-        """Let a stream send more."""
-        self.loop.call_soon_threadsafe(self._grant, request, count)
-
-    def end_all(self, why: str) -> None:
-        """End whatever is under way: the server leaves."""
-        for state in list(self._tasks.values()):
-            self._end(state.request, why)
-
-    def end_parked(self, why: str) -> None:
-        """End the streams that wait for credit: no more credit arrives."""
-        for state in list(self._tasks.values()):
-            if state.more is not None and state.sent >= state.granted:
-                self._end(state.request, why)
-
-    def _end(self, request: Request, why: str) -> None:
-        request.end(why)
-        self.cancel(request)
+    def go_on(self, request: Request) -> None:
+        """Let a stream go on: it has more credit."""
+        more = request.stream
+        if more is not None:
+            self.loop.call_soon_threadsafe(more.set)
 
     def stop(self, seconds: float) -> None:
         """End the loop's thread, if it ends in that time: nothing runs there any more.
@@ -216,16 +156,14 @@ class AsyncExecutor:
 
     def _begin(self, request: Request) -> None:
         self.prepare()
-        request.executor = self
-        self._tasks[request.id_term] = _Task(request)
-        self._scheduler.elsewhere[request.id_term] = request
-        self._page.count()
+        self._tasks[request] = None
+        self._core.begin_elsewhere(request, self)
 
     def _make(self) -> None:
         import asyncio  # noqa: PLC0415  see the top
 
         self._asyncio = asyncio
-        self.loop = new_loop(self._threads)
+        self.loop = new_loop(self._core.settings.async_threads)
         running = allocate_lock()
         running.acquire()
 
@@ -252,128 +190,104 @@ class AsyncExecutor:
         if request.cancelled:
             self._finish(request, self._evaluator.replies.never_begun(request))
             return
-        context = self._evaluator.code.namespaces.enter_context(request.options.session)
-        context.run(self._output.enter, request.id_term)
+        context = self._core.enter(request)
+        context.run(self._core.output.enter, request.id_term)
         self._evaluating = request
         request.thread = self.ident
         reply = context.run(self._evaluator.evaluate, request)
         self._evaluating = None
         if reply is None:
-            self._start(request, context)
+            self._start(request)
         else:
-            self._finish(request, reply, context)
+            self._finish(request, reply)
 
-    def _start(self, request: Request, context: Context) -> None:
-        context.run(self._output.enter, request.id_term)
+    def _start(self, request: Request) -> None:
+        request.context.run(self._core.output.enter, request.id_term)
         request.thread = self.ident
-        drive = self._drive_stream if request.options.stream else self._drive
-        task = self.loop.create_task(drive(request, context), context=context)
-        self._tasks[request.id_term].task = task
-        self._scheduler.note(request)
+        self._tasks[request] = self.loop.create_task(self._drive(request), context=request.context)
+        self._core.scheduler.note(request)
         if request.cancelled:
             self._cancel(request)
 
-    async def _drive(self, request: Request, context: Context) -> None:
+    async def _drive(self, request: Request) -> None:
         value, request.rest = request.rest, None
         request.step = "run"
         try:
-            value = await value
+            value = await (self._iterate(request, value) if request.options.stream else value)
             request.step = "result"
             reply: Reply = self._evaluator.replies.value(request, value, self._evaluator.exports)
         except BaseException as error:
-            reply = self._failed(request, error)
+            if request.cancelled and isinstance(error, self._asyncio.CancelledError):
+                told = Ended(request.why_ended) if request.why_ended else Cancelled("cancelled")
+                error = told.with_traceback(error.__traceback__)
+            reply = self._evaluator.failed(error, request)
         value = request.namespace = None
-        self._finish(request, reply, context)
+        self._finish(request, reply)
 
-    async def _drive_stream(self, request: Request, context: Context) -> None:
-        value, request.rest = request.rest, None
-        request.step = "run"
-        state = self._tasks[request.id_term]
-        state.more = self._asyncio.Event()
+    async def _iterate(self, request: Request, value: Any) -> Any:
+        """Send the items of a stream, and give its result."""
+        more = request.stream = self._asyncio.Event()
         replies, exports = self._evaluator.replies, self._evaluator.exports
         items: Any = None
         try:
             if hasattr(type(value), "__await__"):
                 value = await value
-            items = aiter(value) if hasattr(type(value), "__aiter__") else PlainItems(value)
+            plain = not hasattr(type(value), "__aiter__")
+            items = iter(value) if plain else aiter(value)
             turn_ends = monotonic() + SLICE_S
             while True:
-                while state.sent >= state.granted:
-                    state.more.clear()
-                    await state.more.wait()
+                while request.sent >= request.options.credit + request.granted:
+                    more.clear()
+                    await more.wait()
                 request.step = "run"
                 try:
-                    item = await anext(items)
+                    item = next(items) if plain else await anext(items)
+                except StopIteration as stop:
+                    return stop.value
                 except StopAsyncIteration:
-                    break
+                    return None
                 request.step = "result"
-                self._hold(replies.value(request, item, exports, YIELD_HEAD))
-                state.sent += 1
+                self._core.port.hold(replies.value(request, item, exports, YIELD_HEAD))
+                self._flush_soon()
+                request.sent += 1
                 if monotonic() > turn_ends:  # an iterator may never wait for anything
                     request.step = "run"
                     await self._asyncio.sleep(0)
                     turn_ends = monotonic() + SLICE_S
-            result = items.result if type(items) is PlainItems else None
-            reply: Reply = replies.value(request, result, exports)
-        except BaseException as error:
-            try:
-                close = getattr(items, "aclose", None)
-                if close is not None:
-                    await close()
-            except BaseException as second:
-                second.__context__ = error
-                error = second
-            reply = self._failed(request, error)
-        value = items = None
-        self._finish(request, reply, context)
-
-    def _failed(self, request: Request, error: BaseException) -> Reply:
-        if request.cancelled and isinstance(error, self._asyncio.CancelledError):
-            told = Ended(request.why_ended) if request.why_ended else Cancelled("cancelled")
-            error = told.with_traceback(error.__traceback__)
-        return self._evaluator.replies.failed(error, request, self._evaluator.exports)
+        except BaseException:
+            if hasattr(items, "aclose"):
+                await items.aclose()
+            close_generator(items)
+            raise
 
     def _cancel(self, request: Request) -> None:
         self._asked = 0.0
-        state = self._tasks.get(request.id_term)
-        if state is not None and state.task is not None and not state.cancelling:
-            state.cancelling = True
+        if self._tasks.get(request) is not None and request not in self._cancelling:
+            self._cancelling.add(request)
             # Not at once: a task that is cancelled before its first step never begins or ends.
-            self.loop.call_soon(self._cancel_again, state)
+            self.loop.call_soon(self._cancel_again, request)
 
-    def _cancel_again(self, state: _Task) -> None:
-        # A client may have used the id for two, one of which has ended.
-        if self._tasks.get(state.request.id_term) is state and state.task is not None:
-            state.task.cancel()
+    def _cancel_again(self, request: Request) -> None:
+        task = self._tasks.get(request)
+        if task is not None:
+            task.cancel()
             # It may swallow that, as code in main may.
-            self.loop.call_later(self._resend_s, self._cancel_again, state)
+            self.loop.call_later(self._resend_s, self._cancel_again, request)
 
-    def _grant(self, request: Request, count: int) -> None:
-        state = self._tasks.get(request.id_term)
-        if state is not None:
-            state.granted += count
-            if state.more is not None:
-                state.more.set()
-
-    def _finish(self, request: Request, reply: Reply, context: Context | None = None) -> None:
-        self._evaluator.replies.leave_if_forked()
-        self._output.end(request.id_term)
+    def _finish(self, request: Request, reply: Reply) -> None:
         try:
-            self._hold(self._evaluator.replies.parts(reply))
+            self._core.finish(request, reply)
         finally:
-            # Removed only now: while a large reply is written, the request must count as begun.
-            self._tasks.pop(request.id_term, None)
-            self._evaluator.code.namespaces.leave_context(request.options.session, context)
-            self._scheduler.finish(request)
-            self._page.count()
-            self._lock.nudge(request.options.session is not None)
+            self._tasks.pop(request, None)
+            self._cancelling.discard(request)
+            self._flush_soon()
 
-    def _hold(self, parts: list[Any]) -> None:
-        self._port.hold(parts)
+    def _flush_soon(self) -> None:
+        """Let the replies of one turn of the loop leave in one write."""
         if not self._flushing:
             self._flushing = True
             self.loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flushing = False
-        self._port.flush()
+        self._core.port.flush()

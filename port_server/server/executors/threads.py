@@ -17,57 +17,26 @@ from _thread import allocate_lock, get_ident
 from itertools import count
 from time import monotonic
 
-from port_server.runtime.api import Cancelled, Ended
-from port_server.server.cancel import DESCRIBING_TRIES, SPARING_TRIES
-from port_server.server.signal_guard import DESCRIBING, OPEN, SPARED
+from port_server.server.cancel import worst_place
 from port_server.server.streams import Stream
 from port_server.server.strike import Strikes, guarded
-from port_server.server.threads import start_thread
+from port_server.server.threads import release, start_thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from contextvars import Context
     from typing import Any, Final
 
     from port_server.protocol.requests import Request
     from port_server.server.calls import Call
+    from port_server.server.core import Core
     from port_server.server.evaluate import Evaluator
-    from port_server.server.executors.asyncio import AsyncExecutor
-    from port_server.server.output import Reports
-    from port_server.server.port import Port
-    from port_server.server.reader import ReaderLock
     from port_server.server.replies import Reply
-    from port_server.server.scheduler import Scheduler
-    from port_server.server.signal_guard import SignalGuard
-    from port_server.server.status_page import StatusPage
-    from port_server.settings import Settings
+
+    from .asyncio import AsyncExecutor
 
 # Delay until a thread that cannot be struck now is looked at again.
 _LOOK_S: Final = 0.005
 _NEVER: Final = float("inf")
-
-
-class _Parked:
-    """A stream that a thread iterates.
-
-    Attributes:
-        stream: the stream.
-        wake: the lock that the thread waits on while it may send no more.
-    """
-
-    __slots__ = ("stream", "wake")
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.wake = allocate_lock()
-        self.wake.acquire()
-
-    def look(self) -> None:
-        """Let the thread check whether it may go on."""
-        try:  # noqa: SIM105  contextlib is an import
-            self.wake.release()
-        except RuntimeError:  # it is awake
-            pass
 
 
 class ThreadExecutor:
@@ -80,39 +49,24 @@ class ThreadExecutor:
             one of the two.
     """
 
-    def __init__(
-        self,
-        lock: ReaderLock,
-        port: Port,
-        evaluator: Evaluator,
-        reports: Reports,
-        scheduler: Scheduler,
-        guard: SignalGuard,
-        page: StatusPage,
-        async_executor: AsyncExecutor,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, core: Core, async_executor: AsyncExecutor) -> None:
         self._async = async_executor
         # Requests to be struck: when they were cancelled, and when the next try is due.
         self._cancelled: dict[Request, tuple[float, float]] = {}
-        self._evaluator = evaluator
-        self._strikes = Strikes(guard)
+        self._core = core
         self._idle = 0
-        self._lock = lock
-        self._output = reports.output
-        self._stdio = reports.stdio
-        self._page = page
-        self._port = port
-        self._resend_s = settings.cancel_resend_ms / 1000
-        self._scheduler = scheduler
+        self._lock = core.lock
+        self._output = core.output
+        self._resend_s = core.settings.cancel_resend_ms / 1000
+        self._scheduler = core.scheduler
         # By ident of a thread: the requests that run there, each on top of the one before it.
         self._stacks: dict[int, list[Request]] = {}
-        self._streams: dict[Request, _Parked] = {}
+        self._strikes = Strikes(core.guard)
         self._threads = 0  # without those that wait for the consumer of a stream
         self._tokens: Any = SimpleQueue()  # one for each request in the queue
         self._workers: set[int] = set()
         self._count = count(1)
-        self.limit = settings.threads
+        self.limit = core.settings.threads
         self.requests = 0
         self.taking = allocate_lock()
 
@@ -142,25 +96,21 @@ class ThreadExecutor:
         try:
             self._add_thread()
         except RuntimeError as error:  # there is no thread, and none can be started
-            evaluator = self._evaluator
             with self.taking:
                 self._scheduler.for_threads.remove(request)
-            self._port.hold(evaluator.replies.failed(error, request, evaluator.exports))
-            self._port.flush()
-            self._scheduler.finish(request)
+            self._finish(request, self._core.evaluator.failed(error, request))
 
     def cancel(self, request: Request) -> None:
         """Stop a request that a thread has begun."""
         request.cancelled = True
-        parked = self._streams.get(request)
-        if parked is not None:
-            parked.look()
-        elif not request.ended:
+        streaming = request.stream is not None
+        self.go_on(request)
+        if not (streaming or request.ended):
             self._output.mute(request.id_term)
         # A stream that waits for credit ends by itself, and its `finally` takes its time.
-        if parked is None or request in self._stacks.get(request.thread, ()):
+        if not streaming or request in self._stacks.get(request.thread, ()):
             since = now = monotonic()
-            if parked is not None:  # it may be at its `finally` already, or a moment before it
+            if streaming:  # it may be at its `finally` already, or a moment before it
                 since += self._resend_s
             self._output.stop(request.thread, since)
             self._cancelled[request] = now, since
@@ -171,30 +121,11 @@ class ThreadExecutor:
         stack = tuple(self._stacks.get(request.thread, ()))
         return list(stack[stack.index(request) :]) if request in stack else [request]
 
-    def credit(self, request: Request, count: int) -> None:
-        """Let a stream send more."""
-        parked = self._streams.get(request)
-        if parked is not None:
-            parked.stream.granted += count
-            parked.look()
-
-    def end_all(self, why: str) -> None:
-        """End whatever is under way or waits: the server leaves."""
-        with self.taking:
-            requests = [*self._scheduler.for_threads, *self._scheduler.elsewhere.values()]
-        for request in requests:
-            if request.executor is self:
-                request.end(why)
-                self.cancel(request)
-            elif request.executor is None:
-                request.end(why)
-
-    def end_parked(self, why: str) -> None:
-        """End the streams that wait for credit: no more credit arrives."""
-        for request, parked in tuple(self._streams.items()):
-            if not parked.stream.can_go_on:
-                request.end(why)
-                parked.look()
+    def go_on(self, request: Request) -> None:
+        """Let a stream go on: it has more credit."""
+        stream = request.stream
+        if stream is not None:
+            release(stream.wake)
 
     # --- for the control thread -------------------------------------------------------------------
 
@@ -210,22 +141,14 @@ class ThreadExecutor:
                 continue
             left_s = max(due, request.closing + self._resend_s) - now
             if left_s <= 0:
-                struck = self._strike(request, (now - since) / self._resend_s)
+                stack = self._stacks.get(request.thread, [])
+                worst = worst_place((now - since) / self._resend_s)
+                struck = self._strikes.strike(request, stack, worst)
                 left_s = self._resend_s if struck else _LOOK_S
                 self._cancelled[request] = since, now + left_s
             wait_s = min(wait_s, left_s)
         self._strikes.settle()
         return wait_s
-
-    def _strike(self, request: Request, tries: float) -> bool:
-        """Raise Cancelled in the thread of a request, if this is a moment for it."""
-        stack = self._stacks.get(request.thread)
-        if not stack:
-            return False
-        worst = OPEN if tries <= SPARING_TRIES else SPARED
-        worst = worst if tries <= DESCRIBING_TRIES else DESCRIBING
-        exception = Ended if request.why_ended else Cancelled
-        return self._strikes.strike(request.thread, stack, request, exception, worst)
 
     # --- threads ----------------------------------------------------------------------------------
 
@@ -248,7 +171,7 @@ class ThreadExecutor:
 
     def _work(self) -> None:
         """Take requests from the queue, one after another."""
-        evaluator = self._evaluator.for_thread()
+        evaluator = self._core.evaluator.for_thread()
         queue = self._scheduler.for_threads
         self._workers.add(get_ident())
         while True:
@@ -270,9 +193,9 @@ class ThreadExecutor:
                 self._idle += 1
 
     def _register(self, request: Request) -> None:
-        request.executor, request.thread = self, get_ident()
+        request.thread = get_ident()
         self.requests = next(self._count)
-        self._scheduler.elsewhere[request.id_term] = request
+        self._core.begin_elsewhere(request, self)
 
     def run_on_top(self, call: Call) -> None:
         """Run the requests of a call in the calling thread, which waits for that call."""
@@ -284,17 +207,16 @@ class ThreadExecutor:
             except ValueError:  # it was cancelled just now
                 self._scheduler.elsewhere.pop(request.id_term, None)
                 continue
-            self._run(request, self._evaluator.for_thread())
+            self._run(request, self._core.evaluator.for_thread())
 
     def _run(self, request: Request, evaluator: Evaluator) -> None:
-        self._page.count()
         self._scheduler.note(request)
         if self._lock.parked:
             self._lock.wake()
-        context = evaluator.code.namespaces.enter_context(request.options.session)
+        context = self._core.enter(request)
         context.run(self._output.enter, request.id_term)
         stack = self._stacks.setdefault(request.thread, [])
-        self._page.occupy(len(self._stacks))
+        self._core.page.occupy(len(self._stacks))
         reply: Reply | None
         try:
             if request.cancelled:
@@ -304,79 +226,68 @@ class ThreadExecutor:
             evaluator.replies.leave_if_forked()
             if reply is None and request.awaits:
                 self._output.flush_of(request.id_term)
-                self._async.drive(request, context)
+                self._async.drive(request)
             elif reply is None and stack:
                 # It must not keep the request below until its consumer has read all.
-                start_thread(partial(self._stream_alone, request, context))
+                start_thread(partial(self._stream_alone, request))
             elif reply is None:
-                reply = self._iterate(request, context, evaluator)
+                reply = self._iterate(request, evaluator)
         except BaseException as error:  # of a cancel, while a failure was described; no loop
-            reply = evaluator.replies.interrupted(error, request, evaluator.exports)
-        self._output.stopping.pop(get_ident(), None)
-        if not stack:
-            self._stacks.pop(get_ident(), None)
-            self._page.occupy(len(self._stacks))
+            reply = evaluator.interrupted(error, request)
+        self._leave(request, reply)
+
+    def _leave(self, request: Request, reply: Reply | None) -> None:
+        """Note that the calling thread is done with a request, or will be without a reply."""
+        ident = get_ident()
+        self._output.stopping.pop(ident, None)
+        if not self._stacks.get(ident):
+            self._stacks.pop(ident, None)
+            self._core.page.occupy(len(self._stacks))
         if reply is not None:
-            self._finish(request, context, reply)
+            self._finish(request, reply)
 
-    def _finish(self, request: Request, context: Context, reply: Reply) -> None:
-        replies, namespaces = self._evaluator.replies, self._evaluator.code.namespaces
-        request.ended = True
-        self._output.end(request.id_term)
+    def _finish(self, request: Request, reply: Reply) -> None:
         if not self._stacks:  # else code that runs may have redirected them
-            self._stdio.repair()
-        try:
-            self._port.hold(replies.parts(reply))
-            self._port.flush()
-        finally:
-            # Only now: while a long reply is written, the request must count as begun.
-            namespaces.leave_context(request.options.session, context)
-            self._scheduler.finish(request)
-            self._page.count()
-            self._lock.nudge(request.options.session is not None)
+            self._core.stdio.repair()
+        self._core.finish(request, reply)
+        self._core.port.flush()
 
-    def _stream_alone(self, request: Request, context: Context) -> None:
+    def _stream_alone(self, request: Request) -> None:
         """Send a stream in a thread of its own: it was made from within a call."""
         request.thread = get_ident()
-        evaluator = self._evaluator.for_thread()
+        evaluator = self._core.evaluator.for_thread()
         try:
-            reply = self._iterate(request, context, evaluator, counted=False)
+            reply = self._iterate(request, evaluator, counted=False)
         except BaseException as error:
-            reply = evaluator.replies.interrupted(error, request, evaluator.exports)
-        self._output.stopping.pop(request.thread, None)
-        self._stacks.pop(request.thread, None)
-        self._finish(request, context, reply)
+            reply = evaluator.interrupted(error, request)
+        self._leave(request, reply)
 
-    def _iterate(
-        self, request: Request, context: Context, evaluator: Evaluator, *, counted: bool = True
-    ) -> Reply:
+    def _iterate(self, request: Request, evaluator: Evaluator, *, counted: bool = True) -> Reply:
         """Send the items of a stream, and give its last reply."""
-        parked = self._streams[request] = _Parked(Stream(request, context, at_once=True))
-        stream, stack = parked.stream, self._stacks.setdefault(request.thread, [])
-        try:
-            reply: Reply | None = None
-            while reply is None:
-                if stream.can_go_on:
-                    reply = guarded(
-                        stack, request, context.run, stream.advance, self._port, evaluator
-                    )
-                    evaluator.replies.leave_if_forked()
-                    self._port.flush()
-                elif counted:
-                    self._park(parked)
-                else:
-                    parked.wake.acquire()
-            return reply
-        finally:
-            del self._streams[request]
+        wake = allocate_lock()
+        wake.acquire()
+        stream = request.stream = Stream(request, wake)
+        stack = self._stacks.setdefault(request.thread, [])
+        run, port = request.context.run, self._core.port
+        reply: Reply | None = None
+        while reply is None:
+            if request.can_go_on:
+                reply = guarded(stack, request, run, stream.advance, port, evaluator)
+                evaluator.replies.leave_if_forked()
+                port.flush()
+            elif counted:
+                self._park(wake)
+            else:
+                wake.acquire()
+        return reply
 
-    def _park(self, parked: _Parked) -> None:
+    def _park(self, wake: Any) -> None:
         """Wait for the consumer of a stream; another thread may take requests meanwhile."""
         with self.taking:
             self._threads -= 1
         try:
             self._add_thread()
-            parked.wake.acquire()
+            wake.acquire()
         finally:
             with self.taking:
                 self._threads += 1

@@ -5,7 +5,20 @@ defmodule PyPort.Server.Launch do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Connection, Env, Error, Libraries, Options, Reaper, Registry, Sources, StatusPage, StderrFile, Wire}
+  alias PyPort.{
+    Connection,
+    Env,
+    Error,
+    Libraries,
+    Options,
+    Reaper,
+    Registry,
+    Sources,
+    StatusPage,
+    StderrFile,
+    Wire
+  }
+
   alias PyPort.Server.{AsyncDelivery, Preload, RequestTable}
 
   # The numbers on which Python finds the port. Below 10, which is as far as every shell counts.
