@@ -59,7 +59,7 @@ _MOST_LINES: Final = 10_000_000
 
 
 class Code:
-    """What the requests of all threads share: compiled code, and the namespaces it runs in."""
+    """The compiled code of all threads, and the namespaces it runs in."""
 
     def __init__(self, objects: Objects, settings: Settings) -> None:
         self._awaited: set[Any] = set()

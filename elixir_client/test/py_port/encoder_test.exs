@@ -32,7 +32,7 @@ defmodule PyPort.EncoderTest do
 
   test "an encoder that raises is the error of the caller, and of Python where it asked", %{server: server} do
     bad = %Own{value: %Raises{}}
-    assert_raise RuntimeError, "no form of it", fn -> PyPort.eval("x", %{x: bad}, server: server) end
+    assert_raise RuntimeError, "no encoding", fn -> PyPort.eval("x", %{x: bad}, server: server) end
 
     code = ~S"""
     import port_server
@@ -43,7 +43,7 @@ defmodule PyPort.EncoderTest do
     text
     """
 
-    assert PyPort.eval!(code, %{f: fn -> [bad] end}, server: server) == "** (RuntimeError) no form of it"
+    assert PyPort.eval!(code, %{f: fn -> [bad] end}, server: server) == "** (RuntimeError) no encoding"
   end
 
   defp derive(options) do

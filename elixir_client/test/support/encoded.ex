@@ -23,10 +23,6 @@ defmodule PyPort.Test.Encoded do
     defstruct [:value]
   end
 
-  defmodule Raises do
-    defstruct []
-  end
-
   defmodule Plain do
     defstruct [:value]
   end
@@ -41,10 +37,6 @@ defmodule PyPort.Test.Encoded do
 
   defimpl PyPort.Encoder, for: Own do
     def encode(%{value: value}), do: {:own, value}
-  end
-
-  defimpl PyPort.Encoder, for: Raises do
-    def encode(_struct), do: raise("no form of it")
   end
 
   defimpl PyPort.Encoder, for: Same do
