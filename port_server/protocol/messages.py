@@ -62,9 +62,16 @@ class ProtocolError(ValueError):
 
 
 class Message:
-    """One message that is not on the hot path: equal by value, printable, otherwise inert."""
+    """One message that is not on the hot path: equal by value, printable, otherwise inert.
+
+    A subclass names its fields in `__slots__`, in the order in which they are given.
+    """
 
     __slots__: tuple[str, ...] = ()
+
+    def __init__(self, *fields: Any) -> None:
+        for name, field in zip(self.__slots__, fields, strict=True):
+            setattr(self, name, field)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._fields() == other._fields()
@@ -82,120 +89,99 @@ class Message:
 class Init(Message):
     """The owner's first frame: the version it speaks, and its options."""
 
-    __slots__ = ("options", "version")
-
-    def __init__(self, version: int, options: dict[str, Any]) -> None:
-        self.version = version
-        self.options = options
+    __slots__ = ("version", "options")
+    version: int
+    options: dict[str, Any]
 
 
-class _WithId(Message):
-    __slots__ = ("id_term",)
-
-    def __init__(self, id_term: bytes) -> None:
-        self.id_term = id_term
-
-
-class Cancel(_WithId):
+class Cancel(Message):
     """Stop, or never begin, the request of that id."""
 
-    __slots__ = ()
+    __slots__ = ("id_term",)
+    id_term: bytes
 
 
-class Recall(_WithId):
+class Recall(Message):
     """Give back the request of that id if it has not begun."""
 
-    __slots__ = ()
+    __slots__ = ("id_term",)
+    id_term: bytes
 
 
-class Ping(_WithId):
+class Ping(Message):
     """Answer with pong."""
 
-    __slots__ = ()
+    __slots__ = ("id_term",)
+    id_term: bytes
 
 
-class Stacks(_WithId):
+class Stacks(Message):
     """Answer with the stacks of all threads."""
 
-    __slots__ = ()
+    __slots__ = ("id_term",)
+    id_term: bytes
 
 
 class Shutdown(Message):
     """Finish what was read, then leave; `grace_ms` is how long the owner is going to wait."""
 
     __slots__ = ("grace_ms",)
-
-    def __init__(self, grace_ms: int) -> None:
-        self.grace_ms = grace_ms
+    grace_ms: int
 
 
 class Request(Message):
     """An eval or a call that is not written with the fixed prefix: legal, and off the hot path."""
 
-    __slots__ = ("body_at", "id_term", "kind")
-
-    def __init__(self, kind: str, id_term: bytes, body_at: int) -> None:
-        self.kind = kind
-        self.id_term = id_term
-        self.body_at = body_at
+    __slots__ = ("kind", "id_term", "body_at")
+    kind: str
+    id_term: bytes
+    body_at: int
 
 
 class OpenSession(Message):
     """Make a session: a namespace that lasts, under a name of the client's choosing."""
 
     __slots__ = ("id_term", "name")
-
-    def __init__(self, id_term: bytes, name: bytes) -> None:
-        self.id_term = id_term
-        self.name = name
+    id_term: bytes
+    name: bytes
 
 
 class CloseSession(Message):
     """Drop a session, after a request of it that is running."""
 
     __slots__ = ("name",)
-
-    def __init__(self, name: bytes) -> None:
-        self.name = name
+    name: bytes
 
 
 class Release(Message):
     """Release objects whose handles have no owner any more."""
 
     __slots__ = ("ids",)
-
-    def __init__(self, ids: list[int]) -> None:
-        self.ids = ids
+    ids: list[int]
 
 
 class Ack(Message):
     """So many bytes of a request's output were consumed."""
 
-    __slots__ = ("count", "id_term")
-
-    def __init__(self, id_term: bytes, count: int) -> None:
-        self.id_term = id_term
-        self.count = count
+    __slots__ = ("id_term", "count")
+    id_term: bytes
+    count: int
 
 
 class Answer(Message):
     """The result of a call that Python made; it is read in the thread that waits for it."""
 
-    __slots__ = ("body_at", "call_id")
-
-    def __init__(self, call_id: bytes, body_at: int) -> None:
-        self.call_id = call_id
-        self.body_at = body_at
+    __slots__ = ("call_id", "body_at")
+    call_id: bytes
+    body_at: int
 
 
 class Credit(Message):
     """The consumer of a stream takes so many more items."""
 
-    __slots__ = ("count", "id_term")
-
-    def __init__(self, id_term: bytes, count: int) -> None:
-        self.id_term = id_term
-        self.count = count
+    __slots__ = ("id_term", "count")
+    id_term: bytes
+    count: int
 
 
 def id_term_of(id: bytes) -> bytes:
