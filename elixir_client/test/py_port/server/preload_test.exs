@@ -360,16 +360,16 @@ defmodule PyPort.Server.PreloadTest do
 
   test "a path that is too long for the socket is an error that says what to do" do
     beam = PyPort.Test.Beam.start()
+    long = Path.join(System.tmp_dir!(), "py_port_test_#{System.pid()}_" <> String.duplicate("x", 100))
+    File.mkdir_p!(long)
+    on_exit(fn -> File.rm_rf(long) end)
 
     {:error, error} =
       PyPort.Test.Beam.ask(beam, """
-      long = Path.join(System.tmp_dir!(), "py_port_test_#{System.pid()}_" <> String.duplicate("x", 100))
-      File.mkdir_p!(long)
-      System.put_env("TMPDIR", long)
+      System.put_env("TMPDIR", #{inspect(long)})
       {:ok, pool} = PyPort.Pool.start_link(size: 1, preload: "1")
       outcome = PyPort.eval("1", %{}, server: pool, timeout: 5_000)
       Supervisor.stop(pool)
-      File.rm_rf!(long)
       outcome
       """)
 
