@@ -115,7 +115,7 @@ defmodule PyPort.Options do
           optional(:retry) => non_neg_integer(),
           # The alias that PyPort.Cast is told under when the request has been sent.
           optional(:sent) => reference(),
-          optional(:typed) => true,
+          optional(:typed) => boolean(),
           # A pair of owner and heir where a process of another node asks.
           required(:owner) => pid() | {pid(), pid() | nil} | nil,
           optional(:credit) => pos_integer()
@@ -136,14 +136,10 @@ defmodule PyPort.Options do
   def call!([]), do: @request_defaults
 
   def call!(options) do
-    options =
-      options
-      |> validate!(@call_defaults, @call, "PyPort.call/4")
-      |> one_server!()
-      |> no_globals!("PyPort.call/4")
-
-    # The usual call must cost nothing more.
-    if options.typed, do: options, else: Map.delete(options, :typed)
+    options
+    |> validate!(@call_defaults, @call, "PyPort.call/4")
+    |> one_server!()
+    |> no_globals!("PyPort.call/4")
   end
 
   @spec cast!(keyword()) :: request()

@@ -278,13 +278,14 @@ defmodule PyPort.Request do
     end
   end
 
-  # The plain request first, which has at most these two.
+  # The plain request first, which has at most these three.
   defp wire_options(
-         %{session: nil, return: :value, error_value: false, arrays: nil, tables: nil} = options,
+         %{session: session, return: :value, error_value: false, arrays: nil, tables: nil} = options,
          nil
        )
-       when not is_map_key(options, :typed),
-       do: plain_options(options)
+       when not is_map_key(options, :typed)
+       when :erlang.map_get(:typed, options) == false,
+       do: options |> plain_options() |> with_option(:session, session && session.name)
 
   defp wire_options(%{session: session, return: return} = options, parent) do
     options
