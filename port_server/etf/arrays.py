@@ -232,7 +232,11 @@ def from_fields(fields: dict[Any, Any]) -> Any:
     special = meta.get(_KIND)
     if special == "bool":
         code = "b1"
-    memory = bytearray(data) if meta.get(_WRITABLE) is True else data
+    memory: Any = memoryview(data)
+    if meta.get(_WRITABLE) is not True:
+        memory = memory.toreadonly()
+    elif memory.readonly:
+        memory = bytearray(data)
     try:
         import numpy as np
     except ImportError:
