@@ -272,10 +272,15 @@ class Dispatcher:
                 self._commands.act(message)
 
     def _receive_shared(self, place: Segment) -> None:
-        if place.size:
-            self.receive([self._shared.frame(place.slot, place.generation, place.size)])
-        else:
+        if not place.size:
             self._shared.give_back(place.slot, place.generation)
+            return
+        try:
+            frame = self._shared.frame(place.slot, place.generation, place.size)
+        except FramingError as error:
+            self._port.reader.refuse(error)
+        else:
+            self.receive([frame])
 
     def _begin(self, request: Request) -> None:
         """Give a request, whose turn it is in its session, to an executor."""

@@ -66,7 +66,7 @@ defmodule PyPort.Server do
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
     * `:shm_threshold` - from how many bytes on a request goes through memory that Python shares with this node, and not
-      through the pipe, on Linux; `:infinity` for none. Default: 2 MiB.
+      through the pipe; `:infinity` for none. On Linux, and without `:memory_limit`. Default: 2 MiB.
     * `:max_shm_bytes` - how much of that memory there may be, in bytes; more goes through the pipe. It goes back to the system
       after 30 s without a large request. Default: 512 MiB.
     * `:binary_as` - what the binaries of globals and arguments are in Python, for requests without this option: `:str`
