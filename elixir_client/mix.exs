@@ -10,7 +10,7 @@ defmodule PyPort.MixProject do
   @pages [
     "Using PyPort":
       ~w(docs/guide.md docs/types.md docs/environments.md docs/command-line.md notebooks/intro.livemd),
-    "In production": ~w(docs/deployment.md docs/reliability.md docs/performance.md),
+    "In production": ~w(docs/deployment.md docs/reliability.md docs/performance.md docs/platforms.md),
     "From other libraries": ~w(docs/migrating-from-pythonx.md docs/migrating-from-erlport.md),
     "Inside PyPort": ~w(docs/protocol.md docs/etf.md docs/contributing.md)
   ]

@@ -27,7 +27,7 @@ static const char request_heads[2][13] = {"\x83h\x05w\x04"
                                           "\x83h\x06w\x04"
                                           "callm\0\0"};
 /* An answer to a call: the call's id, of eight bytes, and the result follow. */
-static const char answer_head[16] = "\x83h\x03w\x06"
+static const char answer_head[17] = "\x83h\x03w\x06"
                                     "answerm\0\0\0\x08";
 static const char ok_head[7] = {'\x83', 'h', 3, 'w', 2, 'o', 'k'};
 static const char empty_map[5] = {'t', 0, 0, 0, 0};
@@ -35,6 +35,7 @@ static const char empty_map[5] = {'t', 0, 0, 0, 0};
 #define ID_TERM_AT 9
 #define ID_LENGTH_AT 13
 #define CALL_ID_BYTES 8
+#define ANSWER_HEAD_BYTES 16
 
 static inline Py_ssize_t
 length_at(const unsigned char *data)
@@ -169,11 +170,11 @@ receive(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
                  size - HEADER_BYTES > limit)) {
         return PyByteArray_FromStringAndSize(data, size);
     }
-    if (size > (Py_ssize_t)(HEADER_BYTES + sizeof(answer_head) + CALL_ID_BYTES) &&
-        memcmp(data + HEADER_BYTES, answer_head, sizeof(answer_head)) == 0) {
+    if (size > (Py_ssize_t)(HEADER_BYTES + ANSWER_HEAD_BYTES + CALL_ID_BYTES) &&
+        memcmp(data + HEADER_BYTES, answer_head, ANSWER_HEAD_BYTES) == 0) {
         PyObject *frame = PyBytes_FromStringAndSize(data + HEADER_BYTES, size - HEADER_BYTES);
-        PyObject *call_id = PyBytes_FromStringAndSize(data + HEADER_BYTES + sizeof(answer_head), CALL_ID_BYTES);
-        return Py_BuildValue("(NNn)", frame, call_id, (Py_ssize_t)sizeof(answer_head) + CALL_ID_BYTES);
+        PyObject *call_id = PyBytes_FromStringAndSize(data + HEADER_BYTES + ANSWER_HEAD_BYTES, CALL_ID_BYTES);
+        return Py_BuildValue("(NNn)", frame, call_id, (Py_ssize_t)ANSWER_HEAD_BYTES + CALL_ID_BYTES);
     }
     found = envelope(data + HEADER_BYTES, size - HEADER_BYTES, args[2]);
     if (UNLIKELY(found == Py_None)) {
