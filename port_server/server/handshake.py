@@ -192,7 +192,6 @@ def info(port_fd: int, shared: dict[str, Any] | None) -> dict[str, Any]:
     """Give the map of hello for this server, which reads its port on `port_fd`."""
     uname = os.uname()
     return {
-        "shared_memory": shared,
         "python": ".".join(map(str, sys.version_info[:3])),
         "implementation": sys.implementation.name,
         "libc": _libc(),
@@ -203,6 +202,8 @@ def info(port_fd: int, shared: dict[str, Any] | None) -> dict[str, Any]:
         "server_version": VERSION,
         "features": [Atom(feature) for feature in FEATURES],
         "executable": sys.executable or "",
+        # Clients that did not ask for it may not know the word.
+        **({"shared_memory": shared} if shared else {}),
     }
 
 
