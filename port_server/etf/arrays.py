@@ -245,7 +245,11 @@ def from_fields(fields: dict[Any, Any]) -> Any:
     if special in _TIMES.values():
         unit = meta.get(_UNIT)
         dtype = f"{special}[{unit.decode() if isinstance(unit, bytes) else unit}]"
-    return np.ndarray(shape, dtype, memory)
+    array = np.ndarray(shape, dtype, memory)
+    if not array.flags.aligned:  # which costs time, and is refused by some libraries
+        array = array.copy()
+        array.flags.writeable = meta.get(_WRITABLE) is True
+    return array
 
 
 def _dtype(code: str) -> Any:

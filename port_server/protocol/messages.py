@@ -170,11 +170,12 @@ class Credit(Message):
 
 
 class Segment(Message):
-    """A frame of `size` bytes stands in a slot of the shared memory; with 0, the slot is free."""
+    """A frame of `size` bytes stands in a slot of the shared memory; with 0 bytes it is free."""
 
-    __slots__ = ("slot", "generation", "size")
+    __slots__ = ("slot", "generation", "offset", "size")
     slot: int
     generation: int
+    offset: int
     size: int
 
 
@@ -264,7 +265,7 @@ def _are_ids(value: object) -> bool:
 
 _INIT: Final = "init is {{init, Version, Options}}: an integer and a map"
 _SESSION: Final = (_is_binary, "the name of a session is a binary, not {}")
-_SEGMENT: Final = (_is_count, "segment takes three numbers, not {}")
+_SEGMENT: Final = (_is_count, "segment takes numbers, not {}")
 # By kind: what a message becomes, and how each of its elements behind the id is checked.
 _CONTROLS: Final[dict[str, Any]] = {
     "init": (Init, (_is_count, _INIT), (lambda value: isinstance(value, dict), _INIT)),
@@ -279,7 +280,7 @@ _CONTROLS: Final[dict[str, Any]] = {
     "ack": (Ack, (_is_count, "ack takes a count of bytes, not {}")),
     "answer": (Answer, (_is_binary, "the id of a call is a binary, not {}")),
     "credit": (Credit, (_is_count, "credit is a count of items, not {}")),
-    "segment": (Segment, _SEGMENT, _SEGMENT, _SEGMENT),
+    "segment": (Segment, _SEGMENT, _SEGMENT, _SEGMENT, _SEGMENT),
 }
 
 

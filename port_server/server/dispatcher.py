@@ -276,7 +276,7 @@ class Dispatcher:
             self._shared.give_back(place.slot, place.generation)
             return
         try:
-            frame = self._shared.frame(place.slot, place.generation, place.size)
+            frame = self._shared.frame(place)
         except FramingError as error:
             self._port.reader.refuse(error)
         else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mmap import mmap
     from typing import Any, Final
 
+    from port_server.protocol.messages import Segment as Place
     from port_server.settings import Settings
 
 try:
@@ -46,7 +47,8 @@ class SharedMemory:
         self._mapped: dict[int, mmap] = {}
         if not settings.shared_memory or Segment is None:
             return
-        self._stride = -(-settings.max_frame_bytes // _PAGE_BYTES) * _PAGE_BYTES
+        # A page more than the largest frame, because a frame may stand behind the beginning.
+        self._stride = (-(-settings.max_frame_bytes // _PAGE_BYTES) + 1) * _PAGE_BYTES
         token = os.urandom(_TOKEN_BYTES)
         try:
             self._fd = os.memfd_create("port_server")
@@ -58,22 +60,24 @@ class SharedMemory:
         self._done = memoryview(page)[_GENERATIONS_AT : _GENERATIONS_AT + 4 * _SLOTS].cast("I")
         self.info = {"fd": self._fd, "token": token, "stride": self._stride, "slots": _SLOTS}
 
-    def frame(self, slot: int, generation: int, size: int) -> memoryview:
-        """Give the frame in a slot.
+    def frame(self, place: Place) -> memoryview:
+        """Give the frame that stands there.
 
         Raises:
             FramingError: there is no such slot, or no memory for the frame.
         """
-        if self.info is None or slot >= _SLOTS or size > self._stride:
+        slot, size, end = place.slot, place.size, place.offset + place.size
+        if self.info is None or slot >= _SLOTS or end > self._stride:
             raise FramingError(f"there is no frame of {size} bytes in slot {slot}")
-        self._generations[slot] = generation
+        self._generations[slot] = place.generation
         mapped = self._mapped.get(slot)
-        if mapped is None or len(mapped) < size:
+        if mapped is None or len(mapped) < end:
             try:
-                mapped = self._mapped[slot] = self._map(self._at(slot), size)
+                mapped = self._mapped[slot] = self._map(self._at(slot), end)
             except (OSError, MemoryError) as error:  # a memory limit
                 raise FramingError(f"no memory for a frame of {size} bytes: {error}") from None
-        return memoryview(Segment(mapped, size, self._done, slot, generation))
+        memory = memoryview(mapped)[place.offset :]
+        return memoryview(Segment(memory, size, self._done, slot, place.generation))
 
     def give_back(self, slot: int, generation: int) -> None:
         """Free a slot to which no frame was sent, and give its pages back to the system."""

@@ -7,6 +7,7 @@ import pytest
 
 from port_server.etf import Atom, encode
 from port_server.protocol.framing import FramingError
+from port_server.protocol.messages import Segment as Place
 from port_server.server import shared_memory
 from port_server.server.shared_memory import SharedMemory
 from port_server.settings import Settings
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shared_memory.Segment is None, reason="it is Linux's, and needs C"
 )
 
-STRIDE = 8192
+STRIDE = 12_288
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_the_owner_is_told_what_there_is(shared):
 
 def test_a_frame_is_there_until_nothing_refers_to_it(shared):
     write(shared, 2, b"abcdef")
-    frame = shared.frame(2, 7, 6)
+    frame = shared.frame(Place(2, 7, 0, 6))
     assert bytes(frame) == b"abcdef"
     part = frame[2:4]
     del frame
@@ -50,21 +51,21 @@ def test_a_frame_is_there_until_nothing_refers_to_it(shared):
 
 def test_a_larger_frame_in_a_slot_is_whole(shared):
     write(shared, 0, b"a" * 10)
-    assert bytes(shared.frame(0, 1, 10)) == b"a" * 10
-    write(shared, 0, b"b" * 5000)
-    assert bytes(shared.frame(0, 2, 5000)) == b"b" * 5000
+    assert bytes(shared.frame(Place(0, 1, 0, 10))) == b"a" * 10
+    write(shared, 0, b"a" * 64 + b"b" * 5000)
+    assert bytes(shared.frame(Place(0, 2, 64, 5000))) == b"b" * 5000
     assert done(shared, 0) == 2
 
 
 @pytest.mark.parametrize(("slot", "size"), [(64, 1), (0, STRIDE + 1)])
 def test_a_frame_elsewhere_is_an_error(shared, slot, size):
     with pytest.raises(FramingError, match=f"no frame of {size} bytes in slot {slot}"):
-        shared.frame(slot, 1, size)
+        shared.frame(Place(slot, 1, 0, size))
 
 
 def test_a_slot_is_given_back_unless_its_frame_has_come(shared):
     write(shared, 1, b"a" * 5000)
-    frame = shared.frame(1, 1, 5000)
+    frame = shared.frame(Place(1, 1, 0, 5000))
     shared.give_back(1, 1)
     assert (bytes(frame), done(shared, 1)) == (b"a" * 5000, 0)
     del frame
@@ -96,5 +97,5 @@ def test_a_server_reads_a_request_from_there(start):
     request = encode((Atom("eval"), b"\0" * 8, {}, "len(x)", {"x": "a" * 100_000}))
     with open(path, "r+b", buffering=0) as file:  # noqa: PTH123
         os.pwrite(file.fileno(), request, 4096)
-    server.send((Atom("segment"), 0, 1, len(request)))
+    server.send((Atom("segment"), 0, 1, 0, len(request)))
     assert server.receive()[:3] == ("ok", b"\0" * 8, 100_000)

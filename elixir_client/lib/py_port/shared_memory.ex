@@ -29,6 +29,9 @@ defmodule PyPort.SharedMemory do
   @token_bytes 16
   @generations_at 64
   @last_generation 0xFFFFFFFF
+  @alignment 64
+  # A binary of that size is data, and not a part of the term around it.
+  @data_bytes 65_536
 
   # After so long without a large request the pages go back to the system.
   @idle_ms 30_000
@@ -76,7 +79,7 @@ defmodule PyPort.SharedMemory do
 
     case shared && put(shared, frame, bytes) do
       slot when is_integer(slot) ->
-        place = Wire.segment(slot, generation(shared, slot), bytes)
+        place = Wire.segment(slot, generation(shared, slot), offset(frame), bytes)
         result = send.(place, byte_size(place))
         if result != :ok, do: with_page(shared, fn file, _done -> free(shared, file, slot) end)
         forget(shared, slot)
@@ -95,7 +98,7 @@ defmodule PyPort.SharedMemory do
         slot == nil ->
           nil
 
-        :file.pwrite(file, @page_bytes + slot * shared.stride, frame) == :ok ->
+        :file.pwrite(file, @page_bytes + slot * shared.stride + offset(frame), frame) == :ok ->
           slot
 
         # The system has no memory.
@@ -108,6 +111,15 @@ defmodule PyPort.SharedMemory do
   rescue
     ArgumentError -> nil
   end
+
+  # Where the frame begins in its slot, so that its first large binary, the numbers of an array, is aligned.
+  defp offset(frame), do: Integer.mod(-before_data(frame, 0), @alignment)
+
+  defp before_data([part | rest], bytes) when is_binary(part) and byte_size(part) < @data_bytes,
+    do: before_data(rest, bytes + byte_size(part))
+
+  defp before_data([part | _rest], bytes) when is_binary(part), do: bytes
+  defp before_data(_other, _bytes), do: 0
 
   # Takes a free slot, if possible one whose pages are there already.
   defp take(shared, done, bytes) do
@@ -172,7 +184,7 @@ defmodule PyPort.SharedMemory do
 
   # A segment without bytes. Whether another one was sent before, Python knows.
   defp give_back(shared, slot, send) do
-    send.(Wire.segment(slot, generation(shared, slot), 0))
+    send.(Wire.segment(slot, generation(shared, slot), 0, 0))
     forget(shared, slot)
   end
 

@@ -150,10 +150,10 @@ defmodule PyPort.Wire do
     [<<@version, @small_tuple, 3, "w\x06answer", @id, call_id::binary-size(8)>>, body | tail]
   end
 
-  # A frame of so many bytes stands in that slot of the shared memory; with 0 bytes the slot is free.
-  @spec segment(non_neg_integer(), pos_integer(), non_neg_integer()) :: binary()
-  def segment(slot, generation, bytes),
-    do: "segment" |> message([slot, generation, bytes]) |> IO.iodata_to_binary()
+  # A frame of so many bytes stands there in the shared memory; with 0 bytes the slot is free.
+  @spec segment(non_neg_integer(), non_neg_integer(), non_neg_integer(), non_neg_integer()) :: binary()
+  def segment(slot, generation, offset, bytes),
+    do: "segment" |> message([slot, generation, offset, bytes]) |> IO.iodata_to_binary()
 
   @spec open_session(id(), String.t()) :: iodata()
   def open_session(id, name), do: message("open_session", [id, name])

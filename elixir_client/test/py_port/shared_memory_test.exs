@@ -190,7 +190,7 @@ defmodule PyPort.SharedMemoryTest do
 
     said =
       capture_log(fn ->
-        Connection.command(connection, Wire.segment(64, 1, 10))
+        Connection.command(connection, Wire.segment(64, 1, 0, 10))
         assert_receive {:DOWN, ^ref, :process, _pid, _reason}, 5_000
       end)
 
