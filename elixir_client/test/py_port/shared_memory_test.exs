@@ -62,6 +62,12 @@ defmodule PyPort.SharedMemoryTest do
     tensor = %PyPort.Tensor{type: {:u, 8}, shape: {@large}, data: :binary.copy(<<7>>, @large)}
     code = "x = memoryview(x)\nx.readonly, x[0], len(x)"
     assert PyPort.eval!(code, %{x: tensor}, session: session) == {true, 7, @large}
+    # numpy's, whose numbers must stand at a multiple of their size.
+    for n <- 1..3 do
+      globals = %{String.duplicate("a", n) => 1, "x" => tensor}
+      assert PyPort.eval!("x.ctypes.data % 64", globals, server: server) == 0
+    end
+
     other = %{tensor | data: :binary.copy(<<8>>, @large)}
     for _ <- 1..3, do: assert(PyPort.eval!("y[1]", %{y: PyPort.Tensor.writable(other)}, server: server) == 8)
     assert PyPort.eval!("bytes(x) == b'\\x07' * len(x)", %{}, session: session)
