@@ -233,6 +233,7 @@ defmodule PyPort.Server do
     end
   end
 
+  def handle_info({:collected, id, owner}, state), do: {:noreply, Ownership.collected(state, id, owner)}
   def handle_info(:stderr, state), do: {:noreply, Stderr.limit(state)}
   def handle_info({:cancel_step, id}, state), do: state |> Cancellation.next_step(id) |> next()
   def handle_info({:dumped, pid, result}, state), do: state |> Cancellation.dumped(pid, result) |> next()
