@@ -28,7 +28,7 @@ defmodule PyPort.Collector do
   @spec watched(value, owner :: pid()) :: value when value: term()
   def watched(value, owner), do: if(node(owner) == node() and loaded?(), do: put(value, owner), else: value)
 
-  defp put(%Object{id: id} = object, owner),
+  defp put(%Object{id: id, server: server} = object, owner) when is_pid(server),
     do: Map.put(object, :ref, watch(Object.server(object), owner, id))
 
   defp put([head | tail], owner), do: [put(head, owner) | put(tail, owner)]
