@@ -2,7 +2,7 @@
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo iex fast test lint dialyzer nightly test-env wheel package test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec fuzz clean distclean setup
+.PHONY: help demo iex fast test lint dialyzer nightly test-env cross wheel package test-trixie test-sid test-fresh soak faults-table bench bench-guard bench-codec fuzz clean distclean setup
 
 in_env := sh scripts/with-env.sh
 
@@ -34,6 +34,9 @@ nightly: ## everything that .ci/run has, and soak, bench-guard, fuzz and the tes
 
 test-env: setup ## uv, Mix projects and releases for real, on packages of PyPI's (a few minutes)
 	@$(in_env) python -m pytest tests/env -m env $(PYTEST_ARGS)
+
+cross: setup ## the C for macOS, musl and aarch64, compiled without a warning by zig (it cannot be run here)
+	@$(in_env) sh scripts/cross.sh
 
 wheel: setup ## the port server for this platform, into elixir_client/priv/wheels
 	@$(in_env) sh scripts/wheel.sh

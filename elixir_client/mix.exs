@@ -10,7 +10,7 @@ defmodule PyPort.MixProject do
   @pages [
     "Using PyPort":
       ~w(docs/guide.md docs/types.md docs/environments.md docs/command-line.md notebooks/intro.livemd),
-    "In production": ~w(docs/deployment.md docs/reliability.md docs/performance.md),
+    "In production": ~w(docs/deployment.md docs/reliability.md docs/performance.md docs/platforms.md),
     "From other libraries": ~w(docs/migrating-from-pythonx.md docs/migrating-from-erlport.md),
     "Inside PyPort": ~w(docs/protocol.md docs/etf.md docs/contributing.md)
   ]
@@ -22,6 +22,7 @@ defmodule PyPort.MixProject do
       elixir: "~> 1.14",
       start_permanent: Mix.env() == :prod,
       elixirc_paths: elixirc_paths(Mix.env()),
+      compilers: Mix.compilers() ++ [:py_port_collector],
       test_paths: test_paths(),
       deps: deps(Mix.env()),
       description: "Python for Elixir and Erlang, in an operating-system process of its own.",
@@ -77,7 +78,7 @@ defmodule PyPort.MixProject do
       licenses: ["Apache-2.0"],
       links: @links,
       files:
-        ~w(mix.exs .formatter.exs README.md CHANGELOG.md LICENSE lib/**/*.ex examples/*.exs examples/data) ++
+        ~w(mix.exs .formatter.exs README.md CHANGELOG.md LICENSE lib/**/*.ex c_src/*.c examples/*.exs examples/data) ++
           ~w(priv/package/{LICENSE,README.md,pyproject.toml,requirements.txt,setup.py} priv/python/port_server/**/*.{py,pyi,typed,c,h})
     ]
   end

@@ -43,6 +43,7 @@ class Settings:
         "pipe_bytes",
         "read_bytes",
         "running_after_ms",
+        "shared_memory",
         "tables",
         "threads",
     )
@@ -156,6 +157,10 @@ class Settings:
     left alone until some are done, and the pipe holds the client back. Reading ahead is what lets
     a cancel be seen, so this is far above what a client has open on purpose."""
 
+    shared_memory: bool
+    """Whether large requests may come through shared memory. False is the default, because only an
+    owner that asks is known to write there."""
+
     def __init__(
         self,
         *,
@@ -185,6 +190,7 @@ class Settings:
         arrays: str = "object",
         tables: str = "object",
         as_bytes: bool = False,
+        shared_memory: bool = False,
     ) -> None:
         values = locals()
         for name in Settings.__slots__:

@@ -21,7 +21,7 @@ cd "$project"
 check "ruff check" ruff check .
 check "ruff format" ruff format --check .
 check "mypy" mypy
-check "clang-format" find port_server benchmarks tests -name '*.[ch]' -exec clang-format --dry-run --Werror {} +
+check "clang-format" find port_server elixir_client/c_src benchmarks tests -name '*.[ch]' -exec clang-format --dry-run --Werror {} +
 check "shellcheck" shellcheck --external-sources scripts/*.sh .ci/run
 # Add tests once they are clean.
 check "prose" python scripts/prose.py port_server elixir_client/lib scripts benchmarks README.md docs/*.md

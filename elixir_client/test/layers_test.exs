@@ -9,12 +9,12 @@ defmodule PyPort.LayersTest do
   # use besides itself. The first layer that has a file counts.
   @layers [
     {:base,
-     ~w(bytes callback code encoder session object values deadline did_you_mean error options) ++
-       ~w(status_page stderr_file telemetry libraries tensor table), []},
+     ~w(bytes callback collector code encoder session object values deadline did_you_mean error options) ++
+       ~w(status_page stderr_file telemetry libraries tensor table view), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
     {:connection,
-     ~w(connection registry reaper sources pool/members pool/queue output ownership remote callbacks),
+     ~w(connection shared_memory registry reaper sources pool/members pool/queue output ownership remote callbacks),
      [:base, :wire]},
     {:server, ~w(server server/), [:base, :wire, :env, :connection]},
     {:pool, ~w(pool/), [:base, :env, :connection, :server]},
@@ -107,6 +107,7 @@ defmodule PyPort.LayersTest do
     "py_port/locator" => "py_port/pool",
     "py_port/ownership" => "py_port/object",
     "py_port/sources" => "py_port/reload",
+    "py_port/view" => "py_port/tensor",
     "py_port/reply" => "py_port/wire",
     "py_port/object/inspect" => "py_port/object",
     "py_port/pool/default" => "py_port/pool",

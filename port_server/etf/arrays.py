@@ -232,7 +232,11 @@ def from_fields(fields: dict[Any, Any]) -> Any:
     special = meta.get(_KIND)
     if special == "bool":
         code = "b1"
-    memory = bytearray(data) if meta.get(_WRITABLE) is True else data
+    memory: Any = memoryview(data)
+    if meta.get(_WRITABLE) is not True:
+        memory = memory.toreadonly()
+    elif memory.readonly:
+        memory = bytearray(data)
     try:
         import numpy as np
     except ImportError:
@@ -241,7 +245,11 @@ def from_fields(fields: dict[Any, Any]) -> Any:
     if special in _TIMES.values():
         unit = meta.get(_UNIT)
         dtype = f"{special}[{unit.decode() if isinstance(unit, bytes) else unit}]"
-    return np.ndarray(shape, dtype, memory)
+    array = np.ndarray(shape, dtype, memory)
+    if not array.flags.aligned:  # which costs time, and is refused by some libraries
+        array = array.copy()
+        array.flags.writeable = meta.get(_WRITABLE) is True
+    return array
 
 
 def _dtype(code: str) -> Any:

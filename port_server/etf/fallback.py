@@ -370,7 +370,7 @@ class _Reader:
         )
 
     def port_bytes(self) -> bytes | None:
-        """Read %PyPort.Bytes{}, for any `binary_as`; None if the next term is another one."""
+        """Read %PyPort.Bytes{} or %PyPort.View{}; None if the next term is another one."""
         begin, owed = self.at, self.owed
         data, module = None, None
         try:
@@ -382,7 +382,7 @@ class _Reader:
                     module = self.atom_name()
         except BadTermError:
             module = None
-        if module == "Elixir.PyPort.Bytes" and data is not None:
+        if module in {"Elixir.PyPort.Bytes", "Elixir.PyPort.View"} and data is not None:
             return data
         self.at, self.owed = begin, owed
         return None

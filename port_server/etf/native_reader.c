@@ -244,17 +244,10 @@ bytes_of(const unsigned char *p, Py_ssize_t size)
     return PyBytes_FromStringAndSize((const char *)p, size);
 }
 
-/* A binary whose bytes stand at p, right before r->p. */
+/* The bytes at p where they are, as a memoryview. */
 static PyObject *
-binary_of(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssize_t size,
-          int as_key)
+view_of(Reader *r, const unsigned char *p, Py_ssize_t size)
 {
-    if (LIKELY(r->binary_as == AS_STR)) {
-        return as_key ? key_text(r, begin, p, size) : text_of(r, begin, p, size);
-    }
-    if (r->binary_as == AS_BYTES || as_key) {
-        return bytes_of(p, size);
-    }
     if (r->view == NULL) {
         PyObject *whole = PyMemoryView_FromObject(r->buffer);
         if (whole == NULL) {
@@ -267,6 +260,20 @@ binary_of(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssiz
         }
     }
     return PySequence_GetSlice(r->view, p - r->start, p - r->start + size);
+}
+
+/* A binary whose bytes stand at p, right before r->p. */
+static PyObject *
+binary_of(Reader *r, const unsigned char *begin, const unsigned char *p, Py_ssize_t size,
+          int as_key)
+{
+    if (LIKELY(r->binary_as == AS_STR)) {
+        return as_key ? key_text(r, begin, p, size) : text_of(r, begin, p, size);
+    }
+    if (r->binary_as == AS_BYTES || as_key) {
+        return bytes_of(p, size);
+    }
+    return view_of(r, p, size);
 }
 
 static PyObject *
@@ -866,14 +873,14 @@ is_name(const unsigned char *p, Py_ssize_t size, const char *name, size_t length
     return (size_t)size == length && memcmp(p, name, length) == 0;
 }
 
-/* Looks whether a map of two pairs is %PyPort.Bytes{}, which is raw whatever `binary_as` says; its
- * keys come in either order (OTP 26 sorts atoms by index). NULL without a failure: it is not. */
+/* Looks whether a map of two pairs is %PyPort.Bytes{}, which is raw whatever `binary_as` says, or
+ * %PyPort.View{}, the same without a copy; its keys come in either order (OTP 26 sorts atoms by index). NULL without a failure: it is not. */
 static PyObject *
 try_port_bytes(Reader *r)
 {
     const unsigned char *begin = r->p, *p, *data = NULL;
     Py_ssize_t size, data_size = 0;
-    int tag, i, is_bytes = 0;
+    int tag, i, is_bytes = 0, is_view = 0;
     if (left(r) < 1 || (begin[0] != SMALL_ATOM_UTF8_EXT && begin[0] != ATOM_EXT &&
                         begin[0] != SMALL_ATOM_EXT && begin[0] != ATOM_UTF8_EXT)) {
         return NULL;
@@ -895,13 +902,14 @@ try_port_bytes(Reader *r)
                 break;
             }
             is_bytes = is_name(p, size, "Elixir.PyPort.Bytes", 19);
+            is_view = is_name(p, size, "Elixir.PyPort.View", 18);
         }
         else {
             break;
         }
     }
-    if (is_bytes && data != NULL && i == 2) {
-        return bytes_of(data, data_size);
+    if ((is_bytes || is_view) && data != NULL && i == 2) {
+        return is_bytes ? bytes_of(data, data_size) : view_of(r, data, data_size);
     }
     failure_clear(&r->failure);
     PyErr_Clear();

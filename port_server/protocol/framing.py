@@ -120,6 +120,11 @@ class FrameReader:
         self.between = True
         return [body if len(body) > SMALL_BODY_BYTES else bytes(body)]
 
+    def refuse(self, error: FramingError) -> None:
+        """Give no more frames: the next read raises this."""
+        self.between = False
+        self.refusal = error
+
     def limit(self, max_frame_bytes: int) -> None:
         """Refuse larger frames from now on."""
         self.max_frame_bytes = max_frame_bytes
@@ -153,17 +158,18 @@ class FrameReader:
         try:
             self._body = _small(length) if length <= SMALL_BODY_BYTES else self._large(length)
         except (MemoryError, OSError) as error:  # a memory limit; mmap raises OSError for it
-            self.refusal = FramingError(f"no memory for a frame of {length} bytes: {error}")
+            self.refuse(FramingError(f"no memory for a frame of {length} bytes: {error}"))
             return
         self._body[: len(first)] = first
         self._fill = len(first)
 
     def _refuse(self, length: int) -> None:
-        self.between = False
-        self.refusal = FramingError(
-            f"a frame of {length} bytes is announced, the limit is {self.max_frame_bytes} "
-            f"(max_frame_bytes). Either it is too large, or something other than frames was "
-            f"written to the port: read as text the header is {header(length)!r}"
+        self.refuse(
+            FramingError(
+                f"a frame of {length} bytes is announced, the limit is {self.max_frame_bytes} "
+                f"(max_frame_bytes). Either it is too large, or something other than frames was "
+                f"written to the port: read as text the header is {header(length)!r}"
+            )
         )
 
     def _large(self, length: int) -> memoryview:

@@ -33,24 +33,9 @@ OK_HEAD: Final = b"\x83h\x03w\x02ok"
 YIELD_HEAD: Final = b"\x83h\x03w\x05yield"
 ERROR_HEAD: Final = b"\x83h\x03w\x05error"
 
-ARITIES: Final = {
-    "init": 3,
-    "eval": 5,
-    "call": 6,
-    "cancel": 2,
-    "recall": 2,
-    "ping": 2,
-    "stacks": 2,
-    "shutdown": 2,
-    "open_session": 3,
-    "close_session": 2,
-    "release": 2,
-    "ack": 3,
-    "answer": 3,
-    "credit": 3,
-}
+_REQUESTS: Final = {"eval": 5, "call": 6}
 # Words whose second element is no id of a request.
-WITHOUT_ID: Final = frozenset(("init", "shutdown", "close_session", "release", "answer"))
+_WITHOUT_ID: Final = {"init", "shutdown", "close_session", "release", "answer", "segment"}
 
 
 class ProtocolError(ValueError):
@@ -184,6 +169,16 @@ class Credit(Message):
     count: int
 
 
+class Segment(Message):
+    """A frame of `size` bytes stands in a slot of the shared memory; with 0 bytes it is free."""
+
+    __slots__ = ("slot", "generation", "offset", "size")
+    slot: int
+    generation: int
+    offset: int
+    size: int
+
+
 def id_term_of(id: bytes) -> bytes:
     """Write an id as the term it is."""
     return b"m" + len(id).to_bytes(4, "big") + id
@@ -208,10 +203,10 @@ def parse(frame: Frame) -> Message:
             f"a message starts with an atom that names it, this one with {_shown(kind)}"
         )
     id_term = None
-    if kind not in WITHOUT_ID and arity > 1:
+    if kind not in _WITHOUT_ID and arity > 1:
         id_term, at = _id(frame, at, kind)
-    wanted = ARITIES.get(kind)
-    if wanted is None:
+    wanted = _arity(kind)
+    if wanted == 0:
         raise ProtocolError(
             f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})", id_term
         )
@@ -219,7 +214,7 @@ def parse(frame: Frame) -> Message:
         raise ProtocolError(
             f"{kind!s} is a tuple of {wanted} elements, this one has {arity}", id_term
         )
-    if kind in ("eval", "call"):
+    if kind in _REQUESTS:
         assert id_term is not None
         return Request(str(kind), id_term, at)
     try:
@@ -228,54 +223,65 @@ def parse(frame: Frame) -> Message:
         raise ProtocolError(f"{kind!s} cannot be read: {error}", id_term) from None
 
 
+def _arity(kind: str) -> int:
+    """Give how many elements a message of that kind has; 0 for an unknown kind."""
+    if kind in _REQUESTS:
+        return _REQUESTS[kind]
+    if kind not in _CONTROLS:
+        return 0
+    # The kind, its class's fields; an answer's result is read later.
+    return len(_CONTROLS[kind]) + (kind not in _WITHOUT_ID) + (kind == "answer")
+
+
 def _control(kind: str, id_term: bytes | None, frame: Frame, at: int) -> Message:
-    if kind == "shutdown":
-        grace_ms, at = read_term(frame, at)
-        if type(grace_ms) is not int or grace_ms < 0:
-            raise ProtocolError(f"shutdown takes its grace in milliseconds, not {_shown(grace_ms)}")
-        _end(frame, at, kind, None)
-        return Shutdown(grace_ms)
-    if kind == "init":
-        version, at = read_term(frame, at)
-        # Struct templates stay structs; they are not converted to Python values.
-        options, at = read_term(frame, at, plain_structs=True)
-        if type(version) is not int or not isinstance(options, dict):
-            raise ProtocolError("init is {init, Version, Options}: an integer and a map")
-        _end(frame, at, kind, None)
-        return Init(version, options)
-    if kind == "answer":
-        call_id, at = read_term(frame, at, binary_as="bytes")
-        if type(call_id) is not bytes:
-            raise ProtocolError(f"the id of a call is a binary, not {_shown(call_id)}")
-        return Answer(call_id, at)
-    if kind == "release":
-        ids, at = read_term(frame, at)
-        if type(ids) is not list or not all(type(number) is int for number in ids):
-            raise ProtocolError(f"release takes a list of integers, not {_shown(ids)}")
-        _end(frame, at, kind, None)
-        return Release(ids)
-    if kind == "close_session":
-        name, at = read_term(frame, at, binary_as="bytes")
-        if type(name) is not bytes:
-            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}")
-        _end(frame, at, kind, None)
-        return CloseSession(name)
-    assert id_term is not None
-    if kind == "open_session":
-        name, at = read_term(frame, at, binary_as="bytes")
-        if type(name) is not bytes:
-            raise ProtocolError(f"the name of a session is a binary, not {_shown(name)}", id_term)
-        _end(frame, at, kind, id_term)
-        return OpenSession(id_term, name)
-    if kind in ("credit", "ack"):
-        count, at = read_term(frame, at)
-        if type(count) is not int or count < 0:
-            shape = "is a count of items" if kind == "credit" else "takes a count of bytes"
-            raise ProtocolError(f"{kind} {shape}, not {_shown(count)}", id_term)
-        _end(frame, at, kind, id_term)
-        return (Credit if kind == "credit" else Ack)(id_term, count)
-    _end(frame, at, kind, id_term)
-    return {"cancel": Cancel, "recall": Recall, "ping": Ping, "stacks": Stacks}[kind](id_term)
+    make, *fields = _CONTROLS[kind]
+    values: list[Any] = [] if id_term is None else [id_term]
+    # Struct templates stay structs; they are not converted to Python values.
+    binary_as = "str" if make is Init else "bytes"
+    for fits, complaint in fields:
+        value, at = read_term(frame, at, binary_as=binary_as, plain_structs=True)
+        if not fits(value):
+            raise ProtocolError(complaint.format(_shown(value)), id_term)
+        values.append(value)
+    if make is Answer:
+        return Answer(*values, at)
+    if at != len(frame):
+        raise ProtocolError(f"{len(frame) - at} bytes stand behind the {kind}", id_term)
+    message: Message = make(*values)
+    return message
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _is_binary(value: object) -> bool:
+    return type(value) is bytes
+
+
+def _are_ids(value: object) -> bool:
+    return type(value) is list and all(type(number) is int for number in value)
+
+
+_INIT: Final = "init is {{init, Version, Options}}: an integer and a map"
+_SESSION: Final = (_is_binary, "the name of a session is a binary, not {}")
+_SEGMENT: Final = (_is_count, "segment takes numbers, not {}")
+# By kind: what a message becomes, and how each of its elements behind the id is checked.
+_CONTROLS: Final[dict[str, Any]] = {
+    "init": (Init, (_is_count, _INIT), (lambda value: isinstance(value, dict), _INIT)),
+    "cancel": (Cancel,),
+    "recall": (Recall,),
+    "ping": (Ping,),
+    "stacks": (Stacks,),
+    "shutdown": (Shutdown, (_is_count, "shutdown takes its grace in milliseconds, not {}")),
+    "open_session": (OpenSession, _SESSION),
+    "close_session": (CloseSession, _SESSION),
+    "release": (Release, (_are_ids, "release takes a list of integers, not {}")),
+    "ack": (Ack, (_is_count, "ack takes a count of bytes, not {}")),
+    "answer": (Answer, (_is_binary, "the id of a call is a binary, not {}")),
+    "credit": (Credit, (_is_count, "credit is a count of items, not {}")),
+    "segment": (Segment, _SEGMENT, _SEGMENT, _SEGMENT, _SEGMENT),
+}
 
 
 def _tuple_header(frame: Frame) -> tuple[int, int]:
@@ -301,17 +307,12 @@ def _id(frame: Frame, at: int, kind: str) -> tuple[bytes, int]:
     except DecodeError as error:
         raise ProtocolError(f"the id of {kind!s} cannot be read: {error}") from None
     if type(name) is not bytes or len(name) > LONGEST_ID:
-        if isinstance(kind, Atom) and kind not in ARITIES:
+        if isinstance(kind, Atom) and _arity(kind) == 0:
             raise ProtocolError(f"the message {kind!s} is not known (protocol {PROTOCOL_VERSION})")
         raise ProtocolError(
             f"the id of {kind!s} is a binary of at most {LONGEST_ID} bytes, not {_shown(name)}"
         )
     return id_term_of(name), at
-
-
-def _end(frame: Frame, at: int, kind: str, id_term: bytes | None) -> None:
-    if at != len(frame):
-        raise ProtocolError(f"{len(frame) - at} bytes stand behind the {kind}", id_term)
 
 
 def _shown(value: object) -> str:

@@ -34,7 +34,7 @@ _MANY: Final = 10  # objects: with fewer, heartbeats name no type
 _SAMPLE: Final = 64  # looked at to tell the type of most; each heartbeat does
 
 _SERVER, _TOKEN, _ID = Atom("server"), Atom("token"), Atom("id")
-_TYPE, _REPR = Atom("type"), Atom("repr")
+_TYPE, _REPR, _REF = Atom("type"), Atom("repr"), Atom("ref")
 
 # The length and time of a container's repr grow with the container: these are walked here.
 _BRACKETS: Final[dict[type, tuple[str, str]]] = {
@@ -120,6 +120,7 @@ class Objects:
             _ID: number,
             _TYPE: type_name,
             _REPR: text,
+            _REF: None,  # the client puts something there, or nothing
         }
         return number, Struct(MODULE, fields)
 

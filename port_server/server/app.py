@@ -99,7 +99,7 @@ class Server:
         """Say hello, and serve until there is nothing more to do; give the exit status."""
         port, dispatcher = self._core.port, self.dispatcher
         # Log records and messages of init_code come after it.
-        port.begin(messages.hello(handshake.info(port.reads)))
+        port.begin(messages.hello(handshake.info(port.reads, self._core.shared.info)))
         self._core.page.enter(SERVING)
         # The thread that imports it first is the main thread to it, and another one may be first.
         import threading  # noqa: F401, PLC0415  1 ms, so after hello

@@ -17,6 +17,7 @@ from .evaluate import Code, Evaluator
 from .output import Reports
 from .reader import ReaderLock
 from .replies import Replies
+from .shared_memory import SharedMemory
 from .signal_guard import SignalGuard
 from .streams import Stream
 
@@ -71,6 +72,7 @@ class Core:
         reports = Reports(settings, port, thread, self.lock, self.cancels, logging=logging)
         self.output, self.stdio = reports.output, reports.stdio
         self.code = Code(objects.Objects(settings, owner, token), settings)
+        self.shared = SharedMemory(settings)
         self.replies = Replies(port, memory, settings)
         self.evaluator = Evaluator(self.code, self.replies, settings)
 

@@ -12,7 +12,14 @@ from time import monotonic
 
 from port_server.protocol import messages
 from port_server.protocol.framing import FramingError
-from port_server.protocol.messages import Answer, Cancel, ProtocolError, Recall, Shutdown
+from port_server.protocol.messages import (
+    Answer,
+    Cancel,
+    ProtocolError,
+    Recall,
+    Segment,
+    Shutdown,
+)
 from port_server.protocol.requests import Request, Requests
 from port_server.runtime.api import Cancelled
 from port_server.runtime.frames import imported_by_thread
@@ -58,6 +65,7 @@ class Dispatcher:
         self._replies = core.replies
         self._requests = Requests(as_bytes=core.settings.as_bytes)
         self._scheduler = core.scheduler
+        self._shared = core.shared
         self._thread = core.thread
         self._threads = executors.threads
 
@@ -255,11 +263,24 @@ class Dispatcher:
                 self.cancel(message.id_term)
             elif type(message) is Recall:
                 self.recall(message.id_term)
+            elif type(message) is Segment:
+                self._receive_shared(message)
             elif type(message) is Shutdown:
                 self.stopping = True
                 self.grace_ms = message.grace_ms
             elif message is not None:
                 self._commands.act(message)
+
+    def _receive_shared(self, place: Segment) -> None:
+        if not place.size:
+            self._shared.give_back(place.slot, place.generation)
+            return
+        try:
+            frame = self._shared.frame(place)
+        except FramingError as error:
+            self._port.reader.refuse(error)
+        else:
+            self.receive([frame])
 
     def _begin(self, request: Request) -> None:
         """Give a request, whose turn it is in its session, to an executor."""

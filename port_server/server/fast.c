@@ -27,7 +27,7 @@ static const char request_heads[2][13] = {"\x83h\x05w\x04"
                                           "\x83h\x06w\x04"
                                           "callm\0\0"};
 /* An answer to a call: the call's id, of eight bytes, and the result follow. */
-static const char answer_head[16] = "\x83h\x03w\x06"
+static const char answer_head[17] = "\x83h\x03w\x06"
                                     "answerm\0\0\0\x08";
 static const char ok_head[7] = {'\x83', 'h', 3, 'w', 2, 'o', 'k'};
 static const char empty_map[5] = {'t', 0, 0, 0, 0};
@@ -35,6 +35,7 @@ static const char empty_map[5] = {'t', 0, 0, 0, 0};
 #define ID_TERM_AT 9
 #define ID_LENGTH_AT 13
 #define CALL_ID_BYTES 8
+#define ANSWER_HEAD_BYTES 16
 
 static inline Py_ssize_t
 length_at(const unsigned char *data)
@@ -169,11 +170,11 @@ receive(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
                  size - HEADER_BYTES > limit)) {
         return PyByteArray_FromStringAndSize(data, size);
     }
-    if (size > (Py_ssize_t)(HEADER_BYTES + sizeof(answer_head) + CALL_ID_BYTES) &&
-        memcmp(data + HEADER_BYTES, answer_head, sizeof(answer_head)) == 0) {
+    if (size > (Py_ssize_t)(HEADER_BYTES + ANSWER_HEAD_BYTES + CALL_ID_BYTES) &&
+        memcmp(data + HEADER_BYTES, answer_head, ANSWER_HEAD_BYTES) == 0) {
         PyObject *frame = PyBytes_FromStringAndSize(data + HEADER_BYTES, size - HEADER_BYTES);
-        PyObject *call_id = PyBytes_FromStringAndSize(data + HEADER_BYTES + sizeof(answer_head), CALL_ID_BYTES);
-        return Py_BuildValue("(NNn)", frame, call_id, (Py_ssize_t)sizeof(answer_head) + CALL_ID_BYTES);
+        PyObject *call_id = PyBytes_FromStringAndSize(data + HEADER_BYTES + ANSWER_HEAD_BYTES, CALL_ID_BYTES);
+        return Py_BuildValue("(NNn)", frame, call_id, (Py_ssize_t)ANSWER_HEAD_BYTES + CALL_ID_BYTES);
     }
     found = envelope(data + HEADER_BYTES, size - HEADER_BYTES, args[2]);
     if (UNLIKELY(found == Py_None)) {
@@ -623,15 +624,104 @@ strike(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t count)
     return PyErr_Occurred() ? NULL : PyBool_FromLong(same);
 }
 
+/* ---- shared memory ----------------------------------------------------------------------------------------------- */
+
+/* The memory of a frame that did not come through the pipe. It is free for another one when nothing refers to this any
+ * more; then its slot's generation is written where the other side looks.
+ */
+typedef struct {
+    PyObject_HEAD
+    Py_buffer memory;
+    Py_buffer released;
+    Py_ssize_t size, slot;
+    unsigned int generation;
+    int pid;
+} Segment;
+
+static PyObject *
+segment_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(given))
+{
+    allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    Segment *self = (Segment *)allocate(type, 0);
+    PyObject *memory, *released;
+    if (self == NULL) {
+        return NULL;
+    }
+    if (!PyArg_ParseTuple(args, "OnOnI", &memory, &self->size, &released, &self->slot, &self->generation) ||
+        PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) < 0 ||
+        PyObject_GetBuffer(released, &self->released, PyBUF_WRITABLE) < 0) {
+        Py_DECREF(self);
+        return NULL;
+    }
+    if (self->size < 0 || self->size > self->memory.len || self->slot < 0 ||
+        (self->slot + 1) * (Py_ssize_t)sizeof(self->generation) > self->released.len) {
+        Py_DECREF(self);
+        PyErr_SetString(PyExc_ValueError, "the segment does not fit into its memory");
+        return NULL;
+    }
+    self->pid = (int)getpid();
+    return (PyObject *)self;
+}
+
+static int
+segment_getbuffer(PyObject *object, Py_buffer *view, int flags)
+{
+    Segment *self = (Segment *)object;
+    return PyBuffer_FillInfo(view, object, self->memory.buf, self->size, 0, flags);
+}
+
+static void
+segment_dealloc(PyObject *object)
+{
+    Segment *self = (Segment *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    freefunc free_object = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    PyBuffer_Release(&self->memory);
+    /* A forked child has a copy of this, which says nothing about the memory that it shares. */
+    if (self->pid == (int)getpid()) {
+        __atomic_store_n((unsigned int *)self->released.buf + self->slot, self->generation, __ATOMIC_RELEASE);
+    }
+    PyBuffer_Release(&self->released);
+    free_object(object);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(segment_doc, "Segment(memory, size, released, slot, generation, /)\n"
+                          "--\n\n"
+                          "The first `size` bytes of `memory`, as a buffer. When the last reference to it goes, `generation`\n"
+                          "is written to `released`, an array of unsigned ints, at `slot`.");
+
+static PyType_Slot segment_slots[] = {
+    {Py_tp_doc, (void *)segment_doc},
+    {Py_tp_new, (void *)segment_new},
+    {Py_tp_dealloc, (void *)segment_dealloc},
+    {Py_bf_getbuffer, (void *)segment_getbuffer},
+    {0, NULL},
+};
+
+static PyType_Spec segment_spec = {
+    "port_server.server._fast.Segment",
+    sizeof(Segment),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    segment_slots,
+};
+
 /* ---- module ------------------------------------------------------------------------------------------------------ */
+
+static int
+add_type(PyObject *module, PyType_Spec *spec, const char *name)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, spec, NULL);
+    int added = type == NULL ? -1 : PyModule_AddObjectRef(module, name, type);
+    Py_XDECREF(type);
+    return added;
+}
 
 static int
 module_exec(PyObject *module)
 {
-    PyObject *type = PyType_FromModuleAndSpec(module, &plain_spec, NULL);
-    int added = type == NULL ? -1 : PyModule_AddObjectRef(module, "Plain", type);
-    Py_XDECREF(type);
-    return added;
+    return add_type(module, &plain_spec, "Plain") < 0 ? -1 : add_type(module, &segment_spec, "Segment");
 }
 
 static PyMethodDef methods[] = {

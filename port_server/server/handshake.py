@@ -120,6 +120,7 @@ def settings_of(settings: Settings, init: Init) -> Settings:
             if value not in forms:
                 raise wrong_option(name, "one of " + ", ".join(forms), value)
             changes[name] = str(value)
+    changes["shared_memory"] = options.get("shared_memory") is True
     binary_as = options.get("binary_as")
     if binary_as is not None:
         if binary_as not in ("str", "bytes"):
@@ -187,7 +188,7 @@ def wants_logs(options: dict[Any, Any]) -> bool:
     return _option(options, "logging", (bool,), "true or false") is not False
 
 
-def info(port_fd: int) -> dict[str, Any]:
+def info(port_fd: int, shared: dict[str, Any] | None) -> dict[str, Any]:
     """Give the map of hello for this server, which reads its port on `port_fd`."""
     uname = os.uname()
     return {
@@ -201,6 +202,8 @@ def info(port_fd: int) -> dict[str, Any]:
         "server_version": VERSION,
         "features": [Atom(feature) for feature in FEATURES],
         "executable": sys.executable or "",
+        # Clients that did not ask for it may not know the word.
+        **({"shared_memory": shared} if shared else {}),
     }
 
 

@@ -36,6 +36,7 @@ class Health:
         self._executors = executors
         self._scheduler = core.scheduler
         self._sequence = 0
+        self._shared = core.shared
         self._thread = core.thread
         self._started = self.seen_at = monotonic()
         self.seen: Request | None = None
@@ -83,6 +84,7 @@ class Health:
             "calls": len(scheduler.calls),
             "streams": len(scheduler.streams),
         }
+        status.update(self._shared.status)
         common_type = self._code.objects.common_type()
         if common_type is not None:
             status["type"] = common_type

@@ -71,7 +71,14 @@ defmodule PyPort.Faults.CallersTest do
   end
 
   test "64 callers with 10 MB each at a stopped Python" do
-    options = [within: 5_000, back_within: 10_000, dies: true, saw: "`:overloaded` at once, or `:timeout`"]
+    options = [
+      shm_threshold: :infinity,
+      within: 5_000,
+      back_within: 10_000,
+      dies: true,
+      saw: "`:overloaded` at once, or `:timeout`"
+    ]
+
     name = "64 callers with 10 MB each at a stopped Python"
 
     report =

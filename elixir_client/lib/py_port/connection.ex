@@ -2,10 +2,12 @@ defmodule PyPort.Connection do
   # A server as its callers see it: they reach its Python without a message to its owner.
   @moduledoc false
 
+  alias PyPort.SharedMemory
+
   @enforce_keys [:owner, :port, :table, :calls, :counter, :os_pid, :start_time, :dir]
   defstruct @enforce_keys ++
               [:max_frame_bytes, :max_queued_bytes, :max_pending, :max_objects_per_owner] ++
-              [patience: 0, ready: false]
+              [patience: 0, shm_threshold: :infinity, ready: false]
 
   @type t :: %__MODULE__{
           owner: pid(),
@@ -13,7 +15,7 @@ defmodule PyPort.Connection do
           # Rows {id, alias, caller, extra}: the requests that have no final reply yet. Its size is the load.
           table: :ets.tid(),
           # Rows for calls of this Python into the BEAM: {worker, call id, request} of the processes that serve one; the functions that
-          # Python was given and the contexts of requests, see PyPort.Callbacks; {:allow, list}, the functions that it may call by name; and
+          # Python was given and the contexts of requests, see PyPort.Callbacks; {:allow, list}, the functions that it may call by name; {:shared_memory, PyPort.SharedMemory}; and
           # {{:owns, owner}, count} of the owners of many objects. They are not in the connection, which is copied for each request.
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
@@ -29,6 +31,8 @@ defmodule PyPort.Connection do
           max_objects_per_owner: pos_integer(),
           # How long after its timeout a request has its answer at the latest, in ms.
           patience: non_neg_integer(),
+          # From how many bytes on a frame goes through PyPort.SharedMemory; an atom is more than any number.
+          shm_threshold: pos_integer() | :infinity,
           ready: boolean()
         }
 
@@ -45,8 +49,17 @@ defmodule PyPort.Connection do
   # through.
   @spec command(t(), iodata()) :: :ok
   def command(%__MODULE__{counter: counter} = connection, frame) do
-    :atomics.add(counter, 3, :erlang.iolist_size(frame))
-    write(connection, frame)
+    carry(connection, frame, fn frame, bytes ->
+      :atomics.add(counter, 3, bytes)
+      write(connection, frame)
+    end)
+  end
+
+  defp carry(%__MODULE__{shm_threshold: threshold, calls: table}, frame, write) do
+    case :erlang.iolist_size(frame) do
+      bytes when bytes >= threshold -> SharedMemory.through(table, frame, bytes, write)
+      bytes -> write.(frame, bytes)
+    end
   end
 
   defp write(%__MODULE__{port: port, owner: owner}, frame) do
@@ -69,16 +82,16 @@ defmodule PyPort.Connection do
   # that came before it. The port is asked only when the count says that it may be full: a port may be busy, and makes
   # everybody wait who asks it.
   @spec submit(t(), iodata()) :: :ok | {:full, non_neg_integer()}
-  def submit(%__MODULE__{counter: counter, max_queued_bytes: most} = connection, frame) do
-    bytes = :erlang.iolist_size(frame)
+  def submit(connection, frame), do: carry(connection, frame, &submit(connection, &1, &2))
 
+  defp submit(%__MODULE__{counter: counter, max_queued_bytes: most} = connection, frame, bytes) do
     if :atomics.add_get(counter, 3, bytes) - bytes - :atomics.get(counter, 4) <= most do
       write(connection, frame)
     else
       # Before the port is asked: a caller that is killed there must leave no bytes counted.
       :atomics.sub(counter, 3, bytes)
       waiting = waiting_bytes(connection)
-      if waiting > most, do: {:full, waiting}, else: submit(connection, frame)
+      if waiting > most, do: {:full, waiting}, else: submit(connection, frame, bytes)
     end
   end
 

@@ -61,7 +61,7 @@ end
 
 defimpl PyPort.Encoder, for: [PyPort.Tensor, PyPort.Table] do
   # Their data is bytes, whatever `binary_as:` says of text.
-  def encode(%{data: data} = value) when is_binary(data), do: %{value | data: %PyPort.Bytes{data: data}}
+  def encode(%{data: data} = value) when is_binary(data), do: %{value | data: %PyPort.View{data: data}}
   def encode(value), do: value
 end
 

@@ -14,6 +14,10 @@ defmodule PyPort.Object do
   the caller. `PyPort.release/1` and the end of `PyPort.with_objects/1` release it earlier, `PyPort.transfer/2`
   gives it to another process.
 
+  Where there was a C compiler when this library was compiled, the object is also released when no process of this node, and no
+  table, refers to its handle any more: after a garbage collection. That holds for an object without the option `owner:` that was not
+  transferred. A handle as a term of another kind (after `:erlang.term_to_binary/1`, or on another node) does not keep it.
+
   ## Inspecting
 
   To inspect an object asks its Python for the `repr`, at that moment and never before, and shows the beginning. This waits for
@@ -24,14 +28,16 @@ defmodule PyPort.Object do
 
   # The token is the server's: it keeps handles that were made up, or come from a Python that has ended, out.
   @enforce_keys [:server, :token, :id, :type, :repr]
-  defstruct [:server, :token, :id, :type, :repr]
+  defstruct [:server, :token, :id, :type, :repr, :ref]
 
   @type t :: %__MODULE__{
           server: pid(),
           token: binary(),
           id: pos_integer(),
           type: String.t(),
-          repr: String.t()
+          repr: String.t(),
+          # Of PyPort.Collector.
+          ref: reference() | nil
         }
 
   @doc false

@@ -57,6 +57,8 @@ defmodule PyPort.Options do
     shutdown_grace: 1_000,
     max_frame_bytes: 1_073_741_824,
     max_depth: 512,
+    shm_threshold: 2_097_152,
+    max_shm_bytes: 536_870_912,
     max_queued_bytes: 67_108_864,
     max_pending: 1_024,
     threads: 0,
@@ -323,13 +325,15 @@ defmodule PyPort.Options do
   defp valid?(:label, value), do: is_nil(value) or is_binary(value)
   defp valid?(:queue, value), do: is_nil(value) or is_struct(value)
 
-  @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes] ++
+  @positive [:heartbeat_interval, :max_pending, :max_queued_bytes, :max_stderr_bytes, :max_shm_bytes] ++
               [:async_threads, :max_objects, :max_objects_per_owner, :batch_size, :max_queue]
   defp valid?(name, value) when name in @positive, do: is_integer(value) and value > 0
 
   # {packet, 4} has four bytes for a length, and the BEAM reads no more than 2 GiB at once; a credit is written in four.
   defp valid?(name, value) when name in [:max_frame_bytes, :credit],
     do: is_integer(value) and value in 1..2_147_483_647
+
+  defp valid?(:shm_threshold, value), do: value == :infinity or (is_integer(value) and value > 0)
 
   # The codec recurses in C, and goes no deeper.
   defp valid?(:max_depth, value), do: is_integer(value) and value in 1..2_000
@@ -394,6 +398,8 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:shutdown_grace, :cancel_grace, :kill_grace, :import_grace],
     do: "milliseconds (0 or more)"
 
+  defp expected(:shm_threshold), do: "a number of bytes (1 or more) or :infinity"
+
   defp expected(:fun), do: ~s(the name of a Python function, such as "my_pkg.embed:encode")
   defp expected(:batch_size), do: "a number of items (1 or more)"
   defp expected(:batch_timeout), do: "milliseconds (0 to #{@longest_ms})"
@@ -414,7 +420,7 @@ defmodule PyPort.Options do
   defp expected(name) when name in [:max_objects, :max_objects_per_owner],
     do: "a number of objects (1 or more)"
 
-  defp expected(name) when name in [:max_queued_bytes, :max_stderr_bytes],
+  defp expected(name) when name in [:max_queued_bytes, :max_stderr_bytes, :max_shm_bytes],
     do: "a number of bytes (1 or more)"
 
   defp expected(:max_depth), do: "a number of levels (1 to 2000)"

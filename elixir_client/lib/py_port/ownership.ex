@@ -3,7 +3,7 @@ defmodule PyPort.Ownership do
   # keeps the scopes of PyPort.with_objects/1. Runs in the reader; PyPort.Server.Ownership keeps the record.
   @moduledoc false
 
-  alias PyPort.{Error, Registry}
+  alias PyPort.{Collector, Error, Registry}
 
   # The reply to a request, or a call of Python's, in which objects arrived.
   @type claim :: {:reply | :call, binary()}
@@ -37,6 +37,15 @@ defmodule PyPort.Ownership do
         {:error, error}
     end
   end
+
+  # The value of a reply, with handles that release their objects when they are collected, unless an owner was named.
+  @spec collectable(value, [integer()], owner()) :: value when value: term()
+  def collectable(value, ids, nil) do
+    {owner, _heir} = pair(nil)
+    if Enum.any?(ids, &(&1 > 0)), do: Collector.watched(value, owner), else: value
+  end
+
+  def collectable(value, _ids, _owner), do: value
 
   # A frame with objects is not going to be read: they are released.
   @spec disclaim(pid(), claim()) :: :ok

@@ -85,7 +85,8 @@ defmodule PyPort.Pool do
   ## When servers end
 
   A server that ends takes only its own requests with it. Another is started at once; a server that keeps ending within 10
-  seconds of its start is started again after 100 ms, then 200, up to every 30 seconds. While no server works, requests get
+  seconds of its start is started again after 100 ms, then 200, up to every 30 seconds: from the second time in a row, or
+  from the eleventh if it had answered requests each time. While no server works, requests get
   the reason as their error. A pool never gives up, and never ends its supervisor.
 
   The pool tells `:telemetry`, if the host application has it, which servers come and go, and why: see `PyPort.Telemetry`.

@@ -110,7 +110,8 @@ defmodule PyPort.Request do
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
-         do: Callbacks.restore(owner, value, ids, functions)
+         {:ok, value} <- Callbacks.restore(owner, value, ids, functions),
+         do: {:ok, Ownership.collectable(value, ids, options.owner)}
   end
 
   defp owned({:failed, error, ids}, %{owner: owner}, id, options, _functions) do

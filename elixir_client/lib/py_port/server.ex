@@ -65,6 +65,10 @@ defmodule PyPort.Server do
       Default: 512.
     * `:max_queued_bytes` - how much may wait in the port before requests are refused with `:overloaded`, in
       bytes. Default: 64 MiB. One request of any size always passes.
+    * `:shm_threshold` - from how many bytes on a request goes through memory that Python shares with this node, and not
+      through the pipe; `:infinity` for none. On Linux, and without `:memory_limit`. Default: 2 MiB.
+    * `:max_shm_bytes` - how much of that memory there may be, in bytes; more goes through the pipe. It goes back to the system
+      after 30 s without a large request. Default: 512 MiB.
     * `:binary_as` - what the binaries of globals and arguments are in Python, for requests without this option: `:str`
       (they must be UTF-8) or `:bytes`. The results of calls into Elixir are the same. Default: `:str`.
     * `:threads` - how many requests run at once, each in a thread of its own, in this one Python: for code that waits (for
@@ -119,6 +123,8 @@ defmodule PyPort.Server do
           | {:memory_limit, pos_integer() | nil}
           | {:threads, non_neg_integer()}
           | {:async_threads, pos_integer()}
+          | {:shm_threshold, pos_integer() | :infinity}
+          | {:max_shm_bytes, pos_integer()}
           | {:max_frame_bytes | :max_depth | :max_queued_bytes | :max_pending, pos_integer()}
           | {:max_stderr_bytes | :max_objects | :max_objects_per_owner, pos_integer()}
 
@@ -227,6 +233,7 @@ defmodule PyPort.Server do
     end
   end
 
+  def handle_info({:collected, id, owner}, state), do: {:noreply, Ownership.collected(state, id, owner)}
   def handle_info(:stderr, state), do: {:noreply, Stderr.limit(state)}
   def handle_info({:cancel_step, id}, state), do: state |> Cancellation.next_step(id) |> next()
   def handle_info({:dumped, pid, result}, state), do: state |> Cancellation.dumped(pid, result) |> next()

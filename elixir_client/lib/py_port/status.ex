@@ -24,6 +24,8 @@ defmodule PyPort.Status do
     * `requests` - how many were answered since the start of Python.
     * `objects`, `sessions`, `tasks`, `calls` - the numbers of live handles, open sessions, requests that await, and calls
       into the BEAM.
+    * `shm_bytes`, `shm_frames` - how much memory it shares with this node, and how many large requests stand there, or are
+      still referred to by arrays that Python keeps.
     * `rss_bytes` - the memory that Python's process has resident.
     * `os_pid` - its process id, `nil` while there is none.
     * `beat_age_ms` - how old what Python says of itself is; `nil` where it has not said anything yet.
@@ -35,7 +37,7 @@ defmodule PyPort.Status do
   defstruct @enforce_keys ++
               [:running, :running_ms, :os_pid, :rss_bytes, :beat_age_ms, :draining] ++
               [restarts: 0, pending: 0, queue: 0, requests: 0, objects: 0, sessions: 0, tasks: 0, calls: 0] ++
-              [pool_queue: 0, pool_wait_ms: 0]
+              [pool_queue: 0, pool_wait_ms: 0, shm_bytes: 0, shm_frames: 0]
 
   @type state ::
           :idle | :busy | :gil_held | :stopped | :stuck | :lost | :unknown | :unreadable | :starting | :down
@@ -54,6 +56,8 @@ defmodule PyPort.Status do
           queue: non_neg_integer(),
           pool_queue: non_neg_integer(),
           pool_wait_ms: non_neg_integer(),
+          shm_bytes: non_neg_integer(),
+          shm_frames: non_neg_integer(),
           requests: non_neg_integer(),
           objects: non_neg_integer(),
           sessions: non_neg_integer(),
@@ -64,7 +68,8 @@ defmodule PyPort.Status do
   alias PyPort.{Connection, Registry, Remote}
   alias PyPort.Pool.{Manager, Members, Queue}
 
-  @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms]
+  @numbers [:rss_bytes, :queue, :requests, :objects, :sessions, :tasks, :calls, :running_ms] ++
+             [:shm_bytes, :shm_frames]
 
   @doc """
   Every server and every pool of this node, by its name, or its pid if it has none, for a dashboard.

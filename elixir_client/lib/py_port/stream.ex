@@ -129,7 +129,9 @@ defmodule PyPort.Stream do
       {:objects, value, ids} ->
         with :ok <- Ownership.take_over(stream.owner, {:reply, stream.id}, ids, stream.options.owner),
              {:ok, value} <- Callbacks.restore(stream.owner, value, ids, stream.functions) do
-          value
+          if node(stream.owner) == node(),
+            do: Ownership.collectable(value, ids, stream.options.owner),
+            else: value
         else
           {:error, error} -> raise error
         end

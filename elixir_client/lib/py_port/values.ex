@@ -74,7 +74,9 @@ defmodule PyPort.Values do
     {[head | tail], found}
   end
 
-  defp replace(%Object{} = object, found), do: {object, %{found | objects: [object | found.objects]}}
+  # The reference of a handle is for this node alone.
+  defp replace(%Object{} = object, found),
+    do: {Map.put(object, :ref, nil), %{found | objects: [object | found.objects]}}
 
   defp replace(%module{} = struct, %{encode?: true} = found) do
     case Encoder.encode(struct) do

@@ -150,6 +150,11 @@ defmodule PyPort.Wire do
     [<<@version, @small_tuple, 3, "w\x06answer", @id, call_id::binary-size(8)>>, body | tail]
   end
 
+  # A frame of so many bytes stands there in the shared memory; with 0 bytes the slot is free.
+  @spec segment(non_neg_integer(), non_neg_integer(), non_neg_integer(), non_neg_integer()) :: binary()
+  def segment(slot, generation, offset, bytes),
+    do: "segment" |> message([slot, generation, offset, bytes]) |> IO.iodata_to_binary()
+
   @spec open_session(id(), String.t()) :: iodata()
   def open_session(id, name), do: message("open_session", [id, name])
 
@@ -314,6 +319,7 @@ defmodule PyPort.Wire do
     # The last three: floats that Erlang does not have.
     [:ok, :error, :output, :stdout, :stderr, :pong, :log, :goodbye, :shutdown, :sigterm, :sigint] ++
       [:hello, :python, :implementation, :libc, :machine, :codec, :server_version, :features] ++
+      [:shared_memory, :fd, :token, :stride, :slots, :shm_bytes, :shm_frames] ++
       [:executable, :port_fd, :eval, :call, :ping, :cancel_queued, :cancel, :logging, :async, :stream] ++
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++

@@ -2,16 +2,16 @@ defmodule PyPort.LibrariesTest do
   # Tensors and tables on their way to Python and back, and the two libraries that have them.
   use ExUnit.Case, async: true
 
-  alias PyPort.{Bytes, Libraries, Object, Table, Tensor, Values}
+  alias PyPort.{Libraries, Object, Table, Tensor, Values, View}
   alias PyPort.Test.DeviceBackend
 
   @tensor %Tensor{type: {:f, 64}, shape: {1}, data: <<1.5::float-native>>}
   @table %Table{format: :arrow_stream, data: "rows"}
 
   describe "what is sent" do
-    test "puts the data of tensors and tables into bytes, wherever they stand" do
-      tensor = %{@tensor | data: %Bytes{data: @tensor.data}}
-      table = %{@table | data: %Bytes{data: "rows"}}
+    test "puts the data of tensors and tables where Python looks at it, wherever they stand" do
+      tensor = %{@tensor | data: %View{data: @tensor.data}}
+      table = %{@table | data: %View{data: "rows"}}
 
       for {value, sent} <- [
             {@tensor, tensor},
@@ -53,7 +53,7 @@ defmodule PyPort.LibrariesTest do
 
     test "takes the numbers of an Nx.Tensor by Nx, from any backend, with all axes" do
       tensor = Nx.tensor([[1, 2], [3, 4]], type: {:s, 32})
-      sent = %Tensor{type: {:s, 32}, shape: {2, 2}, data: %Bytes{data: Nx.to_binary(tensor)}}
+      sent = %Tensor{type: {:s, 32}, shape: {2, 2}, data: %View{data: Nx.to_binary(tensor)}}
 
       assert sent([tensor]) == [sent]
       assert sent([DeviceBackend.hold(tensor)]) == [sent]
@@ -64,7 +64,7 @@ defmodule PyPort.LibrariesTest do
 
     test "has Explorer write a frame" do
       frame = Explorer.DataFrame.load_ipc_stream!(<<0xFFFFFFFF::32, "rows">>)
-      sent = %Table{format: :arrow_stream, data: %Bytes{data: <<0xFFFFFFFF::32, "rows">>}}
+      sent = %Table{format: :arrow_stream, data: %View{data: <<0xFFFFFFFF::32, "rows">>}}
       assert sent({:ok, frame}) == {:ok, sent}
     end
   end
@@ -125,11 +125,11 @@ defmodule PyPort.LibrariesTest do
         do: File.cp!(path, Path.join(directory, Path.basename(path)))
 
     code = """
-    alias PyPort.{Bytes, Libraries, Options, Tensor, Values}
+    alias PyPort.{Libraries, Options, Tensor, Values, View}
     false = Libraries.nx?()
     false = Libraries.explorer?()
     nil = Libraries.nx_template()
-    {%Tensor{data: %Bytes{}}, _none} = Values.scan(%Tensor{type: {:u, 8}, shape: {1}, data: "a"}, Values.none())
+    {%Tensor{data: %View{}}, _none} = Values.scan(%Tensor{type: {:u, 8}, shape: {1}, data: "a"}, Values.none())
     %{arrays: :tensor, tables: :arrow} = Options.request!(arrays: :tensor, tables: :arrow)
 
     for option <- [arrays: :nx, tables: :explorer], check <- [&Options.request!/1, &Options.pool!/1] do

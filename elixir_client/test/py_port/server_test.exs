@@ -362,7 +362,7 @@ defmodule PyPort.ServerTest do
     end
 
     test "a full port refuses the next caller; one frame of any size passes" do
-      {name, _} = start(max_queued_bytes: 1_000)
+      {name, _} = start(max_queued_bytes: 1_000, shm_threshold: :infinity)
       assert {:ok, 1} = PyPort.eval("1", %{}, server: name)
       os_pid = Server.os_pid(name)
       # A Python that runs code still reads what comes; a stopped one does not.

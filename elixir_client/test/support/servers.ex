@@ -42,10 +42,13 @@ defmodule PyPort.Test.Servers do
       workers: Map.to_list(state.requests.workers),
       cancelled: Map.to_list(state.cancellation.entries),
       requests: :ets.tab2list(connection.table),
-      # The list of what is allowed stays, and functions until heartbeats say that they are no longer held.
+      slots:
+        for(%{rows: rows} <- [PyPort.SharedMemory.of(connection.calls)], row <- :ets.tab2list(rows), do: row),
+      # The list of what is allowed and the shared memory stay, and functions until heartbeats say that they are no longer held.
       calls:
         for(row <- :ets.tab2list(connection.calls), not match?({:function, _}, elem(row, 0)), do: row)
         |> List.keydelete(:allow, 0)
+        |> List.keydelete(:shared_memory, 0)
     ]
 
     Enum.reject(left, fn {_what, list} -> list == [] end)

@@ -294,27 +294,29 @@ defmodule PyPort.Pool.Manager do
     do: State.put_slot(state, index, slot |> Slot.left() |> start_in(index, state))
 
   defp ended(index, slot, reason, state) do
-    %{crashes: crashes} = slot = Slot.crashed(slot, now())
+    now = now()
+    answered? = Slot.answered?(slot, now)
+    %{crashes: crashes} = slot = Slot.crashed(slot, now)
 
-    case Policy.backoff_ms(crashes) do
+    case Policy.backoff_ms(crashes, answered?) do
       0 ->
         State.put_slot(state, index, start_in(slot, index, state))
 
       wait ->
         error = Error.of_exit(reason)
-        tell_crashes(crashes, error, index, state)
+        tell_crashes(crashes, wait, error, index, state)
         State.put_slot(state, index, %{slot | retry: retry(index, wait)})
     end
   end
 
   # Once; each end has had its line from the server itself.
-  defp tell_crashes(crashes, error, index, state) do
+  defp tell_crashes(crashes, wait, error, index, state) do
     message =
       "server #{index} of the pool #{state.who} has ended #{crashes} times in a row and is started again at growing " <>
         "intervals. The last time: #{Exception.message(error)}"
 
     Registry.put_fact(state.pool, :trouble, unavailable(message))
-    if crashes == 3, do: Logger.error("PyPort: " <> message)
+    if wait == Policy.backoff_ms(3, false), do: Logger.error("PyPort: " <> message)
   end
 
   defp retry(index, after_ms), do: :erlang.start_timer(after_ms, self(), {:retry, index})

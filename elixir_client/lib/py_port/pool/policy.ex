@@ -18,6 +18,7 @@ defmodule PyPort.Pool.Policy do
   # A crash after this long counts as the first one again.
   @settled_ms 10_000
 
+  @free_crashes 10
   @backoff_first_ms 100
   @backoff_most_ms 30_000
 
@@ -41,8 +42,10 @@ defmodule PyPort.Pool.Policy do
   @spec settled?(non_neg_integer() | nil) :: boolean()
   def settled?(lived_ms), do: lived_ms != nil and lived_ms >= @settled_ms
 
-  # The wait before the next start: none after the first crash, then 100 ms, doubling up to 30 s.
-  @spec backoff_ms(pos_integer()) :: non_neg_integer()
-  def backoff_ms(1), do: 0
-  def backoff_ms(crashes), do: min(@backoff_first_ms * 2 ** min(crashes - 2, 16), @backoff_most_ms)
+  # The wait before the next start: none after the first crash, then 100 ms, doubling up to 30 s. A server that had answered
+  # requests can start, so the first ten in a row cost no wait.
+  @spec backoff_ms(pos_integer(), answered? :: boolean()) :: non_neg_integer()
+  def backoff_ms(crashes, true), do: backoff_ms(max(crashes - @free_crashes + 1, 1), false)
+  def backoff_ms(1, false), do: 0
+  def backoff_ms(crashes, false), do: min(@backoff_first_ms * 2 ** min(crashes - 2, 16), @backoff_most_ms)
 end

@@ -68,6 +68,13 @@ defmodule PyPort.Pool.Slot do
     %{left(slot) | crashes: Policy.crashes(slot.crashes, lived(slot, now))}
   end
 
+  # Whether the server has answered a request.
+  @spec answered?(t(), integer()) :: boolean()
+  def answered?(%{ready_at: nil}, _now), do: false
+
+  def answered?(%{connection: connection} = slot, now),
+    do: Connection.quiet(connection) < System.convert_time_unit(lived(slot, now), :millisecond, :native)
+
   # A server that has worked for a while has recovered.
   @spec settle(t(), integer()) :: t()
   def settle(%{crashes: 0} = slot, _now), do: slot

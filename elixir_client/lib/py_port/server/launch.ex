@@ -167,6 +167,8 @@ defmodule PyPort.Server.Launch do
       token: Base.encode16(:rand.bytes(16)),
       max_frame_bytes: options.max_frame_bytes,
       max_depth: options.max_depth,
+      # Its addresses would count.
+      shared_memory: options.shm_threshold != :infinity and options.memory_limit == nil,
       max_objects: options.max_objects,
       binary_as: Atom.to_string(options.binary_as),
       threads: options.threads,

@@ -20,6 +20,9 @@ defmodule PyPort.Server.Ownership do
           many?: boolean()
         }
 
+  # How many handles are taken out of the mailbox at once, before other messages have their turn.
+  @most_collected 1_000
+
   @spec new(PyPort.Options.server()) :: t()
   def new(options), do: %__MODULE__{table: OwnershipTable.new(options)}
 
@@ -42,6 +45,24 @@ defmodule PyPort.Server.Ownership do
       {:session_closed, name} -> OwnershipTable.close_session(table, name)
     end
     |> carry_out(state)
+  end
+
+  # Handles of objects were collected. Those that were transferred meanwhile stay.
+  @spec collected(State.t(), pos_integer(), pid()) :: State.t()
+  def collected(state, id, owner) do
+    [{id, owner} | more_collected(@most_collected)]
+    |> Enum.group_by(&elem(&1, 1), &elem(&1, 0))
+    |> Enum.reduce(state, fn {owner, ids}, state -> cast(state, {:release, ids, owner}) end)
+  end
+
+  defp more_collected(0), do: []
+
+  defp more_collected(left) do
+    receive do
+      {:collected, id, owner} -> [{id, owner} | more_collected(left - 1)]
+    after
+      0 -> []
+    end
   end
 
   @spec transfer(State.t(), [pos_integer()], pid()) ::

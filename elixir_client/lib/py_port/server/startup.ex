@@ -7,7 +7,7 @@ defmodule PyPort.Server.Startup do
 
   import PyPort.Error, only: [unavailable: 1]
 
-  alias PyPort.{Env, Error, Reaper, Registry, Wire}
+  alias PyPort.{Env, Error, Reaper, Registry, SharedMemory, Wire}
 
   alias PyPort.Server.{AsyncDelivery, Cancellation, Events, Health, Launch, Ownership, RequestTable}
   alias PyPort.Server.{Requests, Shutdown, State, Stderr}
@@ -95,7 +95,7 @@ defmodule PyPort.Server.Startup do
     case Wire.decode_hello(frame) do
       {:ok, ^ours, info} ->
         case Env.running(state.options.python_env, info) do
-          :ok -> state |> forked(info) |> Health.hold_pipe(info) |> ready()
+          :ok -> state |> forked(info) |> Health.hold_pipe(info) |> ready(info)
           {:error, words} -> fail(state, words)
         end
 
@@ -132,9 +132,12 @@ defmodule PyPort.Server.Startup do
 
   defp forked(state, _info), do: state
 
-  defp ready(%{startup: %{failures: failures, timer: timer, waiting: waiting}, who: who} = state) do
+  defp ready(%{startup: %{failures: failures, timer: timer, waiting: waiting}, who: who} = state, info) do
     cancel_timer(timer)
-    connection = %{state.connection | ready: true}
+    %{shm_threshold: threshold, max_shm_bytes: most_bytes} = state.options
+    shared? = SharedMemory.open(state.connection.calls, info, most_bytes)
+    shm_threshold = if shared?, do: threshold, else: :infinity
+    connection = %{state.connection | ready: true, shm_threshold: shm_threshold}
     Registry.put(connection)
     Enum.each(waiting, &GenServer.reply(&1, {:ok, connection}))
     duration = System.monotonic_time() - state.since

@@ -3,7 +3,7 @@ defmodule PyPort.Server.Traffic do
   # here.
   @moduledoc false
 
-  alias PyPort.{Callbacks, Connection, Output, Wire}
+  alias PyPort.{Callbacks, Connection, Output, SharedMemory, Wire}
   alias PyPort.Pool.{Members, Queue}
   alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State}
 
@@ -39,6 +39,8 @@ defmodule PyPort.Server.Traffic do
       for id <- Requests.ids(state) ++ Cancellation.ids(state), not :ets.member(table, id), reduce: state do
         state -> over(state, id)
       end
+
+    SharedMemory.sweep(connection.calls, &Connection.command(connection, &1))
 
     # Kept by workers that were ended meanwhile.
     for id <- Callbacks.kept(connection),

@@ -18,7 +18,7 @@ defmodule PyPort.Connection.FullPipeTest do
   end
 
   test "with 200 MiB queued to a stopped Python no call takes longer than its time and its graces" do
-    server = start_server(max_queued_bytes: 1_073_741_824, heartbeat_interval: 200)
+    server = start_server(max_queued_bytes: 1_073_741_824, shm_threshold: :infinity, heartbeat_interval: 200)
     os_pid = Server.os_pid(server)
     signal(os_pid, "STOP")
 
@@ -36,7 +36,7 @@ defmodule PyPort.Connection.FullPipeTest do
   end
 
   test "with 200 MiB queued to a Python that computes in C, neither" do
-    server = start_server(max_queued_bytes: 1_073_741_824)
+    server = start_server(max_queued_bytes: 1_073_741_824, shm_threshold: :infinity)
     blocker = begin_eval(server, "sum(range(150_000_000)) > 0", timeout: :infinity)
 
     for {outcome, ms} <- server |> fill(25, 300) |> Task.await_many(20_000) do
@@ -50,7 +50,7 @@ defmodule PyPort.Connection.FullPipeTest do
   end
 
   test "beyond max_queued_bytes a request is refused at once" do
-    server = start_server(max_queued_bytes: 2 * @bytes)
+    server = start_server(max_queued_bytes: 2 * @bytes, shm_threshold: :infinity)
     os_pid = Server.os_pid(server)
     signal(os_pid, "STOP")
     tasks = fill(server, 8, 3_000)

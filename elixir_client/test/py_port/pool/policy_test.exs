@@ -26,8 +26,14 @@ defmodule PyPort.Pool.PolicyTest do
   end
 
   test "the first crash costs no wait, those that follow it soon cost more and more, up to half a minute" do
-    assert Enum.map(1..5, &Policy.backoff_ms/1) == [0, 100, 200, 400, 800]
-    assert Policy.backoff_ms(1_000_000) == 30_000
+    assert Enum.map(1..5, &Policy.backoff_ms(&1, false)) == [0, 100, 200, 400, 800]
+    assert Policy.backoff_ms(1_000_000, false) == 30_000
+  end
+
+  test "ten crashes of servers that had answered requests cost no wait" do
+    assert Enum.map(1..10, &Policy.backoff_ms(&1, true)) == List.duplicate(0, 10)
+    assert Enum.map(11..13, &Policy.backoff_ms(&1, true)) == [100, 200, 400]
+    assert Policy.backoff_ms(1_000_000, true) == 30_000
   end
 
   test "crashes count while they follow one another within ten seconds" do

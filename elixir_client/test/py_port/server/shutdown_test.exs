@@ -68,7 +68,7 @@ defmodule PyPort.Server.ShutdownTest do
         {"left", "os._exit(3)", %{kind: :exited, exit_status: 3}}
       ] do
     test "while 50 MB are on their way to it, how it ended is known: #{how}" do
-      server = start_server(heartbeat_interval: 50)
+      server = start_server(heartbeat_interval: 50, shm_threshold: :infinity)
       assert {:ok, _} = PyPort.eval("import os; os.write(2, b'an old line\\n')", %{}, server: server)
       # Two looks: what was written before is no news of what follows.
       heartbeats = heartbeats(server)
