@@ -6,10 +6,12 @@ defmodule PyPort.Sources do
   # Not source of the application's own.
   @skipped ~w(_build deps node_modules __pycache__)
 
-  # The directories `priv/python` of the loaded applications.
+  # The directories `priv/python` of the loaded applications. That of PyPort itself is the server, which stands last on
+  # `sys.path` of its own Pythons: see PyPort.Server.Launch.
   @spec directories() :: [Path.t()]
   def directories do
     for {app, _description, _version} <- Application.loaded_applications(),
+        app != :py_port,
         priv = :code.priv_dir(app),
         is_list(priv),
         directory = Path.join(List.to_string(priv), "python"),
