@@ -51,7 +51,7 @@ defmodule PyPort.Pool.Manager do
         turn: :atomics.new(1, signed: false),
         queue: queue,
         max_queue: options.max_queue,
-        width: max(options.threads, 1),
+        width: options.threads |> max(1) |> min(options.max_pending),
         name: options.name,
         grows?: options.min_size != nil,
         reloads?: Application.get_env(:py_port, :reload, false),
@@ -264,6 +264,7 @@ defmodule PyPort.Pool.Manager do
     Process.send_after(self(), :tick, @tick_ms)
     # A scope of :pg that was restarted has no members.
     Members.announce(state.members, state.members.connections != {})
+    state = %{state | miscounted: Queue.tidy(state.members.queue, state.miscounted)}
     {:noreply, state |> settle() |> Events.queue() |> grow() |> shrink() |> recycle()}
   end
 

@@ -79,7 +79,8 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  defp quick?(load, connection), do: load < @most_pipelined and Connection.quiet(connection) < @quick
+  defp quick?(load, %{max_pending: most} = connection),
+    do: load < @most_pipelined and load < most and Connection.quiet(connection) < @quick
 
   # Requests that await, and streams, do not keep Python from beginning another.
   defp idle(%{connections: connections, turn: turn, width: width}) do
@@ -90,6 +91,7 @@ defmodule PyPort.Pool.Members do
       connection = elem(connections, rem(first + step, size))
 
       with load when load != nil <- load(connection),
+           true <- load < connection.max_pending,
            true <- load - StatusPage.aside(StatusPage.read(connection.dir)) < width do
         # Others may follow at once.
         Connection.replied(connection)
@@ -107,7 +109,7 @@ defmodule PyPort.Pool.Members do
 
     if Connection.refuses?(connection),
       do: 0,
-      else: most - Connection.pending(connection) + StatusPage.aside(page)
+      else: min(most + StatusPage.aside(page), connection.max_pending) - Connection.pending(connection)
   end
 
   # A server that has just ended, or takes no more requests, is passed over before the pool has been told.
@@ -146,7 +148,12 @@ defmodule PyPort.Pool.Members do
     :exit, _reason -> :ok
   end
 
-  # Whether a server would refuse one more request.
-  @spec full?(Connection.t()) :: boolean()
-  def full?(connection), do: Connection.pending(connection) >= connection.max_pending
+  # Whether no server is ready, or each would refuse one more request.
+  @spec full?(t()) :: boolean()
+  def full?(members) do
+    case least(members) do
+      {load, connection} -> load >= connection.max_pending
+      nil -> true
+    end
+  end
 end

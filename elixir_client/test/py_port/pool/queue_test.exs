@@ -3,6 +3,7 @@ defmodule PyPort.Pool.QueueTest do
   use ExUnit.Case, async: true
 
   alias PyPort.{Error, Pool}
+  alias PyPort.Pool.Queue
 
   defp pool(options) do
     options = Keyword.put_new(options, :size, 2)
@@ -79,14 +80,16 @@ defmodule PyPort.Pool.QueueTest do
       assert {:ok, _pid} = Task.await(long)
     end
 
-    test "requests go on in the order of arrival", %{tmp_dir: dir} do
+    test "requests get their turns in the order of arrival", %{tmp_dir: dir} do
       pool = pool(size: 1, init_code: "import sys; sys.seen = []")
       path = Path.join(dir, "a")
       long = block(pool, path)
 
+      # Each takes so long that the server gives one turn at a time; of several at once the order is not kept.
       waiting =
         for n <- 1..5 do
-          task = Task.async(fn -> PyPort.eval("sys.seen.append(n)", %{n: n}, server: pool) end)
+          code = "import time; sys.seen.append(n); time.sleep(0.005)"
+          task = Task.async(fn -> PyPort.eval(code, %{n: n}, server: pool) end)
           eventually(fn -> queued(pool) == n end)
           task
         end
@@ -95,6 +98,34 @@ defmodule PyPort.Pool.QueueTest do
       assert {:ok, _pid} = Task.await(long)
       assert Task.await_many(waiting) == List.duplicate({:ok, nil}, 5)
       assert PyPort.eval!("sys.seen", %{}, server: pool) == [1, 2, 3, 4, 5]
+    end
+
+    for {name, asked} <- [
+          {"a request", quote(do: PyPort.eval!("7", %{}, server: var!(pool), timeout: 20_000))},
+          {"a stream",
+           quote(do: PyPort.stream("yield 7", %{}, server: var!(pool), timeout: 20_000) |> Enum.at(0))}
+        ] do
+      test "#{name} is taken back as often as it finds itself there", %{tmp_dir: dir} do
+        pool = pool([])
+        [one, two] = Pool.servers(pool)
+        paths = for name <- ["a", "b"], do: Path.join(dir, name)
+        # Not by the pool, so that it is known which server is which.
+        [long, other] = for {server, path} <- Enum.zip([one, two], paths), do: block(server, path)
+        {:ok, connection} = PyPort.Registry.fetch(one)
+
+        # The first one is quick all the time, so whoever waits takes it again.
+        quick = spawn_link(fn -> quick(connection) end)
+        asked = Task.async(fn -> unquote(asked) end)
+        refute Task.yield(asked, 100)
+        Process.unlink(quick)
+        Process.exit(quick, :kill)
+        open(List.last(paths))
+        assert {:ok, _pid} = Task.await(other)
+        assert Task.await(asked, 2_000) == 7
+        refute Task.yield(long, 0)
+        open(hd(paths))
+        assert {:ok, _pid} = Task.await(long)
+      end
     end
 
     test "a session, an object, and a session that is opened go where they must", %{tmp_dir: dir} do
@@ -178,8 +209,34 @@ defmodule PyPort.Pool.QueueTest do
     end
   end
 
+  defp quick(connection) do
+    PyPort.Connection.replied(connection)
+    quick(connection)
+  end
+
   describe "the end of a server" do
     @describetag :tmp_dir
+
+    test "leaves nothing to be asked again when the time is up", %{tmp_dir: dir} do
+      pool = pool([])
+      path = Path.join(dir, "a")
+      [one, two] = Pool.servers(pool)
+      {:ok, connection} = PyPort.Registry.fetch(one)
+      other = block(two, path)
+      # Stopped, so that it begins nothing.
+      System.cmd("kill", ["-STOP", "#{connection.os_pid}"])
+      code = "open(path, 'w').close()"
+      options = [server: pool, retry: 3, timeout: 100]
+      asked = Task.async(fn -> PyPort.eval(code, %{path: Path.join(dir, "ran")}, options) end)
+      eventually(fn -> PyPort.Connection.pending(connection) == 1 end)
+      Process.sleep(150)
+      open(path)
+      assert {:ok, _pid} = Task.await(other)
+      System.cmd("kill", ["-9", "#{connection.os_pid}"])
+      assert {:error, %Error{kind: :killed, begun: false}} = Task.await(asked)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: pool)
+      refute File.exists?(Path.join(dir, "ran"))
+    end
 
     test "takes with it only what it has begun", %{tmp_dir: dir} do
       pool = pool([])
@@ -240,6 +297,20 @@ defmodule PyPort.Pool.QueueTest do
       assert [%{pool_queue: 0, pool_wait_ms: 0}] = PyPort.status(pool)
     end
 
+    test "takes in what is more than max_pending" do
+      pool = pool(max_pending: 2)
+
+      outcomes =
+        1..32
+        |> Enum.map(fn _ ->
+          Task.async(fn -> for _ <- 1..50, do: PyPort.eval("1", %{}, server: pool, timeout: 20_000) end)
+        end)
+        |> Task.await_many(20_000)
+        |> List.flatten()
+
+      assert Enum.frequencies(outcomes) == %{{:ok, 1} => 1600}
+    end
+
     test "loses the callers that are dead or late, and nothing else", %{tmp_dir: dir} do
       pool = pool(size: 1)
       path = Path.join(dir, "a")
@@ -266,6 +337,181 @@ defmodule PyPort.Pool.QueueTest do
       assert queued(pool) == 0
     end
 
+    test "takes no more than its limit, of callers that come together", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 5)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      test = self()
+
+      callers =
+        for n <- 1..200 do
+          Task.async(fn ->
+            receive do: (:go -> :ok)
+            outcome = PyPort.eval("n", %{n: n}, server: pool)
+            send(test, outcome)
+            outcome
+          end)
+        end
+
+      for %{pid: pid} <- callers, do: send(pid, :go)
+      for _ <- 1..195, do: assert_receive({:error, %Error{kind: :overloaded}}, 5_000)
+      assert queued(pool) == 5
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Enum.count(Task.await_many(callers), &match?({:ok, _}, &1)) == 5
+      assert counted(pool) == 0
+    end
+
+    test "counts no callers that are dead", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 3)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      # This one stays the first.
+      first = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      dead = for _ <- 1..2, do: spawn(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 3 end)
+      assert {:error, %Error{kind: :overloaded}} = PyPort.eval("2", %{}, server: pool)
+      for pid <- dead, do: Process.exit(pid, :kill)
+      eventually(fn -> queued(pool) == 1 end)
+      waiting = for n <- 2..3, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 3 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await_many([first | waiting]) == [{:ok, 1}, {:ok, 2}, {:ok, 3}]
+      assert counted(pool) == 0
+    end
+
+    test "lets the living pass those that are dead", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      dead = for _ <- 1..3, do: spawn(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 3 end)
+      for pid <- dead, do: Process.exit(pid, :kill)
+      waiting = for n <- 1..20, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 20 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await_many(waiting) == for(n <- 1..20, do: {:ok, n})
+      assert counted(pool) == 0
+    end
+
+    test "has its count right again, whatever a caller that was killed has left in it" do
+      for wrong <- [1, -1] do
+        queue = Queue.new()
+        :ets.insert(queue.table, {{1, make_ref()}, self()})
+        :atomics.put(queue.count, 1, 1 + wrong)
+        # A caller may be just between its row and the count.
+        assert Queue.tidy(queue, 0) == wrong
+        assert :atomics.get(queue.count, 1) == 1 + wrong
+        assert Queue.tidy(queue, wrong) == 0
+        assert :atomics.get(queue.count, 1) == 1
+      end
+    end
+
+    # A caller that is held up while it waits.
+    defp suspended(pool, dir, options \\ []) do
+      test = self()
+
+      caller =
+        spawn_link(fn ->
+          code = "open(path, 'w').close()"
+          outcome = PyPort.eval(code, %{path: Path.join(dir, "ran")}, [server: pool] ++ options)
+          send(test, {outcome, Process.info(self(), :messages)})
+        end)
+
+      eventually(fn -> queued(pool) == 1 end)
+      :erlang.suspend_process(caller)
+      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+      for _ <- 1..5, do: Queue.wake(queue)
+      caller
+    end
+
+    test "leaves no message with a caller whose turn comes", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      eventually(fn -> queued(pool) == 0 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:ok, nil}, {:messages, []}}, 5_000
+    end
+
+    test "leaves no message with a caller that finds a server itself", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      :ok = Pool.resize(pool, 2)
+      eventually(fn -> length(Pool.servers(pool)) == 2 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:ok, nil}, {:messages, []}}, 5_000
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+    end
+
+    test "passes on a turn that comes when the time is up", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir, timeout: 50)
+      next = Task.async(fn -> PyPort.eval("2", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 2 end)
+      Process.sleep(60)
+      {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      eventually(fn -> queued(pool) <= 1 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:error, %Error{kind: :timeout, begun: false}}, {:messages, []}}, 5_000
+      assert Task.await(next) == {:ok, 2}
+      # The one before it, and the one behind it.
+      assert PyPort.Connection.requests(connection) == 2
+      refute File.exists?(Path.join(dir, "ran"))
+    end
+
+    test "leaves no message of its end", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      long = block(pool, Path.join(dir, "a"))
+      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+      test = self()
+
+      for _ <- 1..3 do
+        spawn_link(fn ->
+          outcome = PyPort.eval("1", %{}, server: pool)
+          send(test, {outcome, Process.info(self(), :messages)})
+        end)
+      end
+
+      eventually(fn -> queued(pool) == 3 end)
+      members = PyPort.Registry.fetch(pool) |> elem(1)
+      Supervisor.stop(pool)
+      for _ <- 1..3, do: assert_receive({{:error, %Error{kind: :unavailable}}, {:messages, []}}, 5_000)
+      # And of one that comes too late.
+      assert {:error, %Error{kind: :unavailable}} = Queue.wait(members, nil, :infinity)
+      assert Queue.wake(queue) == :ok
+      assert {:error, %Error{}} = Task.await(long)
+      refute_received {:DOWN, _, _, _, _}
+    end
+
+    test "keeps a caller whose turn was lost with the one that gave it", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 1 end)
+      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+      # As by a server that was killed in between.
+      :ets.delete_all_objects(queue.table)
+      :atomics.put(queue.count, 1, 0)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(waiting, 5_000) == {:ok, 1}
+    end
+
     test "outlives the manager, and ends with the pool", %{tmp_dir: dir} do
       pool = pool(size: 1)
       path = Path.join(dir, "a")
@@ -289,7 +535,12 @@ defmodule PyPort.Pool.QueueTest do
 
   defp queued(pool) do
     {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
-    {length, _oldest} = PyPort.Pool.Queue.waiting(queue)
+    {length, _oldest} = Queue.waiting(queue)
     length
+  end
+
+  defp counted(pool) do
+    {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+    :atomics.get(queue.count, 1)
   end
 end

@@ -358,18 +358,18 @@ defmodule PyPort.Server.PreloadTest do
     assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 100) end)
   end
 
-  test "a path that is too long for the socket is an error that says what to do" do
+  @tag :tmp_dir
+  test "a path that is too long for the socket is an error that says what to do", %{tmp_dir: dir} do
     beam = PyPort.Test.Beam.start()
+    long = Path.join(dir, String.duplicate("x", 100))
+    File.mkdir_p!(long)
 
     {:error, error} =
       PyPort.Test.Beam.ask(beam, """
-      long = Path.join(System.tmp_dir!(), "py_port_test_#{System.pid()}_" <> String.duplicate("x", 100))
-      File.mkdir_p!(long)
-      System.put_env("TMPDIR", long)
+      System.put_env("TMPDIR", #{inspect(long)})
       {:ok, pool} = PyPort.Pool.start_link(size: 1, preload: "1")
       outcome = PyPort.eval("1", %{}, server: pool, timeout: 5_000)
       Supervisor.stop(pool)
-      File.rm_rf!(long)
       outcome
       """)
 
