@@ -242,15 +242,24 @@ defmodule PyPort.Pool do
       true
   """
   @spec eval_all(Supervisor.supervisor(), PyPort.code(), PyPort.globals(), [PyPort.option()]) ::
-          [{pid(), {:ok, term()} | {:error, Error.t()}}]
+          [{pid(), {:ok, term()} | {:error, Error.t()}}] | {:error, Error.t()}
   def eval_all(pool, code, globals \\ %{}, options \\ []) when is_map(globals) do
-    servers = servers(pool)
     options = Options.request!(options)
 
-    servers
-    |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
-    |> Task.await_many(:infinity)
-    |> then(&Enum.zip(servers, &1))
+    for name <- [:server, :session], given = Map.fetch!(options, name), given != nil do
+      raise ArgumentError,
+            "PyPort.Pool.eval_all/4 asks each server of the pool, and takes no option #{inspect(name)}, got: " <>
+              inspect(given)
+    end
+
+    with {:ok, %{connections: connections}} <- members(pool) do
+      servers = for connection <- Tuple.to_list(connections), do: connection.owner
+
+      servers
+      |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
+      |> Task.await_many(:infinity)
+      |> then(&Enum.zip(servers, &1))
+    end
   end
 
   defp members(pool) do

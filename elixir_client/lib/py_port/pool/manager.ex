@@ -16,6 +16,7 @@ defmodule PyPort.Pool.Manager do
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
   alias PyPort.Pool.{Events, Members, Policy, Queue, Slot, State, Waiter}
+  alias PyPort.Server.Preload
 
   @tick_ms 1_000
 
@@ -170,23 +171,34 @@ defmodule PyPort.Pool.Manager do
   end
 
   def handle_call(:restart, _from, state) do
-    slots = Map.new(state.slots, fn {index, slot} -> {index, %{slot | restart?: slot.connection != nil}} end)
-    {:reply, :ok, recycle(%{state | slots: slots})}
+    Preload.renew(state.pool)
+
+    state =
+      for {index, slot} <- state.slots, reduce: state do
+        state ->
+          state = if slot.successor, do: stop(state, index, slot.successor), else: state
+          State.put_slot(state, index, Slot.restart(slot))
+      end
+
+    {:reply, :ok, recycle(state)}
   end
 
   def handle_call(:reload, _from, %{slots: slots} = state) do
+    Preload.renew(state.pool)
     state = remove_slots(slots, :reload, state)
     {:reply, :ok, state |> add_slots(map_size(slots)) |> publish()}
   end
 
   # The error if waiting is pointless: every server has tried to start, and could not. A server that is about to be started
   # again after a crash is waited for.
-  defp hopeless(%{slots: slots}) when slots == %{},
+  defp hopeless(%{options: %{size: 0}}),
     do: unavailable("the pool has no server of its own (its size is 0)")
 
   defp hopeless(%{slots: slots}) do
     slots = Map.values(slots)
-    if Enum.all?(slots, &(&1.error != nil and &1.connection == nil)), do: hd(slots).error
+
+    if slots != [] and Enum.all?(slots, &(&1.error != nil and &1.connection == nil)),
+      do: hd(slots).error
   end
 
   # --- what servers do -------------------------------------------------------------------------
@@ -269,7 +281,7 @@ defmodule PyPort.Pool.Manager do
   end
 
   # A request waits.
-  def handle_info(:waiting, state), do: {:noreply, state |> tell_waiting() |> grow()}
+  def handle_info(:waiting, state), do: {:noreply, state |> grow() |> tell_waiting()}
 
   # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
   def handle_info({:EXIT, _waiter, reason}, state) do
@@ -365,7 +377,7 @@ defmodule PyPort.Pool.Manager do
 
   # One server at a time, that with the highest number.
   defp shrink(%{slots: slots, options: options} = state) do
-    idle = for {index, slot} <- slots, Slot.idle?(slot, options.idle_timeout), do: {index, slot}
+    idle = for {index, slot} <- slots, Slot.idle?(slot, options.idle_timeout, now()), do: {index, slot}
 
     if idle != [] and map_size(slots) > least(options) do
       {index, slot} = Enum.max_by(idle, &elem(&1, 0))

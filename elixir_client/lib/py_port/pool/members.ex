@@ -51,6 +51,14 @@ defmodule PyPort.Pool.Members do
     end
   end
 
+  # The same for a request that waits. A server that has just replied has given its turns, and those who have got them may not have
+  # sent their requests yet.
+  @spec free(t()) :: Connection.t() | nil
+  def free(%{connections: connections} = members) do
+    rested = for one <- Tuple.to_list(connections), Connection.quiet(one) >= @quick, do: one
+    pick(%{members | connections: List.to_tuple(rested)})
+  end
+
   # The server that has the fewest requests, whether it can begin one or not.
   @spec any(t()) :: Connection.t() | nil
   def any(members) do

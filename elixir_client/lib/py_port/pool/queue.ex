@@ -80,7 +80,7 @@ defmodule PyPort.Pool.Queue do
   defp look(key, %{queue: queue} = members, deadline, pause) do
     with true <- first?(queue, key),
          {:ok, %Members{} = now} <- Registry.fetch(members.pool),
-         %Connection{} = connection <- Members.pick(now),
+         %Connection{} = connection <- Members.free(now),
          true <- leave(queue, key) do
       wake(queue)
       {:ok, connection}

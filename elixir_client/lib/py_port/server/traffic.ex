@@ -113,7 +113,7 @@ defmodule PyPort.Server.Traffic do
       do: Queue.give(queue, connection, Members.room(connection, Health.page(state), threads))
 
     # The answer to `recall` comes while a long request runs.
-    if Wire.ok?(frame), do: Connection.replied(connection)
+    unless Wire.cancelled?(frame), do: Connection.replied(connection)
     state
   end
 

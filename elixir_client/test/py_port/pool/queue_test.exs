@@ -106,26 +106,55 @@ defmodule PyPort.Pool.QueueTest do
            quote(do: PyPort.stream("yield 7", %{}, server: var!(pool), timeout: 20_000) |> Enum.at(0))}
         ] do
       test "#{name} is taken back as often as it finds itself there", %{tmp_dir: dir} do
-        pool = pool([])
-        [one, two] = Pool.servers(pool)
-        paths = for name <- ["a", "b"], do: Path.join(dir, name)
-        # Not by the pool, so that it is known which server is which.
-        [long, other] = for {server, path} <- Enum.zip([one, two], paths), do: block(server, path)
-        {:ok, connection} = PyPort.Registry.fetch(one)
-
-        # The first one is quick all the time, so whoever waits takes it again.
+        pool = pool(size: 1)
+        [server] = Pool.servers(pool)
+        {:ok, connection} = PyPort.Registry.fetch(server)
+        path = Path.join(dir, "a")
+        long = block(server, path)
+        # Quick all the time, so the request is sent there again and again.
         quick = spawn_link(fn -> quick(connection) end)
         asked = Task.async(fn -> unquote(asked) end)
-        refute Task.yield(asked, 100)
+        eventually(fn -> PyPort.Connection.requests(connection) >= 4 end)
         Process.unlink(quick)
         Process.exit(quick, :kill)
-        open(List.last(paths))
-        assert {:ok, _pid} = Task.await(other)
-        assert Task.await(asked, 2_000) == 7
+        refute Task.yield(asked, 0)
+        :ok = Pool.resize(pool, 2)
+        assert Task.await(asked, 5_000) == 7
         refute Task.yield(long, 0)
-        open(hd(paths))
+        open(path)
         assert {:ok, _pid} = Task.await(long)
       end
+    end
+
+    test "an error is a quick answer, and a request that was taken back is none", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      [server] = Pool.servers(pool)
+      {:ok, connection} = PyPort.Registry.fetch(server)
+
+      quiet_ms = fn ->
+        System.convert_time_unit(PyPort.Connection.quiet(connection), :native, :millisecond)
+      end
+
+      Process.sleep(50)
+      {:error, %Error{kind: :python}} = PyPort.eval("1 / 0", %{}, server: pool)
+      assert quiet_ms.() < 50
+
+      path = Path.join(dir, "a")
+      long = block(server, path)
+      # Quick for a moment, so that the request is sent behind the long one.
+      asked =
+        Task.async(fn ->
+          PyPort.Connection.replied(connection)
+          PyPort.eval("1", %{}, server: pool)
+        end)
+
+      eventually(fn -> queued(pool) == 1 end)
+      Process.sleep(50)
+      assert PyPort.Connection.requests(connection) == 3
+      assert quiet_ms.() >= 50
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(asked) == {:ok, 1}
     end
 
     test "a session, an object, and a session that is opened go where they must", %{tmp_dir: dir} do

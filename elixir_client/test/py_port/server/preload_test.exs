@@ -128,6 +128,22 @@ defmodule PyPort.Server.PreloadTest do
       assert %PyPort.Object{} = value(pool, "object()")
     end
 
+    for how <- [:restart, :reload] do
+      @tag :tmp_dir
+      test "are forks of another template after a #{how}, and those before go on", %{tmp_dir: dir} do
+        path = Path.join(dir, "model")
+        File.write!(path, "1")
+        pool = pool(size: 1, preload: "model = open(#{inspect(path)}).read()")
+        assert value(pool, "model") == "1"
+        slow = Task.async(fn -> value(pool, "import time; time.sleep(0.3); model") end)
+        assert eventually(fn -> match?([%{pending: 1}], PyPort.status(pool)) end)
+        File.write!(path, "2")
+        assert apply(PyPort.Pool, unquote(how), [pool]) == :ok
+        assert eventually(fn -> value(pool, "model") == "2" end, 1_000)
+        assert Task.await(slow) == "1"
+      end
+    end
+
     test "end with their pool, as do their stubs and the template" do
       pool = pool()
       template = template_pid(pool)
