@@ -145,6 +145,11 @@ defmodule PyPort.Connection do
   @spec quiet(t()) :: integer()
   def quiet(%__MODULE__{counter: counter}), do: :erlang.monotonic_time() - :atomics.get(counter, 6)
 
+  # Whether the last reply has come just now: its requests are short.
+  @quick System.convert_time_unit(1, :millisecond, :native)
+  @spec quick?(t()) :: boolean()
+  def quick?(connection), do: quiet(connection) < @quick
+
   # How many requests it was ever asked.
   @spec requests(t()) :: non_neg_integer()
   def requests(connection), do: :atomics.get(connection.counter, 1)

@@ -30,7 +30,8 @@ defmodule PyPort.Request do
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
 
-  # A request that has been behind others for this long is recalled from its server, to wait for the next that can begin it.
+  # A request that has been behind others for this long is recalled from its server, to wait for the next that can begin it;
+  # unless they are short, and follow each other. Such a one is looked at again after that time.
   @recall_ms 5
 
   # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
@@ -382,8 +383,12 @@ defmodule PyPort.Request do
   defp look(ref, connection, id, 0, _deadline, timeout, _recall), do: timed_out(ref, connection, id, timeout)
 
   defp look(ref, connection, id, left, deadline, timeout, :may) do
-    Connection.command(connection, Wire.recall(id))
-    await(ref, connection, id, left, deadline, timeout, :sent)
+    if Connection.quick?(connection) do
+      await(ref, connection, id, left, deadline, timeout, :may)
+    else
+      Connection.command(connection, Wire.recall(id))
+      await(ref, connection, id, left, deadline, timeout, :sent)
+    end
   end
 
   defp look(ref, connection, id, left, deadline, timeout, recall) do

@@ -30,10 +30,8 @@ defmodule PyPort.Pool.Members do
           connections: tuple()
         }
 
-  # A server takes more requests than it can begin now as long as it is quick: its last reply is not older than this. They
-  # are pipelined, and Python need not wait for the next one. A longer request than this makes the others wait at the pool.
-  @quick System.convert_time_unit(1, :millisecond, :native)
-  # The most that are pipelined, and wait in Python.
+  # A server takes more requests than it can begin now as long as it is quick. They are pipelined, and Python need not wait for
+  # the next one. A longer request makes the others wait at the pool. The most that are pipelined, and wait in Python.
   @most_pipelined 64
   # The most servers whose status page is read (15 µs each) for one request.
   @most_pages 8
@@ -55,7 +53,7 @@ defmodule PyPort.Pool.Members do
   # sent their requests yet.
   @spec free(t()) :: Connection.t() | nil
   def free(%{connections: connections} = members) do
-    rested = for one <- Tuple.to_list(connections), Connection.quiet(one) >= @quick, do: one
+    rested = for one <- Tuple.to_list(connections), not Connection.quick?(one), do: one
     pick(%{members | connections: List.to_tuple(rested)})
   end
 
@@ -88,7 +86,7 @@ defmodule PyPort.Pool.Members do
   end
 
   defp quick?(load, %{max_pending: most} = connection),
-    do: load < @most_pipelined and load < most and Connection.quiet(connection) < @quick
+    do: load < @most_pipelined and load < most and Connection.quick?(connection)
 
   # Requests that await, and streams, do not keep Python from beginning another.
   defp idle(%{connections: connections, turn: turn, width: width}) do
@@ -110,14 +108,18 @@ defmodule PyPort.Pool.Members do
     end)
   end
 
-  # How many more requests a server takes that has just replied.
-  @spec room(Connection.t(), StatusPage.t() | nil, threads :: non_neg_integer()) :: integer()
+  # How many more requests a server takes that has just replied; `page` reads its status page, which takes 15 µs.
+  @spec room(Connection.t(), (() -> StatusPage.t() | nil), threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
-    most = if Connection.quiet(connection) < @quick, do: @most_pipelined, else: max(threads, 1)
+    most = if Connection.quick?(connection), do: @most_pipelined, else: max(threads, 1)
+    pending = Connection.pending(connection)
+    room = min(most, connection.max_pending) - pending
 
-    if Connection.refuses?(connection),
-      do: 0,
-      else: min(most + StatusPage.aside(page), connection.max_pending) - Connection.pending(connection)
+    cond do
+      Connection.refuses?(connection) -> 0
+      room > 0 -> room
+      true -> min(most + StatusPage.aside(page.()), connection.max_pending) - pending
+    end
   end
 
   # A server that has just ended, or takes no more requests, is passed over before the pool has been told.

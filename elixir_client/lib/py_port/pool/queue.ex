@@ -71,7 +71,7 @@ defmodule PyPort.Pool.Queue do
     :ets.insert(queue.table, {key, self()})
     # The manager starts another server, or tells those that wait that none can start.
     if members.connections == {} or members.grows?, do: send(members.manager, :waiting)
-    look(key, members, deadline, @least_pause_ms)
+    look(key, members, deadline, pause(@least_pause_ms, queue))
   rescue
     ArgumentError -> ended(members)
   end
@@ -98,15 +98,14 @@ defmodule PyPort.Pool.Queue do
       min(pause, remaining(deadline)) ->
         cond do
           not :ets.member(queue.table, key) -> await_turn(key, members, deadline)
-          remaining(deadline) > 0 -> look(key, members, deadline, longer(pause, queue))
+          remaining(deadline) > 0 -> look(key, members, deadline, pause(2 * pause, queue))
           leave(queue, key) -> {:error, timed_out(members.pool)}
           true -> await_turn(key, members, deadline)
         end
     end
   end
 
-  defp longer(pause, queue),
-    do: min(2 * pause, @most_pause_ms + div(:atomics.get(queue.count, 1), @looks_per_ms))
+  defp pause(ms, queue), do: min(ms, @most_pause_ms) + div(:atomics.get(queue.count, 1), @looks_per_ms)
 
   # The row was taken out, so its turn is on the way.
   defp await_turn({_arrived, ref} = key, members, deadline) do
@@ -182,11 +181,9 @@ defmodule PyPort.Pool.Queue do
   end
 
   defp told({result, _what} = answer, members, since) do
-    {many, _oldest} = waiting(members.queue)
-
     Telemetry.execute(
       [:py_port, :pool, :wait],
-      %{duration: System.monotonic_time() - since, queue: many},
+      %{duration: System.monotonic_time() - since, queue: max(:atomics.get(members.queue.count, 1), 0)},
       %{pool: members.pool, name: members.name, result: result}
     )
 

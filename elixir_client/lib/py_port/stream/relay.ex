@@ -65,7 +65,7 @@ defmodule PyPort.Stream.Relay do
       case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
         {:ok, open} ->
           # Others are before it.
-          if pool? and open > 1, do: Process.send_after(self(), :recall, Request.recall_ms())
+          if pool? and open > 1, do: look_later()
           loop(state)
 
         not_sent ->
@@ -137,8 +137,13 @@ defmodule PyPort.Stream.Relay do
 
       # Python leaves it alone if it has begun.
       :recall ->
-        Connection.command(state.connection, Wire.recall(state.id))
-        loop(%{state | recalled?: true})
+        if Connection.quick?(state.connection) do
+          look_later()
+          loop(state)
+        else
+          Connection.command(state.connection, Wire.recall(state.id))
+          loop(%{state | recalled?: true})
+        end
 
       # The final reply of a stream that printed: its output is written first. A device that hangs must not hold up the end
       # for ever.
@@ -172,6 +177,8 @@ defmodule PyPort.Stream.Relay do
         cancel(state, :stopped)
     end
   end
+
+  defp look_later, do: Process.send_after(self(), :recall, Request.recall_ms())
 
   defp ending(frame, %{recalled?: false}), do: {:frame, frame}
 

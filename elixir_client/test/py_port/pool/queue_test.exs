@@ -111,18 +111,21 @@ defmodule PyPort.Pool.QueueTest do
         {:ok, connection} = PyPort.Registry.fetch(server)
         path = Path.join(dir, "a")
         long = block(server, path)
-        # Quick all the time, so the request is sent there again and again.
-        quick = spawn_link(fn -> quick(connection) end)
+        {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
         asked = Task.async(fn -> unquote(asked) end)
-        eventually(fn -> PyPort.Connection.requests(connection) >= 4 end)
-        Process.unlink(quick)
-        Process.exit(quick, :kill)
+
+        for sent <- 2..4 do
+          eventually(fn -> queued(pool) == 1 end)
+          # A turn on a server that turns out to be busy.
+          Queue.give(queue, connection, 1)
+          eventually(fn -> PyPort.Connection.requests(connection) == sent end)
+        end
+
+        eventually(fn -> queued(pool) == 1 end)
         refute Task.yield(asked, 0)
-        :ok = Pool.resize(pool, 2)
-        assert Task.await(asked, 5_000) == 7
-        refute Task.yield(long, 0)
         open(path)
         assert {:ok, _pid} = Task.await(long)
+        assert Task.await(asked) == 7
       end
     end
 
@@ -236,11 +239,6 @@ defmodule PyPort.Pool.QueueTest do
       open(Path.join(dir, "a"))
       assert [{:ok, _}, {:ok, _}] = Task.await_many([first, second])
     end
-  end
-
-  defp quick(connection) do
-    PyPort.Connection.replied(connection)
-    quick(connection)
   end
 
   describe "the end of a server" do
