@@ -271,6 +271,9 @@ defmodule PyPort.RemoteTest do
           :ok = PyPort.close_session(session)
           {:error, %PyPort.Error{kind: kind}} = PyPort.eval("x", %{}, session: session)
           {:ok, _left_open} = PyPort.open_session(server: far)
+          # Its end there would not be known here.
+          {:error, %PyPort.Error{kind: ^kind}} = PyPort.open_session(server: far, name: :far_away)
+          {:error, %PyPort.Error{kind: ^kind}} = PyPort.eval("1", %{}, session: :far_away)
           kind
         end
 
