@@ -178,7 +178,8 @@ defmodule PyPort do
     do: target |> call(args, kwargs, options) |> value!()
 
   @doc """
-  Like `call/4`, but does not wait for the answer: it returns when the request has been sent.
+  Like `call/4`, but does not wait for the answer: it returns when the request has been sent. While all servers of a pool are
+  busy it waits for one that can begin it, and gives the error if none can within `:timeout`.
 
   The casts of one process to one server run in the order in which they were sent; those to a pool may go to several
   servers. An error after it was sent is logged, with the logger metadata of the caller. The request goes on if the

@@ -193,6 +193,27 @@ defmodule PyPort.Pool.QueueTest do
       assert Task.await_many(tasks, 15_000) == for(n <- 1..8, do: {:ok, n + 1})
     end
 
+    test "requests of callbacks run while others wait, and where as many wait as may", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 2)
+      test = self()
+
+      asking = fn n ->
+        send(test, {:asking, self()})
+        receive do: (:go -> PyPort.eval!("n + 1", %{n: n}, server: pool))
+      end
+
+      long = Task.async(fn -> PyPort.eval("f(1)", %{f: asking}, server: pool, timeout: 20_000) end)
+      assert_receive {:asking, worker}, 5_000
+      path = Path.join(dir, "ran")
+      code = "open(path, 'w').close()"
+      waiting = for _ <- 1..2, do: Task.async(fn -> PyPort.eval(code, %{path: path}, server: pool) end)
+      eventually(fn -> queued(pool) == 2 end)
+      refute File.exists?(path)
+      send(worker, :go)
+      assert Task.await(long) == {:ok, 2}
+      assert Task.await_many(waiting) == [{:ok, nil}, {:ok, nil}]
+    end
+
     test "what awaits keeps no other from beginning" do
       pool = pool([])
 
@@ -478,6 +499,22 @@ defmodule PyPort.Pool.QueueTest do
       assert_receive {{:ok, nil}, {:messages, []}}, 5_000
       open(path)
       assert {:ok, _pid} = Task.await(long)
+    end
+
+    test "goes on where a caller dies that has just been given its turn", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      next = for n <- 1..3, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 4 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      Process.unlink(caller)
+      Process.exit(caller, :kill)
+      assert Task.await_many(next, 1_000) == [{:ok, 1}, {:ok, 2}, {:ok, 3}]
+      refute File.exists?(Path.join(dir, "ran"))
+      assert queued(pool) == 0 and counted(pool) == 0
     end
 
     test "passes on a turn that comes when the time is up", %{tmp_dir: dir} do
