@@ -40,7 +40,7 @@ defmodule PyPort.Sources do
     case File.stat(path, time: :posix) do
       {:ok, %{type: :directory} = stat} ->
         place = {stat.major_device, stat.inode}
-        names = if is_map_key(seen, place), do: [], else: Enum.reject(ls(path), &skipped?/1)
+        names = if is_map_key(seen, place), do: [], else: names(ls(path))
         names |> Enum.map(&Path.join(path, &1)) |> Enum.reduce({files, Map.put(seen, place, true)}, &add/2)
 
       {:ok, stat} ->
@@ -52,6 +52,9 @@ defmodule PyPort.Sources do
         {files, seen}
     end
   end
+
+  # A virtual environment holds what is installed.
+  defp names(all), do: if("pyvenv.cfg" in all, do: [], else: Enum.reject(all, &skipped?/1))
 
   defp skipped?(name), do: String.starts_with?(name, ".") or name in @skipped
 

@@ -27,8 +27,10 @@ defmodule PyPort.SourcesTest do
   end
 
   test "only Python files count, and none of what is hidden, built or installed", %{tmp_dir: dir} do
-    for path <-
-          ~w(a.py a.txt a.pyc .hidden.py .venv/b.py pkg/b.py pkg/__pycache__/b.py deps/c.py node_modules/d.py _build/e.py) do
+    left_out =
+      ~w(a.txt a.pyc .hidden.py .venv/b.py pkg/__pycache__/b.py deps/c.py node_modules/d.py _build/e.py env/pyvenv.cfg env/lib/f.py)
+
+    for path <- ~w(a.py pkg/b.py) ++ left_out do
       File.mkdir_p!(Path.dirname(Path.join(dir, path)))
       File.write!(Path.join(dir, path), "")
     end

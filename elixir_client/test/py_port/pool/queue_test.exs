@@ -301,6 +301,16 @@ defmodule PyPort.Pool.QueueTest do
       assert [{:error, %Error{begun: true}}] = Enum.filter(outcomes, &match?({:error, _}, &1))
     end
 
+    test "says of what was sent to it that it has not begun" do
+      pool = pool(size: 1)
+      {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
+      System.cmd("kill", ["-STOP", "#{connection.os_pid}"])
+      asked = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> PyPort.Connection.pending(connection) == 1 end)
+      System.cmd("kill", ["-9", "#{connection.os_pid}"])
+      assert {:error, %Error{kind: :killed, begun: false}} = Task.await(asked)
+    end
+
     test "leaves what it has not begun to another, with :retry" do
       pool = pool(size: 1)
       {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
@@ -343,6 +353,29 @@ defmodule PyPort.Pool.QueueTest do
       assert {:ok, _} = Task.await(long)
       assert waiting |> Task.await_many() |> Enum.sort() == [{:ok, 1}, {:ok, 2}]
       assert [%{pool_queue: 0, pool_wait_ms: 0}] = PyPort.status(pool)
+    end
+
+    test "tells telemetry of its length, and how long each request has waited", %{tmp_dir: dir} do
+      name = :"pool_#{System.unique_integer([:positive])}"
+      PyPort.Test.Telemetry.listen(name)
+      pool = pool(name: name, size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      late = PyPort.eval("1", %{}, server: pool, timeout: 20)
+      assert {:error, %Error{kind: :timeout, begun: false}} = late
+      metadata = %{pool: pool, name: name}
+      error = Map.put(metadata, :result, :error)
+      assert_receive {:event, [:py_port, :pool, :wait], %{queue: 1, duration: native}, ^error}
+      assert System.convert_time_unit(native, :native, :millisecond) in 19..500
+      assert_receive {:event, [:py_port, :pool, :queue], %{length: 1, wait: wait}, ^metadata}, 2_000
+      assert wait > 0
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(waiting) == {:ok, 1}
+      ok = Map.put(metadata, :result, :ok)
+      assert_receive {:event, [:py_port, :pool, :wait], %{queue: 0}, ^ok}
     end
 
     test "takes in what is more than max_pending" do
