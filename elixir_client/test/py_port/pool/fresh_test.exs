@@ -199,9 +199,20 @@ defmodule PyPort.Pool.FreshTest do
     assert PyPort.getattr(copy, "denominator") == {:ok, 4}
     assert {:ok, %{server: ^one}} = PyPort.copy(PyPort.eval!("[1]", %{}, server: two, return: :object), one)
 
-    lock = PyPort.eval!("import threading; threading.Lock()", %{}, server: one)
-    assert {:error, %Error{kind: :python, type: "TypeError", message: message}} = PyPort.copy(lock, two)
-    assert message =~ "_thread.lock cannot be copied"
-    assert message =~ "cloudpickle"
+    for {code, globals, type} <- [
+          {"import threading; threading.Lock()", %{}, "_thread.lock"},
+          {"(n for n in [])", %{}, "builtins.generator"},
+          {"f", %{f: &Function.identity/1}, "port_server.runtime.api.Callback"},
+          {"[f]", %{f: &Function.identity/1}, "builtins.list"}
+        ] do
+      object = PyPort.eval!(code, globals, server: one, return: :object)
+      assert {:error, %Error{kind: :python, type: "TypeError", message: message}} = PyPort.copy(object, two)
+      assert message =~ "#{type} cannot be copied"
+      assert message =~ "install cloudpickle"
+    end
+
+    # Not lost at the first server where the second one fails.
+    assert {:error, %Error{kind: :unavailable}} = PyPort.copy(fraction, :no_such_server)
+    assert PyPort.getattr(fraction, "denominator") == {:ok, 4}
   end
 end
