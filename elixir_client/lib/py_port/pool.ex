@@ -237,8 +237,8 @@ defmodule PyPort.Pool do
   Evaluates the same code in every server of a pool that takes work now, at the same time, to swap a model, say. Gives
   the outcome of each. The options are those of `PyPort.eval/3`, but `:server` and `:session`.
 
-  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well. Where no such pool is
-  running it gives the error.
+  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well. It gives an error if
+  no such pool is running.
 
   ## Examples
 

@@ -169,7 +169,7 @@ defmodule PyPort.Pool.Queue do
     end
   end
 
-  # Nothing is sent to it any more, and what has been is dropped.
+  # No message comes under the reference any more, and those that have come are dropped.
   defp forget(ref) do
     Process.demonitor(ref, [:flush])
 

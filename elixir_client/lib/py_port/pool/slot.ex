@@ -51,7 +51,7 @@ defmodule PyPort.Pool.Slot do
   def succeeded(%{successor: pid} = slot, connection, now),
     do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0, restart?: false}, connection, now)
 
-  # Another server is asked for. One that starts already may have begun before that.
+  # Another server is asked for. A successor that starts already may have begun before that.
   @spec restart(t()) :: t()
   def restart(slot), do: %{slot | successor: nil, why: nil, rest_until: nil, restart?: slot.pid != nil}
 
