@@ -30,8 +30,8 @@ defmodule PyPort.Request do
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
 
-  # A request that has been behind others for this long is recalled from its server, to wait for the next that can begin it;
-  # unless they are short, and follow each other. Such a one is looked at again after that time.
+  # A request is recalled from its server, to wait for the next that can begin it, where no reply has come for this long from
+  # those before it. It is looked at after this time, and again.
   @recall_ms 5
 
   # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
@@ -383,11 +383,11 @@ defmodule PyPort.Request do
   defp look(ref, connection, id, 0, _deadline, timeout, _recall), do: timed_out(ref, connection, id, timeout)
 
   defp look(ref, connection, id, left, deadline, timeout, :may) do
-    if Connection.quick?(connection) do
-      await(ref, connection, id, left, deadline, timeout, :may)
-    else
+    if recall?(connection) do
       Connection.command(connection, Wire.recall(id))
       await(ref, connection, id, left, deadline, timeout, :sent)
+    else
+      await(ref, connection, id, left, deadline, timeout, :may)
     end
   end
 
@@ -442,9 +442,13 @@ defmodule PyPort.Request do
 
   defp explained(outcome, _why), do: outcome
 
-  # How long a request of a pool is behind others before it is recalled, in ms.
+  # After how long it is looked at whether a request of a pool is to be recalled, in ms.
   @spec recall_ms() :: pos_integer()
   def recall_ms, do: @recall_ms
+
+  @recall System.convert_time_unit(@recall_ms, :millisecond, :native)
+  @spec recall?(Connection.t()) :: boolean()
+  def recall?(connection), do: Connection.quiet(connection) >= @recall
 
   # How long after its timeout a request has its answer at the latest, in ms.
   @spec patience(Connection.t()) :: pos_integer()

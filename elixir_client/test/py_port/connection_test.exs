@@ -13,7 +13,7 @@ defmodule PyPort.ConnectionTest do
         port: nil,
         table: :ets.new(:requests, [:public, write_concurrency: true]),
         calls: nil,
-        counter: :atomics.new(6, signed: true),
+        counter: Connection.counter(),
         os_pid: 1,
         start_time: 0,
         dir: ""

@@ -30,13 +30,11 @@ defmodule PyPort.Pool.Members do
           connections: tuple()
         }
 
-  # A server takes more requests than it can begin now as long as it is quick. They are pipelined, and Python need not wait for
-  # the next one. A longer request makes the others wait at the pool. The most that are pipelined, and wait in Python.
-  @most_pipelined 64
   # The most servers whose status page is read (15 µs each) for one request.
   @most_pages 8
 
-  # The server that can begin one more request, or nil.
+  # The server that can begin one more request, or nil. As long as it is quick it takes more than it can begin now. They are
+  # pipelined, and Python need not wait for the next one. A longer request makes the others wait at the pool.
   #
   # Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
   # see the same loads, and would all take the first.
@@ -85,8 +83,8 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  defp quick?(load, %{max_pending: most} = connection),
-    do: load < @most_pipelined and load < most and Connection.quick?(connection)
+  defp quick?(load, connection),
+    do: Connection.quick?(connection) and load < Connection.pipelined(connection)
 
   # Requests that await, and streams, do not keep Python from beginning another.
   defp idle(%{connections: connections, turn: turn, width: width}) do
@@ -111,7 +109,7 @@ defmodule PyPort.Pool.Members do
   # How many more requests a server takes that has just replied; `page` reads its status page, which takes 15 µs.
   @spec room(Connection.t(), (() -> StatusPage.t() | nil), threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
-    most = if Connection.quick?(connection), do: @most_pipelined, else: max(threads, 1)
+    most = if Connection.quick?(connection), do: Connection.pipelined(connection), else: max(threads, 1)
     pending = Connection.pending(connection)
     room = min(most, connection.max_pending) - pending
 

@@ -137,12 +137,12 @@ defmodule PyPort.Stream.Relay do
 
       # Python leaves it alone if it has begun.
       :recall ->
-        if Connection.quick?(state.connection) do
-          look_later()
-          loop(state)
-        else
+        if Request.recall?(state.connection) do
           Connection.command(state.connection, Wire.recall(state.id))
           loop(%{state | recalled?: true})
+        else
+          look_later()
+          loop(state)
         end
 
       # The final reply of a stream that printed: its output is written first. A device that hangs must not hold up the end

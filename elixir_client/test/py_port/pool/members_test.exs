@@ -39,10 +39,11 @@ defmodule PyPort.Pool.MembersTest do
       port: nil,
       table: table,
       calls: nil,
-      counter: :atomics.new(6, signed: true),
+      counter: Connection.counter(),
       os_pid: 1,
       start_time: 0,
-      dir: ""
+      dir: "",
+      max_pending: 1_000
     }
 
     Connection.replied(connection)
@@ -74,6 +75,24 @@ defmodule PyPort.Pool.MembersTest do
   test "one takes no more than some, however quick it is" do
     members = members([64, 65])
     for connection <- Tuple.to_list(members.connections), do: Connection.replied(connection)
+    assert Members.pick(members) == nil
+  end
+
+  test "of the shortest one takes more, but no more than max_pending" do
+    connection = connection(500)
+    assert Connection.pipelined(connection) == 64
+    for _ <- 1..1_000, do: Connection.replied(connection)
+    members = %{members([]) | connections: {connection}}
+    assert Members.pick(members) == connection
+    assert Members.pick(%{members | connections: {%{connection | max_pending: 500}}}) == nil
+
+    # Longer ones, one after the other.
+    for _ <- 1..8 do
+      Process.sleep(2)
+      Connection.replied(connection)
+    end
+
+    assert Connection.pipelined(connection) == 64
     assert Members.pick(members) == nil
   end
 
