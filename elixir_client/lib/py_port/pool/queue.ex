@@ -105,7 +105,8 @@ defmodule PyPort.Pool.Queue do
     end
   end
 
-  defp pause(ms, queue), do: min(ms, @most_pause_ms) + div(:atomics.get(queue.count, 1), @looks_per_ms)
+  defp pause(ms, queue),
+    do: min(ms, @most_pause_ms) + div(max(:atomics.get(queue.count, 1), 0), @looks_per_ms)
 
   # The row was taken out, so its turn is on the way.
   defp await_turn({_arrived, ref} = key, members, deadline) do

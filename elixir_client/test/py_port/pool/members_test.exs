@@ -78,24 +78,6 @@ defmodule PyPort.Pool.MembersTest do
     assert Members.pick(members) == nil
   end
 
-  test "of the shortest one takes more, but no more than max_pending" do
-    connection = connection(500)
-    assert Connection.pipelined(connection) == 64
-    for _ <- 1..1_000, do: Connection.replied(connection)
-    members = %{members([]) | connections: {connection}}
-    assert Members.pick(members) == connection
-    assert Members.pick(%{members | connections: {%{connection | max_pending: 500}}}) == nil
-
-    # Longer ones, one after the other.
-    for _ <- 1..8 do
-      Process.sleep(2)
-      Connection.replied(connection)
-    end
-
-    assert Connection.pipelined(connection) == 64
-    assert Members.pick(members) == nil
-  end
-
   test "threads are places for requests" do
     members = slow(%{members([2, 1, 4]) | width: 3})
     assert picks(members, 3) |> Enum.uniq() == [1]
