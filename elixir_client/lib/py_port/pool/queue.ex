@@ -282,5 +282,8 @@ defmodule PyPort.Pool.Queue do
       differs ->
         differs
     end
+  rescue
+    # The pool has just ended.
+    ArgumentError -> 0
   end
 end

@@ -570,28 +570,33 @@ defmodule PyPort.Pool.QueueTest do
       refute File.exists?(Path.join(dir, "ran"))
     end
 
-    test "leaves no message of its end", %{tmp_dir: dir} do
-      pool = pool(size: 1)
-      long = block(pool, Path.join(dir, "a"))
-      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
-      test = self()
+    for how <- [:shutdown, :kill] do
+      test "leaves no message of its end: #{how}", %{tmp_dir: dir} do
+        Process.flag(:trap_exit, true)
+        {:ok, pool} = Pool.start_link(size: 1, wait: true)
+        long = block(pool, Path.join(dir, "a"))
+        {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+        test = self()
 
-      for _ <- 1..3 do
-        spawn_link(fn ->
-          outcome = PyPort.eval("1", %{}, server: pool)
-          send(test, {outcome, Process.info(self(), :messages)})
-        end)
+        for _ <- 1..3 do
+          spawn_link(fn ->
+            outcome = PyPort.eval("1", %{}, server: pool)
+            send(test, {outcome, Process.info(self(), :messages)})
+          end)
+        end
+
+        eventually(fn -> queued(pool) == 3 end)
+        members = PyPort.Registry.fetch(pool) |> elem(1)
+        Process.exit(pool, unquote(how))
+        assert_receive {:EXIT, ^pool, _reason}, 5_000
+        for _ <- 1..3, do: assert_receive({{:error, %Error{kind: :unavailable}}, {:messages, []}}, 5_000)
+        # And of one that comes too late.
+        assert {:error, %Error{kind: :unavailable}} = Queue.wait(members, nil, :infinity)
+        assert Queue.wake(queue) == :ok
+        assert {:error, %Error{}} = Task.await(long)
+        refute_received {:DOWN, _, _, _, _}
+        assert Queue.tidy(queue, 0) == 0
       end
-
-      eventually(fn -> queued(pool) == 3 end)
-      members = PyPort.Registry.fetch(pool) |> elem(1)
-      Supervisor.stop(pool)
-      for _ <- 1..3, do: assert_receive({{:error, %Error{kind: :unavailable}}, {:messages, []}}, 5_000)
-      # And of one that comes too late.
-      assert {:error, %Error{kind: :unavailable}} = Queue.wait(members, nil, :infinity)
-      assert Queue.wake(queue) == :ok
-      assert {:error, %Error{}} = Task.await(long)
-      refute_received {:DOWN, _, _, _, _}
     end
 
     test "keeps a caller whose turn was lost with the one that gave it", %{tmp_dir: dir} do
