@@ -178,7 +178,8 @@ defmodule PyPort do
     do: target |> call(args, kwargs, options) |> value!()
 
   @doc """
-  Like `call/4`, but does not wait for the answer: it returns when the request has been sent.
+  Like `call/4`, but does not wait for the answer: it returns when the request has been sent. While all servers of a pool are
+  busy it waits for one that can begin it, and gives the error if none can within `:timeout`.
 
   The casts of one process to one server run in the order in which they were sent; those to a pool may go to several
   servers. An error after it was sent is logged, with the logger metadata of the caller. The request goes on if the
@@ -290,7 +291,7 @@ defmodule PyPort do
     * `:server`, `:timeout` - as in a request.
     * `:owner` - the process with which the session ends. Default: the calling one. `transfer/2` changes it.
     * `:name` - an atom, by which all processes of this node can name it: `session: MySession`. If a session of that name
-      is open, the error says so.
+      is open, the error says so. Its server must be on this node.
 
   ## Examples
 
@@ -311,17 +312,37 @@ defmodule PyPort do
   defp open_session(name, options) do
     with {:error, _none} <- Registry.session(name),
          {:ok, session} <- Request.open_session(options) do
-      if Registry.name_session(name, session) do
-        {:ok, session}
-      else
-        close_session(session)
-        open_session(name, options)
+      cond do
+        # The name would outlive it: its end is not known here.
+        node(session.server) != node() ->
+          close_session(session)
+          where = "its server would be on the node #{node(session.server)}"
+          {:error, Error.unavailable("the session #{inspect(name)} cannot have a name: #{where}")}
+
+        Registry.name_session(name, session) ->
+          still_open(session, options.owner || self())
+
+        true ->
+          close_session(session)
+          open_session(name, options)
       end
     else
       {:ok, session} ->
         {:error, Error.unavailable("a session is open as #{inspect(name)} already: #{inspect(session)}")}
 
       {:error, error} ->
+        {:error, error}
+    end
+  end
+
+  # Its owner may have ended before it had its name, and the session with it.
+  defp still_open(session, owner) do
+    case transfer(session, owner) do
+      :ok ->
+        {:ok, session}
+
+      {:error, error} ->
+        close_session(session)
         {:error, error}
     end
   end
@@ -411,8 +432,8 @@ defmodule PyPort do
   end
 
   @doc """
-  Gives an object or a session to another process: it is released, or closed, when that one ends. An object is refused
-  where that process owns as many as it may (`max_objects_per_owner`).
+  Gives an object or a session, which may be named, to another process: it is released, or closed, when that one ends. An object is
+  refused where that process owns as many as it may (`max_objects_per_owner`).
 
   ## Examples
 
@@ -420,7 +441,10 @@ defmodule PyPort do
       iex> PyPort.transfer(object, Process.whereis(PyPort.Supervisor))
       :ok
   """
-  @spec transfer(Object.t() | Session.t(), pid()) :: :ok | {:error, Error.t()}
+  @spec transfer(Object.t() | Session.t() | atom(), pid()) :: :ok | {:error, Error.t()}
+  def transfer(name, owner) when is_atom(name) and is_pid(owner),
+    do: with({:ok, session} <- Registry.session(name), do: transfer(session, owner))
+
   def transfer(%Session{server: server, name: name} = session, owner) when is_pid(owner) do
     with {:error, :unknown} <- GenServer.call(server, {:transfer_session, name, owner}),
          do: {:error, gone(session)}

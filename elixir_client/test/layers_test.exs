@@ -106,7 +106,6 @@ defmodule PyPort.LayersTest do
     "py_port/deadline" => "py_port/request/timeout",
     "py_port/locator" => "py_port/pool",
     "py_port/ownership" => "py_port/object",
-    "py_port/sources" => "py_port/reload",
     "py_port/view" => "py_port/tensor",
     "py_port/reply" => "py_port/wire",
     "py_port/object/inspect" => "py_port/object",

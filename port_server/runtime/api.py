@@ -12,7 +12,7 @@ from port_server.etf import Atom, DecodeError, Pid, Struct, register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Final, Protocol, Self
+    from typing import Any, Final, NoReturn, Protocol, Self
 
     _Ref = ref["Callback"]
 
@@ -121,6 +121,9 @@ class Callback:
 
     def __deepcopy__(self, _memo: object) -> Self:
         return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a function of Elixir works in the Python that it was given to only")
 
     def __repr__(self) -> str:
         return f"<Elixir function {self.__name__}/{self.arity}>"

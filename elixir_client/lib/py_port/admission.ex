@@ -21,19 +21,17 @@ defmodule PyPort.Admission do
   end
 
   # Sends a request, if the server takes one more now. Its row is in the table before anything is decided, so callers that
-  # come together see each other. A request that is not sent leaves no row there. Gives how many are open with it.
+  # come together see each other. A request that is not sent leaves no row there. Gives how many are open with it; `:full` where
+  # more are open than may.
   @spec send_request(Connection.t(), tuple(), [Callbacks.row()], iodata()) ::
-          {:ok, open :: pos_integer()} | :not_sent | {:error, Error.t()}
+          {:ok, open :: pos_integer()} | :not_sent | {:full | :error, Error.t()}
   def send_request(connection, row, functions, frame) do
     if Connection.insert(connection, row) do
       open = Connection.pending(connection)
 
       if open > connection.max_pending do
-        refuse(
-          connection,
-          row,
-          "#{open - 1} of at most #{connection.max_pending} requests are open (max_pending)"
-        )
+        why = "#{open - 1} of at most #{connection.max_pending} requests are open (max_pending)"
+        {:full, refuse(connection, row, why)}
       else
         Callbacks.keep(connection, functions)
 
@@ -44,7 +42,7 @@ defmodule PyPort.Admission do
           {:full, bytes} ->
             waiting = "#{bytes} bytes are waiting to be read by it"
             Callbacks.drop(connection, functions)
-            refuse(connection, row, "#{waiting} (max_queued_bytes: #{connection.max_queued_bytes})")
+            {:error, refuse(connection, row, "#{waiting} (max_queued_bytes: #{connection.max_queued_bytes})")}
         end
       end
     else
@@ -60,6 +58,6 @@ defmodule PyPort.Admission do
       "the Python server takes no more requests for now: #{why}; nothing was sent. Ask again later, or give it a pool " <>
         "with more servers"
 
-    {:error, Error.new(:overloaded, message, begun: false)}
+    Error.new(:overloaded, message, begun: false)
   end
 end

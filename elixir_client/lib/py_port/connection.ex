@@ -20,7 +20,7 @@ defmodule PyPort.Connection do
           calls: :ets.tid(),
           # The number of the last request; whether no more are taken in (1); how many bytes were handed to the port,
           # and how many of these it is known to have written; how many calls into the BEAM are being served; when the last
-          # reply came, in native units of the monotonic clock.
+          # reply came, in native units of the monotonic clock, and how long replies take to follow each other of late.
           counter: :atomics.atomics_ref(),
           os_pid: pos_integer(),
           start_time: non_neg_integer(),
@@ -36,8 +36,24 @@ defmodule PyPort.Connection do
           ready: boolean()
         }
 
+  # A request is short where a reply has come no longer ago than this. Of short requests those are open at once that take so long
+  # together, or so many.
+  @quick System.convert_time_unit(1, :millisecond, :native)
+  @pipelined_time System.convert_time_unit(10, :millisecond, :native)
+  @least_pipelined 64
+
   # The last element of the row of a request: nil for a plain one, which must not pay for it.
   @type extra :: nil | %{devices: PyPort.Output.devices()}
+
+  # The counter of a new connection.
+  @spec counter() :: :atomics.atomics_ref()
+  def counter do
+    counter = :atomics.new(7, signed: true)
+    # The clock may have begun below 0.
+    :atomics.put(counter, 6, :erlang.monotonic_time())
+    :atomics.put(counter, 7, @quick)
+    counter
+  end
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>
@@ -151,12 +167,26 @@ defmodule PyPort.Connection do
 
   # A reply has come.
   @spec replied(t()) :: :ok
-  def replied(%__MODULE__{counter: counter}),
-    do: :atomics.put(counter, 6, :erlang.monotonic_time())
+  def replied(%__MODULE__{counter: counter}) do
+    now = :erlang.monotonic_time()
+    # Processes that do this at the same moment may do it in another order.
+    after_the_last = (now - :atomics.exchange(counter, 6, now)) |> max(0) |> min(@quick)
+    :atomics.put(counter, 7, div(31 * :atomics.get(counter, 7) + after_the_last, 32))
+  end
 
   # How long ago the last reply came, in native units.
   @spec quiet(t()) :: integer()
   def quiet(%__MODULE__{counter: counter}), do: :erlang.monotonic_time() - :atomics.get(counter, 6)
+
+  # Whether the last reply has come just now: its requests are short.
+  @spec quick?(t()) :: boolean()
+  def quick?(connection), do: quiet(connection) < @quick
+
+  # How many requests may be open while they are short, so that Python has the next one at hand: of the shortest, as many as
+  # take a few milliseconds.
+  @spec pipelined(t()) :: pos_integer()
+  def pipelined(%__MODULE__{counter: counter, max_pending: most}),
+    do: div(@pipelined_time, :atomics.get(counter, 7) + 1) |> max(@least_pipelined) |> min(most)
 
   # How many requests it was ever asked.
   @spec requests(t()) :: non_neg_integer()

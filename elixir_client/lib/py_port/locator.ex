@@ -115,26 +115,17 @@ defmodule PyPort.Locator do
     member = if turn == :at_once or Queue.empty?(queue), do: Members.pick(members)
 
     cond do
-      member != nil and (cluster == nil or not Members.full?(member)) ->
-        {:member, member}
-
-      member != nil ->
-        stand_in(cluster) || {:member, member}
-
-      member = busy(members, turn) ->
-        {:member, member}
-
-      cluster != nil and Members.any(members) == nil ->
-        stand_in(cluster) || await_turn(members, deadline, turn)
-
-      true ->
-        await_turn(members, deadline, turn)
+      member != nil -> {:member, member}
+      member = busy(members, turn) -> {:member, member}
+      cluster != nil and Members.full?(members) -> stand_in(cluster) || await_turn(members, deadline, turn)
+      true -> await_turn(members, deadline, turn)
     end
   end
 
   # The server that takes what cannot wait: a session that is opened, which Python does at once, and a request of a callback,
   # which the Python that has called it runs at once.
-  defp busy(members, :at_once), do: Members.any(members)
+  defp busy(%{cluster: cluster} = members, :at_once),
+    do: if(cluster == nil or not Members.full?(members), do: Members.any(members))
 
   defp busy(%{connections: connections}, _turn),
     do: connections |> Tuple.to_list() |> Enum.find(&Callbacks.parent/1)

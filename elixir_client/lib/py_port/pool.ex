@@ -21,12 +21,15 @@ defmodule PyPort.Pool do
   arrival, within their `:timeout`; the server that is free first gets the next one. So a long request holds up no other
   while a server is free, and a server that ends takes with it only the requests that it has begun, and those that were sent to it
   in the last few milliseconds: short requests follow each other closely, and Python has the next one at hand. A request
-  that finds itself behind a long one after all is taken back after 5 ms, and waits at the pool. `retry: n` in the options
-  of a request asks again where a server has ended before it began.
+  that finds itself behind a long one after all, for 5 ms, is taken back and waits at the pool, as long as it has since it was
+  made. `retry: n` in the options of a request asks again where a server has ended before it began.
+
+  The order is that in which turns are given. Requests that come or get their turns at the same moment, within about a millisecond,
+  may begin in another one. Use one process, a session, or `PyPort.cast/4` to one server where the order counts.
 
   Requests that await, and streams, leave their server free for others; with `threads: n` a server has n places. A
   request from a callback goes to the Python that has called it, if no other is free. A session is opened at once, on the server
-  with the fewest requests. `PyPort.status/1` and `PyPort.Telemetry` tell how many requests wait, and for how long.
+  with the fewest requests. A server that has as many requests as it takes (`:max_pending`) is passed over. `PyPort.status/1` and `PyPort.Telemetry` tell how many requests wait, and for how long.
 
   ## Options
 
@@ -34,7 +37,7 @@ defmodule PyPort.Pool do
     * `:size` - how many servers. Default: as many as the BEAM has schedulers. 0 makes sense for a node that only uses
       the pool of others, see `:cluster`.
     * `:min_size` - how many servers the pool starts with, and keeps: others are started one at a time while requests wait,
-      up to `:size`, and end when they are idle. Default: `:size`.
+      up to `:size`, and end when they are idle. With 0 the first request starts the first one. Default: `:size`.
     * `:idle_timeout` - how long a server above `:min_size` has no request before it ends, in ms, or `:infinity`. One with an open
       session or a live object stays. Default: 60_000.
     * `:max_queue` - how many requests may wait at the pool; one more is an error of the kind `:overloaded`. Default:
@@ -77,7 +80,7 @@ defmodule PyPort.Pool do
   threads (Logger names those that the code has left), CUDA contexts, connections, event loops. Native thread pools that
   the code has used, such as OpenMP's, can hang in a fork: load the model in the template, and use it in the members. A
   random generator of numpy or torch has one state in all members: seed it in `:init_code`. `atexit` functions that
-  the code registers run at the end of each member.
+  the code registers run at the end of each member. `restart/1` and a reload start another template, which runs the code anew.
 
   A small program that is built with the C extensions connects a server to the template. Without it each server runs the
   code itself, before `:init_code`, and Logger says so once.
@@ -96,7 +99,8 @@ defmodule PyPort.Pool do
       {PyPort.Pool, name: Analytics, size: 2, cluster: true}
 
   Pools of one name with `cluster: true` find each other (by `:pg`) when their nodes are connected. A request goes to
-  another node when none of the pool's own servers is ready, or when they are full (`:max_pending`); local servers always
+  another node when none of the pool's own servers is ready, or when they are full (`:max_pending`), or when as many requests wait
+  as may (`:max_queue`); local servers always
   come first, since the way to another node and back costs some 50 µs and a copy of all values. If no pool of that
   name runs on a node, and the name is an atom, its requests go to another node, too.
 
@@ -207,7 +211,8 @@ defmodule PyPort.Pool do
 
   @doc """
   Replaces all servers of a pool, one after the other, with no request lost: each goes on until its successor has
-  started, and then finishes what it has (see "Replacing servers"). Returns at once; `PyPort.status/1` shows how far it is.
+  started, and then finishes what it has (see "Replacing servers"). The template of `:preload` is replaced as well. Returns at
+  once; `PyPort.status/1` shows how far it is.
 
   ## Examples
 
@@ -233,7 +238,8 @@ defmodule PyPort.Pool do
   Evaluates the same code in every server of a pool that takes work now, at the same time, to swap a model, say. Gives
   the outcome of each. The options are those of `PyPort.eval/3`, but `:server` and `:session`.
 
-  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well.
+  A server that starts later has not run the code: change what `:init_code` or `:preload` does as well. It gives an error if
+  no such pool is running.
 
   ## Examples
 
@@ -243,15 +249,24 @@ defmodule PyPort.Pool do
       true
   """
   @spec eval_all(Supervisor.supervisor(), PyPort.code(), PyPort.globals(), [PyPort.option()]) ::
-          [{pid(), {:ok, term()} | {:error, Error.t()}}]
+          [{pid(), {:ok, term()} | {:error, Error.t()}}] | {:error, Error.t()}
   def eval_all(pool, code, globals \\ %{}, options \\ []) when is_map(globals) do
-    servers = servers(pool)
     options = Options.request!(options)
 
-    servers
-    |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
-    |> Task.await_many(:infinity)
-    |> then(&Enum.zip(servers, &1))
+    for name <- [:server, :session], given = Map.fetch!(options, name), given != nil do
+      raise ArgumentError,
+            "PyPort.Pool.eval_all/4 asks each server of the pool, and takes no option #{inspect(name)}, got: " <>
+              inspect(given)
+    end
+
+    with {:ok, %{connections: connections}} <- members(pool) do
+      servers = for connection <- Tuple.to_list(connections), do: connection.owner
+
+      servers
+      |> Enum.map(&Task.async(fn -> Request.ask({:eval, code, globals}, %{options | server: &1}) end))
+      |> Task.await_many(:infinity)
+      |> then(&Enum.zip(servers, &1))
+    end
   end
 
   defp members(pool) do

@@ -117,6 +117,8 @@ defmodule PyPort.Reaper do
           {:ok, pid}
 
         {:error, error} ->
+          # The caller gets one answer, and no exit signal.
+          Process.unlink(pid)
           behaviour.stop(pid)
           {:error, error}
       end

@@ -45,9 +45,14 @@ defmodule PyPort.Reload do
   defp reload(paths) do
     Logger.info("PyPort: #{names(paths)} changed: the servers of the pools start anew")
 
-    for pool <- Registry.pools(),
-        {:ok, members} <- [Registry.fetch(pool)],
-        do: Manager.renew(members.manager, :reload)
+    for pool <- Registry.pools(), {:ok, members} <- [Registry.fetch(pool)], do: renew(members.manager)
+  end
+
+  defp renew(manager) do
+    Manager.renew(manager, :reload)
+  catch
+    # Its pool is just ending, or its next manager is starting.
+    :exit, _reason -> :ok
   end
 
   defp names(paths) do

@@ -30,7 +30,8 @@ defmodule PyPort.Request do
   # microseconds; one that hangs must not hold up the answer.
   @flush_ms 100
 
-  # A request that has been behind others for this long is recalled from its server, to wait for the next that can begin it.
+  # A request is recalled from its server, to wait for the next that can begin it, where no reply has come for this long from
+  # those before it. It is looked at after this time, and again.
   @recall_ms 5
 
   # Interval at which a waiting caller checks that the server is alive. The heir of the server's table tells it before.
@@ -66,7 +67,7 @@ defmodule PyPort.Request do
     with {how, connection, id, frame, extra, functions} <-
            prepare(draft, options, place, deadline, self(), turn) do
       left = if how in [:ok, :member], do: left, else: remaining(deadline)
-      recall = recall(options, how, turn)
+      recall = recall(options, how)
 
       case exchange(connection, id, frame, left, deadline, options.timeout, extra, functions, recall) do
         {:ok, _value} = outcome ->
@@ -75,8 +76,7 @@ defmodule PyPort.Request do
         # Another request takes long on that server. The first to arrive is the first to go on.
         :recalled ->
           Callbacks.drop(connection, functions)
-          arrived = System.monotonic_time() - System.convert_time_unit(@recall_ms, :millisecond, :native)
-          ask(asked, options, deadline, remaining(deadline), arrived)
+          ask(asked, options, deadline, remaining(deadline), arrived(options, deadline))
 
         # The server had just ended, or been taken out, so Python has not heard of the request; to ask another server of
         # its pool is therefore no repetition. A moment later the pool knows that the server is gone.
@@ -84,15 +84,26 @@ defmodule PyPort.Request do
           Callbacks.drop(connection, functions)
 
           if Locator.again?(place, deadline),
-            do: ask(asked, options, deadline, remaining(deadline), turn),
+            do: ask(asked, options, deadline, remaining(deadline), arrived(options, deadline)),
             else: Locator.not_taken(place)
 
+        # Others that came at the same moment have taken the last of its places.
+        {:full, error} ->
+          Callbacks.drop(connection, functions)
+
+          if Locator.again?(place, deadline),
+            do: ask(asked, options, deadline, remaining(deadline), arrived(options, deadline)),
+            else: {:error, error}
+
         # The server has ended before it began the request.
-        {:error, %Error{kind: kind, begun: false}}
+        {:error, %Error{kind: kind, begun: false}} = outcome
         when kind in [:exited, :killed] and options.retry > 0 and how in [:member, :turn] ->
           Callbacks.drop(connection, functions)
           options = %{options | retry: options.retry - 1}
-          ask(asked, options, deadline, remaining(deadline), turn)
+
+          if remaining(deadline) > 0,
+            do: ask(asked, options, deadline, remaining(deadline), arrived(options, deadline)),
+            else: outcome
 
         outcome ->
           owned(outcome, connection, id, options, functions)
@@ -103,10 +114,16 @@ defmodule PyPort.Request do
     end
   end
 
-  # A request that has been sent tells PyPort.Cast, or may be recalled, once.
-  defp recall(%{sent: ref}, _how, _turn), do: {:tell, ref}
-  defp recall(_options, how, nil) when how in [:member, :turn], do: :may
-  defp recall(_options, _how, _turn), do: nil
+  # A request that has been sent tells PyPort.Cast, or may be recalled. Those of PyPort.Cast keep their order.
+  defp recall(%{sent: ref}, _how), do: {:tell, ref}
+  defp recall(_options, how) when how in [:member, :turn], do: :may
+  defp recall(_options, _how), do: nil
+
+  # When a request was made that waits again: it keeps its place in the order.
+  defp arrived(%{timeout: :infinity}, _deadline), do: System.monotonic_time()
+
+  defp arrived(%{timeout: timeout}, deadline),
+    do: System.convert_time_unit(deadline - timeout, :millisecond, :native)
 
   defp owned({:objects, value, ids}, %{owner: owner}, id, options, functions) do
     with :ok <- Ownership.take_over(owner, {:reply, id}, ids, options.owner),
@@ -204,7 +221,7 @@ defmodule PyPort.Request do
             do: open_session(options, deadline),
             else: Locator.not_taken(place)
 
-        {_error_or_unread, error} ->
+        {_error_full_or_unread, error} ->
           close_session(connection, name)
           {:error, error}
       end
@@ -368,8 +385,12 @@ defmodule PyPort.Request do
   defp look(ref, connection, id, 0, _deadline, timeout, _recall), do: timed_out(ref, connection, id, timeout)
 
   defp look(ref, connection, id, left, deadline, timeout, :may) do
-    Connection.command(connection, Wire.recall(id))
-    await(ref, connection, id, left, deadline, timeout, :sent)
+    if recall?(connection) do
+      Connection.command(connection, Wire.recall(id))
+      await(ref, connection, id, left, deadline, timeout, :sent)
+    else
+      await(ref, connection, id, left, deadline, timeout, :may)
+    end
   end
 
   defp look(ref, connection, id, left, deadline, timeout, recall) do
@@ -422,6 +443,14 @@ defmodule PyPort.Request do
        do: {:error, %{error | message: error.message <> ". " <> why}}
 
   defp explained(outcome, _why), do: outcome
+
+  # After how long it is looked at whether a request of a pool is to be recalled, in ms.
+  @spec recall_ms() :: pos_integer()
+  def recall_ms, do: @recall_ms
+
+  @recall System.convert_time_unit(@recall_ms, :millisecond, :native)
+  @spec recall?(Connection.t()) :: boolean()
+  def recall?(connection), do: Connection.quiet(connection) >= @recall
 
   # How long after its timeout a request has its answer at the latest, in ms.
   @spec patience(Connection.t()) :: pos_integer()

@@ -32,15 +32,16 @@ defmodule PyPort.Stream do
 
   # Asks Python for a stream; `consumer` is this process, or one on another node for which it stands in.
   @spec open(Request.asked(), map(), pid()) :: {:ok, opened()} | {:error, Error.t()}
-  def open(asked, options, consumer), do: open(asked, Request.draft(asked), options, consumer)
+  def open(asked, options, consumer), do: open(asked, Request.draft(asked), options, consumer, nil)
 
-  defp open(asked, draft, options, consumer) do
+  defp open(asked, draft, options, consumer, turn) do
     place = Locator.place(options, draft.target, draft.found.objects)
     deadline = deadline(options.timeout)
 
-    case Request.prepare(draft, options, place, deadline, consumer, nil) do
-      {_how, connection, id, frame, extra, functions} ->
-        relay = Relay.start(connection, {id, frame, extra, functions}, options.credit, consumer)
+    case Request.prepare(draft, options, place, deadline, consumer, turn) do
+      {how, connection, id, frame, extra, functions} ->
+        request = {id, frame, extra, functions}
+        relay = Relay.start(connection, request, options.credit, consumer, how in [:member, :turn])
         patience = Request.patience(connection)
         {:ok, %{owner: connection.owner, id: id, functions: functions, relay: relay, patience: patience}}
 
@@ -56,13 +57,14 @@ defmodule PyPort.Stream do
   end
 
   # Functions have other numbers each time, because Python may drop those of an earlier stream at any time.
-  defp start(asked, options) do
+  defp start(asked, options, turn \\ nil) do
+    since = turn || System.monotonic_time()
     draft = Request.draft(asked)
 
-    case open(asked, draft, options, self()) do
+    case open(asked, draft, options, self(), turn) do
       {:ok, opened} ->
         place = Locator.place(options, draft.target, draft.found.objects)
-        Map.merge(opened, %{options: options, ended: nil, again: {asked, place, options}})
+        Map.merge(opened, %{options: options, ended: nil, again: {asked, place, since}})
 
       {:error, error} ->
         raise error
@@ -96,15 +98,25 @@ defmodule PyPort.Stream do
 
   defp next(%{ended: {:error, error}}), do: raise(error)
 
+  # Another request takes long on that server.
+  defp next(%{ended: :recalled} = stream), do: again(stream)
+
   # Asked of another server of the pool, if it was one.
-  defp next(%{ended: :not_sent, again: {asked, place, options}} = stream) do
-    if Locator.again?(place, deadline(options.timeout)) do
-      stop(stream)
-      {[], start(asked, options)}
+  defp next(%{ended: :not_sent, again: {_asked, place, _since}} = stream) do
+    if Locator.again?(place, deadline(stream.options.timeout)) do
+      again(stream)
     else
       {:error, error} = Locator.not_taken(place)
       raise error
     end
+  end
+
+  defp next(%{ended: {:full, error}, again: {_asked, place, _since}} = stream),
+    do: if(Locator.again?(place, deadline(stream.options.timeout)), do: again(stream), else: raise(error))
+
+  defp again(%{again: {asked, _place, since}, options: options} = stream) do
+    stop(stream)
+    {[], start(asked, options, since)}
   end
 
   # A stream that has ended need not be waited for.
@@ -157,11 +169,14 @@ defmodule PyPort.Stream do
       {:down, reason} ->
         Error.of_exit(reason, stream.id)
 
-      {:error, error} ->
+      {full_or_error, error} when full_or_error in [:full, :error] ->
         error
 
       :not_sent ->
         Error.of_exit(:noproc)
+
+      :recalled ->
+        no_item(Error.timeout(timeout, false, nil))
 
       {:frame, frame} ->
         case Reply.outcome(frame) do

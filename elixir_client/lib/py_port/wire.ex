@@ -221,10 +221,15 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
   def route(_frame), do: :other
 
-  # Whether a reply has a value.
-  @spec ok?(binary()) :: boolean()
-  def ok?(<<@version, @small_tuple, _arity, @ok, _::binary>>), do: true
-  def ok?(_frame), do: false
+  # Whether a reply says that its request was cancelled. Of an error Python writes the kind first.
+  @spec cancelled?(binary()) :: boolean()
+  def cancelled?(
+        <<@version, @small_tuple, _arity, "w\x05error", @id, _id::binary-size(8), ?t, _pairs::32,
+          "w\x04kindw\tcancelled", _::binary>>
+      ),
+      do: true
+
+  def cancelled?(_frame), do: false
 
   # The ids of the handles in a frame without a reader (which has died, or could not read it):
   # found by walking over the bytes, because the terms themselves may be huge, or refused by `:safe`.

@@ -13,7 +13,7 @@ defmodule PyPort.ConnectionTest do
         port: nil,
         table: :ets.new(:requests, [:public, write_concurrency: true]),
         calls: nil,
-        counter: :atomics.new(6, signed: true),
+        counter: Connection.counter(),
         os_pid: 1,
         start_time: 0,
         dir: ""
@@ -154,5 +154,21 @@ defmodule PyPort.ConnectionTest do
     Task.await(Task.async(fn -> Connection.command(connection, ["one", " frame"]) end))
     assert_receive {^port, {:data, "one frame"}}, 5_000
     Port.close(port)
+  end
+
+  test "of the shortest requests more are open at once, but no more than max_pending" do
+    connection = %{connection() | max_pending: 1_000}
+    assert Connection.pipelined(connection) == 64
+    for _ <- 1..1_000, do: Connection.replied(connection)
+    assert Connection.pipelined(connection) > 500
+    assert Connection.pipelined(%{connection | max_pending: 500}) == 500
+
+    # Longer ones, one after the other.
+    for _ <- 1..8 do
+      Process.sleep(2)
+      Connection.replied(connection)
+    end
+
+    assert Connection.pipelined(connection) == 64
   end
 end

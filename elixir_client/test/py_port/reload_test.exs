@@ -23,10 +23,15 @@ defmodule PyPort.ReloadTest do
     {:ok, 1} = answer.()
     before = os_pids.()
     slow = Task.async(fn -> PyPort.eval("import time; time.sleep(0.5); 5") end)
+    # Pools that have just ended are no reason to forget the others.
+    {:ok, members} = PyPort.Registry.fetch(Process.whereis(PyPort.Default))
+    gone = for _ <- 1..20, do: spawn(fn -> :ok end)
+    for pid <- gone, do: PyPort.Registry.put_pool(%{members | pool: pid, manager: pid})
     Process.sleep(150)
     File.write!(#{inspect(module)}, "answer = 22\\n")
     for _ <- 1..8, do: {:ok, 22} = answer.()
     {:ok, 5} = Task.await(slow)
+    for pid <- gone, do: PyPort.Registry.delete_pool(pid)
     [] = before -- (before -- os_pids.())
     # A file that is new, and one that is gone, count as well.
     File.write!(#{inspect(Path.join(dir, "app/priv/python/other.py"))}, "")

@@ -117,6 +117,22 @@ defmodule PyPort.SessionTest do
       assert_raise ArgumentError, fn -> PyPort.open_session(name: "text") end
     end
 
+    test "a name is free again where the owner has ended before the session had it" do
+      name = :"session_#{System.unique_integer([:positive])}"
+      {dead, monitor} = spawn_monitor(fn -> :ok end)
+      assert_receive {:DOWN, ^monitor, :process, ^dead, _reason}
+
+      for _ <- 1..20 do
+        assert {:error, %PyPort.Error{kind: :unavailable}} = PyPort.open_session(name: name, owner: dead)
+        assert {:error, %PyPort.Error{}} = PyPort.eval("1", %{}, session: name)
+      end
+
+      {:ok, session} = PyPort.open_session(name: name)
+      assert PyPort.transfer(name, self()) == :ok
+      assert PyPort.close_session(session) == :ok
+      assert {:error, %PyPort.Error{kind: :unavailable}} = PyPort.transfer(name, self())
+    end
+
     test "it ends with its owner, which can be another process, and change" do
       holder = fn -> spawn(fn -> receive do: (:end -> :ok) end) end
       [first, second] = [holder.(), holder.()]

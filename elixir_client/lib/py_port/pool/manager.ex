@@ -16,6 +16,7 @@ defmodule PyPort.Pool.Manager do
 
   alias PyPort.{Connection, Error, Options, Registry, Server}
   alias PyPort.Pool.{Events, Members, Policy, Queue, Slot, State, Waiter}
+  alias PyPort.Server.Preload
 
   @tick_ms 1_000
 
@@ -51,7 +52,7 @@ defmodule PyPort.Pool.Manager do
         turn: :atomics.new(1, signed: false),
         queue: queue,
         max_queue: options.max_queue,
-        width: max(options.threads, 1),
+        width: options.threads |> max(1) |> min(options.max_pending),
         name: options.name,
         grows?: options.min_size != nil,
         reloads?: Application.get_env(:py_port, :reload, false),
@@ -170,23 +171,34 @@ defmodule PyPort.Pool.Manager do
   end
 
   def handle_call(:restart, _from, state) do
-    slots = Map.new(state.slots, fn {index, slot} -> {index, %{slot | restart?: slot.connection != nil}} end)
-    {:reply, :ok, recycle(%{state | slots: slots})}
+    Preload.renew(state.pool)
+
+    state =
+      for {index, slot} <- state.slots, reduce: state do
+        state ->
+          state = if slot.successor, do: stop(state, index, slot.successor), else: state
+          State.put_slot(state, index, Slot.restart(slot))
+      end
+
+    {:reply, :ok, recycle(state)}
   end
 
   def handle_call(:reload, _from, %{slots: slots} = state) do
+    Preload.renew(state.pool)
     state = remove_slots(slots, :reload, state)
     {:reply, :ok, state |> add_slots(map_size(slots)) |> publish()}
   end
 
   # The error if waiting is pointless: every server has tried to start, and could not. A server that is about to be started
   # again after a crash is waited for.
-  defp hopeless(%{slots: slots}) when slots == %{},
+  defp hopeless(%{options: %{size: 0}}),
     do: unavailable("the pool has no server of its own (its size is 0)")
 
   defp hopeless(%{slots: slots}) do
     slots = Map.values(slots)
-    if Enum.all?(slots, &(&1.error != nil and &1.connection == nil)), do: hd(slots).error
+
+    if slots != [] and Enum.all?(slots, &(&1.error != nil and &1.connection == nil)),
+      do: hd(slots).error
   end
 
   # --- what servers do -------------------------------------------------------------------------
@@ -264,11 +276,12 @@ defmodule PyPort.Pool.Manager do
     Process.send_after(self(), :tick, @tick_ms)
     # A scope of :pg that was restarted has no members.
     Members.announce(state.members, state.members.connections != {})
+    state = %{state | miscounted: Queue.tidy(state.members.queue, state.miscounted)}
     {:noreply, state |> settle() |> Events.queue() |> grow() |> shrink() |> recycle()}
   end
 
   # A request waits.
-  def handle_info(:waiting, state), do: {:noreply, state |> tell_waiting() |> grow()}
+  def handle_info(:waiting, state), do: {:noreply, state |> grow() |> tell_waiting()}
 
   # A waiter that ends for any other reason has left work undone. The next manager finds the servers.
   def handle_info({:EXIT, _waiter, reason}, state) do
@@ -366,7 +379,7 @@ defmodule PyPort.Pool.Manager do
 
   # One server at a time, that with the highest number.
   defp shrink(%{slots: slots, options: options} = state) do
-    idle = for {index, slot} <- slots, Slot.idle?(slot, options.idle_timeout), do: {index, slot}
+    idle = for {index, slot} <- slots, Slot.idle?(slot, options.idle_timeout, now()), do: {index, slot}
 
     if idle != [] and map_size(slots) > least(options) do
       {index, slot} = Enum.max_by(idle, &elem(&1, 0))

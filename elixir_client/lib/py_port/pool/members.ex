@@ -30,15 +30,11 @@ defmodule PyPort.Pool.Members do
           connections: tuple()
         }
 
-  # A server takes more requests than it can begin now as long as it is quick: its last reply is not older than this. They
-  # are pipelined, and Python need not wait for the next one. A longer request than this makes the others wait at the pool.
-  @quick System.convert_time_unit(1, :millisecond, :native)
-  # The most that are pipelined, and wait in Python.
-  @most_pipelined 64
   # The most servers whose status page is read (15 µs each) for one request.
   @most_pages 8
 
-  # The server that can begin one more request, or nil.
+  # The server that can begin one more request, or nil. As long as it is quick it takes more than it can begin now. They are
+  # pipelined, and Python need not wait for the next one. A longer request makes the others wait at the pool.
   #
   # Load is the size of a server's table of requests. Among equals the turn decides: callers that look at the same moment
   # see the same loads, and would all take the first.
@@ -49,6 +45,14 @@ defmodule PyPort.Pool.Members do
       {load, connection} -> if quick?(load, connection), do: connection, else: idle(members)
       nil -> nil
     end
+  end
+
+  # The same for a request that waits. A server that has just replied has given its turns, and those who have got them may not have
+  # sent their requests yet.
+  @spec free(t()) :: Connection.t() | nil
+  def free(%{connections: connections} = members) do
+    rested = for one <- Tuple.to_list(connections), not Connection.quick?(one), do: one
+    pick(%{members | connections: List.to_tuple(rested)})
   end
 
   # The server that has the fewest requests, whether it can begin one or not.
@@ -79,7 +83,8 @@ defmodule PyPort.Pool.Members do
     end
   end
 
-  defp quick?(load, connection), do: load < @most_pipelined and Connection.quiet(connection) < @quick
+  defp quick?(load, connection),
+    do: Connection.quick?(connection) and load < Connection.pipelined(connection)
 
   # Requests that await, and streams, do not keep Python from beginning another.
   defp idle(%{connections: connections, turn: turn, width: width}) do
@@ -90,6 +95,7 @@ defmodule PyPort.Pool.Members do
       connection = elem(connections, rem(first + step, size))
 
       with load when load != nil <- load(connection),
+           true <- load < connection.max_pending,
            true <- load - StatusPage.aside(StatusPage.read(connection.dir)) < width do
         # Others may follow at once.
         Connection.replied(connection)
@@ -100,14 +106,18 @@ defmodule PyPort.Pool.Members do
     end)
   end
 
-  # How many more requests a server takes that has just replied.
-  @spec room(Connection.t(), StatusPage.t() | nil, threads :: non_neg_integer()) :: integer()
+  # How many more requests a server takes that has just replied; `page` reads its status page, which takes 15 µs.
+  @spec room(Connection.t(), (() -> StatusPage.t() | nil), threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
-    most = if Connection.quiet(connection) < @quick, do: @most_pipelined, else: max(threads, 1)
+    most = if Connection.quick?(connection), do: Connection.pipelined(connection), else: max(threads, 1)
+    pending = Connection.pending(connection)
+    room = min(most, connection.max_pending) - pending
 
-    if Connection.refuses?(connection),
-      do: 0,
-      else: most - Connection.pending(connection) + StatusPage.aside(page)
+    cond do
+      Connection.refuses?(connection) -> 0
+      room > 0 -> room
+      true -> min(most + StatusPage.aside(page.()), connection.max_pending) - pending
+    end
   end
 
   # A server that has just ended, or takes no more requests, is passed over before the pool has been told.
@@ -146,7 +156,12 @@ defmodule PyPort.Pool.Members do
     :exit, _reason -> :ok
   end
 
-  # Whether a server would refuse one more request.
-  @spec full?(Connection.t()) :: boolean()
-  def full?(connection), do: Connection.pending(connection) >= connection.max_pending
+  # Whether no server is ready, or each would refuse one more request.
+  @spec full?(t()) :: boolean()
+  def full?(members) do
+    case least(members) do
+      {load, connection} -> load >= connection.max_pending
+      nil -> true
+    end
+  end
 end

@@ -18,9 +18,14 @@ defmodule PyPort.Pool.Queue do
   # When a request arrived, in native units; a request that was recalled keeps its place by it.
   @type arrived :: integer()
 
-  # Intervals at which a caller that waits looks whether it is the first one, and a server is free.
+  # Intervals at which a caller that waits looks whether it is the first one, and a server is free. Where many wait they look less
+  # often: 10,000 looked 150,000 times a second.
   @least_pause_ms 1
   @most_pause_ms 64
+  @looks_per_ms 8
+
+  # How long a turn may be on its way. After that the process that gave it was killed before it has sent it.
+  @turn_ms 1_000
 
   # Owned by the calling process, the supervisor of the pool.
   @spec new() :: t()
@@ -35,49 +40,48 @@ defmodule PyPort.Pool.Queue do
 
   # How many requests wait, and for how long the first one has, in native units.
   @spec waiting(t()) :: {non_neg_integer(), non_neg_integer()}
-  def waiting(%{table: table, count: count}) do
+  def waiting(%{table: table}) do
     case :ets.first(table) do
-      :"$end_of_table" ->
-        # A caller that was killed between its row and the count has left it wrong.
-        :atomics.put(count, 1, 0)
-        {0, 0}
-
-      {arrived, _ref} ->
-        {:ets.info(table, :size), max(System.monotonic_time() - arrived, 0)}
+      :"$end_of_table" -> {0, 0}
+      {arrived, _ref} -> {:ets.info(table, :size), max(System.monotonic_time() - arrived, 0)}
     end
   rescue
     # The pool has just ended.
     ArgumentError -> {0, 0}
   end
 
-  # Waits for a server that can begin one more request; of the cluster, if the queue is full.
+  # Waits for a server that can begin one more request. `:full` if too many wait already.
   @spec wait(Members.t(), arrived() | nil, Deadline.t()) ::
           {:ok, Connection.t()} | {:error, Error.t()} | :full
   def wait(%{queue: queue} = members, arrived, deadline) do
-    if arrived == nil and :atomics.get(queue.count, 1) >= members.max_queue do
+    # Counted first, so that of callers that come together no more pass than may.
+    if :atomics.add_get(queue.count, 1, 1) > members.max_queue and arrived == nil do
+      :atomics.sub(queue.count, 1, 1)
       :full
     else
-      ref = :erlang.monitor(:process, members.pool, alias: :demonitor)
       since = System.monotonic_time()
-      key = {arrived || since, ref}
-      :ets.insert(queue.table, {key, self()})
-      :atomics.add(queue.count, 1, 1)
-      # The manager starts another server, or tells those that wait that none can start.
-      if members.connections == {} or members.grows?, do: send(members.manager, :waiting)
-
-      key |> look(members, deadline, @least_pause_ms) |> told(members, since)
+      ref = :erlang.monitor(:process, members.pool, alias: :demonitor)
+      outcome = wait_as({arrived || since, ref}, members, deadline)
+      forget(ref)
+      told(outcome, members, since)
     end
+  end
+
+  defp wait_as(key, %{queue: queue} = members, deadline) do
+    :ets.insert(queue.table, {key, self()})
+    # The manager starts another server, or tells those that wait that none can start.
+    if members.connections == {} or members.grows?, do: send(members.manager, :waiting)
+    look(key, members, deadline, pause(@least_pause_ms, queue))
   rescue
     ArgumentError -> ended(members)
   end
 
   # After the row was put there, and before waiting: a server that became free before has given its turn to no one.
-  defp look({_arrived, ref} = key, %{queue: queue} = members, deadline, pause) do
+  defp look(key, %{queue: queue} = members, deadline, pause) do
     with true <- first?(queue, key),
          {:ok, %Members{} = now} <- Registry.fetch(members.pool),
-         %Connection{} = connection <- Members.pick(now),
+         %Connection{} = connection <- Members.free(now),
          true <- leave(queue, key) do
-      Process.demonitor(ref, [:flush])
       wake(queue)
       {:ok, connection}
     else
@@ -87,25 +91,47 @@ defmodule PyPort.Pool.Queue do
 
   defp await({_arrived, ref} = key, %{queue: queue} = members, deadline, pause) do
     receive do
-      {^ref, :look} ->
-        look(key, members, deadline, @least_pause_ms)
-
-      {^ref, turn_or_error} ->
-        Process.demonitor(ref, [:flush])
-        turn_or_error
-
-      {:DOWN, ^ref, :process, _pool, _reason} ->
-        ended(members)
+      {^ref, :look} -> look(key, members, deadline, @least_pause_ms)
+      {^ref, turn_or_error} -> in_time(turn_or_error, members, deadline)
+      {:DOWN, ^ref, :process, _pool, _reason} -> ended(members)
     after
       min(pause, remaining(deadline)) ->
         cond do
-          remaining(deadline) > 0 -> look(key, members, deadline, min(2 * pause, @most_pause_ms))
-          leave(queue, key) -> forget(ref, {:error, timed_out(members.pool)})
-          # Its turn has come just now.
-          true -> await(key, members, :infinity, @most_pause_ms)
+          not :ets.member(queue.table, key) -> await_turn(key, members, deadline)
+          remaining(deadline) > 0 -> look(key, members, deadline, pause(2 * pause, queue))
+          leave(queue, key) -> {:error, timed_out(members.pool)}
+          true -> await_turn(key, members, deadline)
         end
     end
   end
+
+  defp pause(ms, queue),
+    do: min(ms, @most_pause_ms) + div(max(:atomics.get(queue.count, 1), 0), @looks_per_ms)
+
+  # The row was taken out, so its turn is on the way.
+  defp await_turn({_arrived, ref} = key, members, deadline) do
+    receive do
+      {^ref, :look} -> await_turn(key, members, deadline)
+      {^ref, turn_or_error} -> in_time(turn_or_error, members, deadline)
+      {:DOWN, ^ref, :process, _pool, _reason} -> ended(members)
+    after
+      @turn_ms ->
+        :atomics.add(members.queue.count, 1, 1)
+        wait_as(key, members, deadline)
+    end
+  end
+
+  # A turn that comes too late is for the next one.
+  defp in_time({:ok, _connection} = turn, members, deadline) do
+    if remaining(deadline) > 0 do
+      turn
+    else
+      wake(members.queue)
+      {:error, timed_out(members.pool)}
+    end
+  end
+
+  defp in_time(error, _members, _deadline), do: error
 
   # Whether no living caller waits before that one.
   defp first?(queue, key) do
@@ -116,10 +142,16 @@ defmodule PyPort.Pool.Queue do
     end
   end
 
+  # The row of a dead caller is taken out.
   defp dead?(queue, key) do
     case :ets.lookup(queue.table, key) do
-      [{_key, caller}] -> not Process.alive?(caller) and (take(queue, key) || true)
-      [] -> true
+      [{_key, caller}] ->
+        dead? = not Process.alive?(caller)
+        if dead?, do: take(queue, key)
+        dead?
+
+      [] ->
+        true
     end
   end
 
@@ -138,22 +170,21 @@ defmodule PyPort.Pool.Queue do
     end
   end
 
-  defp forget(ref, result) do
+  # No message comes under the reference any more, and those that have come are dropped.
+  defp forget(ref) do
     Process.demonitor(ref, [:flush])
 
     receive do
-      {^ref, _late} -> forget(ref, result)
+      {^ref, _late} -> forget(ref)
     after
-      0 -> result
+      0 -> :ok
     end
   end
 
   defp told({result, _what} = answer, members, since) do
-    {many, _oldest} = waiting(members.queue)
-
     Telemetry.execute(
       [:py_port, :pool, :wait],
-      %{duration: System.monotonic_time() - since, queue: many},
+      %{duration: System.monotonic_time() - since, queue: max(:atomics.get(members.queue.count, 1), 0)},
       %{pool: members.pool, name: members.name, result: result}
     )
 
@@ -232,5 +263,27 @@ defmodule PyPort.Pool.Queue do
     end
   rescue
     ArgumentError -> nil
+  end
+
+  # --- once a second ------------------------------------------------------------------------------
+
+  # Takes out the rows of dead callers, and mends the count, which a caller that is killed between its row and the count leaves
+  # wrong. Callers that are just between the two make it differ as well: so it is wrong if it differs as it did the last
+  # time. Gives by how much it differs now.
+  @spec tidy(t(), before :: integer()) :: integer()
+  def tidy(%{table: table, count: count} = queue, before) do
+    for {key, _caller} <- :ets.tab2list(table), do: dead?(queue, key)
+
+    case :atomics.get(count, 1) - :ets.info(table, :size) do
+      ^before ->
+        :atomics.sub(count, 1, before)
+        0
+
+      differs ->
+        differs
+    end
+  rescue
+    # The pool has just ended.
+    ArgumentError -> 0
   end
 end

@@ -40,7 +40,8 @@ defmodule PyPort.Pool.Slot do
   @type role :: :serving | :starting | {:draining, atom()} | :down
 
   @spec starting(t(), pid()) :: t()
-  def starting(slot, pid), do: %{slot | pid: pid, connection: nil, ready_at: nil, retry: nil}
+  def starting(slot, pid),
+    do: %{slot | pid: pid, connection: nil, ready_at: nil, retry: nil, restart?: false}
 
   @spec ready(t(), Connection.t(), integer()) :: t()
   def ready(slot, connection, now), do: %{slot | connection: connection, ready_at: now, error: nil}
@@ -49,6 +50,10 @@ defmodule PyPort.Pool.Slot do
   @spec succeeded(t(), Connection.t(), integer()) :: t()
   def succeeded(%{successor: pid} = slot, connection, now),
     do: ready(%{slot | pid: pid, successor: nil, why: nil, crashes: 0, restart?: false}, connection, now)
+
+  # Another server is asked for. A successor that starts already may have begun before that.
+  @spec restart(t()) :: t()
+  def restart(slot), do: %{slot | successor: nil, why: nil, rest_until: nil, restart?: slot.pid != nil}
 
   # The successor is not going to be ready.
   @spec keep_old(t(), integer()) :: t()
@@ -96,16 +101,22 @@ defmodule PyPort.Pool.Slot do
     Policy.due(facts, limits)
   end
 
-  # Whether the server has nothing to do, and has had nothing for that long. The heartbeat tells of sessions and objects.
-  @spec idle?(t(), timeout()) :: boolean()
-  def idle?(%{connection: connection, successor: nil}, timeout)
+  # Whether the server has nothing to do, and has had nothing for that long. A heartbeat that is younger than its last reply
+  # tells of sessions and objects.
+  @spec idle?(t(), timeout(), integer()) :: boolean()
+  def idle?(%{connection: connection, successor: nil}, timeout, now)
       when connection != nil and timeout != :infinity do
-    Connection.pending(connection) == 0 and
-      Connection.quiet(connection) >= System.convert_time_unit(timeout, :millisecond, :native) and
-      match?({%{objects: 0, sessions: 0}, _at}, Registry.fact(connection.owner, :heartbeat))
+    quiet_ms = connection |> Connection.quiet() |> System.convert_time_unit(:native, :millisecond)
+
+    with true <- Connection.pending(connection) == 0 and quiet_ms >= timeout,
+         {%{objects: 0, sessions: 0}, at} <- Registry.fact(connection.owner, :heartbeat) do
+      now - at < quiet_ms
+    else
+      _in_use -> false
+    end
   end
 
-  def idle?(_slot, _timeout), do: false
+  def idle?(_slot, _timeout, _now), do: false
 
   @spec overview(t()) :: [{pid() | nil, role()}]
   def overview(%{pid: nil}), do: [{nil, :down}]

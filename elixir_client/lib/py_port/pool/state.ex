@@ -6,7 +6,7 @@ defmodule PyPort.Pool.State do
   alias PyPort.Pool.{Members, Slot}
 
   @enforce_keys [:pool, :who, :options, :members]
-  defstruct @enforce_keys ++ [:supervisor, slots: %{}, draining: %{}]
+  defstruct @enforce_keys ++ [:supervisor, slots: %{}, draining: %{}, miscounted: 0]
 
   @type t :: %__MODULE__{
           pool: pid(),
@@ -18,6 +18,8 @@ defmodule PyPort.Pool.State do
           slots: %{optional(pos_integer()) => Slot.t()},
           # The servers that are being taken out. Slot 0 is for one that an earlier manager has left.
           draining: %{optional(pid()) => %{slot: non_neg_integer(), why: atom()}},
+          # By how much the count of the queue was wrong at the last look.
+          miscounted: integer(),
           # The servers that take work, as callers see them.
           members: Members.t()
         }

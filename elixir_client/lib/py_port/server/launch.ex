@@ -90,9 +90,9 @@ defmodule PyPort.Server.Launch do
   end
 
   defp connection(options, heir, port, os_pid, start_time, dir) do
-    counter = :atomics.new(6, signed: true)
+    counter = Connection.counter()
 
-    connection = %Connection{
+    %Connection{
       owner: self(),
       port: port,
       table: RequestTable.new(heir, counter),
@@ -107,10 +107,6 @@ defmodule PyPort.Server.Launch do
       max_objects_per_owner: options.max_objects_per_owner,
       patience: options.cancel_grace + options.kill_grace
     }
-
-    # The clock may have begun below 0.
-    Connection.replied(connection)
-    connection
   end
 
   defp calls(allow) do

@@ -44,6 +44,13 @@ defmodule PyPort.Server.Preload do
       {:error, unavailable("the template of preload: was stopped while a Python waited for it")}
   end
 
+  # The next member gets another template, which runs the code anew.
+  @spec renew(pid()) :: :ok
+  def renew(pool) do
+    with preload when is_pid(preload) <- Registry.fact(pool, :template), do: GenServer.cast(preload, :renew)
+    :ok
+  end
+
   @impl true
   def init({pool, options}) do
     Process.flag(:trap_exit, true)
@@ -66,6 +73,11 @@ defmodule PyPort.Server.Preload do
       {:noreply, launch(%{close(state) | waiting: [from]})}
     end
   end
+
+  @impl true
+  def handle_cast(:renew, %{phase: :alone} = state), do: {:noreply, state}
+  def handle_cast(:renew, %{waiting: []} = state), do: {:noreply, close(state)}
+  def handle_cast(:renew, state), do: {:noreply, launch(close(state))}
 
   # Whether it answers; while its code runs it cannot.
   defp ask(%{phase: :ready, timer: nil} = state) do

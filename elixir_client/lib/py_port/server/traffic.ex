@@ -112,10 +112,10 @@ defmodule PyPort.Server.Traffic do
 
   defp next_turn(%{options: %{queue: queue, threads: threads}, connection: connection} = state, frame) do
     unless Queue.empty?(queue),
-      do: Queue.give(queue, connection, Members.room(connection, Health.page(state), threads))
+      do: Queue.give(queue, connection, Members.room(connection, fn -> Health.page(state) end, threads))
 
     # The answer to `recall` comes while a long request runs.
-    if Wire.ok?(frame), do: Connection.replied(connection)
+    unless Wire.cancelled?(frame), do: Connection.replied(connection)
     state
   end
 

@@ -7,24 +7,27 @@ defmodule PyPort.Stream.Relay do
   # `more/2` makes a new one each time. It also halves the cost of an item, since many are handed over at once.
   @moduledoc false
 
-  alias PyPort.{Admission, Callbacks, Connection, Output, Request, Wire}
+  alias PyPort.{Admission, Callbacks, Connection, Error, Output, Reply, Request, Wire}
 
   @flush_ms 5_000
 
   # `:not_sent` if the server had just ended or was taken out, an error if it takes no more for now: in both cases Python has
-  # not heard of the stream.
+  # not heard of the stream. `:recalled` if it was behind another request for too long, and has not begun.
   @type ending ::
           {:frame, binary()}
           | {:down, reason :: term()}
           | {:timed_out, begun :: boolean() | nil, where :: String.t() | {:importing, String.t()} | nil,
-             PyPort.Error.culprit() | nil}
+             Error.culprit() | nil}
           | :not_sent
-          | {:error, PyPort.Error.t()}
+          | :recalled
+          | {:full | :error, Error.t()}
 
-  # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in.
+  # Sends the request, for a consumer that is the calling process, or one on another node for which it stands in. `pool?` is whether
+  # another server may take it as well.
   @type request :: {Wire.id(), iodata(), Connection.extra(), [Callbacks.row()]}
-  @spec start(Connection.t(), request(), credit :: pos_integer(), consumer :: pid()) :: pid()
-  def start(connection, {id, frame, extra, functions}, credit, consumer) do
+  @spec start(Connection.t(), request(), credit :: pos_integer(), consumer :: pid(), pool? :: boolean()) ::
+          pid()
+  def start(connection, {id, frame, extra, functions}, credit, consumer, pool?) do
     logger_metadata = :logger.get_process_metadata()
     callers = Process.get(:"$callers", [])
 
@@ -55,12 +58,18 @@ defmodule PyPort.Stream.Relay do
         asking: nil,
         # The last frame, and who still writes what was printed.
         final: nil,
-        ending: nil
+        ending: nil,
+        recalled?: false
       }
 
       case Admission.send_request(connection, {id, ref, self(), extra}, functions, frame) do
-        {:ok, _open} -> loop(state)
-        not_sent -> ended(state, not_sent)
+        {:ok, open} ->
+          # Others are before it.
+          if pool? and open > 1, do: look_later()
+          loop(state)
+
+        not_sent ->
+          ended(state, not_sent)
       end
     end)
   end
@@ -124,7 +133,17 @@ defmodule PyPort.Stream.Relay do
         state |> keep(items) |> hand_over() |> loop()
 
       {^ref, frame} when is_binary(frame) ->
-        ended(state, {:frame, frame})
+        ended(state, ending(frame, state))
+
+      # Python leaves it alone if it has begun.
+      :recall ->
+        if Request.recall?(state.connection) do
+          Connection.command(state.connection, Wire.recall(state.id))
+          loop(%{state | recalled?: true})
+        else
+          look_later()
+          loop(state)
+        end
 
       # The final reply of a stream that printed: its output is written first. A device that hangs must not hold up the end
       # for ever.
@@ -156,6 +175,17 @@ defmodule PyPort.Stream.Relay do
 
       {:DOWN, ^consumer, :process, _pid, _reason} ->
         cancel(state, :stopped)
+    end
+  end
+
+  defp look_later, do: Process.send_after(self(), :recall, Request.recall_ms())
+
+  defp ending(frame, %{recalled?: false}), do: {:frame, frame}
+
+  defp ending(frame, _state) do
+    case Reply.outcome(frame) do
+      {:error, %Error{kind: :cancelled, begun: false}} -> :recalled
+      _ended -> {:frame, frame}
     end
   end
 

@@ -41,8 +41,88 @@ defmodule PyPort.Pool.FreshTest do
         do: assert(PyPort.eval!("import sys; sys.model", %{}, server: server) == 7)
 
     assert [{_, {:error, %Error{kind: :python}}} | _] = Pool.eval_all(pool, "1 / 0")
-    assert_raise ArgumentError, fn -> Pool.eval_all(pool, "1", %{}, no_such: 1) end
+
+    # The objects are the caller's.
+    for {_server, {:ok, object}} <- Pool.eval_all(pool, "[1, 2]", %{}, return: :object),
+        do: assert(PyPort.call("builtins:len", [object]) == {:ok, 2})
+
+    {:ok, session} = PyPort.open_session(server: pool)
+
+    for wrong <- [[no_such: 1], [session: session], [server: pool]],
+        do: assert_raise(ArgumentError, fn -> Pool.eval_all(pool, "1", %{}, wrong) end)
+
+    assert {:error, %Error{kind: :unavailable}} = Pool.eval_all(:no_such_pool, "1")
   end
+
+  @tag :tmp_dir
+  test "restart/1 replaces a server once, also where it ends meanwhile", %{tmp_dir: dir} do
+    starts = Path.join(dir, "starts")
+
+    pool =
+      start_pool(size: 1, init_code: "import time; open(#{inspect(starts)}, 'a').write('x'); time.sleep(0.1)")
+
+    [one] = os_pids(pool)
+    assert Pool.restart(pool) == :ok
+    # While its successor starts.
+    signal(one, "KILL")
+    assert eventually(fn -> os_pids(pool) not in [[], [one]] end, 1_000)
+    # Another one would be started within a second.
+    Process.sleep(1_200)
+    assert File.read!(starts) == "xx"
+  end
+
+  @tag :tmp_dir
+  test "restart/1 replaces a server that was still starting when it was called", %{tmp_dir: dir} do
+    path = Path.join(dir, "model")
+    File.write!(path, "1")
+    # Reads the file, and takes its time.
+    code = """
+    import time
+    path = #{inspect(path)}
+    model = open(path).read()
+    open(path + ".read", "w").close()
+    time.sleep(0.2)
+    """
+
+    {:ok, pool} = start_supervised({Pool, size: 1, init_code: code})
+    assert eventually(fn -> File.exists?(path <> ".read") end)
+    File.write!(path, "2")
+    assert Pool.restart(pool) == :ok
+    assert PyPort.await_ready(pool, 10_000) == :ok
+    assert eventually(fn -> PyPort.eval("model", %{}, server: pool) == {:ok, "2"} end, 1_000)
+  end
+
+  test "a pool may have no server until a request comes" do
+    {:ok, pool} = start_supervised({Pool, size: 2, min_size: 0, idle_timeout: 100, heartbeat_interval: 100})
+    assert Pool.servers(pool) == []
+    assert PyPort.eval("1", %{}, server: pool) == {:ok, 1}
+    assert eventually(fn -> Pool.servers(pool) == [] end, 1_000)
+    assert PyPort.eval("2", %{}, server: pool) == {:ok, 2}
+    assert PyPort.await_ready(pool, 10_000) == :ok
+
+    capture_log(fn ->
+      {:ok, pool} = start_supervised({Pool, size: 1, min_size: 0, init_code: "1 / 0"}, id: :bad)
+      assert {:error, %Error{kind: :unavailable, message: message}} = PyPort.eval("1", %{}, server: pool)
+      assert message =~ "ZeroDivisionError"
+    end)
+  end
+
+  test "an object keeps its server, however old the last heartbeat is" do
+    options = [size: 1, min_size: 0, idle_timeout: 50, heartbeat_interval: 10_000]
+    {:ok, pool} = start_supervised({Pool, options})
+    object = PyPort.eval!("object()", %{}, server: pool)
+    PyPort.Registry.put_fact(object.server, :heartbeat, {%{objects: 0, sessions: 0}, now() - 100})
+    Process.sleep(60)
+    {:ok, %{manager: manager}} = PyPort.Registry.fetch(pool)
+    send(manager, :tick)
+    assert [{_pid, :serving}] = PyPort.Pool.Manager.overview(manager)
+    # A younger one knows that there is none.
+    PyPort.Registry.put_fact(object.server, :heartbeat, {%{objects: 0, sessions: 0}, now()})
+    send(manager, :tick)
+    assert [{_pid, {:draining, :idle}}] = PyPort.Pool.Manager.overview(manager)
+  end
+
+  defp now, do: System.monotonic_time(:millisecond)
 
   test "await_ready/2 and :wait wait for the first server, or tell why there is none" do
     slow = [init_code: "import time; time.sleep(0.2)"]
@@ -72,6 +152,16 @@ defmodule PyPort.Pool.FreshTest do
     assert {:error, %Error{kind: :unavailable}} = PyPort.await_ready(:no_such_server)
   end
 
+  @tag :capture_log
+  test "a start with :wait that fails is one error, and no exit signal" do
+    Process.flag(:trap_exit, true)
+
+    for module <- [Server, Pool],
+        do: assert({:error, %Error{kind: :unavailable}} = module.start_link(wait: true, init_code: "1 / 0"))
+
+    refute_receive {:EXIT, _pid, _reason}, 20
+  end
+
   @tag :tmp_dir
   test "a pool grows while requests wait, and its idle servers end", %{tmp_dir: dir} do
     {:ok, pool} = start_supervised({Pool, size: 3, min_size: 1, idle_timeout: 300, wait: true})
@@ -82,7 +172,7 @@ defmodule PyPort.Pool.FreshTest do
     tasks =
       for _ <- 1..5, do: Task.async(fn -> PyPort.eval(code, %{gate: gate}, server: pool, timeout: 20_000) end)
 
-    assert eventually(fn -> length(Pool.servers(pool)) == 3 end, 1_000)
+    assert eventually(fn -> for(%{pending: 1} <- PyPort.status(pool), do: :busy) |> length() == 3 end, 1_000)
     File.write!(gate, "")
     os_pids = for {:ok, os_pid} <- Task.await_many(tasks, 20_000), uniq: true, do: os_pid
     assert length(os_pids) == 3
@@ -109,9 +199,20 @@ defmodule PyPort.Pool.FreshTest do
     assert PyPort.getattr(copy, "denominator") == {:ok, 4}
     assert {:ok, %{server: ^one}} = PyPort.copy(PyPort.eval!("[1]", %{}, server: two, return: :object), one)
 
-    lock = PyPort.eval!("import threading; threading.Lock()", %{}, server: one)
-    assert {:error, %Error{kind: :python, type: "TypeError", message: message}} = PyPort.copy(lock, two)
-    assert message =~ "_thread.lock cannot be copied"
-    assert message =~ "cloudpickle"
+    for {code, globals, type} <- [
+          {"import threading; threading.Lock()", %{}, "_thread.lock"},
+          {"(n for n in [])", %{}, "builtins.generator"},
+          {"f", %{f: &Function.identity/1}, "port_server.runtime.api.Callback"},
+          {"[f]", %{f: &Function.identity/1}, "builtins.list"}
+        ] do
+      object = PyPort.eval!(code, globals, server: one, return: :object)
+      assert {:error, %Error{kind: :python, type: "TypeError", message: message}} = PyPort.copy(object, two)
+      assert message =~ "#{type} cannot be copied"
+      assert message =~ "install cloudpickle"
+    end
+
+    # Not lost at the first server where the second one fails.
+    assert {:error, %Error{kind: :unavailable}} = PyPort.copy(fraction, :no_such_server)
+    assert PyPort.getattr(fraction, "denominator") == {:ok, 4}
   end
 end

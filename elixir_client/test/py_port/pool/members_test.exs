@@ -39,10 +39,11 @@ defmodule PyPort.Pool.MembersTest do
       port: nil,
       table: table,
       calls: nil,
-      counter: :atomics.new(6, signed: true),
+      counter: Connection.counter(),
       os_pid: 1,
       start_time: 0,
-      dir: ""
+      dir: "",
+      max_pending: 1_000
     }
 
     Connection.replied(connection)

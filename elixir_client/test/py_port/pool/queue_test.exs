@@ -3,6 +3,7 @@ defmodule PyPort.Pool.QueueTest do
   use ExUnit.Case, async: true
 
   alias PyPort.{Error, Pool}
+  alias PyPort.Pool.Queue
 
   defp pool(options) do
     options = Keyword.put_new(options, :size, 2)
@@ -79,14 +80,16 @@ defmodule PyPort.Pool.QueueTest do
       assert {:ok, _pid} = Task.await(long)
     end
 
-    test "requests go on in the order of arrival", %{tmp_dir: dir} do
+    test "requests get their turns in the order of arrival", %{tmp_dir: dir} do
       pool = pool(size: 1, init_code: "import sys; sys.seen = []")
       path = Path.join(dir, "a")
       long = block(pool, path)
 
+      # Each takes so long that the server gives one turn at a time; of several at once the order is not kept.
       waiting =
         for n <- 1..5 do
-          task = Task.async(fn -> PyPort.eval("sys.seen.append(n)", %{n: n}, server: pool) end)
+          code = "import time; sys.seen.append(n); time.sleep(0.005)"
+          task = Task.async(fn -> PyPort.eval(code, %{n: n}, server: pool) end)
           eventually(fn -> queued(pool) == n end)
           task
         end
@@ -95,6 +98,66 @@ defmodule PyPort.Pool.QueueTest do
       assert {:ok, _pid} = Task.await(long)
       assert Task.await_many(waiting) == List.duplicate({:ok, nil}, 5)
       assert PyPort.eval!("sys.seen", %{}, server: pool) == [1, 2, 3, 4, 5]
+    end
+
+    for {name, asked} <- [
+          {"a request", quote(do: PyPort.eval!("7", %{}, server: var!(pool), timeout: 20_000))},
+          {"a stream",
+           quote(do: PyPort.stream("yield 7", %{}, server: var!(pool), timeout: 20_000) |> Enum.at(0))}
+        ] do
+      test "#{name} is taken back as often as it finds itself there", %{tmp_dir: dir} do
+        pool = pool(size: 1)
+        [server] = Pool.servers(pool)
+        {:ok, connection} = PyPort.Registry.fetch(server)
+        path = Path.join(dir, "a")
+        long = block(server, path)
+        {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+        asked = Task.async(fn -> unquote(asked) end)
+
+        for sent <- 2..4 do
+          eventually(fn -> queued(pool) == 1 end)
+          # A turn on a server that turns out to be busy.
+          Queue.give(queue, connection, 1)
+          eventually(fn -> PyPort.Connection.requests(connection) == sent end)
+        end
+
+        eventually(fn -> queued(pool) == 1 end)
+        refute Task.yield(asked, 0)
+        open(path)
+        assert {:ok, _pid} = Task.await(long)
+        assert Task.await(asked) == 7
+      end
+    end
+
+    test "an error is a quick answer, and a request that was taken back is none", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      [server] = Pool.servers(pool)
+      {:ok, connection} = PyPort.Registry.fetch(server)
+
+      quiet_ms = fn ->
+        System.convert_time_unit(PyPort.Connection.quiet(connection), :native, :millisecond)
+      end
+
+      Process.sleep(50)
+      {:error, %Error{kind: :python}} = PyPort.eval("1 / 0", %{}, server: pool)
+      assert quiet_ms.() < 50
+
+      path = Path.join(dir, "a")
+      long = block(server, path)
+      # Quick for a moment, so that the request is sent behind the long one.
+      asked =
+        Task.async(fn ->
+          PyPort.Connection.replied(connection)
+          PyPort.eval("1", %{}, server: pool)
+        end)
+
+      eventually(fn -> queued(pool) == 1 end)
+      Process.sleep(50)
+      assert PyPort.Connection.requests(connection) == 3
+      assert quiet_ms.() >= 50
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(asked) == {:ok, 1}
     end
 
     test "a session, an object, and a session that is opened go where they must", %{tmp_dir: dir} do
@@ -128,6 +191,27 @@ defmodule PyPort.Pool.QueueTest do
         end
 
       assert Task.await_many(tasks, 15_000) == for(n <- 1..8, do: {:ok, n + 1})
+    end
+
+    test "requests of callbacks run while others wait, and where as many wait as may", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 2)
+      test = self()
+
+      asking = fn n ->
+        send(test, {:asking, self()})
+        receive do: (:go -> PyPort.eval!("n + 1", %{n: n}, server: pool))
+      end
+
+      long = Task.async(fn -> PyPort.eval("f(1)", %{f: asking}, server: pool, timeout: 20_000) end)
+      assert_receive {:asking, worker}, 5_000
+      path = Path.join(dir, "ran")
+      code = "open(path, 'w').close()"
+      waiting = for _ <- 1..2, do: Task.async(fn -> PyPort.eval(code, %{path: path}, server: pool) end)
+      eventually(fn -> queued(pool) == 2 end)
+      refute File.exists?(path)
+      send(worker, :go)
+      assert Task.await(long) == {:ok, 2}
+      assert Task.await_many(waiting) == [{:ok, nil}, {:ok, nil}]
     end
 
     test "what awaits keeps no other from beginning" do
@@ -181,6 +265,27 @@ defmodule PyPort.Pool.QueueTest do
   describe "the end of a server" do
     @describetag :tmp_dir
 
+    test "leaves nothing to be asked again when the time is up", %{tmp_dir: dir} do
+      pool = pool([])
+      path = Path.join(dir, "a")
+      [one, two] = Pool.servers(pool)
+      {:ok, connection} = PyPort.Registry.fetch(one)
+      other = block(two, path)
+      # Stopped, so that it begins nothing.
+      System.cmd("kill", ["-STOP", "#{connection.os_pid}"])
+      code = "open(path, 'w').close()"
+      options = [server: pool, retry: 3, timeout: 100]
+      asked = Task.async(fn -> PyPort.eval(code, %{path: Path.join(dir, "ran")}, options) end)
+      eventually(fn -> PyPort.Connection.pending(connection) == 1 end)
+      Process.sleep(150)
+      open(path)
+      assert {:ok, _pid} = Task.await(other)
+      System.cmd("kill", ["-9", "#{connection.os_pid}"])
+      assert {:error, %Error{kind: :killed, begun: false}} = Task.await(asked)
+      assert {:ok, 1} = PyPort.eval("1", %{}, server: pool)
+      refute File.exists?(Path.join(dir, "ran"))
+    end
+
     test "takes with it only what it has begun", %{tmp_dir: dir} do
       pool = pool([])
       tasks = for name <- ["a", "b"], do: block(pool, Path.join(dir, name))
@@ -194,6 +299,16 @@ defmodule PyPort.Pool.QueueTest do
       for name <- ["a", "b"], do: open(Path.join(dir, name))
       outcomes = Task.await_many(tasks)
       assert [{:error, %Error{begun: true}}] = Enum.filter(outcomes, &match?({:error, _}, &1))
+    end
+
+    test "says of what was sent to it that it has not begun" do
+      pool = pool(size: 1)
+      {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
+      System.cmd("kill", ["-STOP", "#{connection.os_pid}"])
+      asked = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> PyPort.Connection.pending(connection) == 1 end)
+      System.cmd("kill", ["-9", "#{connection.os_pid}"])
+      assert {:error, %Error{kind: :killed, begun: false}} = Task.await(asked)
     end
 
     test "leaves what it has not begun to another, with :retry" do
@@ -240,6 +355,43 @@ defmodule PyPort.Pool.QueueTest do
       assert [%{pool_queue: 0, pool_wait_ms: 0}] = PyPort.status(pool)
     end
 
+    test "tells telemetry of its length, and how long each request has waited", %{tmp_dir: dir} do
+      name = :"pool_#{System.unique_integer([:positive])}"
+      PyPort.Test.Telemetry.listen(name)
+      pool = pool(name: name, size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      late = PyPort.eval("1", %{}, server: pool, timeout: 20)
+      assert {:error, %Error{kind: :timeout, begun: false}} = late
+      metadata = %{pool: pool, name: name}
+      error = Map.put(metadata, :result, :error)
+      assert_receive {:event, [:py_port, :pool, :wait], %{queue: 1, duration: native}, ^error}
+      assert System.convert_time_unit(native, :native, :millisecond) in 19..500
+      assert_receive {:event, [:py_port, :pool, :queue], %{length: 1, wait: wait}, ^metadata}, 2_000
+      assert wait > 0
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(waiting) == {:ok, 1}
+      ok = Map.put(metadata, :result, :ok)
+      assert_receive {:event, [:py_port, :pool, :wait], %{queue: 0}, ^ok}
+    end
+
+    test "takes in what is more than max_pending" do
+      pool = pool(max_pending: 2)
+
+      outcomes =
+        1..32
+        |> Enum.map(fn _ ->
+          Task.async(fn -> for _ <- 1..50, do: PyPort.eval("1", %{}, server: pool, timeout: 20_000) end)
+        end)
+        |> Task.await_many(20_000)
+        |> List.flatten()
+
+      assert Enum.frequencies(outcomes) == %{{:ok, 1} => 1600}
+    end
+
     test "loses the callers that are dead or late, and nothing else", %{tmp_dir: dir} do
       pool = pool(size: 1)
       path = Path.join(dir, "a")
@@ -266,6 +418,202 @@ defmodule PyPort.Pool.QueueTest do
       assert queued(pool) == 0
     end
 
+    test "takes no more than its limit, of callers that come together", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 5)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      test = self()
+
+      callers =
+        for n <- 1..200 do
+          Task.async(fn ->
+            receive do: (:go -> :ok)
+            outcome = PyPort.eval("n", %{n: n}, server: pool)
+            send(test, outcome)
+            outcome
+          end)
+        end
+
+      for %{pid: pid} <- callers, do: send(pid, :go)
+      for _ <- 1..195, do: assert_receive({:error, %Error{kind: :overloaded}}, 5_000)
+      assert queued(pool) == 5
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Enum.count(Task.await_many(callers), &match?({:ok, _}, &1)) == 5
+      assert counted(pool) == 0
+    end
+
+    test "counts no callers that are dead", %{tmp_dir: dir} do
+      pool = pool(size: 1, max_queue: 3)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      # This one stays the first.
+      first = Task.async(fn -> PyPort.eval("1", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 1 end)
+      dead = for _ <- 1..2, do: spawn(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 3 end)
+      assert {:error, %Error{kind: :overloaded}} = PyPort.eval("2", %{}, server: pool)
+      for pid <- dead, do: Process.exit(pid, :kill)
+      eventually(fn -> queued(pool) == 1 end)
+      waiting = for n <- 2..3, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 3 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await_many([first | waiting]) == [{:ok, 1}, {:ok, 2}, {:ok, 3}]
+      assert counted(pool) == 0
+    end
+
+    test "lets the living pass those that are dead", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      dead = for _ <- 1..3, do: spawn(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 3 end)
+      for pid <- dead, do: Process.exit(pid, :kill)
+      waiting = for n <- 1..20, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 20 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await_many(waiting) == for(n <- 1..20, do: {:ok, n})
+      assert counted(pool) == 0
+    end
+
+    test "has its count right again, whatever a caller that was killed has left in it" do
+      for wrong <- [1, -1] do
+        queue = Queue.new()
+        :ets.insert(queue.table, {{1, make_ref()}, self()})
+        :atomics.put(queue.count, 1, 1 + wrong)
+        # A caller may be just between its row and the count.
+        assert Queue.tidy(queue, 0) == wrong
+        assert :atomics.get(queue.count, 1) == 1 + wrong
+        assert Queue.tidy(queue, wrong) == 0
+        assert :atomics.get(queue.count, 1) == 1
+      end
+    end
+
+    # A caller that is held up while it waits.
+    defp suspended(pool, dir, options \\ []) do
+      test = self()
+
+      caller =
+        spawn_link(fn ->
+          code = "open(path, 'w').close()"
+          outcome = PyPort.eval(code, %{path: Path.join(dir, "ran")}, [server: pool] ++ options)
+          send(test, {outcome, Process.info(self(), :messages)})
+        end)
+
+      eventually(fn -> queued(pool) == 1 end)
+      :erlang.suspend_process(caller)
+      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+      for _ <- 1..5, do: Queue.wake(queue)
+      caller
+    end
+
+    test "leaves no message with a caller whose turn comes", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      eventually(fn -> queued(pool) == 0 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:ok, nil}, {:messages, []}}, 5_000
+    end
+
+    test "leaves no message with a caller that finds a server itself", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      :ok = Pool.resize(pool, 2)
+      eventually(fn -> length(Pool.servers(pool)) == 2 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:ok, nil}, {:messages, []}}, 5_000
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+    end
+
+    test "goes on where a caller dies that has just been given its turn", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir)
+      next = for n <- 1..3, do: Task.async(fn -> PyPort.eval("n", %{n: n}, server: pool) end)
+      eventually(fn -> queued(pool) == 4 end)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      Process.unlink(caller)
+      Process.exit(caller, :kill)
+      assert Task.await_many(next, 1_000) == [{:ok, 1}, {:ok, 2}, {:ok, 3}]
+      refute File.exists?(Path.join(dir, "ran"))
+      assert queued(pool) == 0 and counted(pool) == 0
+    end
+
+    test "passes on a turn that comes when the time is up", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      caller = suspended(pool, dir, timeout: 50)
+      next = Task.async(fn -> PyPort.eval("2", %{}, server: pool) end)
+      eventually(fn -> queued(pool) == 2 end)
+      Process.sleep(60)
+      {:ok, connection} = pool |> Pool.servers() |> hd() |> PyPort.Registry.fetch()
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      eventually(fn -> queued(pool) <= 1 end)
+      :erlang.resume_process(caller)
+      assert_receive {{:error, %Error{kind: :timeout, begun: false}}, {:messages, []}}, 5_000
+      assert Task.await(next) == {:ok, 2}
+      # The one before it, and the one behind it.
+      assert PyPort.Connection.requests(connection) == 2
+      refute File.exists?(Path.join(dir, "ran"))
+    end
+
+    for how <- [:shutdown, :kill] do
+      test "leaves no message of its end: #{how}", %{tmp_dir: dir} do
+        Process.flag(:trap_exit, true)
+        {:ok, pool} = Pool.start_link(size: 1, wait: true)
+        long = block(pool, Path.join(dir, "a"))
+        {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+        test = self()
+
+        for _ <- 1..3 do
+          spawn_link(fn ->
+            outcome = PyPort.eval("1", %{}, server: pool)
+            send(test, {outcome, Process.info(self(), :messages)})
+          end)
+        end
+
+        eventually(fn -> queued(pool) == 3 end)
+        members = PyPort.Registry.fetch(pool) |> elem(1)
+        Process.exit(pool, unquote(how))
+        assert_receive {:EXIT, ^pool, _reason}, 5_000
+        for _ <- 1..3, do: assert_receive({{:error, %Error{kind: :unavailable}}, {:messages, []}}, 5_000)
+        # And of one that comes too late.
+        assert {:error, %Error{kind: :unavailable}} = Queue.wait(members, nil, :infinity)
+        assert Queue.wake(queue) == :ok
+        assert {:error, %Error{}} = Task.await(long)
+        refute_received {:DOWN, _, _, _, _}
+        assert Queue.tidy(queue, 0) == 0
+      end
+    end
+
+    test "keeps a caller whose turn was lost with the one that gave it", %{tmp_dir: dir} do
+      pool = pool(size: 1)
+      path = Path.join(dir, "a")
+      long = block(pool, path)
+      waiting = Task.async(fn -> PyPort.eval("1", %{}, server: pool, timeout: :infinity) end)
+      eventually(fn -> queued(pool) == 1 end)
+      {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+      # As by a server that was killed in between.
+      :ets.delete_all_objects(queue.table)
+      :atomics.put(queue.count, 1, 0)
+      open(path)
+      assert {:ok, _pid} = Task.await(long)
+      assert Task.await(waiting, 5_000) == {:ok, 1}
+    end
+
     test "outlives the manager, and ends with the pool", %{tmp_dir: dir} do
       pool = pool(size: 1)
       path = Path.join(dir, "a")
@@ -289,7 +637,12 @@ defmodule PyPort.Pool.QueueTest do
 
   defp queued(pool) do
     {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
-    {length, _oldest} = PyPort.Pool.Queue.waiting(queue)
+    {length, _oldest} = Queue.waiting(queue)
     length
+  end
+
+  defp counted(pool) do
+    {:ok, %{queue: queue}} = PyPort.Registry.fetch(pool)
+    :atomics.get(queue.count, 1)
   end
 end

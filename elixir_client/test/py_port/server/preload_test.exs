@@ -128,6 +128,22 @@ defmodule PyPort.Server.PreloadTest do
       assert %PyPort.Object{} = value(pool, "object()")
     end
 
+    for how <- [:restart, :reload] do
+      @tag :tmp_dir
+      test "are forks of another template after a #{how}, and those before go on", %{tmp_dir: dir} do
+        path = Path.join(dir, "model")
+        File.write!(path, "1")
+        pool = pool(size: 1, preload: "model = open(#{inspect(path)}).read()")
+        assert value(pool, "model") == "1"
+        slow = Task.async(fn -> value(pool, "import time; time.sleep(0.3); model") end)
+        assert eventually(fn -> match?([%{pending: 1}], PyPort.status(pool)) end)
+        File.write!(path, "2")
+        assert apply(PyPort.Pool, unquote(how), [pool]) == :ok
+        assert eventually(fn -> value(pool, "model") == "2" end, 1_000)
+        assert Task.await(slow) == "1"
+      end
+    end
+
     test "end with their pool, as do their stubs and the template" do
       pool = pool()
       template = template_pid(pool)
@@ -358,11 +374,11 @@ defmodule PyPort.Server.PreloadTest do
     assert Enum.all?([template | members] ++ stubs, fn pid -> eventually(fn -> not alive?(pid) end, 100) end)
   end
 
-  test "a path that is too long for the socket is an error that says what to do" do
+  @tag :tmp_dir
+  test "a path that is too long for the socket is an error that says what to do", %{tmp_dir: dir} do
     beam = PyPort.Test.Beam.start()
-    long = Path.join(System.tmp_dir!(), "py_port_test_#{System.pid()}_" <> String.duplicate("x", 100))
+    long = Path.join(dir, String.duplicate("x", 100))
     File.mkdir_p!(long)
-    on_exit(fn -> File.rm_rf(long) end)
 
     {:error, error} =
       PyPort.Test.Beam.ask(beam, """
