@@ -32,7 +32,7 @@ def test_a_value_without_counterpart_comes_back_as_a_handle(server):
     assert handle["type"] == b"object"
     assert handle["repr"].startswith(b"<object object at 0x")
     assert ids == [handle["id"]]
-    assert set(handle) == {"server", "token", "id", "type", "repr"}
+    assert set(handle) == {"server", "token", "id", "type", "repr", "ref"}
 
 
 def test_a_plain_value_has_a_plain_reply(server):
