@@ -21,26 +21,24 @@ defmodule Mix.Tasks.Compile.PyPortCollector do
 
   # A system on which it fails does without.
   defp compile(compiler, include, target) do
-    File.mkdir_p!(Path.dirname(target))
     undefined = if match?({:unix, :darwin}, :os.type()), do: ["-undefined", "dynamic_lookup"], else: []
     part = "#{target}.#{System.pid()}"
     args = ["-O2", "-fPIC", "-shared", "-I", include, "-o", part, @source] ++ undefined
+    File.mkdir_p(Path.dirname(target))
 
-    case System.cmd(compiler, args, stderr_to_stdout: true) do
-      {_said, 0} ->
-        install(part, target)
-
-      {said, _status} ->
-        Mix.shell().info("PyPort: objects are not collected, for #{@source} was not compiled:\n#{said}")
+    with {_said, 0} <- System.cmd(compiler, args, stderr_to_stdout: true),
+         :ok <- File.rename(part, target) do
+      # The module has been loaded without it.
+      :code.purge(PyPort.Collector)
+      :code.delete(PyPort.Collector)
+    else
+      why ->
+        Mix.shell().info("PyPort: objects are not collected, for #{@source} was not compiled: #{said(why)}")
     end
 
     {:ok, []}
   end
 
-  # The module has been loaded without it.
-  defp install(part, target) do
-    File.rename!(part, target)
-    :code.purge(PyPort.Collector)
-    :code.delete(PyPort.Collector)
-  end
+  defp said({:error, reason}), do: :file.format_error(reason)
+  defp said({said, _status}), do: "\n" <> said
 end
