@@ -11,8 +11,8 @@ failed=
 log=$(mktemp)
 trap 'rm -f "$log" "$log.status"' EXIT
 
-# Runs a suite, and up to five red tests of it once more by themselves, because many measure time, which is not to be had on a
-# crowded machine. A test that is red twice is red; the output names each test that was red once.
+# Runs a suite, and up to five red tests of it once more by themselves: many measure time, and a crowded machine makes them
+# red. A test that is red twice is red; the output names each test that was red once.
 #   twice NAME OPTION COMMAND...  With OPTION the command runs the tests that failed.
 twice() {
     name=$1 option=$2
