@@ -79,7 +79,8 @@ def test_two_recompiles_in_iex_leave_the_environment_that_runs(host):
     )
     (project / "own/__init__.py").write_text("answer = 1\n")
     (project / "own/late.py").write_text("answer = 'late'\n")
-    host.configure('config :py_port, :uv_init, project: "python"')
+    # Else its servers would start anew, with the new code.
+    host.configure('config :py_port, :uv_init, project: "python"\nconfig :py_port, reload: false')
     (host.path / "session.exs").write_text(IEX)
     done = host.run("sh", "-c", "iex -S mix <session.exs")
     assert "late late, whole true, new 3" in done.said, done
