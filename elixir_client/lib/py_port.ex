@@ -38,7 +38,8 @@ defmodule PyPort do
     * `:retry` - how often the request is asked again if the server of a pool ends before it has begun it, within
       the same `:timeout`; not for `stream/3`. Default: 0.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
-    * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
+    * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader. The one of
+      `:stderr` also gets what child processes write, while the request is the only one that runs.
 
   `batched/3` takes `:timeout` and `:batch_key`, one of the `:batch_keys` of its `PyPort.Batcher` (default: `:default`).
 

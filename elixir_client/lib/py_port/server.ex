@@ -41,7 +41,8 @@ defmodule PyPort.Server do
       against attacks: Python is trusted code.
     * `:arrays`, `:tables` - what arrays and tables are in the values of requests that do not say it themselves, and in the
       arguments of functions of Elixir, see `PyPort`. Default: `:object`.
-    * `:logger` - whether Python's log records, and lines of its stderr, go to `Logger`. Default: `true`.
+    * `:logger` - whether Python's log records, and lines of its stderr that belong to no request, go to `Logger`.
+      Default: `true`.
     * `:heartbeat_interval` - the interval of Python's heartbeats, and of the server's own checks (stderr, requests of
       callers that have died), in ms. Default: 1_000.
     * `:lost_after` - how long an idle Python may send no heartbeat before it is killed, in ms, or `:infinity`.
@@ -216,7 +217,7 @@ defmodule PyPort.Server do
   def handle_info(:tick, state) do
     case Health.tick(state) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> Stderr.log() |> Stderr.note()}
+        {:noreply, state |> Traffic.sweep() |> Traffic.pass_on_stderr() |> Stderr.note()}
 
       # The kill follows when it is known where the interpreter was held.
       {:kill, why, state} when why in [:gil_held, :stuck] ->

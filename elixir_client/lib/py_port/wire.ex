@@ -38,6 +38,7 @@ defmodule PyPort.Wire do
           | :goodbye
           | :log
           | :send
+          | :stderr
           | :heartbeat
           | :other
 
@@ -211,6 +212,7 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, 2, "w\arunning", @id, id::binary-size(8)>>), do: {:running, id}
   def route(<<@version, @small_tuple, _arity, "w\x03log", _::binary>>), do: :log
   def route(<<@version, @small_tuple, _arity, "w\x04send", _::binary>>), do: :send
+  def route(<<@version, @small_tuple, 2, "w\x06stderr", _::binary>>), do: :stderr
   def route(<<@version, @small_tuple, _arity, "w\theartbeat", _::binary>>), do: :heartbeat
   def route(<<@version, @small_tuple, _arity, "w\x05hello", _::binary>>), do: :hello
   def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye

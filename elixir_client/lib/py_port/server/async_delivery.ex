@@ -90,11 +90,25 @@ defmodule PyPort.Server.AsyncDelivery do
 
   defp text(message), do: if(String.valid?(message), do: message, else: inspect(message))
 
-  # Names that came with the record stay text, unless they are atoms already: Logger takes atoms only.
+  # Keys of Logger and its handlers, which are of a certain form.
+  @reserved ~w(application callers crash_reason domain error_logger extra file function gl initial_call line logger
+    mfa module pid registered_name report_cb request time)
+
+  # A field that came with the record has its atom as its key, where the atom exists, as it does for every key that the
+  # configuration of Logger names. The others stay text, under `extra`, since atoms are never collected.
   defp metadata(metadata) do
     {known, extra} = Enum.split_with(metadata, fn {name, _value} -> is_atom(name) end)
-    known = Enum.map(known, &elixir_form/1)
-    if extra == [], do: known, else: [{:extra, Map.new(extra)} | known]
+    {named, rest} = Enum.split_with(extra, fn {name, _value} -> is_atom(key(name)) end)
+    known = Enum.map(named, fn {name, value} -> {key(name), value} end) ++ Enum.map(known, &elixir_form/1)
+    if rest == [], do: known, else: [{:extra, Map.new(rest)} | known]
+  end
+
+  defp key(name) when name in @reserved, do: name
+
+  defp key(name) do
+    String.to_existing_atom(name)
+  rescue
+    ArgumentError -> name
   end
 
   # In the form of Elixir's own records: a file is a charlist. The id of a request is a counter.

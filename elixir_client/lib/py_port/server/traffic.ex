@@ -5,7 +5,7 @@ defmodule PyPort.Server.Traffic do
 
   alias PyPort.{Callbacks, Connection, Output, Wire}
   alias PyPort.Pool.{Members, Queue}
-  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State, Stderr}
 
   # Gives back frames that it does not know.
   @spec frame(Wire.routed(), binary(), State.t()) :: {:ok, State.t()} | :other
@@ -18,6 +18,7 @@ defmodule PyPort.Server.Traffic do
       {:yield_with_objects, id} -> {:ok, item(state, id, frame, true)}
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
+      :stderr -> {:ok, stderr(state, frame)}
       :send -> {:ok, deliver(state, {:send, frame})}
       {:pong, id} -> {:ok, pong(state, id, frame)}
       {:running, id} -> {:ok, running(state, id)}
@@ -189,6 +190,41 @@ defmodule PyPort.Server.Traffic do
           [{_id, _ref, caller, extra}] -> Requests.start_writer(state, id, caller, extra && extra.devices)
           [] -> {nil, state}
         end
+    end
+  end
+
+  # Text on fds 1 and 2, which children and C code write: it is the output of the request that runs, if only one does.
+  @spec pass_on_stderr(State.t()) :: State.t()
+  def pass_on_stderr(%{phase: :ready} = state), do: pass_on(state, under_way(state), false)
+  def pass_on_stderr(state), do: pass_on(state, [], false)
+
+  # Sent before the last reply of a request.
+  defp stderr(state, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:stderr, ids}} when is_list(ids) -> pass_on(state, ids, true)
+      _unreadable -> state
+    end
+  end
+
+  defp pass_on(state, ids, all?) do
+    {text, state} = Stderr.read(state, all?)
+
+    with true <- text != "",
+         [id] <- ids,
+         {writer, state} when writer != nil <- writer(state, id),
+         true <- Output.write_text(writer, text) do
+      state
+    else
+      _nothing_or_no_device ->
+        Stderr.log(state, ids, text)
+        state
+    end
+  end
+
+  defp under_way(%{connection: connection} = state) do
+    case {:ets.select(connection.table, [{{:"$1", :_, :_, :_}, [], [:"$1"]}]), Health.page(state)} do
+      {[_, _ | _], %{running: <<_::64>> = id, off_main: 0}} -> [id]
+      {ids, _page} -> ids
     end
   end
 
