@@ -9,9 +9,7 @@ of a signal is raised inside of `Evaluator.evaluate`, never here: see `signal_gu
 from __future__ import annotations
 
 import sys
-from os import SEEK_END, lseek
 
-from port_server.runtime.printed import STDERR_FD
 from port_server.server.status_page import LENGTH_AT, USUAL_AT, USUAL_TERM_BYTES
 from port_server.server.streams import Stream
 
@@ -76,12 +74,8 @@ class MainExecutor:
             if self._output.requests or self._objects.dropped or self._port.forked:
                 self._leave(request, ended=ended)
             stdio = self._stdio
-            stderr = self._stderr
-            try:
-                if lseek(STDERR_FD, 0, SEEK_END) != stderr.size:
-                    stderr.report(request)
-            except OSError:  # no file
-                pass
+            if self._stderr.used or request.step != "code":
+                self._stderr.report(request)
             try:  # as `stdio.repair()`: the call of it, and of the above, takes 2 % of a request
                 whole = sys.stdout is stdio.stdout and sys.stderr is stdio.stderr
                 if not (whole and sys.stdin is stdio.stdin):

@@ -211,6 +211,8 @@ defmodule PyPort.Server.Traffic do
 
     with true <- text != "",
          [id] <- ids,
+         # A dump of stacks, which the server itself has asked for.
+         :nomatch <- :binary.match(text, "(most recent call first)"),
          {writer, state} when writer != nil <- writer(state, id),
          true <- Output.write_text(writer, text) do
       state
