@@ -208,11 +208,11 @@ defmodule PyPort.Server.Traffic do
 
   defp pass_on(state, ids, all?) do
     {text, state} = Stderr.read(state, all?)
+    # A dump of stacks, which the server itself has asked for, is no output.
+    ids = if :binary.match(text, "(most recent call first)") == :nomatch, do: ids, else: []
 
     with true <- text != "",
          [id] <- ids,
-         # A dump of stacks, which the server itself has asked for.
-         :nomatch <- :binary.match(text, "(most recent call first)"),
          {writer, state} when writer != nil <- writer(state, id),
          true <- Output.write_text(writer, text) do
       state
