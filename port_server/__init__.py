@@ -22,9 +22,10 @@ or each way by itself:
 
 Calls into the BEAM, from code that runs in a server that Elixir started:
 
-    from port_server import ElixirError, call, send
+    from port_server import Elixir, ElixirError, call, send
     call("Enum", "sum", [[1, 2, 3]])    # if `allow:` of the server names it; awaitable in async
-    send(pid, {"progress": 0.5})        # like Kernel.send/2
+    Elixir.Enum.sum([1, 2, 3])          # the same
+    send(pid, {"progress": 0.5})        # like Kernel.send/2; also to a name, or (name, node)
 
 A call that fails raises `ElixirError`. An Elixir function among the globals of a request is a
 `Callback`; a request that is cancelled gets `Cancelled`, a KeyboardInterrupt.
@@ -51,7 +52,7 @@ from .etf import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .runtime.api import Callback, Cancelled, ElixirError, call, send
+    from .runtime.api import Callback, Cancelled, Elixir, ElixirError, call, send
 
 __all__ = [
     "Atom",
@@ -59,6 +60,7 @@ __all__ = [
     "Callback",
     "Cancelled",
     "DecodeError",
+    "Elixir",
     "ElixirError",
     "EncodeError",
     "EtfError",
@@ -75,7 +77,7 @@ __all__ = [
     "send",
 ]
 
-_OF_THE_BEAM = frozenset(("Callback", "Cancelled", "ElixirError", "call", "send"))
+_OF_THE_BEAM = frozenset(("Callback", "Cancelled", "Elixir", "ElixirError", "call", "send"))
 
 
 def __getattr__(name: str) -> object:

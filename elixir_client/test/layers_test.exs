@@ -9,7 +9,7 @@ defmodule PyPort.LayersTest do
   # use besides itself. The first layer that has a file counts.
   @layers [
     {:base,
-     ~w(bytes callback code encoder session object values deadline did_you_mean error options) ++
+     ~w(allow bytes callback code encoder session object values deadline did_you_mean error options) ++
        ~w(status_page stderr_file telemetry libraries tensor table), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},

@@ -369,12 +369,13 @@ defmodule PyPort.Options do
     do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
   defp valid?(:allow, value) do
-    is_list(value) and
-      Enum.all?(value, fn
-        {module, function, arity} -> is_atom(module) and is_atom(function) and is_integer(arity)
-        {module, function} -> is_atom(module) and is_atom(function)
-        module -> is_atom(module)
-      end)
+    value == :all or
+      (is_list(value) and
+         Enum.all?(value, fn
+           {module, function, arity} -> is_atom(module) and is_atom(function) and is_integer(arity)
+           {module, function} -> is_atom(module) and is_atom(function)
+           module -> is_atom(module)
+         end))
   end
 
   defp valid?(:env, value) do
@@ -443,7 +444,7 @@ defmodule PyPort.Options do
     do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
 
   defp expected(:inherit_env), do: "true, false, or a list of names of OS variables"
-  defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
+  defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared], or :all"
 
   defp expected(:env),
     do: ~s(a list such as [{"NAME", "value"}, {"UNSET_ME", nil}], or a function that gives one)

@@ -37,7 +37,7 @@ defmodule PyPort.Server do
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
-      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: none. It guards against accidents, not
+      `{Module, :function, arity}`, `{Module, :function}` and whole modules, or `:all`. Default: none. It guards against accidents, not
       against attacks: Python is trusted code.
     * `:arrays`, `:tables` - what arrays and tables are in the values of requests that do not say it themselves, and in the
       arguments of functions of Elixir, see `PyPort`. Default: `:object`.
@@ -109,7 +109,7 @@ defmodule PyPort.Server do
           | {:init_code | :preload,
              String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
-          | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
+          | {:allow, :all | [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:arrays, :object | :tensor | :nx}
           | {:tables, :object | :arrow | :explorer}
           | {:logger, boolean()}

@@ -19,7 +19,7 @@ defmodule PyPort.Server.Traffic do
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
       :stderr -> {:ok, stderr(state, frame)}
-      :send -> {:ok, deliver(state, {:send, frame})}
+      :send -> {:ok, send_on(state, frame)}
       {:pong, id} -> {:ok, pong(state, id, frame)}
       {:running, id} -> {:ok, running(state, id)}
       _other -> :other
@@ -283,6 +283,14 @@ defmodule PyPort.Server.Traffic do
       end
 
     deliver(state, {:log, frame, caller})
+  end
+
+  defp send_on(state, <<131, 104, 3, _::binary>> = frame), do: deliver(state, {:send, frame, nil})
+
+  # With objects inside: their holder is the process of the delivery until they have an owner.
+  defp send_on(state, frame) do
+    claim = {:send, make_ref()}
+    state |> Ownership.claim(claim, state.delivery, frame) |> deliver({:send, frame, claim})
   end
 
   defp deliver(state, message) do
