@@ -28,6 +28,11 @@ def send_head(to: Any) -> bytes:
     return encode(to, head=b"\x83h\x03w\x04send")
 
 
+def progress(id_term: bytes, fields: dict[Any, Any]) -> bytes:
+    """Write `{progress, Id, Map}`."""
+    return encode(fields, head=b"\x83h\x03w\x08progress" + id_term)
+
+
 def running(id_term: bytes) -> bytes:
     """Write `{running, Id}`."""
     return b"\x83h\x02w\x07running" + id_term

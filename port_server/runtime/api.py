@@ -31,6 +31,9 @@ if TYPE_CHECKING:
         def send(self, to: Any, term: Any) -> None:
             """Send a message to a process: a pid, or names as binaries."""
 
+        def progress(self, done: Any, total: Any, more: dict[str, Any]) -> None:
+            """Send how far the running request is."""
+
 
 if not TYPE_CHECKING:
     _Ref = ref
@@ -213,6 +216,19 @@ def send(to: Any, term: Any) -> None:
                 f"send(to, term): `to` is a pid, a name or (name, node), not {type(to).__name__}"
             )
     _connected().send(to, term)
+
+
+def progress(done: Any, total: Any = None, **more: Any) -> None:
+    """Tell the caller of this request how far it is: its `on_progress:` gets these as a map.
+
+    At most one report in 50 ms is sent, and the one where `done` is `total`. Does nothing where no
+    request runs.
+
+    Raises:
+        EncodeError: a value cannot be written.
+        RuntimeError: this is not a server.
+    """
+    _connected().progress(done, total, more)
 
 
 def _registered(name: str) -> bytes:

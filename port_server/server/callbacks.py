@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock, get_ident
 from itertools import count
+from time import monotonic
 
-from port_server.etf import EncodeError, encode
+from port_server.etf import Atom, EncodeError, encode
 from port_server.protocol import outgoing
 from port_server.runtime.api import Cancelled, RequestEndedError
 from port_server.runtime.frames import imported_by_thread
@@ -116,6 +117,19 @@ class Callbacks:
         self._port.hold(parts)
         self._port.flush()
         self._output.delivered(sum(map(len, parts)))
+
+    def progress(self, done: Any, total: Any, more: dict[str, Any]) -> None:
+        """Send how far the running request is, unless that was sent a moment ago."""
+        request, now = self._current(), monotonic()
+        if request is None or self._port.forked:
+            return
+        interval_s = self._settings.progress_interval_ms / 1000
+        if done != total and now - request.progressed < interval_s:
+            return
+        request.progressed = now
+        fields = {Atom("done"): done, Atom("total"): total, **more}
+        self._port.hold([outgoing.progress(request.id_term, fields)])
+        self._port.flush()
 
     def _with_objects(self, head: bytes, term: Any) -> list[Part]:
         evaluator = self._evaluator.for_thread()

@@ -33,7 +33,7 @@ defmodule PyPort.Connection do
         }
 
   # The last element of the row of a request: nil for a plain one, which must not pay for it.
-  @type extra :: nil | %{devices: PyPort.Output.devices()}
+  @type extra :: nil | %{devices: PyPort.Output.devices(), on_progress: term()}
 
   @spec next_id(t()) :: PyPort.Wire.id()
   def next_id(connection), do: <<:atomics.add_get(connection.counter, 1, 1)::64>>

@@ -10,6 +10,7 @@ defmodule PyPort.Options do
     binary_as: nil,
     stdout: nil,
     stderr: nil,
+    on_progress: nil,
     session: nil,
     return: :value,
     owner: nil,
@@ -22,7 +23,7 @@ defmodule PyPort.Options do
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
-  @stream Keyword.drop(@request, [:error_value, :retry]) ++ [credit: 512]
+  @stream Keyword.drop(@request, [:error_value, :retry, :on_progress]) ++ [credit: 512]
   @session @common ++ [name: nil, owner: nil]
   @cast Keyword.drop(@call, [:return, :owner, :error_value])
   @call_defaults Map.new(@call)
@@ -105,6 +106,7 @@ defmodule PyPort.Options do
           required(:timeout) => timeout(),
           required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
+          optional(:on_progress) => nil | (map() -> term()) | {pid(), reference()},
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | atom(),
           required(:return) => :value | :object | :globals,
@@ -158,6 +160,7 @@ defmodule PyPort.Options do
   def stream!(options) do
     options
     |> validate!(Map.new(@stream), @stream, "PyPort.stream/3")
+    |> Map.put(:on_progress, nil)
     |> one_server!()
     |> no_globals!("PyPort.stream/3")
   end
@@ -386,6 +389,8 @@ defmodule PyPort.Options do
       end)
   end
 
+  defp valid?(:on_progress, {pid, ref}), do: is_pid(pid) and is_reference(ref)
+  defp valid?(:on_progress, value), do: is_nil(value) or is_function(value, 1)
   defp valid?(name, value) when name in [:stdout, :stderr], do: is_pid(value) or is_atom(value)
 
   # A name that is no server shows when it is used.
@@ -424,6 +429,7 @@ defmodule PyPort.Options do
 
   defp expected(:max_depth), do: "a number of levels (1 to 2000)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
+  defp expected(:on_progress), do: "a function of one argument, or {pid, reference}"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"

@@ -32,7 +32,14 @@ defmodule PyPort.Wire do
   # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
-          {:reply | :reply_with_objects | :yield | :yield_with_objects | :output | :pong | :running, id()}
+          {:reply
+           | :reply_with_objects
+           | :yield
+           | :yield_with_objects
+           | :output
+           | :pong
+           | :progress
+           | :running, id()}
           | {:invoke, maybe_id(), call_id :: id()}
           | :hello
           | :goodbye
@@ -209,6 +216,9 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, "w\x04pong", @id, id::binary-size(8), _::binary>>),
     do: {:pong, id}
 
+  def route(<<@version, @small_tuple, 3, "w\bprogress", @id, id::binary-size(8), _::binary>>),
+    do: {:progress, id}
+
   def route(<<@version, @small_tuple, 2, "w\arunning", @id, id::binary-size(8)>>), do: {:running, id}
   def route(<<@version, @small_tuple, _arity, "w\x03log", _::binary>>), do: :log
   def route(<<@version, @small_tuple, _arity, "w\x04send", _::binary>>), do: :send
@@ -320,6 +330,9 @@ defmodule PyPort.Wire do
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [
+        :progress,
+        :done,
+        :total,
         :kind,
         :type,
         :message,

@@ -18,6 +18,7 @@ defmodule PyPort.Server.Traffic do
       {:yield_with_objects, id} -> {:ok, item(state, id, frame, true)}
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
+      {:progress, id} -> {:ok, progress(state, id, frame)}
       :stderr -> {:ok, stderr(state, frame)}
       :send -> {:ok, send_on(state, frame)}
       {:pong, id} -> {:ok, pong(state, id, frame)}
@@ -228,6 +229,16 @@ defmodule PyPort.Server.Traffic do
       {[_, _ | _], %{running: <<_::64>> = id, off_main: 0}} -> [id]
       {ids, _page} -> ids
     end
+  end
+
+  # The caller has asked for it, or it is dropped.
+  defp progress(state, id, frame) do
+    with [{_id, ref, _caller, %{on_progress: report}}] when report != nil <-
+           :ets.lookup(state.connection.table, id),
+         false <- Cancellation.answered?(state, id),
+         do: send(ref, {ref, {:progress, report, frame}})
+
+    state
   end
 
   # --- calls into the BEAM --------------------------------------------------------------------
