@@ -20,7 +20,8 @@ defmodule PyPort.LayersTest do
     {:pool, ~w(pool/), [:base, :env, :connection, :server]},
     {:request, ~w(admission cast locator reload request stream stream/),
      [:base, :wire, :connection, :server, :pool]},
-    {:api, ~w(/py_port application batcher pool status status/ sigils interactive syntax_check object/ /mix/),
+    {:api,
+     ~w(/py_port application batcher pool status status/ sigils interactive syntax_check erlang object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 

@@ -10,7 +10,6 @@ from mix_project import PROJECT
 from port_server.etf import Atom
 from tests.conftest import eval_
 
-
 pytestmark = pytest.mark.env
 
 
