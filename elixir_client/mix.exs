@@ -62,7 +62,7 @@ defmodule PyPort.MixProject do
       extras: ["README.md"] ++ Enum.flat_map(@pages, &elem(&1, 1)) ++ ["CHANGELOG.md"],
       groups_for_extras: @pages,
       groups_for_modules: [
-        Requests: [PyPort, :py_port, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
+        Requests: [PyPort, :py_port, PyPort.Module, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
         Values: [PyPort.Bytes, PyPort.Encoder, PyPort.Table, PyPort.Tensor],
         "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],

@@ -21,7 +21,7 @@ defmodule PyPort.LayersTest do
     {:request, ~w(admission cast locator reload request stream stream/),
      [:base, :wire, :connection, :server, :pool]},
     {:api,
-     ~w(/py_port application batcher pool status status/ sigils interactive syntax_check erlang object/ /mix/),
+     ~w(/py_port application batcher pool status status/ sigils interactive syntax_check erlang module object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 
