@@ -2,7 +2,7 @@
 
 A child of multiprocessing cannot import the module that a request is. So such a function or class
 is sent as what it is made of, and made once in the child, in its `__main__`. An object that comes
-back to the process it is from, or to a fork of that, is the one that is there.
+back to the process it is from, or to a fork of that, is the original there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _tokens: Final[WeakKeyDictionary[Any, str]] = WeakKeyDictionary()
 _numbers: Final = count()
 _known: Final[WeakValueDictionary[str, Any]] = WeakValueDictionary()
 _WRAPPERS: Final = (staticmethod, classmethod)
-# What Python puts into a class itself.
+# The attributes that Python itself puts into a class.
 _OF_PYTHON: Final = frozenset(("__dict__", "__weakref__", "__doc__", "__module__", "__qualname__"))
 
 

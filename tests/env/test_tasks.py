@@ -18,7 +18,8 @@ end
 """,
     "config/config.exs": 'import Config\nconfig :py_port, :uv_init, project: "py"\n',
     "py/pyproject.toml": (
-        '[project]\nname = "mine"\nversion = "0.0.0"\nrequires-python = ">=3.11"\ndependencies = []\n'
+        '[project]\nname = "mine"\nversion = "0.0.0"\n'
+        'requires-python = ">=3.11"\ndependencies = []\n'
     ),
     "test_it.py": "import six\ndef test_it(): assert six.PY3\n",
 }
