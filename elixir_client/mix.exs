@@ -9,7 +9,7 @@ defmodule PyPort.MixProject do
   # The pages of the documentation beside those of the modules; README and changelog stand first and last.
   @pages [
     "Using PyPort":
-      ~w(docs/guide.md docs/types.md docs/environments.md docs/command-line.md notebooks/intro.livemd),
+      ~w(docs/guide.md docs/types.md docs/environments.md docs/erlang.md docs/command-line.md notebooks/intro.livemd),
     "In production": ~w(docs/deployment.md docs/reliability.md docs/performance.md docs/platforms.md),
     "From other libraries": ~w(docs/migrating-from-pythonx.md docs/migrating-from-erlport.md),
     "Inside PyPort": ~w(docs/protocol.md docs/etf.md docs/contributing.md)
@@ -63,7 +63,7 @@ defmodule PyPort.MixProject do
       extras: ["README.md"] ++ Enum.flat_map(@pages, &elem(&1, 1)) ++ ["CHANGELOG.md"],
       groups_for_extras: @pages,
       groups_for_modules: [
-        Requests: [PyPort, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
+        Requests: [PyPort, :py_port, PyPort.Module, PyPort.Session, PyPort.Object, PyPort.Code, PyPort.Error],
         Values: [PyPort.Bytes, PyPort.Encoder, PyPort.Table, PyPort.Tensor],
         "Servers and pools": [PyPort.Server, PyPort.Pool, PyPort.Batcher, PyPort.Status, PyPort.Telemetry],
         Environments: [PyPort.Env, PyPort.Release],

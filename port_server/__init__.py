@@ -22,9 +22,11 @@ or each way by itself:
 
 Calls into the BEAM, from code that runs in a server that Elixir started:
 
-    from port_server import ElixirError, call, send
+    from port_server import Elixir, ElixirError, call, progress, send
     call("Enum", "sum", [[1, 2, 3]])    # if `allow:` of the server names it; awaitable in async
-    send(pid, {"progress": 0.5})        # like Kernel.send/2
+    Elixir.Enum.sum([1, 2, 3])          # the same
+    progress(3, 10)                     # for the option `on_progress:` of the request
+    send(pid, {"progress": 0.5})        # like Kernel.send/2; also to a name, or (name, node)
 
 A call that fails raises `ElixirError`. An Elixir function among the globals of a request is a
 `Callback`; a request that is cancelled gets `Cancelled`, a KeyboardInterrupt.
@@ -51,7 +53,7 @@ from .etf import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .runtime.api import Callback, Cancelled, ElixirError, call, send
+    from .runtime.api import Callback, Cancelled, Elixir, ElixirError, call, progress, send
 
 __all__ = [
     "Atom",
@@ -59,6 +61,7 @@ __all__ = [
     "Callback",
     "Cancelled",
     "DecodeError",
+    "Elixir",
     "ElixirError",
     "EncodeError",
     "EtfError",
@@ -71,11 +74,14 @@ __all__ = [
     "call",
     "decoder",
     "encoder",
+    "progress",
     "register",
     "send",
 ]
 
-_OF_THE_BEAM = frozenset(("Callback", "Cancelled", "ElixirError", "call", "send"))
+_OF_THE_BEAM = frozenset(
+    ("Callback", "Cancelled", "Elixir", "ElixirError", "call", "progress", "send")
+)
 
 
 def __getattr__(name: str) -> object:

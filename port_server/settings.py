@@ -41,6 +41,7 @@ class Settings:
         "output_delay_ms",
         "output_window_bytes",
         "pipe_bytes",
+        "progress_interval_ms",
         "read_bytes",
         "running_after_ms",
         "shared_memory",
@@ -133,6 +134,10 @@ class Settings:
     """Time between two heartbeats; 0 for none. A second is short enough for a person who waits,
     and the heartbeat is the only reason for an idle server to wake up."""
 
+    progress_interval_ms: int
+    """Least time between two reports of the progress of one request, in milliseconds; the last one,
+    where all is done, is always sent."""
+
     running_after_ms: int
     """How long a request has run when its owner is told that it runs, 0 for never. An owner that is
     told watches the caller, and cancels at once when that dies. Long enough that no short request
@@ -182,6 +187,7 @@ class Settings:
         exit_grace_ms: int = 500,
         hangup_grace_ms: int = 200,
         heartbeat_interval_ms: int = 1000,
+        progress_interval_ms: int = 50,
         running_after_ms: int = 0,
         threads: int = 0,
         async_threads: int = 32,

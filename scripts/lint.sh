@@ -24,7 +24,8 @@ check "mypy" mypy
 check "clang-format" find port_server elixir_client/c_src benchmarks tests -name '*.[ch]' -exec clang-format --dry-run --Werror {} +
 check "shellcheck" shellcheck --external-sources scripts/*.sh .ci/run
 # Add tests once they are clean.
-check "prose" python scripts/prose.py port_server elixir_client/lib scripts benchmarks README.md docs/*.md
+check "prose" python scripts/prose.py port_server elixir_client/lib elixir_client/examples elixir_client/priv/package scripts benchmarks \
+    README.md CHANGELOG.md docs/*.md notebooks/*.livemd
 
 cd "$project/elixir_client"
 check "mix format" mix format --check-formatted

@@ -75,7 +75,7 @@ show.("one of its methods:", PyPort.call({normal, "quantiles"}))
 show.("the very same object in other code:", PyPort.eval("round(normal.cdf(0), 3)", %{normal: normal}))
 IO.puts("   (that is how likely a day below freezing is here)")
 
-title.(4, "What Python prints arrives where the caller prints")
+title.(4, "Prints of Python arrive where the caller prints")
 
 PyPort.eval!(~P"""
 for name in ("Grace", "Joe", "Robert"):

@@ -8,7 +8,7 @@ import PyPort.Sigils
 level = Logger.level()
 Logger.configure(level: :none)
 
-# What a worker needs before it can work is its init_code: it runs again in every Python that is started.
+# init_code prepares a worker: it runs again in every Python that is started.
 init_code = ~P"""
 import os
 
@@ -43,7 +43,7 @@ IO.puts("process #{first} is #{PyPort.eval!("greeting", %{}, server: Worker)}")
 IO.puts("\nit died: kind #{inspect(error.kind)}, signal #{error.signal}, begun: #{error.begun}")
 IO.puts(error.stack |> String.split("\n") |> Enum.find(&(&1 =~ "careless")) |> String.trim())
 
-# The supervisor has started the next one. Until it is there, requests are told so, and may be asked again.
+# The supervisor has started the next one. Until it is ready, requests fail with an error that says so, and may be asked again.
 await = fn await, left ->
   case pid.() do
     {:ok, os_pid} ->

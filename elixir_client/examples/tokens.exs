@@ -3,7 +3,7 @@
 #     sh ../scripts/with-env.sh mix run examples/tokens.exs
 #
 # The generator stands where a client of a language model would: it waits for each token, and while it waits Python serves
-# whoever else asks.
+# other callers.
 
 import PyPort.Sigils
 
@@ -26,7 +26,7 @@ print = fn prompt -> model |> PyPort.stream(%{prompt: prompt}) |> Stream.each(&I
 count = print.("What is six times seven?")
 IO.puts("\n#{count} tokens")
 
-# Whoever has read enough says so by reading no further: the generator is closed in Python.
+# A reader that has enough stops to read: the generator is closed in Python.
 model |> PyPort.stream(%{prompt: "And in short?"}) |> Stream.take(5) |> Enum.each(&IO.write/1)
 IO.puts(" ...")
 

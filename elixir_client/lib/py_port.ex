@@ -38,7 +38,11 @@ defmodule PyPort do
     * `:retry` - how often the request is asked again if the server of a pool ends before it has begun it, within
       the same `:timeout`; not for `stream/3`. Default: 0.
     * `:owner` - the process that objects in the answer belong to; see `PyPort.Object` for the default.
-    * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader.
+    * `:stdout`, `:stderr` - the IO devices that get what the code prints. Default: the caller's group leader. The one of
+      `:stderr` also gets what child processes write, while the request is the only one that runs.
+    * `:on_progress` - a function that gets, in the process of the caller, the map of each `port_server.progress(done, total)` in
+      the code: `%{done: 3, total: 10}`; or `{pid, ref}`, for messages `{ref, :progress, map}`. Not for `stream/3`, whose
+      items can tell.
 
   `batched/3` takes `:timeout` and `:batch_key`, one of the `:batch_keys` of its `PyPort.Batcher` (default: `:default`).
 
@@ -82,6 +86,7 @@ defmodule PyPort do
           | {:error_value | :typed, boolean()}
           | {:stdout, IO.device()}
           | {:stderr, IO.device()}
+          | {:on_progress, (map() -> term()) | {pid(), reference()}}
 
   @typedoc "`\"module:qualified.name\"`, an attribute of an object, or an object that can be called."
   @type target :: String.t() | {Object.t(), String.t()} | Object.t()

@@ -10,10 +10,12 @@ defmodule PyPort.DocumentationTest do
            )
 
   @public_modules ~w(
-    Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Doctor Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Top
-    PyPort PyPort.Batcher PyPort.Bytes PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Object PyPort.Pool
-    PyPort.Release
-    PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Table PyPort.Telemetry PyPort.Tensor
+    :py_port Mix.Tasks.Compile.PyPort Mix.Tasks.PyPort.Add Mix.Tasks.PyPort.Debug Mix.Tasks.PyPort.Doctor
+    Mix.Tasks.PyPort.Lock Mix.Tasks.PyPort.Python Mix.Tasks.PyPort.Remove Mix.Tasks.PyPort.Run
+    Mix.Tasks.PyPort.Sync Mix.Tasks.PyPort.Test Mix.Tasks.PyPort.Top PyPort PyPort.Batcher PyPort.Bytes
+    PyPort.Code PyPort.Encoder PyPort.Env PyPort.Error PyPort.Interactive PyPort.Module PyPort.Object
+    PyPort.Pool PyPort.Release PyPort.Server PyPort.Session PyPort.Sigils PyPort.Status PyPort.Table
+    PyPort.Telemetry PyPort.Tensor
   )
 
   defp docs(module) do

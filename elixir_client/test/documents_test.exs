@@ -36,10 +36,22 @@ defmodule PyPort.DocumentsTest do
       |> blocks(["erlang"])
       |> Enum.reduce(:erl_eval.new_bindings(), fn {"erlang", line, code}, bindings ->
         {:ok, tokens, _end} = :erl_scan.string(String.to_charlist(code), line)
-        {:ok, expressions} = :erl_parse.parse_exprs(tokens)
-        {:value, _value, bindings} = :erl_eval.exprs(expressions, bindings)
-        bindings
+
+        # One sentence after the other, as in a shell.
+        for sentence <- sentences(tokens), reduce: bindings do
+          bindings ->
+            {:ok, expressions} = :erl_parse.parse_exprs(sentence)
+            {:value, _value, bindings} = :erl_eval.exprs(expressions, bindings)
+            bindings
+        end
       end)
+    end
+  end
+
+  defp sentences(tokens) do
+    case Enum.split_while(tokens, &(elem(&1, 0) != :dot)) do
+      {[], []} -> []
+      {sentence, [dot | rest]} -> [sentence ++ [dot] | sentences(rest)]
     end
   end
 

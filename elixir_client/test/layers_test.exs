@@ -9,7 +9,7 @@ defmodule PyPort.LayersTest do
   # use besides itself. The first layer that has a file counts.
   @layers [
     {:base,
-     ~w(bytes callback collector code encoder session object values deadline did_you_mean error options) ++
+     ~w(allow bytes callback collector code encoder session object values deadline did_you_mean error options) ++
        ~w(status_page stderr_file telemetry libraries tensor table view), []},
     {:wire, ~w(wire wire/ reply), [:base]},
     {:env, ~w(env env/ release), []},
@@ -20,7 +20,8 @@ defmodule PyPort.LayersTest do
     {:pool, ~w(pool/), [:base, :env, :connection, :server]},
     {:request, ~w(admission cast locator reload request stream stream/),
      [:base, :wire, :connection, :server, :pool]},
-    {:api, ~w(/py_port application batcher pool status status/ sigils interactive syntax_check object/ /mix/),
+    {:api,
+     ~w(/py_port application batcher pool status status/ sigils interactive syntax_check erlang module object/ /mix/),
      [:base, :wire, :env, :connection, :server, :pool, :request]}
   ]
 

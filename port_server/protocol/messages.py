@@ -365,6 +365,11 @@ def output(id_term: bytes, stream: str, text: bytes) -> bytes:
     return encode(text, head=b"\x83h\x04w\x06output" + id_term + b"w\x06" + stream.encode())
 
 
+def stderr(id_terms: list[bytes]) -> bytes:
+    """Write `{stderr, [Id]}`: the file of fd 2 has grown while these requests were under way."""
+    return encode((Atom("stderr"), [id_term[5:] for id_term in id_terms]))
+
+
 def log(
     level: str,
     message: str,

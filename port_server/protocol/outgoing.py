@@ -23,10 +23,14 @@ def invoke_head(id_term: bytes, call_id: bytes, function: Any) -> bytes:
     return encode(function, head=head)
 
 
-def send(pid: Any, term: Any) -> bytes:
-    """Write `{send, Pid, Term}`."""
-    # The term by itself, so that an error names its place in it.
-    return encode(term, head=encode(pid, head=b"\x83h\x03w\x04send"))
+def send_head(to: Any) -> bytes:
+    """Write the begin of `{send, To, Term}`; `to` is a pid, a name or (name, node)."""
+    return encode(to, head=b"\x83h\x03w\x04send")
+
+
+def progress(id_term: bytes, fields: dict[Any, Any]) -> bytes:
+    """Write `{progress, Id, Map}`."""
+    return encode(fields, head=b"\x83h\x03w\x08progress" + id_term)
 
 
 def running(id_term: bytes) -> bytes:

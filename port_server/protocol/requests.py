@@ -119,6 +119,7 @@ class Request:
         executor: the executor that runs it, once it was begun elsewhere than in main.
         namespace: the namespace of its code, while that runs.
         granted: how many items of a stream may be sent beyond its first credit.
+        progressed: when its progress was last sent, monotonic seconds.
         rest: the value that the executor is to await or iterate, or None.
         sent: how many items of a stream were sent.
         session: the state of its session, from its begin to its end; None where that is not open.
@@ -140,6 +141,7 @@ class Request:
     # Two counters with one writer each, because `-=` in two threads may lose a change.
     granted = 0
     sent = 0
+    progressed = 0.0
     rest: Any = None
     session: Any = None
     snippet: Any = None

@@ -1,4 +1,4 @@
-"""The API of the BEAM for user code: callbacks, `call`, `send`, `ElixirError`.
+"""The API of the BEAM for user code: callbacks, `call`, `send`, `Elixir`, `ElixirError`.
 
 The server connects a `Link`, which carries the calls. The functions raise in user code, so each
 exception says what to do.
@@ -28,8 +28,11 @@ if TYPE_CHECKING:
             Raises ElixirError, or RequestEndedError where that request has ended.
             """
 
-        def send(self, pid: Pid, term: Any) -> None:
-            """Send a message to a process."""
+        def send(self, to: Any, term: Any) -> None:
+            """Send a message to a process: a pid, or names as binaries."""
+
+        def progress(self, done: Any, total: Any, more: dict[str, Any]) -> None:
+            """Send how far the running request is."""
 
 
 if not TYPE_CHECKING:
@@ -190,17 +193,84 @@ def call(module: str, function: str, args: list[Any] | tuple[Any, ...] = ()) -> 
     return link.invoke(id_term, name, list(args))
 
 
-def send(pid: Pid, term: Any) -> None:
-    """Send `term` to the process `pid`, like `Kernel.send/2`: a dead process is no error.
+def send(to: Any, term: Any) -> None:
+    """Send `term` to a process, like `Kernel.send/2`: a dead process is no error.
+
+    Objects in it belong to the process that gets them.
+
+    Args:
+        to: a pid, a registered name ("my_server", "MyApp.Worker", an Atom), or (name, node).
+        term: any value.
 
     Raises:
         EncodeError: `term` cannot be written.
         RuntimeError: this is not a server.
-        TypeError: `pid` is not a pid.
+        TypeError: `to` is none of these.
     """
-    if not isinstance(pid, Pid):
-        raise TypeError(f"send(pid, term): the first is a pid, not {type(pid).__name__}")
-    _connected().send(pid, term)
+    match to:
+        case Pid():
+            pass
+        case str(name):
+            to = _registered(name)
+        case (str(name), str(node)):
+            to = (_registered(name), node.encode())
+        case _:
+            raise TypeError(
+                f"send(to, term): `to` is a pid, a name or (name, node), not {type(to).__name__}"
+            )
+    _connected().send(to, term)
+
+
+def progress(done: Any, total: Any = None, **more: Any) -> None:
+    """Tell the caller of this request how far it is: its `on_progress:` gets these as a map.
+
+    At most one report in 50 ms is sent, and the one where `done` is `total`. Does nothing where no
+    request runs.
+
+    Raises:
+        EncodeError: a value cannot be written.
+        RuntimeError: this is not a server.
+    """
+    _connected().progress(done, total, more)
+
+
+def _registered(name: str) -> bytes:
+    return (name if isinstance(name, Atom) else full_name(name)).encode()
+
+
+class ElixirModule:
+    """A module of Elixir: its attributes are its functions, and the modules below it.
+
+    `Elixir.Enum.frequencies(xs)` is `call("Enum", "frequencies", [xs])`. Keyword arguments are a
+    keyword list, which is the last argument. `getattr(Elixir.Enum, "empty?")` gives a function with
+    a name that is none in Python.
+    """
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        path = f"{self._name}.{name}"
+        if name[:1].isupper():
+            return ElixirModule(path)
+
+        def function(*args: Any, **keywords: Any) -> Any:
+            last = [[(Atom(key), value) for key, value in keywords.items()]] if keywords else []
+            return call(self._name, name, [*args, *last])
+
+        function.__name__ = name
+        function.__qualname__ = path
+        return function
+
+    def __repr__(self) -> str:
+        return f"<Elixir module {self._name.removeprefix('Elixir.')}>"
+
+
+Elixir: Final = ElixirModule("Elixir")
 
 
 def full_name(module: str) -> str:

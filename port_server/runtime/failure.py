@@ -25,9 +25,10 @@ _OWN_DIRECTORY: Final = os.path.dirname(os.path.dirname(__file__)) + os.sep  # n
 
 _PYTHON: Final = Atom("python")
 _DEBUGGER: Final = (
-    "breakpoint() and pdb read from a terminal, and a server has none. print() and logging go to "
-    "the caller and to Logger; PyPort.stacks/1 shows where code is; a debugger that listens on a "
-    'socket works, such as remote-pdb (env: [{"PYTHONBREAKPOINT", "remote_pdb.set_trace"}])'
+    "breakpoint() and pdb read from a terminal, and a server has none. To debug here: mix "
+    "py_port.debug lets an editor attach by debugpy; python -m pdb -p PID attaches from a terminal "
+    "(Python 3.14, the PID stands in PyPort.status/1); PyPort.stacks/1 shows where code is; remote-"
+    'pdb listens on a socket (env: [{"PYTHONBREAKPOINT", "remote_pdb.set_trace"}])'
 )
 _MODULE: Final[Any] = type.__dict__["__module__"]
 _QUALNAME: Final[Any] = type.__dict__["__qualname__"]

@@ -81,6 +81,29 @@ def source_of(file: str) -> Source:
     return _sources.get(file) or Source(file)
 
 
+def is_source(file: str) -> bool:
+    """Tell whether snippets of a file of that name are known."""
+    return file in _sources
+
+
+def file_of_class(kind: type) -> str | None:
+    """Give the file of a class that a snippet has defined: of its functions, else the newest one.
+
+    None if no snippet that is known has it.
+    """
+    for value in vars(kind).values():
+        code = getattr(value, "__code__", None)
+        if code is not None and code.co_filename in _sources:
+            return str(code.co_filename)
+    statement = "class " + kind.__name__
+    for file, source in reversed(list(_sources.items())):
+        for line in source.lines():
+            text = line.lstrip()
+            if text.startswith(statement) and not text[len(statement)].isidentifier():
+                return file
+    return None
+
+
 def prepare(linecache: Any) -> None:
     """Put all sources into linecache, which has just been imported.
 

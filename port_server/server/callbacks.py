@@ -10,8 +10,9 @@ from __future__ import annotations
 import sys
 from _thread import allocate_lock, get_ident
 from itertools import count
+from time import monotonic
 
-from port_server.etf import EncodeError
+from port_server.etf import Atom, EncodeError, encode
 from port_server.protocol import outgoing
 from port_server.runtime.api import Cancelled, RequestEndedError
 from port_server.runtime.frames import imported_by_thread
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from .dispatcher import Dispatcher
     from .evaluate import Evaluator
     from .executors import Executors
+    from .port import Part
     from .replies import Reply
 
 # The id, as a term, of code that belongs to no request.
@@ -103,17 +105,39 @@ class Callbacks:
             raise RuntimeError("the control thread of the server cannot call into the BEAM")
         return self._in_thread(request, function, args)
 
-    def send(self, pid: Any, term: Any) -> None:
+    def send(self, to: Any, term: Any) -> None:
         """Send a message to a process; wait while too much is on its way."""
         if self._port.forked:
             raise RuntimeError("a forked process cannot send into the BEAM")
+        head = outgoing.send_head(to)
         try:
-            frame = outgoing.send(pid, term)
-        except EncodeError as error:
-            raise error.at("message") from None
-        self._port.hold([frame])
+            parts: list[Part] = [encode(term, head=head)]
+        except EncodeError:
+            parts = self._with_objects(head, term)
+        self._port.hold(parts)
         self._port.flush()
-        self._output.delivered(len(frame))
+        self._output.delivered(sum(map(len, parts)))
+
+    def progress(self, done: Any, total: Any, more: dict[str, Any]) -> None:
+        """Send how far the running request is, unless that was sent a moment ago."""
+        request, now = self._current(), monotonic()
+        if request is None or self._port.forked:
+            return
+        interval_s = self._settings.progress_interval_ms / 1000
+        if done != total and now - request.progressed < interval_s:
+            return
+        request.progressed = now
+        fields = {Atom("done"): done, Atom("total"): total, **more}
+        self._port.hold([outgoing.progress(request.id_term, fields)])
+        self._port.flush()
+
+    def _with_objects(self, head: bytes, term: Any) -> list[Part]:
+        evaluator = self._evaluator.for_thread()
+        try:
+            return evaluator.replies.parts(evaluator.frame(head, term))
+        except EncodeError as error:
+            evaluator.exports.undo()
+            raise error.at("message") from None
 
     def fail_all(self, why: str | None = None) -> None:
         """Let all code that waits know that no answer comes, and code that calls from now on."""

@@ -14,7 +14,7 @@ from port_server.runtime.snippet import Snippet
 from . import evaluate, handshake, replies
 from .cancel import Cancels
 from .evaluate import Code, Evaluator
-from .output import Reports
+from .output import Reports, Stderr
 from .reader import ReaderLock
 from .replies import Replies
 from .shared_memory import SharedMemory
@@ -71,6 +71,7 @@ class Core:
         logging = handshake.wants_logs(options)
         reports = Reports(settings, port, thread, self.lock, self.cancels, logging=logging)
         self.output, self.stdio = reports.output, reports.stdio
+        self.stderr = Stderr(port, thread, scheduler, reports=handshake.wants_stderr(options))
         self.code = Code(objects.Objects(settings, owner, token), settings)
         self.shared = SharedMemory(settings)
         self.replies = Replies(port, memory, settings)
@@ -96,6 +97,7 @@ class Core:
         self.replies.leave_if_forked()
         request.ended = True
         self.output.end(request.id_term)
+        self.stderr.report(request)
         try:
             self.port.hold(self.replies.parts(reply))
         finally:

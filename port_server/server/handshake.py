@@ -188,6 +188,11 @@ def wants_logs(options: dict[Any, Any]) -> bool:
     return _option(options, "logging", (bool,), "true or false") is not False
 
 
+def wants_stderr(options: dict[Any, Any]) -> bool:
+    """Tell whether the owner reads the file of fd 2, and is to be told when it has grown."""
+    return _option(options, "stderr", (bool,), "true or false") is True
+
+
 def info(port_fd: int, shared: dict[str, Any] | None) -> dict[str, Any]:
     """Give the map of hello for this server, which reads its port on `port_fd`."""
     uname = os.uname()

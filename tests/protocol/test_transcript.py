@@ -30,7 +30,9 @@ def transcripts():
 STEPS = [step for steps in transcripts() for step in steps]
 
 
-@pytest.mark.parametrize("steps", transcripts(), ids=["plain", "owned", "beats", "long"])
+@pytest.mark.parametrize(
+    "steps", transcripts(), ids=["plain", "owned", "beats", "long", "children"]
+)
 def test_the_server_says_what_is_written(start, steps):
     """Every frame that is sent gets the frames that follow it, and no others."""
     server = start(init=None)

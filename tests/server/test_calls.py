@@ -350,8 +350,8 @@ def test_nothing_is_said_of_init_code_that_fails_but_why(start):
 @pytest.mark.parametrize(
     ("code", "type", "words"),
     [
-        ("send('x', 1)", b"TypeError", b"the first is a pid, not str"),
-        ("send(to, [1, object()])", b"port_server.etf.errors.EncodeError", b"message[1]"),
+        ("send(3, 1)", b"TypeError", b"`to` is a pid, a name or (name, node), not int"),
+        ("send(to, [1, '\\ud800'])", b"port_server.etf.errors.EncodeError", b"message[1]"),
         ("x = []; x.append(x); send(to, x)", b"port_server.etf.errors.EncodeError", b"message[0]"),
     ],
 )

@@ -6,7 +6,19 @@ defmodule PyPort.Callbacks do
   # A worker writes its own answer to the port, so that a large one is not copied on its way.
   @moduledoc false
 
-  alias PyPort.{Connection, Error, Libraries, Output, Ownership, Registry, Remote, StatusPage, Values, Wire}
+  alias PyPort.{
+    Allow,
+    Connection,
+    Error,
+    Libraries,
+    Output,
+    Ownership,
+    Registry,
+    Remote,
+    StatusPage,
+    Values,
+    Wire
+  }
 
   # How many processes `parent/1` looks at on the way to the one that serves a call.
   @most_steps 8
@@ -353,43 +365,11 @@ defmodule PyPort.Callbacks do
        when is_binary(module) and is_binary(function) do
     [{:allow, allow}] = :ets.lookup(connection.calls, :allow)
 
-    with {:ok, module} <- existing_module(module),
-         {:ok, function} <- existing_atom(function),
-         true <- allowed?(allow, module, function, arity) do
-      {:ok, Function.capture(module, function, arity), context_of(connection, id, caller)}
-    else
-      _no ->
-        name = "#{String.replace_prefix(module, "Elixir.", "")}.#{function}/#{arity}"
-
-        {:refused,
-         "#{name} may not be called from Python. The server's option :allow lists the functions that may, such as " <>
-           "allow: [{Enum, :map, 2}, MyApp.Api]; this server's is: #{inspect(allow)}"}
-    end
+    with {:ok, fun} <- Allow.find(allow, module, function, arity),
+         do: {:ok, fun, context_of(connection, id, caller)}
   end
 
   defp resolve(other, _arity, _connection, _from), do: {:refused, "this is no function: #{inspect(other)}"}
-
-  # "Enum" for Enum, "lists" for :lists.
-  defp existing_module(<<first, _::binary>> = name) when first in ?A..?Z do
-    if String.starts_with?(name, "Elixir."), do: existing_atom(name), else: existing_atom("Elixir." <> name)
-  end
-
-  defp existing_module(name), do: existing_atom(name)
-
-  defp existing_atom(name) do
-    {:ok, String.to_existing_atom(name)}
-  rescue
-    ArgumentError -> :error
-  end
-
-  defp allowed?(allow, module, function, arity) do
-    Enum.any?(allow, fn
-      {^module, ^function, ^arity} -> true
-      {^module, ^function} -> true
-      ^module -> true
-      _other -> false
-    end)
-  end
 
   # --- what went wrong ------------------------------------------------------------------------
 

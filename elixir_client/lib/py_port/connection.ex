@@ -43,7 +43,7 @@ defmodule PyPort.Connection do
   @least_pipelined 64
 
   # The last element of the row of a request: nil for a plain one, which must not pay for it.
-  @type extra :: nil | %{devices: PyPort.Output.devices()}
+  @type extra :: nil | %{devices: PyPort.Output.devices(), on_progress: term()}
 
   # The counter of a new connection.
   @spec counter() :: :atomics.atomics_ref()

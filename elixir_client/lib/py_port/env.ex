@@ -46,8 +46,14 @@ defmodule PyPort.Env do
 
   # --- for servers ------------------------------------------------------------------------------
 
-  @doc false
-  # The interpreter that the option `python_env:` means; the words of an error are for people.
+  @doc """
+  The path of the Python in an environment, for programs that run it themselves; else a text that says why there is none.
+
+  ## Examples
+
+      {:ok, python} = PyPort.Env.interpreter(:default)
+      System.cmd(python, ["-m", "pip", "list"])
+  """
   @spec interpreter(atom()) :: {:ok, Path.t()} | {:error, String.t()}
   def interpreter(name) do
     # After a failed build an earlier environment is not the one that is asked for.

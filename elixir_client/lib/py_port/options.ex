@@ -10,6 +10,7 @@ defmodule PyPort.Options do
     binary_as: nil,
     stdout: nil,
     stderr: nil,
+    on_progress: nil,
     session: nil,
     return: :value,
     owner: nil,
@@ -22,7 +23,7 @@ defmodule PyPort.Options do
   @request @common ++ @values
   @request_defaults Map.new(@request)
   @call @request ++ [typed: false]
-  @stream Keyword.drop(@request, [:error_value, :retry]) ++ [credit: 512]
+  @stream Keyword.drop(@request, [:error_value, :retry, :on_progress]) ++ [credit: 512]
   @session @common ++ [name: nil, owner: nil]
   @cast Keyword.drop(@call, [:return, :owner, :error_value])
   @call_defaults Map.new(@call)
@@ -107,6 +108,7 @@ defmodule PyPort.Options do
           required(:timeout) => timeout(),
           required(:binary_as) => :str | :bytes | nil,
           required(:stdout) => IO.device() | nil,
+          optional(:on_progress) => nil | (map() -> term()) | {pid(), reference()},
           required(:stderr) => IO.device() | nil,
           required(:session) => PyPort.Session.t() | atom(),
           required(:return) => :value | :object | :globals,
@@ -156,6 +158,7 @@ defmodule PyPort.Options do
   def stream!(options) do
     options
     |> validate!(Map.new(@stream), @stream, "PyPort.stream/3")
+    |> Map.put(:on_progress, nil)
     |> one_server!()
     |> no_globals!("PyPort.stream/3")
   end
@@ -369,12 +372,13 @@ defmodule PyPort.Options do
     do: is_nil(value) or is_binary(value) or is_struct(value, PyPort.Code)
 
   defp valid?(:allow, value) do
-    is_list(value) and
-      Enum.all?(value, fn
-        {module, function, arity} -> is_atom(module) and is_atom(function) and is_integer(arity)
-        {module, function} -> is_atom(module) and is_atom(function)
-        module -> is_atom(module)
-      end)
+    value == :all or
+      (is_list(value) and
+         Enum.all?(value, fn
+           {module, function, arity} -> is_atom(module) and is_atom(function) and is_integer(arity)
+           {module, function} -> is_atom(module) and is_atom(function)
+           module -> is_atom(module)
+         end))
   end
 
   defp valid?(:env, value) do
@@ -385,6 +389,8 @@ defmodule PyPort.Options do
       end)
   end
 
+  defp valid?(:on_progress, {pid, ref}), do: is_pid(pid) and is_reference(ref)
+  defp valid?(:on_progress, value), do: is_nil(value) or is_function(value, 1)
   defp valid?(name, value) when name in [:stdout, :stderr], do: is_pid(value) or is_atom(value)
 
   # A name that is no server shows when it is used.
@@ -425,6 +431,7 @@ defmodule PyPort.Options do
 
   defp expected(:max_depth), do: "a number of levels (1 to 2000)"
   defp expected(:max_frame_bytes), do: "a number of bytes below 2 GiB"
+  defp expected(:on_progress), do: "a function of one argument, or {pid, reference}"
   defp expected(name) when name in [:stdout, :stderr], do: "an IO device: a pid or a registered name"
   defp expected(:credit), do: "a number of items (1 or more)"
   defp expected(:binary_as), do: ":str or :bytes"
@@ -445,7 +452,7 @@ defmodule PyPort.Options do
     do: "Python source: a string, or a ~PY or ~P sigil; or a function that gives it"
 
   defp expected(:inherit_env), do: "true, false, or a list of names of OS variables"
-  defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared]"
+  defp expected(:allow), do: "a list such as [{Enum, :map, 2}, {MyApp.Api, :find}, MyApp.Shared], or :all"
 
   defp expected(:env),
     do: ~s(a list such as [{"NAME", "value"}, {"UNSET_ME", nil}], or a function that gives one)

@@ -45,6 +45,19 @@ defmodule PyPort.Output do
     :ok
   end
 
+  # The most messages that a writer may have before it: a child writes without waiting for the device.
+  @most_waiting 64
+
+  # The same for text of fds 1 and 2, which Python does not count. False if the device does not keep up.
+  @spec write_text(pid(), binary()) :: boolean()
+  def write_text(writer, text) do
+    {:message_queue_len, waiting} =
+      Process.info(writer, :message_queue_len) || {:message_queue_len, @most_waiting}
+
+    if waiting < @most_waiting, do: send(writer, {:write_text, text})
+    waiting < @most_waiting
+  end
+
   # Ends the writer when all chunks so far have been written, with a `{ref, :flushed}` to the alias `ref`
   # where there is one.
   @spec finish(pid(), reference()) :: :ok
@@ -77,6 +90,12 @@ defmodule PyPort.Output do
 
       {:write, frame} ->
         case chunk(frame, state) do
+          :ok -> loop(state)
+          :stop -> :ok
+        end
+
+      {:write_text, text} ->
+        case put(state.stderr, printable(text), state) do
           :ok -> loop(state)
           :stop -> :ok
         end

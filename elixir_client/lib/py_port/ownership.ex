@@ -5,8 +5,8 @@ defmodule PyPort.Ownership do
 
   alias PyPort.{Collector, Error, Registry}
 
-  # The reply to a request, or a call of Python's, in which objects arrived.
-  @type claim :: {:reply | :call, binary()}
+  # The reply to a request, a call of Python's, or a message, in which objects arrived.
+  @type claim :: {:reply | :call, binary()} | {:send, reference()}
   # An owner, and its heir, where a process of another node asks; nil where the default holds.
   @type owner :: pid() | {pid(), heir :: pid() | nil} | nil
   @type taken_over :: [{{server :: pid(), owner :: pid()}, [pos_integer()]}]

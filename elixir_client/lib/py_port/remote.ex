@@ -52,10 +52,19 @@ defmodule PyPort.Remote do
       options
       | server: server,
         timeout: remaining(deadline),
+        on_progress: report(options.on_progress),
         stdout: device(options.stdout),
         stderr: device(options.stderr)
     }
   end
+
+  defp report(fun) when is_function(fun) do
+    raise ArgumentError,
+          "option :on_progress is a function, and the server is on another node: give {pid, reference}, and receive " <>
+            "{reference, :progress, map}"
+  end
+
+  defp report(report), do: report
 
   defp device(:stdio), do: Process.group_leader()
   defp device(:stderr), do: Process.whereis(:standard_error)

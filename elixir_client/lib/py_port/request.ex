@@ -329,8 +329,10 @@ defmodule PyPort.Request do
   defp plain_options(%{timeout: timeout, binary_as: as}), do: %{deadline_ms: timeout, binary_as: as}
 
   # The last element of the row of a request: nil for a plain one.
-  defp extra(%{stdout: nil, stderr: nil}), do: nil
-  defp extra(%{stdout: stdout, stderr: stderr}), do: %{devices: {stdout, stderr}}
+  defp extra(%{stdout: nil, stderr: nil, on_progress: nil}), do: nil
+
+  defp extra(%{stdout: stdout, stderr: stderr, on_progress: report}),
+    do: %{devices: {stdout, stderr}, on_progress: report}
 
   # --- sending and waiting --------------------------------------------------------------------
 
@@ -366,6 +368,10 @@ defmodule PyPort.Request do
         :erlang.unalias(ref)
         frame |> Reply.outcome() |> recalled(recall)
 
+      {^ref, {:progress, report, frame}} ->
+        progress(report, frame)
+        await(ref, connection, id, remaining(deadline), deadline, timeout, recall)
+
       # The request has printed: the answer is whole, its output is on its way to a device.
       {^ref, frame, writer} ->
         printed(ref, frame, writer, later(deadline, deadline(@flush_ms)))
@@ -376,6 +382,15 @@ defmodule PyPort.Request do
     after
       min(left, if(recall == :may, do: @recall_ms, else: @look_ms)) ->
         look(ref, connection, id, remaining(deadline), deadline, timeout, recall)
+    end
+  end
+
+  defp progress(report, frame) do
+    with {:ok, {:progress, _id, %{} = map}} <- Wire.decode(frame) do
+      case report do
+        {pid, ref} -> send(pid, {ref, :progress, map})
+        report -> report.(map)
+      end
     end
   end
 

@@ -37,11 +37,12 @@ defmodule PyPort.Server do
     * `:init_timeout` - how long Python may take from its start until it is ready, `:init_code` included,
       in ms. Default: 60_000.
     * `:allow` - the functions that Python may call by name with `port_server.call(module, function, args)`: a list of
-      `{Module, :function, arity}`, `{Module, :function}` and whole modules. Default: none. It guards against accidents, not
+      `{Module, :function, arity}`, `{Module, :function}` and whole modules, or `:all`. Default: none. It guards against accidents, not
       against attacks: Python is trusted code.
     * `:arrays`, `:tables` - what arrays and tables are in the values of requests that do not say it themselves, and in the
       arguments of functions of Elixir, see `PyPort`. Default: `:object`.
-    * `:logger` - whether Python's log records, and lines of its stderr, go to `Logger`. Default: `true`.
+    * `:logger` - whether Python's log records, and lines of its stderr that belong to no request, go to `Logger`.
+      Default: `true`.
     * `:heartbeat_interval` - the interval of Python's heartbeats, and of the server's own checks (stderr, requests of
       callers that have died), in ms. Default: 1_000.
     * `:lost_after` - how long an idle Python may send no heartbeat before it is killed, in ms, or `:infinity`.
@@ -112,7 +113,7 @@ defmodule PyPort.Server do
           | {:init_code | :preload,
              String.t() | PyPort.Code.t() | nil | (... -> String.t() | PyPort.Code.t())}
           | {:init_timeout | :lost_after | :gil_held_limit, timeout()}
-          | {:allow, [module() | {module(), atom()} | {module(), atom(), arity()}]}
+          | {:allow, :all | [module() | {module(), atom()} | {module(), atom(), arity()}]}
           | {:arrays, :object | :tensor | :nx}
           | {:tables, :object | :arrow | :explorer}
           | {:logger, boolean()}
@@ -222,7 +223,7 @@ defmodule PyPort.Server do
   def handle_info(:tick, state) do
     case Health.tick(state) do
       {:ok, state} ->
-        {:noreply, state |> Traffic.sweep() |> Stderr.log() |> Stderr.note()}
+        {:noreply, state |> Traffic.sweep() |> Traffic.pass_on_stderr() |> Stderr.note()}
 
       # The kill follows when it is known where the interpreter was held.
       {:kill, why, state} when why in [:gil_held, :stuck] ->

@@ -15,7 +15,7 @@ defmodule PyPort.StderrFile do
           offset: non_neg_integer(),
           # As of the last call of `limit/2`.
           size: non_neg_integer(),
-          # Bytes that `limit/2` has dropped unread, since the last call of `read_lines/2`.
+          # Bytes that `limit/2` has dropped unread, since the last call of `read/3`.
           dropped: non_neg_integer(),
           # Everything before this is older than every open request.
           quoted_from: non_neg_integer(),
@@ -65,35 +65,32 @@ defmodule PyPort.StderrFile do
 
   defp emptied(file), do: %{file | offset: 0, size: 0, quoted_from: 0, mark: {elem(file.mark, 0), 0}}
 
-  # The same with as many reads as there is text for, `reads` at the most, and how many bytes before them were dropped.
-  @spec read_lines(t(), non_neg_integer()) :: {[String.t()], dropped :: non_neg_integer(), t()}
-  def read_lines(file, reads) do
-    {lines, read} = read_lines(%{file | dropped: 0}, reads, [])
-    {lines, file.dropped, read}
+  # The text that was written since the last call, and how many bytes before it were dropped. `reads` times 64 KiB at the
+  # most. Without `all?` a last line without an end is left for the next call.
+  @spec read(t(), reads :: non_neg_integer(), all? :: boolean()) ::
+          {binary(), dropped :: non_neg_integer(), t()}
+  def read(file, reads, all? \\ false) do
+    {texts, read} = read(%{file | dropped: 0}, reads, all?, [])
+    {IO.iodata_to_binary(texts), file.dropped, read}
   end
 
-  defp read_lines(file, 0, lines), do: {lines, file}
+  defp read(file, 0, _all?, texts), do: {texts, file}
 
-  defp read_lines(file, reads, lines) do
-    case read_lines(file) do
-      {[], file} -> {lines, file}
-      {more, file} -> read_lines(file, reads - 1, lines ++ more)
-    end
-  end
-
-  # The lines that have been written since the last call; a last line without an end is left for the next call.
-  @spec read_lines(t()) :: {[String.t()], t()}
-  def read_lines(file) do
+  defp read(file, reads, all?, texts) do
     case :file.pread(file.device, file.offset, @read_bytes) do
       {:ok, data} ->
-        complete = complete_lines(data)
-        lines = complete |> String.split("\n", trim: true) |> Enum.map(&printable/1)
-        {lines, shorten(%{file | offset: file.offset + byte_size(complete)})}
+        text = if all?, do: data, else: complete_lines(data)
+        file = shorten(%{file | offset: file.offset + byte_size(text)})
+        read(file, if(text == "", do: 0, else: reads - 1), all?, [texts, text])
 
       _nothing_new ->
-        {[], file}
+        {texts, file}
     end
   end
+
+  # The lines of a text, without the empty ones.
+  @spec lines(binary()) :: [String.t()]
+  def lines(text), do: text |> String.split("\n", trim: true) |> Enum.map(&printable/1)
 
   # Notes what is older than the requests to come. `last` is the number of the last request, `oldest` that of the oldest
   # one which is open, if any is.
@@ -110,7 +107,7 @@ defmodule PyPort.StderrFile do
   # The last `count` lines that are not older than the oldest open request, for the report of a death.
   @spec last_lines(t(), pos_integer(), oldest :: pos_integer() | nil) :: [String.t()]
   def last_lines(file, count, oldest \\ nil) do
-    file |> tail(oldest) |> String.split("\n", trim: true) |> Enum.take(-count) |> Enum.map(&printable/1)
+    file |> tail(oldest) |> lines() |> Enum.take(-count)
   end
 
   # The stack that faulthandler wrote at the end of a process, if it did: the text from its first line on.

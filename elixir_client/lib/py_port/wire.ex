@@ -32,12 +32,20 @@ defmodule PyPort.Wire do
   # An `invoke` outside any request has "" in the place of an id.
   @type maybe_id :: binary()
   @type routed ::
-          {:reply | :reply_with_objects | :yield | :yield_with_objects | :output | :pong | :running, id()}
+          {:reply
+           | :reply_with_objects
+           | :yield
+           | :yield_with_objects
+           | :output
+           | :pong
+           | :progress
+           | :running, id()}
           | {:invoke, maybe_id(), call_id :: id()}
           | :hello
           | :goodbye
           | :log
           | :send
+          | :stderr
           | :heartbeat
           | :other
 
@@ -213,9 +221,13 @@ defmodule PyPort.Wire do
   def route(<<@version, @small_tuple, _arity, "w\x04pong", @id, id::binary-size(8), _::binary>>),
     do: {:pong, id}
 
+  def route(<<@version, @small_tuple, 3, "w\bprogress", @id, id::binary-size(8), _::binary>>),
+    do: {:progress, id}
+
   def route(<<@version, @small_tuple, 2, "w\arunning", @id, id::binary-size(8)>>), do: {:running, id}
   def route(<<@version, @small_tuple, _arity, "w\x03log", _::binary>>), do: :log
   def route(<<@version, @small_tuple, _arity, "w\x04send", _::binary>>), do: :send
+  def route(<<@version, @small_tuple, 2, "w\x06stderr", _::binary>>), do: :stderr
   def route(<<@version, @small_tuple, _arity, "w\theartbeat", _::binary>>), do: :heartbeat
   def route(<<@version, @small_tuple, _arity, "w\x05hello", _::binary>>), do: :hello
   def route(<<@version, @small_tuple, _arity, "w\agoodbye", _::binary>>), do: :goodbye
@@ -329,6 +341,9 @@ defmodule PyPort.Wire do
       [:yield, :invoke, :send, :heartbeat, :sequence, :monotonic_ms, :idle, :busy, :state, :running] ++
       [:running_ms, :queue, :rss_bytes, :objects, :sessions, :tasks, :calls, :streams, :threads] ++
       [
+        :progress,
+        :done,
+        :total,
         :kind,
         :type,
         :message,

@@ -414,7 +414,9 @@ defmodule PyPort.ServerTest do
   test "what Python writes to stderr arrives in Logger" do
     LogTo.attach(self())
     {name, _} = start(heartbeat_interval: 20)
-    assert {:ok, _} = PyPort.eval("import os; os.write(2, b'to the log\\n')", %{}, server: name)
+    # A child that outlives its request.
+    code = "import subprocess; child = subprocess.Popen('sleep 0.1; echo to the log', shell=True)"
+    assert {:ok, _} = PyPort.eval(code, %{}, server: name)
     assert LogTo.logged?("to the log")
   end
 end

@@ -15,10 +15,12 @@ defmodule PyPort.StderrFileTest do
 
   test "lines are read once, in order, and a line without an end waits for it", context do
     :file.write(context.writer, "one\ntwo\nthr")
-    assert {["one", "two"], file} = StderrFile.read_lines(context.stderr)
-    assert {[], file} = StderrFile.read_lines(file)
+    assert {"one\ntwo\n", 0, file} = StderrFile.read(context.stderr, 1)
+    assert {"", 0, file} = StderrFile.read(file, 1)
     :file.write(context.writer, "ee\n")
-    assert {["three"], _file} = StderrFile.read_lines(file)
+    assert {"three\n", 0, file} = StderrFile.read(file, 1)
+    :file.write(context.writer, "four")
+    assert {"four", 0, _file} = StderrFile.read(file, 1, true)
   end
 
   test "the last lines are there, with or without an end", context do
@@ -63,30 +65,31 @@ defmodule PyPort.StderrFileTest do
     file = read_all(context.stderr)
     assert File.stat!(context.path).size < 1_048_576
     :file.write(context.writer, "after the cut\n")
-    assert {["after the cut"], _file} = StderrFile.read_lines(file)
+    assert {"after the cut\n", 0, _file} = StderrFile.read(file, 1)
   end
 
   test "a file beyond the limit is emptied at once, and what was not read is counted", context do
     :file.write(context.writer, "read\n")
-    assert {["read"], 0, file} = StderrFile.read_lines(context.stderr, 10)
+    assert {"read\n", 0, file} = StderrFile.read(context.stderr, 10)
     assert {true, file} = StderrFile.limit(file, 1_000)
     assert {false, file} = StderrFile.limit(file, 1_000)
     :file.write(context.writer, :binary.copy("x\n", 1_000))
     assert {true, file} = StderrFile.limit(file, 1_000)
     assert File.stat!(context.path).size == 0
     :file.write(context.writer, "after\n")
-    assert {["after"], 2_000, file} = StderrFile.read_lines(file, 10)
-    assert {[], 0, _file} = StderrFile.read_lines(file, 10)
+    assert {"after\n", 2_000, file} = StderrFile.read(file, 10)
+    assert {"", 0, _file} = StderrFile.read(file, 10)
   end
 
   test "a line longer than a read does not hold up what follows", context do
     :file.write(context.writer, [:binary.copy("x", 200_000), "\nnext\n"])
-    assert "next" in read_all_lines(context.stderr, [])
+    assert "next" in read_all_lines(context.stderr)
   end
 
   test "bytes that are no UTF-8 are shown as bytes", context do
     :file.write(context.writer, <<255, 254, ?\n>>)
-    assert {["<<255, 254>>"], _file} = StderrFile.read_lines(context.stderr)
+    assert {text, 0, _file} = StderrFile.read(context.stderr, 1)
+    assert StderrFile.lines(text) == ["<<255, 254>>"]
   end
 
   describe "stacks" do
@@ -138,16 +141,12 @@ defmodule PyPort.StderrFileTest do
   end
 
   defp read_all(file) do
-    case StderrFile.read_lines(file) do
-      {[], file} -> file
-      {_lines, file} -> read_all(file)
-    end
+    {_text, _dropped, file} = StderrFile.read(file, 1_000)
+    file
   end
 
-  defp read_all_lines(file, lines) do
-    case StderrFile.read_lines(file) do
-      {[], _file} -> lines
-      {more, file} -> read_all_lines(file, lines ++ more)
-    end
+  defp read_all_lines(file) do
+    {text, _dropped, _file} = StderrFile.read(file, 1_000)
+    StderrFile.lines(text)
   end
 end

@@ -44,6 +44,7 @@ class MainExecutor:
         self._output = core.output
         self._page = core.page
         self._port = core.port
+        self._stderr = core.stderr
         self._stdio = core.stdio
 
     def run(self, request: Request) -> None:
@@ -73,6 +74,8 @@ class MainExecutor:
             if self._output.requests or self._objects.dropped or self._port.forked:
                 self._leave(request, ended=ended)
             stdio = self._stdio
+            if self._stderr.used or request.step != "code":
+                self._stderr.report(request)
             try:  # as `stdio.repair()`: the call of it, and of the above, takes 2 % of a request
                 whole = sys.stdout is stdio.stdout and sys.stderr is stdio.stderr
                 if not (whole and sys.stdin is stdio.stdin):

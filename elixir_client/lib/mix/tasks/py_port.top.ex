@@ -56,7 +56,10 @@ defmodule Mix.Tasks.PyPort.Top do
     end
   end
 
-  defp reach!(options) do
+  @doc false
+  # The node that the options name, reached; or this one, with the application started.
+  @spec reach!(keyword()) :: node()
+  def reach!(options) do
     case options[:node] do
       nil ->
         Mix.Task.run("app.start")

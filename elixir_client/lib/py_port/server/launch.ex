@@ -172,6 +172,7 @@ defmodule PyPort.Server.Launch do
       heartbeat_interval_ms: options.heartbeat_interval,
       running_after_ms: @running_after_ms,
       logging: options.logger,
+      stderr: true,
       output_window_bytes: @output_limit_bytes,
       delivery_window_bytes: AsyncDelivery.window_bytes(),
       status_page: StatusPage.path(dir),

@@ -1,11 +1,11 @@
 defmodule PyPort.Server.Stderr do
-  # The stderr file of the Python that runs: its lines go to Logger, its last lines and stacks into reports, and its size
+  # The stderr file of the Python that runs: what is written goes on to a device or to Logger, its last lines and stacks into reports, and its size
   # stays limited. Runs in the server.
   @moduledoc false
 
   require Logger
 
-  alias PyPort.{Connection, StderrFile}
+  alias PyPort.{Connection, StderrFile, Wire}
   alias PyPort.Server.State
 
   defstruct [:file]
@@ -17,6 +17,9 @@ defmodule PyPort.Server.Stderr do
 
   # Reads of 64 KiB: the most that one look may bring to Logger.
   @reads 16
+
+  # The most requests that a line of Logger names.
+  @named_requests 10
 
   # How soon its size is looked at again. On a disk it can grow by 800 MB a second, in memory by more.
   @look_ms 100
@@ -51,12 +54,12 @@ defmodule PyPort.Server.Stderr do
 
   def note(state), do: state
 
-  # Brings new lines to Logger.
-  @spec log(State.t()) :: State.t()
-  def log(%{stderr: %{file: nil}} = state), do: state
+  # The text that was written since the last look. Without `all?` a last line without an end is left for the next one.
+  @spec read(State.t(), all? :: boolean()) :: {binary(), State.t()}
+  def read(%{stderr: %{file: nil}} = state, _all?), do: {"", state}
 
-  def log(%{stderr: %{file: file}, options: %{logger: log?} = options, who: who} = state) do
-    {lines, dropped, file} = StderrFile.read_lines(file, @reads)
+  def read(%{stderr: %{file: file}, options: options, who: who} = state, all?) do
+    {text, dropped, file} = StderrFile.read(file, @reads, all?)
 
     if dropped > 0 do
       Logger.warning(
@@ -65,9 +68,38 @@ defmodule PyPort.Server.Stderr do
       )
     end
 
-    if log? and lines != [], do: Logger.info("PyPort #{who} stderr: #{Enum.join(lines, "\n")}")
-    put(state, file)
+    {text, put(state, file)}
   end
+
+  # Brings all that is there to Logger: Python has ended.
+  @spec log(State.t()) :: State.t()
+  def log(state) do
+    {text, state} = read(state, true)
+    log(state, [], text)
+    state
+  end
+
+  # Brings text to Logger, with the requests one of which may have written it.
+  @spec log(State.t(), [Wire.id()], binary()) :: :ok
+  def log(%{options: %{logger: false}}, _ids, _text), do: :ok
+
+  def log(state, ids, text) do
+    lines = StderrFile.lines(text)
+    if lines != [], do: Logger.info("PyPort #{state.who} stderr#{origin(ids)}: #{Enum.join(lines, "\n")}")
+    :ok
+  end
+
+  defp origin([]), do: ""
+  defp origin([id]), do: " (request #{number(id)})"
+
+  defp origin(ids) do
+    {named, others} = Enum.split(ids, @named_requests)
+    more = if others != [], do: " or of #{length(others)} others"
+    " (of one of the requests #{Enum.map_join(named, ", ", &number/1)}#{more})"
+  end
+
+  defp number(<<number::64>>), do: number
+  defp number(id), do: inspect(id)
 
   # The last lines from the time of the requests that are open, for a report.
   @spec last_lines(State.t()) :: [String.t()]

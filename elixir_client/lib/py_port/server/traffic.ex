@@ -5,7 +5,7 @@ defmodule PyPort.Server.Traffic do
 
   alias PyPort.{Callbacks, Connection, Output, SharedMemory, Wire}
   alias PyPort.Pool.{Members, Queue}
-  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State}
+  alias PyPort.Server.{AsyncDelivery, Cancellation, Health, Ownership, Requests, State, Stderr}
 
   # Gives back frames that it does not know.
   @spec frame(Wire.routed(), binary(), State.t()) :: {:ok, State.t()} | :other
@@ -18,7 +18,9 @@ defmodule PyPort.Server.Traffic do
       {:yield_with_objects, id} -> {:ok, item(state, id, frame, true)}
       {:invoke, id, call_id} -> {:ok, invoke(state, id, call_id, frame)}
       :log -> {:ok, log(state, frame)}
-      :send -> {:ok, deliver(state, {:send, frame})}
+      {:progress, id} -> {:ok, progress(state, id, frame)}
+      :stderr -> {:ok, stderr(state, frame)}
+      :send -> {:ok, send_on(state, frame)}
       {:pong, id} -> {:ok, pong(state, id, frame)}
       {:running, id} -> {:ok, running(state, id)}
       _other -> :other
@@ -194,6 +196,53 @@ defmodule PyPort.Server.Traffic do
     end
   end
 
+  # Text on fds 1 and 2, which children and C code write: it is the output of the request that runs, if only one does.
+  @spec pass_on_stderr(State.t()) :: State.t()
+  def pass_on_stderr(%{phase: :ready} = state), do: pass_on(state, under_way(state), false)
+  def pass_on_stderr(state), do: pass_on(state, [], false)
+
+  # Sent before the last reply of a request.
+  defp stderr(state, frame) do
+    case Wire.decode(frame) do
+      {:ok, {:stderr, ids}} when is_list(ids) -> pass_on(state, ids, true)
+      _unreadable -> state
+    end
+  end
+
+  defp pass_on(state, ids, all?) do
+    {text, state} = Stderr.read(state, all?)
+    # A dump of stacks, which the server itself has asked for, is no output.
+    ids = if :binary.match(text, "(most recent call first)") == :nomatch, do: ids, else: []
+
+    with true <- text != "",
+         [id] <- ids,
+         {writer, state} when writer != nil <- writer(state, id),
+         true <- Output.write_text(writer, text) do
+      state
+    else
+      _nothing_or_no_device ->
+        Stderr.log(state, ids, text)
+        state
+    end
+  end
+
+  defp under_way(%{connection: connection} = state) do
+    case {:ets.select(connection.table, [{{:"$1", :_, :_, :_}, [], [:"$1"]}]), Health.page(state)} do
+      {[_, _ | _], %{running: <<_::64>> = id, off_main: 0}} -> [id]
+      {ids, _page} -> ids
+    end
+  end
+
+  # The caller has asked for it, or it is dropped.
+  defp progress(state, id, frame) do
+    with [{_id, ref, _caller, %{on_progress: report}}] when report != nil <-
+           :ets.lookup(state.connection.table, id),
+         false <- Cancellation.answered?(state, id),
+         do: send(ref, {ref, {:progress, report, frame}})
+
+    state
+  end
+
   # --- calls into the BEAM --------------------------------------------------------------------
 
   defp invoke(%{connection: connection} = state, id, call_id, frame) do
@@ -247,6 +296,14 @@ defmodule PyPort.Server.Traffic do
       end
 
     deliver(state, {:log, frame, caller})
+  end
+
+  defp send_on(state, <<131, 104, 3, _::binary>> = frame), do: deliver(state, {:send, frame, nil})
+
+  # With objects inside: their holder is the process of the delivery until they have an owner.
+  defp send_on(state, frame) do
+    claim = {:send, make_ref()}
+    state |> Ownership.claim(claim, state.delivery, frame) |> deliver({:send, frame, claim})
   end
 
   defp deliver(state, message) do

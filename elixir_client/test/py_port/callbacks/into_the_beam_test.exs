@@ -317,6 +317,72 @@ defmodule PyPort.Callbacks.IntoTheBeamTest do
     assert PyPort.eval("1", %{}, server: other) == {:ok, 1}
   end
 
+  test "messages go to names of this node, and are a warning where there is none", %{server: server} do
+    name = :"named_#{System.unique_integer([:positive])}"
+    Process.register(self(), name)
+
+    code = """
+    from port_server import Atom, send
+    for to in (name, str(name), (name, Atom(node)), (str(name), node)):
+        send(to, "by name")
+    send("no_such_process", 1); send((name, "nowhere@nohost"), 1); send("NoModule.Here", 1)
+    send(to, "last")
+    """
+
+    log =
+      ExUnit.CaptureLog.capture_log(fn ->
+        globals = %{name: name, node: Atom.to_string(node())}
+        assert {:ok, nil} = PyPort.eval(code, globals, server: server)
+        for _ <- 1..4, do: assert_receive("by name")
+        assert_receive "last"
+      end)
+
+    assert log =~ "no process of this node has the name no_such_process"
+    assert log =~ "does not know the name #{name} or the node nowhere@nohost"
+    assert log =~ "no process of this node has the name Elixir.NoModule.Here"
+    assert {:error, error} = PyPort.eval("from port_server import send; send(3, 1)", %{}, server: server)
+    assert Exception.message(error) =~ "`to` is a pid, a name or (name, node), not int"
+  end
+
+  test "objects in a message belong to the process that gets them", %{server: server} do
+    test = self()
+
+    receiver =
+      spawn(fn ->
+        receive do
+          {"here", [object, fun]} ->
+            send(test, {:asked, PyPort.call({object, "__next__"}, []), fun.(1)})
+            receive(do: (:stop -> :ok))
+        end
+      end)
+
+    code = "from port_server import send; send(to, ('here', [iter([1, 2]), f]))"
+    fun = fn n -> n + 1 end
+    assert {:ok, nil} = PyPort.eval(code, %{to: receiver, f: fun}, server: server)
+    assert_receive {:asked, {:ok, 1}, 2}, 5_000
+    assert held(server) == 1
+    send(receiver, :stop)
+    assert eventually(fn -> held(server) == 0 end)
+  end
+
+  test "modules of Elixir are written as in Elixir" do
+    server = start_server(allow: :all)
+
+    for {code, value} <- [
+          {"Elixir.Enum.frequencies(['a', 'b', 'a'])", %{"a" => 2, "b" => 1}},
+          {"Elixir.String.split('a,,b', ',', trim=True)", ["a", "b"]},
+          {"getattr(Elixir.Enum, 'empty?')([])", true},
+          {"repr(Elixir.PyPort.Error)", "<Elixir module PyPort.Error>"},
+          {"Elixir.Enum.sum.__qualname__", "Elixir.Enum.sum"}
+        ] do
+      assert PyPort.eval("from port_server import Elixir; " <> code, %{}, server: server) == {:ok, value}
+    end
+
+    code = "from port_server import Elixir; Elixir.Enum.no_such(1)"
+    assert {:error, error} = PyPort.eval(code, %{}, server: server)
+    assert Exception.message(error) =~ "Enum.no_such/1 does not exist"
+  end
+
   test "a pid that came by way of another server is the same process there", %{server: server} do
     other = start_server()
     {:ok, pid} = PyPort.eval("pid", %{pid: self()}, server: other)

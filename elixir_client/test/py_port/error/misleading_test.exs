@@ -231,6 +231,8 @@ defmodule PyPort.Error.MisleadingTest do
         message = Exception.message(error)
         assert message =~ "read from a terminal, and a server has none"
         assert message =~ "PyPort.stacks/1"
+        assert message =~ "mix py_port.debug"
+        assert message =~ "python -m pdb -p PID"
         assert message =~ "remote_pdb.set_trace"
         assert {:ok, 2} = PyPort.eval("1 + 1", %{}, server: server)
       end

@@ -23,6 +23,28 @@ defmodule PyPort.Server.AsyncDelivery.LoggingTest do
     assert is_integer(request)
   end
 
+  test "extra fields are metadata where their atoms exist, and text under extra where not" do
+    server = start_server()
+
+    fields = %{
+      "order_id" => 7,
+      "n0 atom of this name" => 1,
+      "time" => "noon",
+      "pid" => "x",
+      "domain" => "shop"
+    }
+
+    # The configuration of Logger names it.
+    _ = :order_id
+    code = "import logging; logging.getLogger('my.app').warning('sold', extra=fields)"
+    assert {:ok, _} = PyPort.eval(code, %{fields: fields}, server: server)
+    assert_receive {:logged, %{msg: {:string, "sold"}, meta: meta}}, 5_000
+    assert %{order_id: 7, logger: "my.app", extra: extra} = meta
+    # Handlers rely on the form of these.
+    assert is_integer(meta.time) and is_pid(meta.pid)
+    assert extra == Map.delete(fields, "order_id")
+  end
+
   test "messages and records arrive in the order in which Python said them" do
     server = start_server()
 
