@@ -146,13 +146,12 @@ defmodule PyPort.Pool do
 
   defp wait(pool) do
     with {:ok, %{connections: {}} = members} <- Registry.fetch(pool),
-         {:ok, _connection} <- Queue.wait(members, nil, :infinity),
-         do: :ok,
-         else:
-           (
-             {:ok, _members} -> :ok
-             {:error, error} -> {:error, error}
-           )
+         {:ok, _connection} <- Queue.wait(members, nil, :infinity) do
+      :ok
+    else
+      {:ok, _members} -> :ok
+      {:error, error} -> {:error, error}
+    end
   end
 
   @doc false

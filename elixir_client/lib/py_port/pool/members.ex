@@ -107,7 +107,7 @@ defmodule PyPort.Pool.Members do
   end
 
   # How many more requests a server takes that has just replied; `page` reads its status page, which takes 15 µs.
-  @spec room(Connection.t(), (() -> StatusPage.t() | nil), threads :: non_neg_integer()) :: integer()
+  @spec room(Connection.t(), (... -> StatusPage.t() | nil), threads :: non_neg_integer()) :: integer()
   def room(connection, page, threads) do
     most = if Connection.quick?(connection), do: Connection.pipelined(connection), else: max(threads, 1)
     pending = Connection.pending(connection)
