@@ -25,8 +25,7 @@ defmodule Mix.Tasks.PyPort.Add do
   def edit!(command, args) do
     {env, packages} = Mix.Tasks.PyPort.Python.env(args)
 
-    if packages == [],
-      do: Mix.raise("mix py_port.#{command} needs the names of packages: mix py_port.#{command} numpy")
+    if packages == [], do: Mix.raise("#{command} needs the names of packages, as in mix py_port.add numpy")
 
     config = chosen!(env)
     if config.project, do: change!(command, config, packages), else: explain(command, config, packages)

@@ -51,7 +51,7 @@ defmodule PyPort.Server.AsyncDeliveryTest do
     assert log =~ "cannot be read"
     assert log =~ "good"
     assert log =~ "unknown shape"
-    assert log =~ "needs a pid"
+    assert log =~ "no process of this node has the name no pid"
   end
 
   test "logger: false switches records off", %{tmp_dir: dir} do
