@@ -24,6 +24,7 @@ defmodule Mix.Tasks.PyPort.Run do
     end
   end
 
+  @spec missing!(Path.t()) :: no_return()
   defp missing!(script),
     do:
       Mix.raise(
