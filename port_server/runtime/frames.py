@@ -60,13 +60,11 @@ def stacks(main: int, left_out: Container[int]) -> str:
 
     Args:
         main: the ident of the main thread, which comes first.
-        left_out: idents of threads.
+        left_out: idents of threads; those of all threads are left out in vain.
     """
-    frames = {
-        ident: frame
-        for ident, frame in sys._current_frames().items()  # noqa: SLF001  there is no other
-        if ident not in left_out
-    }
+    every = sys._current_frames()  # noqa: SLF001  there is no other
+    # All are left out where main asks before the control thread has run its first bytecode.
+    frames = {ident: frame for ident, frame in every.items() if ident not in left_out} or every
     idents = sorted(frames, key=lambda ident: ident != main)
     return "\n".join([_stack(ident, frames[ident]) for ident in idents])
 
