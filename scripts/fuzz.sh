@@ -34,7 +34,7 @@ cc=${CC:-gcc}
 sanitizers="$("$cc" -print-file-name=libasan.so) $("$cc" -print-file-name=libubsan.so)"
 LD_PRELOAD=$sanitizers \
     PYTHONPATH="$out" ETF_NATIVE_IN="$out" "$python" -P -m pytest -q tests/etf -p no:cacheprovider -m "not beam" \
-    -k "not fallback and not leaks and not build and not million and not lying and not not_copied"
+    -k "not fallback and not leaks and not build and not million and not lying and not not_copied and not speed"
 
 echo "fuzz: $seconds s of conversations with a server"
 for name in fast watch; do
